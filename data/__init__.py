@@ -1,0 +1,100 @@
+"""The data there is: option, default and range of each. Free of jax and grain, so a wrong command is answered at once.
+
+A data option says what it gives (`tokens` or `features`); `sources()` reads it and returns the training and the
+evaluation source. To add one: a dataclass here, a function in sources.py, a YAML in conf/data/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Interval
+
+if TYPE_CHECKING:
+    from data.sources import Sources
+
+Count = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Interval(gt=0.0, lt=1.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stdlib:
+    """The source of Python's standard library, as bytes. Real text that is already on the machine."""
+
+    kind: Literal["stdlib"] = "stdlib"
+    seq_len: Count = 128
+    batch_size: Count = 16
+    eval_fraction: Fraction = 0.05
+
+    gives: ClassVar[str] = "tokens"
+
+    def sources(self) -> Sources:
+        from data.sources import stdlib
+
+        return stdlib(self.seq_len, self.eval_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text file or a folder of the user's, as bytes; split by file, or by position where there is only one file."""
+
+    kind: Literal["text"] = "text"
+    path: str
+    pattern: str = "**/*.txt"
+    seq_len: Count = 128
+    batch_size: Count = 16
+    eval_fraction: Fraction = 0.05
+
+    gives: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        path = Path(self.path).expanduser()
+        if not path.exists():
+            raise ValueError(f"path={self.path} does not exist")
+        if path.is_dir() and not any(path.glob(self.pattern)):
+            raise ValueError(f"path={self.path} holds no file that matches pattern={self.pattern}")
+
+    def sources(self) -> Sources:
+        from data.sources import text
+
+        return text(Path(self.path).expanduser(), self.pattern, self.seq_len, self.eval_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """scikit-learn's real handwritten digits: 1,797 images of 8 × 8 pixels, as 64 features, in 10 classes."""
+
+    kind: Literal["digits"] = "digits"
+    batch_size: Count = 64
+    eval_fraction: Fraction = 0.2
+
+    gives: ClassVar[str] = "features"
+
+    def sources(self) -> Sources:
+        from data.sources import digits
+
+        return digits(self.eval_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """Random examples made on the spot, the same on every machine. For benchmarks."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    gives: Literal["tokens", "features"] = "tokens"
+    size: Count = 4096
+    seq_len: Count = 128
+    num_features: Count = 64
+    batch_size: Count = 16
+
+    def sources(self) -> Sources:
+        from data.sources import synthetic_features, synthetic_tokens
+
+        if self.gives == "tokens":
+            return synthetic_tokens(self.size, self.seq_len)
+        return synthetic_features(self.size, self.num_features)
+
+
+Data = Stdlib | Text | Digits | Synthetic

@@ -1,0 +1,146 @@
+"""Where examples come from. A source is random access over examples; its order is the pipeline's business."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+NUM_BYTES = 256
+NUM_CLASSES = 10
+
+
+class Source(Protocol):
+    """Random access over examples, many at a time."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """The examples at `indices`, stacked: every value has a leading batch dimension."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a data option reads: two sources, their shape, and the proof that they are the same data as last time."""
+
+    train: Source
+    eval: Source
+    num_inputs: int  # features per example, or values per position
+    num_outputs: int  # classes, or the vocabulary
+    fingerprint: str  # hash of everything the examples are made of
+    summary: str  # for a person: "12.1 MB of text in 734 files"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Non-overlapping windows of `seq_len` tokens and the one after them, over one long run of bytes."""
+
+    corpus: UInt8[np.ndarray, "bytes"]
+    seq_len: int
+
+    def __len__(self) -> int:
+        return max(len(self.corpus) - 1, 0) // self.seq_len
+
+    def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        positions = np.asarray(indices)[:, None] * self.seq_len + np.arange(self.seq_len + 1)
+        return {"tokens": self.corpus[positions]}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arrays that share their leading dimension."""
+
+    columns: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        rows = np.asarray(indices)
+        return {name: column[rows] for name, column in self.columns.items()}
+
+
+def stdlib(seq_len: int, eval_fraction: float) -> Sources:
+    """Every module of the standard library of this Python, tests and installed packages left out."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    files = sorted(path for path in root.rglob("*.py") if not skip.intersection(path.relative_to(root).parts))
+    return _split_by_file(root, files, seq_len, eval_fraction)
+
+
+def text(path: Path, pattern: str, seq_len: int, eval_fraction: float) -> Sources:
+    """The files of a folder that match `pattern`, in the order of their names; or one file, its end for evaluation."""
+    if path.is_dir():
+        return _split_by_file(
+            path, sorted(file for file in path.glob(pattern) if file.is_file()), seq_len, eval_fraction
+        )
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    cut = int(len(content) * (1.0 - eval_fraction))
+    return _windows([content[:cut]], [content[cut:]], seq_len, hashlib.sha256(content).hexdigest(), "1 file")
+
+
+def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: float) -> Sources:
+    """Train and evaluate on different files. A file's side depends on its name alone, so new files move no old ones."""
+    whole = hashlib.sha256()
+    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for file in files:
+        name, content = file.relative_to(root).as_posix().encode(), file.read_bytes()
+        whole.update(b"%d %s %d " % (len(name), name, len(content)))
+        whole.update(content)
+        draw = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+        sides[draw < eval_fraction].append(np.frombuffer(content, np.uint8))
+    return _windows(*sides, seq_len, whole.hexdigest(), f"{len(files)} files")
+
+
+def _windows(
+    train: Iterable[np.ndarray], held_out: Iterable[np.ndarray], seq_len: int, fingerprint: str, files: str
+) -> Sources:
+    empty = np.zeros(0, np.uint8)
+    sides = [Windows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out)]
+    sizes = " + ".join(f"{len(side.corpus) / 1e6:.1f}" for side in sides)
+    return Sources(*sides, 1, NUM_BYTES, fingerprint, f"{sizes} MB of text (train + eval) in {files}")
+
+
+def digits(eval_fraction: float) -> Sources:
+    """The UCI handwritten digits as scikit-learn ships them, features scaled to [0, 1]; the split is fixed."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return _split_table(
+        {"features": (pixels / 16.0).astype(np.float32), "label": labels.astype(np.int32)}, eval_fraction
+    )
+
+
+def _split_table(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
+    whole = Table(columns)
+    order = np.random.default_rng(0).permutation(len(whole))
+    cut = int(len(whole) * (1.0 - eval_fraction))
+    digest = hashlib.sha256(b"".join(column.tobytes() for column in columns.values())).hexdigest()
+    summary = f"{cut} + {len(whole) - cut} examples (train + eval)"
+    num_inputs = columns["features"].shape[1]
+    return Sources(
+        Table(whole.take(order[:cut])), Table(whole.take(order[cut:])), num_inputs, NUM_CLASSES, digest, summary
+    )
+
+
+def synthetic_tokens(size: int, seq_len: int) -> Sources:
+    """Uniformly random bytes, the same on every machine."""
+    content: UInt8[np.ndarray, "bytes"] = np.random.default_rng(0).integers(0, NUM_BYTES, size * seq_len + 1, np.uint8)
+    source = Windows(content, seq_len)
+    held_out = Windows(content[: max(size // 8, 1) * seq_len + 1], seq_len)
+    return Sources(source, held_out, 1, NUM_BYTES, f"synthetic tokens {size} {seq_len}", f"{size} random windows")
+
+
+def synthetic_features(size: int, num_features: int) -> Sources:
+    """Gaussian features whose class is the largest of ten fixed random projections: learnable, and made anywhere."""
+    rng = np.random.default_rng(0)
+    features: Float[np.ndarray, "size features"] = rng.standard_normal((size, num_features)).astype(np.float32)
+    label = (features @ rng.standard_normal((num_features, NUM_CLASSES))).argmax(axis=1).astype(np.int32)
+    return _split_table({"features": features, "label": label}, eval_fraction=1 / 8)

@@ -1,0 +1,69 @@
+"""The models there are: option, default and range of each. Free of jax, so a wrong command is answered at once.
+
+A model option says what it takes (`tokens` or `features`), which remat scopes it declares, and which objective trains
+it; `build` imports the heavy module. To add one: a dataclass here, a module beside it, a YAML in conf/model/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Interval
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+Count = Annotated[int, Ge(1)]
+Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpt:
+    """A decoder-only transformer over tokens. Choose it for text."""
+
+    kind: Literal["gpt"] = "gpt"
+    num_layers: Count = 4
+    num_heads: Count = 4
+    width: Count = 128
+    hidden: Count = 512
+    dropout: Rate = 0.0
+
+    takes: ClassVar[str] = "tokens"
+    scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "ffn")
+    objective: ClassVar[str] = "next_token"
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.num_heads):
+            raise ValueError(
+                f"width={self.width} must be a multiple of 2 × num_heads={2 * self.num_heads} (rotary pairs per head)"
+            )
+
+    def build(self, num_inputs: int, num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A fresh model; `num_inputs` (values per position) is not used, `num_outputs` is the vocabulary."""
+        from models.gpt import GPT
+
+        return GPT(self, vocab=num_outputs, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """A plain multi-layer perceptron over feature vectors. Choose it for small tables and quick checks."""
+
+    kind: Literal["mlp"] = "mlp"
+    num_layers: Count = 2
+    width: Count = 128
+    dropout: Rate = 0.0
+
+    takes: ClassVar[str] = "features"
+    scopes: ClassVar[tuple[str, ...]] = ("block",)
+    objective: ClassVar[str] = "classify"
+
+    def build(self, num_inputs: int, num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A fresh model from `num_inputs` features to `num_outputs` classes."""
+        from models.mlp import MLP
+
+        return MLP(self, num_inputs=num_inputs, num_classes=num_outputs, rngs=rngs)
+
+
+Model = Gpt | Mlp

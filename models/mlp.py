@@ -1,0 +1,42 @@
+"""A plain multi-layer perceptron over feature vectors."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models import Mlp
+from models.scopes import scope
+
+
+class Hidden(nnx.Module):
+    """Linear map, ReLU, dropout."""
+
+    def __init__(self, num_inputs: int, width: int, dropout: float, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(num_inputs, width, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+
+    @scope("block")
+    def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch width"]:
+        return self.dropout(jax.nn.relu(self.linear(x)))
+
+
+class MLP(nnx.Module):
+    """Hidden layers with He initialization (He et al. 2015, arXiv:1502.01852) and a linear head."""
+
+    def __init__(self, option: Mlp, *, num_inputs: int, num_classes: int, rngs: nnx.Rngs):
+        widths = [num_inputs] + [option.width] * option.num_layers
+        self.hidden = nnx.List(
+            Hidden(inputs, width, option.dropout, rngs) for inputs, width in itertools.pairwise(widths)
+        )
+        self.head = nnx.Linear(option.width, num_classes, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "batch inputs"]) -> Float[Array, "batch classes"]:
+        """Logits of the classes."""
+        x = features
+        for layer in self.hidden:
+            x = layer(x)
+        return self.head(x)

@@ -1,0 +1,25 @@
+"""The door: Hydra composes, `load` validates, `run` trains, and the outcome becomes an exit code.
+
+    python run.py                                        # the default experiment
+    python run.py ckpt=combined remat=attention_only     # choose by name; type it again to resume
+    python run.py --help                                 # what there is to choose
+
+Neither jax nor flax is imported before the configuration is valid.
+"""
+
+import sys
+
+from runner.compose import Command, compose
+from runner.config import Config
+
+
+def start(config: Config, command: Command) -> tuple[int, float | None]:
+    """Work on one run. Gives the exit code and the score (less or more is better, as `score.mode` says)."""
+    from runner.experiment import run
+
+    outcome = run(config, command.overrides)
+    return outcome.exit_code, outcome.score
+
+
+if __name__ == "__main__":
+    sys.exit(compose(sys.argv[1:], start))

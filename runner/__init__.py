@@ -1,0 +1,20 @@
+"""Holdfast's inside, in reading order.
+
+    compose.py       a command line becomes a document: Hydra merges, its complaints become plain lines
+    config.py        a document becomes a frozen, typed `Config`; which keys identify a run
+    experiment.py    run(config) → Outcome: open → build → restore → train → finish
+    rundir.py        the directory of a run: names, lock, atomic writes
+    build.py         Config → Parts: the only file that knows every concrete class
+    loop.py          the order of things in training, stated as a law
+    step.py          the train state, and the pure functions that map it to its successor
+    optim.py  mesh.py
+    checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py (BYTES) · record.py, digest.py (PROOF)
+                     checkpointer.py puts them in order: strategy → store → prove → prune
+    remat/           what each name recomputes
+    preempt/         one flag, raised by signals, read at step boundaries
+    log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
+    ledger.py        attempts, and where their seconds went
+    errors.py        every way to end badly, with its exit code
+
+`step` is the number of completed updates, everywhere.
+"""

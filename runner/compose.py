@@ -1,0 +1,125 @@
+"""A command line becomes a validated `Config`: Hydra merges the choices of conf/, its complaints become plain lines.
+
+Hydra is asked to compose and to sweep, nothing else: it keeps no directory and configures no logging. A plain
+`key=value` is handed on as `++key=value`, so that Hydra merges without judging and `config.load` alone decides which
+keys exist; its message knows the whole schema.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+
+from runner import rundir
+from runner.config import Config, continued, load, read
+from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
+from runner.explain import suggest
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+FLAGS = (
+    *("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--cfg", "-c", "--resolve"),
+    *("--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--shell-completion", "-sc", "--experimental-rerun"),
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user typed, without what Hydra needs: `("ckpt=combined", "optim.lr=0.01")`."""
+
+    overrides: tuple[str, ...]
+
+
+Start = Callable[[Config, Command], tuple[int, float | None]]
+
+
+def compose(argv: Sequence[str], start: Start) -> int:
+    """Compose, validate and start the run (or each run of a sweep). Gives the exit code; says errors on stderr."""
+    codes: list[int] = []
+
+    def task(composed: DictConfig) -> float | None:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        try:
+            code, score = start(*_validated(composed))
+        except HoldfastError as error:
+            code, score = _say(error), None
+        codes.append(code)
+        if code == STOPPED:
+            sys.exit(STOPPED)  # a stopped run stops the sweep
+        return score
+
+    try:
+        sys.argv[1:] = [_forced(argument) for argument in argv]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    except HydraException as error:
+        return _say(ConfigError(_plain_line(error)))
+    except HoldfastError as error:
+        return _say(error)
+    return next((code for code in codes if code), 0)
+
+
+def _validated(composed: DictConfig) -> tuple[Config, Command]:
+    task = list(HydraConfig.get().overrides.task)
+    overrides = tuple(override.removeprefix("++") for override in task)
+    if composed.get("dir") is None:
+        return load(composed), Command(overrides)
+    saved = rundir.Run(Path(str(composed.dir))).config
+    if not saved.exists():
+        raise RefusedError(f"dir={composed.dir}: holds no run; leave dir out to start one, or check the path")
+    keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]
+    if "experiment" in keys:
+        return load(composed), Command(overrides)
+    return load(continued(read(saved), composed, keys)), Command(overrides)
+
+
+def _forced(argument: str) -> str:
+    """`key=value` as `++key=value`, unless the key is a group of choices. Raises ConfigError for an unknown flag."""
+    if argument.startswith("-") and "=" not in argument:
+        if argument not in FLAGS:
+            raise ConfigError(f"{argument}: unknown flag{suggest(argument, list(FLAGS))}; overrides read key=value")
+        return argument
+    key, equals, _ = argument.partition("=")
+    if not equals or key[:1] in "+~-" or key.startswith("hydra") or "@" in key or (CONF / key).is_dir():
+        return argument
+    return f"++{argument}"
+
+
+def _plain_line(error: HydraException) -> str:
+    """One line from a complaint of Hydra's."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = ", ".join(error.options)
+        return f"{group}: got {option}; expected one of {options}{suggest(option, list(error.options))}"
+    if isinstance(error, OverrideParseException):
+        override = error.override.removeprefix("++")
+        if "=" not in override and not override.startswith("~"):
+            return f"{override}: cannot be read; an override reads key=value"
+        return f"{override}: cannot be read as key=value ({error.message.splitlines()[0]}); quote special characters"
+    text = str(error).strip() or str(error.__cause__)
+    first = text.splitlines()[0].replace("'++", "'")
+    if first.startswith("Ambiguous value for argument "):
+        override = first.removeprefix("Ambiguous value for argument ").strip("'")
+        return f"{override}: several values make a sweep; add -m, or write a list as key=[a,b]"
+    if isinstance(error, ConfigCompositionException) and first.startswith("Multiple values for "):
+        group = first.removeprefix("Multiple values for ").split(".")[0]
+        return f"{group}: is chosen already; write {group}=OPTION, without the +"
+    return first
+
+
+def _say(error: HoldfastError) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return error.exit_code
+
+
+__all__: list[Any] = ["Command", "compose"]

@@ -1,0 +1,252 @@
+"""A document becomes a frozen, typed `Config`, or one plain line says what is wrong with it.
+
+The only file that knows omegaconf and pydantic. The option dataclasses live with the parts they configure; here they
+are put together, validated strictly (no coercion, no unknown key) and checked against each other, before jax starts
+and before anything is written. A key is free, resumable or part of a run's identity: that is decided here as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from annotated_types import Ge
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError
+
+from data import Data
+from models import Model
+from runner.checkpoint.record import Score
+from runner.checkpoint.retention import Keep
+from runner.checkpoint.strategy import Rule
+from runner.errors import ConfigError, RefusedError
+from runner.explain import explain
+from runner.log import Log
+from runner.mesh import Mesh
+from runner.optim import Optim
+from runner.preempt import Preempt
+from runner.remat.policy import Remat
+
+Count = Annotated[int, Ge(1)]
+BY_KIND = Field(discriminator="kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long to train and how often to look."""
+
+    steps: Count = 600
+    log_steps: Count = 10
+    eval_steps: Count = 100
+    eval_batches: Count = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ckpt:
+    """The strategy: named rules, whether training waits for the disk, and whether the last state is saved as well."""
+
+    save: Mapping[str, Annotated[Rule, BY_KIND]] = field(default_factory=dict)
+    write: Literal["blocking", "background"] = "background"
+    last: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on. `document` is the same as plain JSON values, as it is written to config.yaml."""
+
+    model: Annotated[Model, BY_KIND]
+    data: Annotated[Data, BY_KIND]
+    optim: Optim
+    train: Train
+    ckpt: Ckpt
+    retention: Mapping[str, Annotated[Keep, BY_KIND]]
+    remat: Annotated[Remat, BY_KIND]
+    mesh: Mesh
+    preempt: Preempt
+    log: Log
+    score: Score
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
+    root: str = "outputs"
+    seed: Annotated[int, Ge(0)] = 0
+    dir: str | None = None
+    resume: Literal["auto", "never", "must"] = "auto"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model.takes != self.data.gives:
+            raise ValueError(
+                f"model={self.model.kind} takes {self.model.takes}, but data={self.data.kind} gives {self.data.gives}; "
+                f"choose {_fitting(self.model.takes)} or {_fitting_model(self.data.gives)}"
+            )
+        if unknown := sorted(self.remat.scopes - set(self.model.scopes)):
+            raise ValueError(
+                f"remat={self.remat.kind} recomputes the scope '{unknown[0]}', which model={self.model.kind} does not "
+                f"declare (it has: {', '.join(self.model.scopes)}); choose another remat"
+            )
+        if self.overwrite and self.resume != "never":
+            raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The validated document, defaults included, as plain JSON values."""
+        return _adapter().dump_python(self, mode="json")
+
+
+# Where a run lives and what it prints: not part of what it computes or of the files it leaves.
+PLACE = ("name", "root", "dir", "resume", "overwrite", "log", "preempt")
+# May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
+FREE = (
+    *PLACE,
+    "train.log_steps",
+    "train.eval_steps",
+    "train.eval_batches",
+    "ckpt",
+    "retention",
+    "score",
+    "mesh",
+    "remat",
+)
+RESUMABLE = ("train.steps", "optim")
+IDENTITY_WITHIN = ("optim.kind",)  # the optimizer's state has another shape
+
+Class = Literal["free", "resumable", "identity"]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One key that differs between the configuration a run was started with and the one it is continued with."""
+
+    key: str
+    old: Any
+    new: Any
+
+    @property
+    def kind(self) -> Class:
+        return class_of(self.key)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {json.dumps(self.old)} → {json.dumps(self.new)}"
+
+
+def class_of(key: str) -> Class:
+    """Whether a key may change in a continued run."""
+    if _within(key, IDENTITY_WITHIN):
+        return "identity"
+    if _within(key, FREE):
+        return "free"
+    return "resumable" if _within(key, RESUMABLE) else "identity"
+
+
+def drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
+    """What differs between two documents, key by key; where a run lives and what it prints is left out."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = [key for key in {**before, **after} if not _within(key, PLACE)]
+    return [Drift(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """Eight hex digits over every key that can change the result or the files of a run, in no order."""
+    return _hash({key: value for key, value in _leaves(document) if not _within(key, PLACE)})
+
+
+def identity(document: Mapping[str, Any]) -> str:
+    """Eight hex digits over the identity keys only: equal where one run could be continued as the other."""
+    return _hash({key: value for key, value in _leaves(document) if class_of(key) == "identity"})
+
+
+def load(document: Any) -> Config:
+    """Validate a composed document (a DictConfig or plain values). Raises ConfigError with every way out it knows."""
+    plain = _plain(document)
+    try:
+        return _adapter().validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(explain(problems[0], plain, Config) + more) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The document of a run's config.yaml. Only data is read: no code is run, no interpolation is followed."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[return-value]
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise RefusedError(f"{path}: cannot be read as a configuration ({type(error).__name__}); restore it") from None
+
+
+def write(document: Mapping[str, Any]) -> str:
+    """A document as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(document)))
+
+
+def continued(saved: dict[str, Any], composed: DictConfig, keys: list[str]) -> DictConfig:
+    """The saved document with `keys` (what the command line touched) as composed now, or without them if deleted."""
+    document = OmegaConf.create(saved)
+    plain = OmegaConf.create(_plain(composed, throw=False))
+    for key in keys:
+        value = OmegaConf.select(plain, key)
+        parent, _, leaf = key.rpartition(".")
+        if value is None and (node := OmegaConf.select(document, parent) if parent else document) is not None:
+            owner = OmegaConf.select(plain, parent) if parent else plain
+            if owner is None or leaf not in owner:
+                node.pop(leaf, None)
+                continue
+        OmegaConf.update(document, key, value, merge=False, force_add=True)
+    return document
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Config]:
+    for option in _options(Config):
+        option.__pydantic_config__ = {"extra": "forbid"}  # the default would drop an unknown key in silence
+    return TypeAdapter(Config)
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """Every dataclass in a type."""
+    if is_dataclass(annotation):
+        yield annotation
+        for hint in get_type_hints(annotation).values():
+            yield from _options(hint)
+    for argument in get_args(annotation):
+        yield from _options(argument)
+
+
+def _plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
+    if not isinstance(document, DictConfig):
+        return dict(document)
+    try:
+        return OmegaConf.to_container(document, resolve=True, throw_on_missing=throw)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: a value is needed; say {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and (node or not prefix):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _within(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _fitting(gives: str) -> str:
+    return " or ".join(f"data={data.kind}" for data in get_args(Data) if data.gives == gives)
+
+
+def _fitting_model(takes: str) -> str:
+    return " or ".join(f"model={model.kind}" for model in get_args(Model) if model.takes == takes)

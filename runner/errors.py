@@ -1,0 +1,45 @@
+"""Every way a run can end badly, each with the exit code of the contract.
+
+    HoldfastError
+    ├── ConfigError    2   the configuration is wrong; nothing was written
+    ├── RefusedError   3   the run belongs to another configuration, is in use, or nothing restorable is left
+    ├── DivergedError  4   the loss or the gradient is not finite
+    └── StorageError   5   the state could not be made durable
+
+A message says where, what was got, what was expected and the way out, in one or two plain lines.
+Anything else that escapes is a bug: exit code 1, with its traceback.
+"""
+
+
+class HoldfastError(Exception):
+    """An error a user can act on; shown without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(HoldfastError):
+    """The configuration is wrong; nothing was written."""
+
+    exit_code = 2
+
+
+class RefusedError(HoldfastError):
+    """The run belongs to another configuration, is in use, or has nothing left to restore."""
+
+    exit_code = 3
+
+
+class DivergedError(HoldfastError):
+    """Training left the finite numbers; the last good checkpoint stands."""
+
+    exit_code = 4
+
+
+class StorageError(HoldfastError):
+    """A state could not be made durable."""
+
+    exit_code = 5
+
+
+CRASHED = 1
+STOPPED = 75  # EX_TEMPFAIL: stopped early on request with the state saved; run the same command again

@@ -1,0 +1,62 @@
+"""Where measurements go: one small protocol and one fan-out. The options are here; each sink has a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """Weights & Biases. `auto` is online where there is an account and offline otherwise."""
+
+    project: str = "holdfast"
+    mode: Literal["auto", "online", "offline"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What to log to, besides metrics.jsonl, timing.jsonl and run.log, which are always written."""
+
+    console: bool = True
+    tensorboard: bool = True
+    wandb: Wandb | None = None
+
+
+class Logger(Protocol):
+    """A sink of metrics. A (step, split) comes once in a run, in order, over all attempts."""
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Fanout:
+    """Every metric to every sink, in order. The first is metrics.jsonl, the truth: only it may stop a run."""
+
+    def __init__(self, truth: Logger, mirrors: Sequence[Logger], tell: Teller):
+        self._truth, self._mirrors, self._tell = truth, list(mirrors), tell
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        self._truth.log(step, split, metrics)
+        for mirror in list(self._mirrors):
+            try:
+                mirror.log(step, split, metrics)
+            except Exception as error:  # a mirror must not kill a run
+                self._mirrors.remove(mirror)
+                self._tell(f"warning: {type(mirror).__name__} stopped logging at step {step}: {error}")
+
+    def close(self) -> None:
+        self._truth.close()
+        for mirror in self._mirrors:
+            try:
+                mirror.close()
+            except Exception as error:  # a mirror must not kill a run
+                self._tell(f"warning: {type(mirror).__name__} did not close: {error}")
+
+
+class Teller(Protocol):
+    """Says one line to a person."""
+
+    def __call__(self, line: str) -> None: ...

@@ -1,0 +1,1 @@
+"""What to recompute in the backward pass."""
