@@ -1,7 +1,10 @@
-"""What is true after a step: the value that rules and loggers look at."""
+"""What is true after a step, and after a run: the values that rules, loggers and the door look at."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Ending = Literal["finished", "preempted", "diverged", "failed"]
 
 
 @dataclass(frozen=True)
@@ -10,3 +13,13 @@ class Moment:
 
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its last completed step, and the best value of the score, as it was measured."""
+
+    ending: Ending
+    step: int
+    score: float | None
+    exit_code: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -19,8 +20,7 @@ Momentum = Annotated[float, Interval(ge=0.0, lt=1.0)]
 class AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), linear warm-up, cosine decay, global-norm clipping.
 
-    Weight decay touches matrices only: biases, norms and other vectors are left alone. Leaves stacked over layers
-    carry one more axis, which `build` is told about.
+    Weight decay touches matrices only: biases, norms and other vectors are left alone.
     """
 
     kind: Literal["adamw"] = "adamw"
@@ -41,8 +41,8 @@ class AdamW:
         rise = optax.linear_schedule(self.lr / (warmup + 1), self.lr, warmup)
         return optax.join_schedules([rise, cosine], [warmup]) if warmup else cosine
 
-    def build(self, schedule: optax.Schedule, decays: object) -> optax.GradientTransformation:
-        """The transformation; `decays` is a tree of booleans, True where weight decay applies."""
+    def build(self, schedule: optax.Schedule, decays: Callable[[Any], Any]) -> optax.GradientTransformation:
+        """The transformation; `decays` maps parameters to booleans, True where weight decay applies."""
         import optax
 
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)

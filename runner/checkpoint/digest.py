@@ -14,8 +14,8 @@ from pathlib import Path
 from runner.checkpoint.record import SIDECAR, Record, dump, load
 
 CHUNK_BYTES = 1 << 20
-# Orbax rewrites this file while it commits, after the seal; it holds time stamps only and is not read on restore.
-UNSEALED = {"_CHECKPOINT_METADATA", SIDECAR}
+# Orbax writes these while it commits, after the seal: time stamps and a marker, not read on restore.
+UNSEALED = {"_CHECKPOINT_METADATA", "commit_success.txt", SIDECAR}
 
 
 def seal(directory: Path, record: Record) -> None:

@@ -1,0 +1,225 @@
+"""Config → the live objects of a run: the only file that knows every concrete class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from data import Data
+from data.pipeline import Stream, in_order
+from data.sources import Sources
+from models.objectives import OBJECTIVES
+from models.scopes import Plan, active
+from runner import step as steps
+from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved
+from runner.checkpoint.store import Store
+from runner.config import Config
+from runner.errors import ConfigError
+from runner.ledger import Attempt
+from runner.log import Fanout, Logger
+from runner.log.console import Console
+from runner.log.jsonl import Jsonl, cut
+from runner.loop import Cadence, Parts
+from runner.mesh import batched, replicated
+from runner.rundir import Run
+
+State = steps.State
+Batch = Mapping[str, Any]
+TrainStep = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
+EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
+ARRAY_ITEMS, JSON_ITEMS = ("model", "optimizer", "rng"), ("data", "progress")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a configuration becomes. Nothing is compiled, allocated or written yet, but the data is read."""
+
+    sources: Sources
+    stream: Stream
+    mesh: jax.sharding.Mesh
+    init: Callable[[], State]
+    abstract: State
+    train_step: jax.stages.Wrapped  # not compiled yet
+    eval_step: EvalStep
+    model: Callable[[State], nnx.Module]
+    put: Callable[[Any], Any]
+    plan: Plan
+
+
+def build(config: Config) -> Built:
+    """Put the parts together. Raises ConfigError where the data or the machine does not fit."""
+    sources = _read(config.data)
+    mesh = config.mesh.build(config.data.batch_size)
+    stream = Stream(sources.train, batch_size=config.data.batch_size, seed=config.seed)
+
+    def make_model() -> nnx.Module:
+        return config.model.build(sources.num_inputs, sources.num_outputs, nnx.Rngs(config.seed))
+
+    network = steps.take_apart(make_model)
+    objective = OBJECTIVES[config.model.objective]
+    schedule = config.optim.schedule(config.train.steps)
+    tx = config.optim.build(schedule, steps.decays)
+    init, abstract = steps.place(partial(steps.init, make_model, tx), replicated(mesh))
+    sharding = batched(mesh)
+    return Built(
+        sources=sources,
+        stream=stream,
+        mesh=mesh,
+        init=init,
+        abstract=abstract,
+        train_step=jax.jit(steps.train_step(network, objective, tx, schedule), donate_argnums=0),
+        eval_step=jax.jit(steps.eval_step(network, objective)),
+        model=lambda state: steps.assemble(network.eval, network, state),
+        put=lambda batch: jax.device_put(batch, sharding),
+        plan=Plan(config.remat.scopes),
+    )
+
+
+def compile_step(built: Built, config: Config) -> TrainStep:
+    """The train step, compiled for the shapes of this run. Raises ConfigError where a remat scope was never met."""
+    batch = built.sources.train.take(np.zeros(config.data.batch_size, np.int64))
+    abstract = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=batched(built.mesh))
+        for name, value in batch.items()
+    }
+    with active(built.plan) as hits:
+        lowered = built.train_step.lower(built.abstract, abstract)
+    if missed := built.plan.scopes - hits:
+        raise ConfigError(
+            f"remat={config.remat.kind}: model={config.model.kind} never entered the scope '{min(missed)}', "
+            "so nothing would be recomputed; mark it in the model, or choose remat=none"
+        )
+    return lowered.compile()
+
+
+def store(checkpoints: Path) -> Store:
+    """The bytes of this run's checkpoints."""
+    return Store(checkpoints, ARRAY_ITEMS, JSON_ITEMS)
+
+
+def items(state: State, data: Any, progress: Any) -> dict[str, Any]:
+    """What one checkpoint holds, by item."""
+    return {
+        "model": {"params": state["params"], "extra": state["extra"]},
+        "optimizer": {"opt": state["opt"], "step": state["step"]},
+        "rng": state["rng"],
+        "data": data,
+        "progress": progress,
+    }
+
+
+def state_of(restored: Mapping[str, Any]) -> State:
+    """The train state in the items of a checkpoint."""
+    return {**restored["model"], **restored["optimizer"], "rng": restored["rng"]}
+
+
+def _evaluate(built: Built, config: Config, state: State) -> dict[str, float]:
+    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches)."""
+    sums: dict[str, Any] = {}
+    batches = in_order(built.sources.eval, batch_size=config.data.batch_size, num_batches=config.train.eval_batches)
+    for batch, weights in batches:
+        new = built.eval_step(state, built.put(batch), built.put(weights))
+        sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
+    weight = float(sums.pop("weight"))
+    return {name: float(value) / weight for name, value in sums.items()}
+
+
+@contextmanager
+def live(
+    config: Config, built: Built, train_step: TrainStep, run: Run, attempt: Attempt, console: Console, step: int
+) -> Iterator[Parts]:
+    """Everything the loop works with, open; closed in reverse, the checkpoints durable, whatever happens."""
+    with ExitStack() as opened:
+        timing = opened.enter_context(closing(_jsonl(run.timing, step, attempt.number)))
+        truth = _jsonl(run.metrics, step, attempt.number)
+        logger = opened.enter_context(closing(Fanout(truth, _mirrors(config, run, console, step), console.say)))
+        saver = opened.enter_context(closing(_checkpointer(config, run, console, timing)))
+        yield Parts(
+            cadence=Cadence(config.train.steps, config.train.log_steps, config.train.eval_steps),
+            train_step=train_step,
+            put=built.put,
+            evaluate=partial(_evaluate, built, config),
+            items=lambda state, position: items(
+                state, position, {"best": attempt.best, "data": built.sources.fingerprint}
+            ),
+            data=built.stream,
+            saver=saver,
+            last=config.ckpt.last,
+            logger=logger,
+            timing=timing.write,
+            progress=console,
+            ledger=attempt,
+        )
+
+
+def _jsonl(path: Path, step: int, attempt: int) -> Jsonl:
+    """A log, cut back to the restored step: what is logged from here on comes once."""
+    cut(path, step, path.with_name(f"{path.stem}.cut-{attempt}.jsonl"))
+    return Jsonl(path)
+
+
+def _mirrors(config: Config, run: Run, console: Console, step: int) -> list[Logger]:
+    mirrors: list[Logger] = [console]
+    if config.log.tensorboard:
+        from runner.log.tensorboard import TensorBoard
+
+        mirrors.append(TensorBoard(run.tensorboard, step + 1))
+    if (option := config.log.wandb) is not None:
+        from runner.log.wandb import WandbLogger
+
+        name, document = run.path.name, config.document
+        mirrors.append(WandbLogger(run.wandb, option.project, option.mode, name, document, console.say))
+    return mirrors
+
+
+def _checkpointer(config: Config, run: Run, console: Console, timing: Jsonl) -> Checkpointer:
+    policy = Policy(config.ckpt.save, config.retention, config.score, background=config.ckpt.write == "background")
+
+    def told(saved: Saved) -> None:
+        stall, durable = round(saved.stall_seconds, 6), round(saved.durable_seconds, 6)
+        timing.write({"step": saved.record.step, "event": "save", "stall": stall, "durable": durable})
+
+    return Checkpointer(run.checkpoints, policy, store, console.say, told)
+
+
+def showcase(built: Built, config: Config, state: State) -> str | None:
+    """A sample of what the model has learned, for a person; None for a model that has nothing to show."""
+    if config.model.kind != "gpt" or config.data.kind == "synthetic":
+        return None
+    from models.gpt import GPT, sample
+
+    model = built.model(state)
+    assert isinstance(model, GPT)
+    prompt = np.frombuffer(b"def ", np.uint8).astype(np.int32)
+    tokens = jax.jit(partial(sample, num_tokens=252))(model, prompt, key=jax.random.key(config.seed))
+    return bytes(np.asarray(tokens, np.uint8)).decode(errors="replace")
+
+
+def describe(built: Built, config: Config) -> str:
+    """One line: the model, its size, and the data."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(built.abstract["params"]))
+    return f"{config.model.kind}, {count / 1e6:.2f} M parameters · {config.data.kind}, {built.sources.summary}"
+
+
+def hardware(built: Built) -> str:
+    """The devices of the mesh: `1 × cpu`."""
+    return f"{built.mesh.size} × {built.mesh.devices.flat[0].device_kind}"
+
+
+def _read(option: Data) -> Sources:
+    sources = option.sources()
+    for side, source in (("train", sources.train), ("evaluate", sources.eval)):
+        if len(source) == 0:
+            raise ConfigError(
+                f"data={option.kind}: nothing is left to {side} on ({sources.summary}); give it more data, a shorter "
+                "data.seq_len, or another data.eval_fraction"
+            )
+    return sources

@@ -1,0 +1,212 @@
+"""One run from beginning to end: place → admit → build → restore → train → finish."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner import rundir
+from runner.config import PLACE, Config, Drift, drift, fingerprint, identity, read, write
+from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
+from runner.ledger import Attempt
+from runner.log.console import Console, choose
+from runner.moment import Outcome
+from runner.preempt.signals import listening
+from runner.preempt.watch import Watcher
+from runner.readme import readme
+from runner.rundir import Run
+
+if TYPE_CHECKING:
+    from runner.build import Built
+
+
+def run(config: Config, overrides: Sequence[str]) -> Outcome:
+    """Work on the run of this configuration until it is finished, stopped or broken.
+
+    Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
+    """
+    place = _place(config, overrides)
+    drifts = _admit(config, place)
+    if done := _finished(config, place):
+        return done
+    watcher = Watcher()
+    with listening(watcher, config.preempt.signals):
+        if config.overwrite and place.config.exists():
+            with rundir.locked(place):
+                print(f"{place} was set aside as {rundir.set_aside(place)}")
+        with rundir.locked(place):
+            return _worked_on(config, place, overrides, drifts, watcher)
+
+
+def _place(config: Config, overrides: Sequence[str]) -> Run:
+    """The directory of this run. Raises RefusedError where `resume` does not allow what is, or is not, there."""
+    if config.dir is not None:
+        place = Run(Path(config.dir).resolve())
+    else:
+        parent = (Path(config.root) / config.name).resolve()
+        place = rundir.find(parent, rundir.slug(overrides, PLACE), fingerprint(config.document))
+    if config.resume == "must" and not place.config.exists():
+        raise RefusedError(f"resume=must: nothing is at {place}; check the command, or leave resume out to start it")
+    if config.resume == "never" and place.config.exists() and not config.overwrite:
+        raise RefusedError(
+            f"resume=never: {place} exists; leave resume out to go on with it, or add overwrite=true to set it aside"
+        )
+    return place
+
+
+def _admit(config: Config, place: Run) -> list[Drift]:
+    """What differs from the configuration the run was started with. Raises RefusedError where it is another run."""
+    if not place.config.exists() or config.overwrite:
+        return []
+    drifts = drift(read(place.config), config.document)
+    if others := [str(change) for change in drifts if change.kind == "identity"]:
+        raise RefusedError(
+            f"{place} is another run: {', '.join(others)}; change these back, or start a new run by leaving dir out"
+        )
+    return drifts
+
+
+def _finished(config: Config, place: Run) -> Outcome | None:
+    """The outcome of a run that has nothing left to do."""
+    status = place.read_status()
+    step = status.get("step", 0)
+    if config.overwrite or status.get("state") != "finished" or step < config.train.steps:
+        return None
+    if config.ckpt.last and not (place.checkpoints / str(step)).is_dir():
+        return None
+    best = status.get("best")
+    score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+    print(f"{place} is finished: {step} steps{score}\nmore steps: python run.py dir={place} train.steps={2 * step}")
+    return Outcome("finished", step, status.get("score"), 0)
+
+
+def _worked_on(
+    config: Config, place: Run, overrides: Sequence[str], drifts: Sequence[Drift], watcher: Watcher
+) -> Outcome:
+    """One attempt, with its end recorded however it comes."""
+    fresh = not place.config.exists()
+    console = choose(place.log, wanted=config.log.console)
+    attempt = Attempt(place, config.score, config.train.steps, identity(config.document))
+    attempt.begin(overrides, [str(change) for change in drifts])
+    page = partial(readme, place, [str(override) for override in overrides])
+    try:
+        _introduce(config, place, drifts, console, fresh=fresh)
+        outcome, why = _attempted(config, place, attempt, console, watcher)
+    except HoldfastError as error:
+        if fresh and isinstance(error, ConfigError):
+            _unmake(place)
+        else:
+            attempt.end("diverged" if isinstance(error, DivergedError) else "failed", attempt.step, str(error))
+        raise
+    except Exception as error:  # a bug, ours or the user's: told in full and recorded
+        console.close()
+        sys.stderr.write(traceback.format_exc())
+        with place.log.open("a") as log:
+            log.write(traceback.format_exc())
+        attempt.end("failed", attempt.step, f"{type(error).__name__}: {error}")
+        outcome, why = Outcome("failed", attempt.step, None, CRASHED), ""
+    else:
+        attempt.end(outcome.ending, outcome.step, why)
+    finally:
+        console.close()
+        if place.status.exists():
+            rundir.replace(place.readme, page())
+    return outcome
+
+
+def _introduce(config: Config, place: Run, drifts: Sequence[Drift], console: Console, *, fresh: bool) -> None:
+    """Take the snapshot of a new run, and say where it lives and what is different."""
+    if not fresh:
+        console.say(f"{place}  (going on)")
+        for change in drifts:
+            console.say(f"{'warning: ' if change.kind == 'resumable' else ''}changed: {change}")
+        return
+    rundir.replace(place.config, write(config.document))
+    console.say(f"{place}  (new run)")
+    mine = identity(config.document)
+    for sibling, status in rundir.siblings(place.path.parent):
+        if status.get("identity") == mine and sibling.path != place.path:
+            changes = ", ".join(str(change) for change in drift(read(sibling.config), config.document))
+            console.say(f"differs from {sibling} only in {changes}; to continue that one: add dir={sibling}")
+            break
+
+
+def _attempted(config: Config, place: Run, attempt: Attempt, console: Console, watcher: Watcher) -> tuple[Outcome, str]:
+    """Build, restore or begin, train, and make sure that the end is on disk."""
+    with attempt.spend("startup"):
+        from runner import build as building
+        from runner.loop import train
+
+        built = building.build(config)
+    console.say(building.describe(built, config))
+    with attempt.spend("restore"):
+        state, step, best = _restored(built, place, console)
+    attempt.restored(step, best, building.hardware(built))
+    with attempt.spend("compile"):
+        train_step = building.compile_step(built, config)
+        state = built.init() if state is None else state
+    with building.live(config, built, train_step, place, attempt, console, step) as parts:
+        console.begin(step, config.train.steps)
+        state, step = train(parts, state, step, watcher)
+        if config.ckpt.last and step > 0 and not parts.saver.holds(step):
+            raise StorageError(
+                f"step {step} could not be made durable in {place}; free space, then run the same command"
+            )
+    console.close()
+    if step < config.train.steps:
+        return _stopped(config, attempt, console, step, watcher.notice or "stopped")
+    if shown := building.showcase(built, config, state):
+        console.say(shown)
+    return _complete(place, attempt, console, step)
+
+
+def _restored(built: Built, place: Run, console: Console) -> tuple[Any, int, dict[str, Any] | None]:
+    """State, step and best score of the newest good checkpoint, the data at its position; nothing at step 0."""
+    from runner import build as building
+    from runner.checkpoint.checkpointer import newest_good
+
+    record = newest_good(place.checkpoints, place.quarantine, console.say)
+    if record is None:
+        return None, 0, None
+    templates = building.items(built.abstract, None, None)
+    with closing(building.store(place.checkpoints)) as store:
+        restored = store.restore(record.step, templates)
+    progress = restored["progress"]
+    if progress["data"] != built.sources.fingerprint:
+        raise RefusedError(
+            f"{place}: the data is not what this run was trained on ({built.sources.summary} now); "
+            "bring the old data back (for data=stdlib: the same Python), or start a new run"
+        )
+    built.stream.restore(restored["data"])
+    console.say(f"restored step {record.step} (saved: {record.reason})")
+    return building.state_of(restored), record.step, progress["best"]
+
+
+def _stopped(config: Config, attempt: Attempt, console: Console, step: int, notice: str) -> tuple[Outcome, str]:
+    kept = f"saved at step {step}" if config.ckpt.last else "nothing saved (ckpt.last=false)"
+    console.say(f"stopped by {notice}: {kept} of {config.train.steps}; the same command goes on from here")
+    score = attempt.best["value"] if attempt.best else None
+    return Outcome("preempted", step, score, STOPPED), notice
+
+
+def _complete(place: Run, attempt: Attempt, console: Console, step: int) -> tuple[Outcome, str]:
+    best = attempt.best
+    score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+    console.say(
+        f"finished {step} steps in {attempt.seconds:.0f} s{score}\neverything is in {place}; read its README.md"
+    )
+    return Outcome("finished", step, best["value"] if best else None, 0), ""
+
+
+def _unmake(place: Run) -> None:
+    """Take back a run whose configuration turned out wrong before anything was trained: nothing was written."""
+    shutil.rmtree(place.path)
+    for parent in (place.path.parent, place.path.parent.parent):
+        with suppress(OSError):  # not empty: it was there before
+            parent.rmdir()

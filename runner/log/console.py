@@ -1,0 +1,131 @@
+"""What a person sees: lines that stay, and on a terminal a progress bar below them. Every line also goes to run.log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console as Rich
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from runner.ledger import now
+
+PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
+
+
+class Console(Protocol):
+    """What experiment and loop say to a person."""
+
+    def say(self, line: str) -> None: ...
+    def begin(self, step: int, steps: int) -> None: ...
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Quiet:
+    """Says nothing on the terminal; run.log has the lines all the same."""
+
+    def __init__(self, log: Path):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+
+    def say(self, line: str) -> None:
+        with self._log.open("a") as out:
+            out.write("".join(f"{now()} {part}\n" for part in line.splitlines()))
+
+    def begin(self, step: int, steps: int) -> None:
+        self._steps, self._first, self._since = steps, step, time.monotonic()
+
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
+        return None
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Evaluations are worth a line that stays."""
+        if split != "train":
+            self.say(f"step {step:>6}  {split}  {_values(metrics)}")
+
+    def close(self) -> None:
+        return None
+
+    def _speed(self, step: int) -> float:
+        return (step - self._first) / max(time.monotonic() - self._since, 1e-9)
+
+
+class Plain(Quiet):
+    """Plain lines at a steady cadence, for pipes and job logs."""
+
+    _next = 0.0
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        print(line, flush=True)
+
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PLAIN_SECONDS
+        speed = self._speed(step)
+        left = _duration((self._steps - step) / speed) if speed else "?"
+        risk = step - (durable_step or 0)
+        saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
+        print(
+            f"step {step:>6}/{self._steps}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left} left  {saved}",
+            flush=True,
+        )
+
+
+class Bar(Quiet):
+    """A live bar on a terminal, with lines that stay above it."""
+
+    def __init__(self, log: Path):
+        super().__init__(log)
+        self._rich = Rich(highlight=False)
+        columns: Sequence[TextColumn | BarColumn | MofNCompleteColumn | TaskProgressColumn | TimeRemainingColumn] = (
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("[bold]loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]} steps/s"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[saved]}"),
+        )
+        self._progress = Progress(*columns, console=self._rich, refresh_per_second=5, transient=True)
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        style = "yellow" if line.startswith("warning") else None
+        self._rich.print(escape(line), style=style, soft_wrap=True)
+
+    def begin(self, step: int, steps: int) -> None:
+        super().begin(step, steps)
+        self._task = self._progress.add_task("", total=steps, completed=step, loss="…", speed="…", saved="")
+        self._progress.start()
+
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
+        saved = "nothing saved yet" if durable_step is None else f"saved {durable_step} · {step - durable_step} at risk"
+        speed = f"{self._speed(step):.1f}"
+        self._progress.update(self._task, completed=step, loss=f"{metrics['loss']:.4f}", speed=speed, saved=saved)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def choose(log: Path, *, wanted: bool) -> Console:
+    """The console for this process: a bar on a terminal, plain lines elsewhere, nothing where none is wanted."""
+    if not wanted:
+        return Quiet(log)
+    return Bar(log) if sys.stdout.isatty() else Plain(log)
+
+
+def _values(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"

@@ -1,0 +1,48 @@
+"""metrics.jsonl, the truth about metrics, and timing.jsonl, the truth about seconds: one JSON object a line.
+
+metrics.jsonl holds no clock, and after a resume exactly what an uninterrupted run would hold: it is cut back to the
+restored step, and what was cut is kept beside it. Each line reaches the system before the step's checkpoint does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Jsonl:
+    """Appends one line a (step, split)."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._out: TextIO = path.open("a", buffering=1)  # a line at a time: a kill tears none but the last
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        self.write({"step": step, "split": split, **metrics})
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._out.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self._out.close()
+
+
+def cut(path: Path, step: int, aside: Path) -> None:
+    """Drop the lines after `step` from a log, and a torn last line; keep them in `aside`."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    kept, position = [], 0
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+        position += len(line)
+    if rest := content[position:]:
+        with aside.open("ab") as out:
+            out.write(rest if rest.endswith(b"\n") else rest + b"\n")
+        fresh = path.with_name(f".{path.name}")
+        fresh.write_bytes(b"".join(kept))
+        fresh.replace(path)

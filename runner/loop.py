@@ -1,0 +1,152 @@
+"""The order of things in training. It is code and not callbacks, because exact resume depends on it:
+
+    batch = next(data)  →  state, metrics = train_step(state, batch)  →  log if due  →  evaluate if due
+    →  save if due  →  stop if asked
+
+Saving comes after the update and before the next `next(data)`: so the position of the data that is saved is the first
+batch the state has not seen. A step's lines are in the logs before its checkpoint is on disk: so a restored step is
+never missing from them. Nothing leaves the device but where a value is due.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from runner.errors import DivergedError
+from runner.log import Logger
+from runner.moment import Moment
+
+State = dict[str, Any]
+
+
+class Data(Protocol):
+    """Endless batches that know their position."""
+
+    def __next__(self) -> Mapping[str, Any]: ...
+    def state(self) -> dict[str, Any]: ...
+
+
+class Saver(Protocol):
+    """Decides when to save, and saves."""
+
+    @property
+    def newest(self) -> int | None: ...
+    def holds(self, step: int) -> bool: ...
+    def due(self, moment: Moment) -> str | None: ...
+    def save(self, reason: str, moment: Moment, items: Mapping[str, Any]) -> None: ...
+
+
+class Flag(Protocol):
+    """A request to stop, or None."""
+
+    notice: str | None
+
+
+class Ledger(Protocol):
+    """Counts seconds, and remembers how far training is and what it measured."""
+
+    def spend(self, bucket: str) -> AbstractContextManager[None]: ...
+    def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
+
+
+class Progress(Protocol):
+    """Shows how far training is."""
+
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How long to train and how often to look, in steps."""
+
+    steps: int
+    log_steps: int
+    eval_steps: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The live objects of one run."""
+
+    cadence: Cadence
+    train_step: Callable[[State, Mapping[str, Any]], tuple[State, Mapping[str, Any]]]
+    put: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # a batch, on the devices
+    evaluate: Callable[[State], dict[str, float]]
+    items: Callable[[State, dict[str, Any]], Mapping[str, Any]]  # what a checkpoint holds: state, position of the data
+    data: Data
+    saver: Saver
+    last: bool  # whether the last state is saved when training ends or is stopped
+    logger: Logger
+    timing: Callable[[Mapping[str, Any]], None]
+    progress: Progress
+    ledger: Ledger
+
+
+def train(parts: Parts, state: State, step: int, flag: Flag) -> tuple[State, int]:
+    """Train from a state of `step` completed updates to the last step, or until asked to stop; save the last state.
+
+    Raises DivergedError where the loss or the gradient is not finite at a step that is logged or saved: such a state
+    is never saved.
+    """
+    cadence, ledger, first, logged = parts.cadence, parts.ledger, step, step
+    since = time.perf_counter()
+    while step < cadence.steps and flag.notice is None:
+        with ledger.spend("data"):
+            batch = parts.put(next(parts.data))
+        state, metrics = parts.train_step(state, batch)
+        step += 1
+        measured: dict[str, float] = {}
+        if step % cadence.log_steps == 0 or step == cadence.steps:
+            _log(parts, step, _finite(metrics, logged, step))
+            elapsed, since = time.perf_counter() - since, time.perf_counter()
+            parts.timing({"step": step, "event": "train", "steps": step - logged, "seconds": round(elapsed, 6)})
+            logged = step
+        if step % cadence.eval_steps == 0 or step == cadence.steps:
+            measured = _evaluate(parts, state, step)
+        moment = Moment(step, measured)
+        if reason := parts.saver.due(moment):
+            _save(parts, state, moment, metrics, reason)
+    if step > first and parts.last and not parts.saver.holds(step):
+        _save(parts, state, moment, metrics, flag.notice or "end of training")
+    return state, step
+
+
+def _log(parts: Parts, step: int, values: Mapping[str, float]) -> None:
+    parts.logger.log(step, "train", values)
+    parts.progress.tick(step, values, parts.saver.newest)
+    parts.ledger.note(step, {}, parts.saver.newest)
+
+
+def _save(parts: Parts, state: State, moment: Moment, metrics: Mapping[str, Any], reason: str) -> None:
+    """Save a state, unless the step that made it was not finite."""
+    _finite(metrics, moment.step - 1, moment.step)
+    with parts.ledger.spend("save"):
+        parts.saver.save(reason, moment, parts.items(state, parts.data.state()))
+
+
+def _evaluate(parts: Parts, state: State, step: int) -> dict[str, float]:
+    start = time.perf_counter()
+    with parts.ledger.spend("eval"):
+        values = parts.evaluate(state)
+    parts.logger.log(step, "eval", values)
+    measured = {f"eval/{name}": value for name, value in values.items()}
+    parts.ledger.note(step, measured, parts.saver.newest)
+    parts.timing({"step": step, "event": "eval", "seconds": round(time.perf_counter() - start, 6)})
+    return measured
+
+
+def _finite(metrics: Mapping[str, Any], after: int, step: int) -> dict[str, float]:
+    """Metrics as numbers, off the device. Raises DivergedError, naming the window in which they left the finite."""
+    values = {name: float(value) for name, value in metrics.items()}
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
+    if bad:
+        raise DivergedError(
+            f"step {step}: {bad[0]} is {values[bad[0]]}; it became so after step {after}; the newest checkpoint before "
+            "it stands: lower optim.lr, or look at the data"
+        )
+    return values

@@ -1,0 +1,80 @@
+"""README.md of a run: what it is, how it stands, and what to type next. Made from the files beside it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from runner.ledger import attempts, now
+from runner.rundir import Run
+
+
+def readme(run: Run, changed: Sequence[str]) -> str:
+    """The page, from status.json and attempts.jsonl; `changed` lists what differs from the defaults."""
+    status = run.read_status()
+    current = status.get("attempt", {})
+    command = shlex.join(current.get("command", ["python", "run.py"]))
+    best, last = status.get("best"), status.get("last")
+    lines = [
+        f"# {run.path.parent.name}/{run.path.name}",
+        "",
+        f"**{status.get('state', 'new')}** at step {status.get('step', 0)} of {status.get('steps')}"
+        + (f": {status['why']}" if status.get("why") else ""),
+        "",
+        *([f"- best: {best['metric']} {best['value']:.5g} at step {best['step']}"] if best else []),
+        *([f"- last: {', '.join(f'{name} {value:.5g}' for name, value in last.items())}"] if last else []),
+        "",
+        "## Go on",
+        "",
+        "```",
+        f"{command}    # resumes; a finished run says so",
+        f"python run.py dir={run} train.steps=N    # continue it under a changed configuration",
+        "```",
+        "",
+        "## What differs from the defaults",
+        "",
+        *([f"- `{line}`" for line in changed] or ["Nothing."]),
+        "",
+        "## Made by",
+        "",
+        *_made_by(current),
+        "",
+        "## Attempts",
+        "",
+        "| # | started | host | from → to | ended | lost steps | seconds |",
+        "|---|---|---|---|---|---|---|",
+        *[_row(attempt) for attempt in attempts(run)],
+        *([_row({**current, "ending": "running"})] if status.get("state") == "running" else []),
+        "",
+        f"Written by the runner, {now()}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _made_by(attempt: dict[str, Any]) -> list[str]:
+    packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
+    return [
+        f"- command: `{shlex.join(attempt.get('command', []))}`",
+        f"- code: {attempt.get('git') or 'not in a git checkout'}",
+        f"- hardware: {attempt.get('hardware', 'unknown')}, host {attempt.get('host')}",
+        f"- Python {attempt.get('python')}, {packages}",
+    ]
+
+
+def _row(attempt: dict[str, Any]) -> str:
+    seconds = json.dumps(attempt.get("seconds", {})).strip("{}").replace('"', "")
+    ended = " ".join(str(attempt[key]) for key in ("ending", "ended") if attempt.get(key))
+    steps = f"{attempt.get('from_step', '')} → {attempt.get('to_step', '')}"
+    cells = (
+        attempt["attempt"],
+        attempt["started"],
+        attempt["host"],
+        steps,
+        ended,
+        attempt.get("lost_steps", ""),
+        seconds,
+    )
+    return f"| {' | '.join(str(cell) for cell in cells)} |"

@@ -1,0 +1,135 @@
+"""The directory of a run: every path and file name in it, who may write it, and how a file is replaced. No jax."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.errors import RefusedError
+
+SLUG_CHARS = 60
+
+
+@dataclass(frozen=True)
+class Run:
+    """The names of everything in one run directory."""
+
+    path: Path
+
+    config = property(lambda self: self.path / "config.yaml")
+    readme = property(lambda self: self.path / "README.md")
+    status = property(lambda self: self.path / "status.json")
+    attempts = property(lambda self: self.path / "attempts.jsonl")
+    lock = property(lambda self: self.path / ".lock")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    quarantine = property(lambda self: self.path / "quarantine")
+    logs = property(lambda self: self.path / "logs")
+    metrics = property(lambda self: self.path / "logs" / "metrics.jsonl")
+    timing = property(lambda self: self.path / "logs" / "timing.jsonl")
+    log = property(lambda self: self.path / "logs" / "run.log")
+    tensorboard = property(lambda self: self.path / "logs" / "tensorboard")
+    wandb = property(lambda self: self.path / "logs" / "wandb")
+
+    def __str__(self) -> str:
+        """The path as a person would type it."""
+        path = self.path.resolve()
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+    def read_status(self) -> dict[str, Any]:
+        """status.json, or nothing where it is missing or torn (only a power loss can tear it)."""
+        try:
+            status = json.loads(self.status.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+
+def find(parent: Path, slug: str, digest: str) -> Run:
+    """The run with this digest, whatever its readable part says; where there is none, the place for a new one."""
+    found = sorted(path for path in parent.glob(f"*-{digest}") if path.is_dir())
+    return Run(found[0] if found else parent / f"{slug}-{digest}")
+
+
+def siblings(parent: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Every run of one name with its status, the most recently touched first."""
+    statuses = [path for path in parent.glob("*/status.json") if not path.parent.name.startswith(".")]
+    for path in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
+        run = Run(path.parent)
+        yield run, run.read_status()
+
+
+def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
+    """A readable, safe and short name for a run, from what was typed; in no order. Decoration: the digest identifies."""
+    words = []
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.split(".")[0].split("/")[0] in places:
+            continue
+        words.append(re.sub(r"[^A-Za-z0-9._]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_.") or "x")
+    return "-".join(words)[:SLUG_CHARS].rstrip("-_.") or "default"
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold the run for this process alone. The kernel lets go when the process ends, however it ends.
+
+    Raises RefusedError, naming the holder, where another process has it.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(f"{run}: in use by {_holder(handle)}; wait for it or stop it") from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    try:
+        holder = json.loads(os.pread(handle, 4096, 0))
+        return f"pid {holder['pid']} on host {holder['host']}"
+    except (ValueError, KeyError):
+        return "another process"
+
+
+def set_aside(run: Run) -> Path:
+    """Move a whole run out of the way, next to its siblings, and say where. Nothing is deleted."""
+    aside = run.path.parent / ".overwritten" / f"{run.path.name}-{time.time_ns()}"
+    aside.parent.mkdir(exist_ok=True)
+    run.path.rename(aside)
+    return aside
+
+
+def replace(path: Path, content: str, *, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old content or the new one, and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("w") as out:
+        out.write(content)
+        out.flush()
+        if durable:
+            os.fsync(out.fileno())
+    fresh.replace(path)
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one JSON line, durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as out:
+        out.write(json.dumps(record) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
