@@ -87,7 +87,7 @@ def _forced(argument: str) -> str:
     """`key=value` as `++key=value`, unless the key is a group of choices. Raises ConfigError for an unknown flag."""
     if argument.startswith("-") and "=" not in argument:
         if argument not in FLAGS:
-            raise ConfigError(f"{argument}: unknown flag{suggest(argument, list(FLAGS))}; overrides read key=value")
+            raise ConfigError(f"{argument}: unknown flag; overrides read key=value; --help shows what there is")
         return argument
     key, equals, _ = argument.partition("=")
     if not equals or key[:1] in "+~-" or key.startswith("hydra") or "@" in key or (CONF / key).is_dir():
@@ -114,6 +114,10 @@ def _plain_line(error: HydraException) -> str:
     if isinstance(error, ConfigCompositionException) and first.startswith("Multiple values for "):
         group = first.removeprefix("Multiple values for ").split(".")[0]
         return f"{group}: is chosen already; write {group}=OPTION, without the +"
+    if first.startswith("Could not delete from config. "):
+        return f"{first.split(chr(39))[1]}: nothing to take away; the configuration has no such key"
+    if first.startswith("Could not override "):
+        return f"{first.split(chr(39))[1]}: unknown key"
     return first
 
 

@@ -33,7 +33,7 @@ class Mesh:
             raise ConfigError(
                 f"data.batch_size: got {batch_size}; it must divide evenly among mesh.data={count} devices"
             )
-        return jax.make_mesh((count,), ("data",), devices=devices[:count])
+        return jax.make_mesh((count,), ("data",), (jax.sharding.AxisType.Auto,), devices=devices[:count])
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
