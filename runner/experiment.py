@@ -158,6 +158,7 @@ def _attempted(config: Config, place: Run, attempt: Attempt, console: Console, w
             raise StorageError(
                 f"step {step} could not be made durable in {place}; free space, then run the same command"
             )
+        attempt.note(step, {}, parts.saver.newest)
     console.close()
     if step < config.train.steps:
         return _stopped(config, attempt, console, step, watcher.notice or "stopped")

@@ -68,7 +68,7 @@ def siblings(parent: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
 
 
 def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
-    """A readable, safe and short name for a run, from what was typed; in no order. Decoration: the digest identifies."""
+    """A readable, safe and short name for a run, from what was typed, in no order. The digest identifies, not this."""
     words = []
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")

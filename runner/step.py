@@ -92,7 +92,7 @@ def eval_step(network: Network, objective: Objective) -> Callable[[State, Mappin
 
 
 def decays(params: Tree) -> Tree:
-    """True for every matrix, which weight decay applies to: two dimensions or more, besides the one of stacked layers."""
+    """True for what weight decay applies to: matrices, not counting the dimension that stacks layers."""
 
     def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
         stacked = getattr(path[0], "key", None) == STACKED

@@ -1,4 +1,4 @@
-"""Weights & Biases. One run id for all attempts, kept in the run directory; our own step axis; offline without account."""
+"""Weights & Biases: one run id for all attempts, kept in the run; our own step axis; offline without an account."""
 
 from __future__ import annotations
 

@@ -1,0 +1,140 @@
+"""What every test shares: strict jax, and a way to start the door in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+# A run of a few seconds that has what is hard: dropout, several epochs of data, evaluations, saves that overlap.
+SMALL = (
+    *("data=text", "data.path=corpus.txt", "data.seq_len=16", "data.batch_size=8", "data.eval_fraction=0.2"),
+    *("model.num_layers=2", "model.num_heads=2", "model.width=32", "model.hidden=64", "model.dropout=0.2"),
+    *("train.steps=60", "train.log_steps=5", "train.eval_steps=10", "train.eval_batches=4", "log.tensorboard=false"),
+)
+
+
+@dataclass(frozen=True)
+class Door:
+    """`python run.py` in a working directory of its own."""
+
+    cwd: Path
+
+    def start(self, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(REPO / "run.py"), *overrides],
+            cwd=self.cwd,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*overrides, **environment)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(overrides, process.returncode, out, err)
+
+    def kill_at(self, step: int, *overrides: str, number: int = signal.SIGKILL, delay: float = 0.0) -> str:
+        """Start a run, send a signal `delay` seconds after it has logged `step`, and assert that it landed."""
+        process = self.start(*overrides)
+        while last_logged(self.cwd) < step:
+            assert process.poll() is None, f"ended before the kill: {process.communicate()}"
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(number)
+        out, err = process.communicate()
+        expected = -number if number == signal.SIGKILL else 75
+        assert process.returncode == expected, (process.returncode, out, err)
+        return out + err
+
+    @property
+    def the_run(self) -> Path:
+        """The only run below outputs/."""
+        (config,) = self.cwd.glob("outputs/*/*/config.yaml")
+        return config.parent
+
+    def tree(self) -> set[str]:
+        return {str(path.relative_to(self.cwd)) for path in self.cwd.rglob("*")}
+
+
+def last_logged(cwd: Path) -> int:
+    """The last step in metrics.jsonl; 0 where there is none yet."""
+    for path in cwd.glob("outputs/*/*/logs/metrics.jsonl"):
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if lines:
+            return int(json.loads(lines[-1])["step"])
+    return 0
+
+
+def checkpoint(directory: Path) -> dict[str, Any]:
+    """Every leaf of a checkpoint by path, read with plain Orbax and no code of ours; JSON items as they are."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    leaves: dict[str, Any] = {}
+    for item in ("model", "optimizer", "rng"):
+        handler = ocp.PyTreeCheckpointer()
+        metadata = handler.metadata(directory / item).item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        tree = handler.restore(directory / item, restore_args=args)
+        leaves |= {item + jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for item in ("data", "progress"):
+        leaves[item] = json.loads((directory / item / "metadata").read_text())
+    return leaves
+
+
+def assert_same(run: Path, reference: Path, step: int) -> None:
+    """Bit for bit: every leaf, the position of the data, the best so far, and metrics.jsonl."""
+    import numpy as np
+
+    mine, theirs = (checkpoint(path / "checkpoints" / str(step)) for path in (run, reference))
+    assert mine.keys() == theirs.keys()
+    for path, leaf in theirs.items():
+        if isinstance(leaf, np.ndarray):
+            assert leaf.dtype == mine[path].dtype
+            assert leaf.tobytes() == np.asarray(mine[path]).tobytes(), path
+        else:
+            assert leaf == mine[path], path
+    assert (run / "logs/metrics.jsonl").read_bytes() == (reference / "logs/metrics.jsonl").read_bytes()
+
+
+def write_corpus(cwd: Path) -> None:
+    """About 12 batches of text: 60 steps see it five times."""
+    (cwd / "corpus.txt").write_text("".join(f"{n} times {n} is {n * n}, and that is that.\n" for n in range(48)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One compile cache for every process of the session; CPU, so that bits can be compared."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    write_corpus(tmp_path)
+    return Door(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_door(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Door]:
+    def make(name: str) -> Door:
+        path = tmp_path_factory.mktemp(name)
+        write_corpus(path)
+        return Door(path)
+
+    return make
