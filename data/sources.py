@@ -83,7 +83,7 @@ def text(path: Path, pattern: str, seq_len: int, eval_fraction: float) -> Source
         )
     content = np.frombuffer(path.read_bytes(), np.uint8)
     cut = int(len(content) * (1.0 - eval_fraction))
-    return _windows([content[:cut]], [content[cut:]], seq_len, hashlib.sha256(content).hexdigest(), "1 file")
+    return _windows([content[:cut]], [content[cut:]], seq_len, hashlib.sha256(content.tobytes()).hexdigest(), "1 file")
 
 
 def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: float) -> Sources:
@@ -103,9 +103,9 @@ def _windows(
     train: Iterable[np.ndarray], held_out: Iterable[np.ndarray], seq_len: int, fingerprint: str, files: str
 ) -> Sources:
     empty = np.zeros(0, np.uint8)
-    sides = [Windows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out)]
-    sizes = " + ".join(f"{len(side.corpus) / 1e6:.1f}" for side in sides)
-    return Sources(*sides, 1, NUM_BYTES, fingerprint, f"{sizes} MB of text (train + eval) in {files}")
+    mine, theirs = (Windows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out))
+    sizes = f"{len(mine.corpus) / 1e6:.1f} + {len(theirs.corpus) / 1e6:.1f}"
+    return Sources(mine, theirs, 1, NUM_BYTES, fingerprint, f"{sizes} MB of text (train + eval) in {files}")
 
 
 def digits(eval_fraction: float) -> Sources:

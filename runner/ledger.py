@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -36,8 +36,8 @@ class Attempt:
         self._run, self._score = run, score
         self._status: dict[str, Any] = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
         self._record: dict[str, Any] = {}
-        self._seconds: Counter[str] = Counter()
-        self._start, self._written = time.perf_counter(), 0.0
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._start, self._written = time.perf_counter(), -STATUS_SECONDS
 
     @property
     def number(self) -> int:

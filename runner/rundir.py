@@ -74,7 +74,7 @@ def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if key.split(".")[0].split("/")[0] in places:
             continue
-        words.append(re.sub(r"[^A-Za-z0-9._]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_.") or "x")
+        words.append(re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_.") or "x")
     return "-".join(words)[:SLUG_CHARS].rstrip("-_.") or "default"
 
 

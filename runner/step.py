@@ -55,7 +55,8 @@ def assemble(graphdef: nnx.GraphDef, network: Network, state: State) -> nnx.Modu
 
 def init(make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation) -> State:
     """The state of a fresh model at step 0."""
-    params, rng, extra = nnx.split(make_model(), nnx.Param, nnx.RngState, ...)[1:]
+    _, *variables = nnx.split(make_model(), nnx.Param, nnx.RngState, ...)
+    params, rng, extra = variables
     trees = {"params": _tree(params), "rng": _tree(rng), "extra": _tree(extra)}
     return {"step": jnp.zeros((), jnp.int32), **trees, "opt": tx.init(trees["params"])}
 
@@ -68,7 +69,8 @@ def train_step(
     def loss_of(params: Tree, state: State, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
         model = assemble(network.train, network, {**state, "params": params})
         means = {name: values.mean() for name, values in objective(model, batch).items()}
-        rng, extra = nnx.split(model, nnx.RngState, nnx.Param, nnx.Intermediate, ...)[1::3]
+        _, *variables = nnx.split(model, nnx.Param, nnx.Intermediate, nnx.RngState, ...)
+        _, _, rng, extra = variables
         return means["loss"], (means, {"rng": _tree(rng), "extra": _tree(extra)})
 
     def train_step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:

@@ -122,7 +122,8 @@ def choose(log: Path, *, wanted: bool) -> Console:
 
 
 def _values(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    ordered = sorted(metrics.items(), key=lambda item: (item[0] != "loss", item[0]))
+    return "  ".join(f"{name} {value:.4f}" for name, value in ordered)
 
 
 def _duration(seconds: float) -> str:

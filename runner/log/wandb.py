@@ -20,9 +20,10 @@ class WandbLogger:
         self, directory: Path, project: str, mode: str, name: str, config: dict[str, Any], tell: Callable[[str], None]
     ):
         directory.mkdir(parents=True, exist_ok=True)
+        chosen: Any = mode
         if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
-        if mode == "offline":
+            chosen = "online" if wandb.login(prompt=False) else "offline"
+        if chosen == "offline":
             tell(f"wandb: offline, no account; upload later with: wandb sync {directory}/wandb/offline-run-*")
         os.environ.setdefault("WANDB_SILENT", "true")
         self._run = wandb.init(
@@ -30,7 +31,7 @@ class WandbLogger:
             name=name,
             id=_run_id(directory / "run_id"),
             resume="allow",
-            mode=mode,
+            mode=chosen,
             dir=directory,
             config=config,
         )

@@ -1,0 +1,169 @@
+"""The plan of the house, read from the imports: who may know whom, which library has which room, and how large."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+
+FILES = sorted(
+    path for folder in ("runner", "models", "data") for path in (REPO / folder).rglob("*.py") if "__pycache__" not in path.parts
+)
+MODULES = {
+    ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): path for path in [*FILES, REPO / "run.py"]
+}
+
+# One third-party library, one room (prefixes of module names).
+FENCES = {
+    "hydra": ("runner.compose",),
+    "omegaconf": ("runner.config", "runner.compose"),
+    "pydantic": ("runner.config",),
+    "orbax": ("runner.checkpoint.store",),
+    "grain": ("data.pipeline",),
+    "sklearn": ("data.sources",),
+    "wandb": ("runner.log.wandb",),
+    "tensorboardX": ("runner.log.tensorboard",),
+    "rich": ("runner.log.console",),
+    "fcntl": ("runner.rundir",),
+    "flax": ("models", "runner.step", "runner.build"),
+    "optax": ("runner.optim", "runner.step", "models.objectives"),
+}
+# Modules that must answer without jax: they are imported before the configuration is valid, or by tools that only look.
+NO_JAX = (
+    *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
+    *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
+    *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
+    *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.remat.policy", "runner.preempt"),
+    *("runner.log", "runner.log.console", "models", "data"),
+)
+EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
+VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
+# Beyond that, runner modules know: (module, or package with a dot) → what it may import from us.
+MAY_KNOW = {
+    "run": ("runner.compose", "runner.config", "runner.experiment"),
+    "runner.compose": ("runner.config", "runner.explain"),
+    "runner.config": (
+        *("data", "models", "runner.checkpoint.retention", "runner.checkpoint.strategy", "runner.explain", "runner.log"),
+        *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy"),
+    ),
+    "runner.experiment": (
+        *("runner.build", "runner.checkpoint.checkpointer", "runner.config", "runner.ledger", "runner.log.console"),
+        *("runner.loop", "runner.preempt.signals", "runner.preempt.watch", "runner.readme"),
+    ),
+    "runner.build": (
+        *("data", "models", "runner.checkpoint.checkpointer", "runner.checkpoint.store", "runner.config", "runner.ledger"),
+        *("runner.log", "runner.loop", "runner.mesh", "runner.step"),
+    ),
+    "runner.loop": ("runner.log",),  # its protocols; no concrete class
+    "runner.readme": ("runner.ledger",),
+    "runner.checkpoint.checkpointer": (
+        *("runner.checkpoint.digest", "runner.checkpoint.retention", "runner.checkpoint.strategy"),
+    ),
+    "runner.checkpoint.store": ("runner.checkpoint.digest",),
+    "runner.preempt.signals": ("runner.preempt.watch",),
+    "runner.log.console": ("runner.ledger",),
+}
+
+
+def _imports(path: Path, *, lazy: bool) -> Iterator[str]:
+    """Modules that a file imports: at import time only, or with those inside functions. Type checking does not count."""
+    tree = ast.parse(path.read_text())
+    nodes: Iterator[ast.AST] = ast.walk(tree) if lazy else _at_import(tree)
+    guarded = {id(node) for test in ast.walk(tree) if _is_type_checking(test) for node in ast.walk(test)}
+    for node in nodes:
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+
+
+def _at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            yield from _at_import(node)
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _within(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"run", "runner.loop", "models.gpt", "data.pipeline"} <= MODULES.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_third_party_libraries_keep_to_their_rooms(module: str) -> None:
+    for imported in _imports(MODULES[module], lazy=True):
+        library = imported.split(".")[0]
+        assert library not in FENCES or _within(module, FENCES[library]), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_who_knows_whom(module: str) -> None:
+    for imported in set(_imports(MODULES[module], lazy=True)) & MODULES.keys():
+        if module.split(".")[0] in ("models", "data"):
+            assert imported.split(".")[0] == module.split(".")[0], f"{module} imports {imported}"
+        else:
+            allowed = (*EVERYONE, *VALUES, *MAY_KNOW.get(module, ()))
+            assert _within(imported, allowed), f"{module} imports {imported}"
+
+
+def test_no_import_goes_round() -> None:
+    """The catalogues of models and data import what they build inside a function; nobody else may close a loop so."""
+    graph = {
+        module: set(_imports(path, lazy=module.startswith("runner"))) & MODULES.keys() - {module}
+        for module, path in MODULES.items()
+    }
+    while leaves := {module for module, needs in graph.items() if not needs}:
+        graph = {module: needs - leaves for module, needs in graph.items() if module not in leaves}
+    assert not graph
+
+
+@pytest.mark.parametrize("module", NO_JAX)
+def test_is_free_of_jax(module: str) -> None:
+    seen, todo = set(), [module]
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        for imported in _imports(MODULES[current], lazy=False):
+            assert imported.split(".")[0] not in ("jax", "flax", "optax", "orbax", "grain"), f"{module} → {current} → {imported}"
+            parents = [imported.rsplit(".", cut)[0] for cut in range(imported.count(".") + 1)]
+            todo += [parent for parent in parents if parent in MODULES]
+
+
+@pytest.mark.parametrize("path", [*FILES, REPO / "run.py"], ids=lambda path: str(path.relative_to(REPO)))
+def test_sizes(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "says nothing about itself"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno:
+            assert node.end_lineno - node.lineno + 1 <= 60, node.name
+
+
+def test_no_attic() -> None:
+    forbidden = {"utils", "common", "helpers", "misc", "manager", "base"}
+    assert not [path for path in FILES if path.stem in forbidden]
+
+
+def test_configuration_files_are_short_and_say_when_to_choose_them() -> None:
+    for path in (REPO / "conf").rglob("*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+        assert lines[0].startswith("# "), path
+        assert path.name == "config.yaml" or len(lines) <= 12, path
