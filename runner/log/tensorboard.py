@@ -12,7 +12,9 @@ class TensorBoard:
     """Scalars named `split/metric`. The writer has a thread of its own: training does not wait for its files."""
 
     def __init__(self, directory: Path, first_step: int):
-        self._writer = SummaryWriter(str(directory), purge_step=first_step if first_step > 1 else None)
+        purge = first_step if first_step > 1 else None
+        # flush_secs=0: its thread flushes each event, so that a kill leaves no hole before the restored step.
+        self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=0)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():

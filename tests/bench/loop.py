@@ -1,0 +1,145 @@
+"""What the runner costs: time per step of our loop ÷ a bare hand-written JAX loop, same model, same data, one process.
+
+    python -m tests.bench.loop
+
+Ours saves in the background every 50 steps and writes every local log (metrics, timing, status, TensorBoard, console).
+The bare loop does nothing but train. Segments of the two are interleaved; the ratio is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from models.objectives import OBJECTIVES
+from runner import build as building
+from runner.config import Config, load
+from runner.ledger import Attempt
+from runner.log.console import choose
+from runner.loop import Cadence, train
+from runner.preempt.watch import Watcher
+from runner.rundir import Run
+
+CASES = {
+    "mlp, about 1 ms": ({"kind": "mlp", "width": 256, "num_layers": 3}, "features", 64, 64, 500),
+    "gpt, about 10 ms": ({"kind": "gpt", "num_layers": 2, "width": 64, "num_heads": 2, "hidden": 256}, "tokens", 64, 8, 200),
+    "gpt, about 50 ms": ({"kind": "gpt", "num_layers": 4, "width": 128, "num_heads": 4, "hidden": 512}, "tokens", 128, 4, 50),
+}
+ROUNDS = 9
+
+
+def configuration(model: dict[str, object], gives: str, seq_len: int, batch_size: int) -> Config:
+    every = {"kind": "steps", "steps": 50}
+    return load(
+        {
+            "model": model,
+            "data": {"kind": "synthetic", "gives": gives, "seq_len": seq_len, "batch_size": batch_size},
+            "optim": {},
+            "train": {"steps": 10**9, "log_steps": 10, "eval_steps": 10**9},
+            "ckpt": {"save": {"periodic": every, "best": {"kind": "best"}}, "write": "background"},
+            "retention": {"last": {"kind": "last", "n": 2}, "best": {"kind": "best", "n": 1}},
+            "remat": {"kind": "none"},
+            "mesh": {},
+            "preempt": {},
+            "log": {},
+            "score": {},
+        }
+    )
+
+
+def bare(config: Config, num_steps: int) -> Callable[[], float]:
+    """A loop as one would write it by hand. Gives seconds for a segment of steps."""
+    sources = config.data.sources()
+    model = config.model.build(sources.num_inputs, sources.num_outputs, nnx.Rngs(0))
+    objective = OBJECTIVES[config.model.objective]
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(4e-3, b2=0.99, weight_decay=0.1))
+
+    def step(params, rest, opt, batch):  # type: ignore[no-untyped-def]
+        def loss_of(params):  # type: ignore[no-untyped-def]
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            loss = objective(model, batch)["loss"].mean()
+            return loss, nnx.split(model, nnx.Param, ...)[2]
+
+        (loss, rest_after), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, opt = tx.update(grads, opt, params)
+        return optax.apply_updates(params, updates), rest_after, opt, loss
+
+    # Flat leaves: flattening NNX variables in Python at each call would make the bare loop the slower one.
+    leaves, structure = jax.tree.flatten((params, rest, tx.init(params)))
+
+    def flat(leaves, batch):  # type: ignore[no-untyped-def]
+        *state, loss = step(*jax.tree.unflatten(structure, leaves), batch)
+        return jax.tree.leaves(tuple(state)), loss
+
+    jitted = jax.jit(flat, donate_argnums=0)
+    rng, held = np.random.default_rng(0), {"leaves": leaves}
+    size, batch_size = len(sources.train), config.data.batch_size
+
+    def segment() -> float:
+        start, leaves = time.perf_counter(), held["leaves"]
+        for _ in range(num_steps):
+            leaves, loss = jitted(leaves, sources.train.take(rng.integers(0, size, batch_size)))
+        jax.block_until_ready(loss)
+        held["leaves"] = leaves
+        return time.perf_counter() - start
+
+    return segment
+
+
+def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitStack) -> Callable[[], float]:
+    """The runner's own loop, with everything around it. Gives seconds for a segment of steps."""
+    built, run = building.build(config), Run(folder)
+    console = choose(run.log, wanted=True)
+    attempt = Attempt(run, config.score, config.train.steps, "bench")
+    attempt.begin([], [])
+    attempt.restored(0, None, "bench")
+    compiled = building.compile_step(built, config)
+    parts = stack.enter_context(building.live(config, built, compiled, run, attempt, console, 0))
+    held = {"state": built.init(), "step": 0}
+    console.begin(0, 10**9)
+
+    def segment() -> float:
+        start = time.perf_counter()
+        stop = held["step"] + num_steps
+        cadence = Cadence(stop, config.train.log_steps, 10**9)
+        quiet = dataclasses.replace(parts, cadence=cadence, last=False, evaluate=lambda state: {"loss": 1.0})
+        held["state"], held["step"] = train(quiet, held["state"], held["step"], Watcher())
+        jax.block_until_ready(held["state"])
+        return time.perf_counter() - start
+
+    return segment
+
+
+def main() -> None:
+    print(f"{'case':<20}{'bare ms':>10}{'ours ms':>10}{'ratio':>8}   [min - max of {ROUNDS} rounds]")
+    for name, (model, gives, seq_len, batch_size, num_steps) in CASES.items():
+        config = configuration(model, gives, seq_len, batch_size)
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            with contextlib.redirect_stdout(io.StringIO()):
+                segments = bare(config, num_steps), ours(config, num_steps, Path(folder), stack)
+                for segment in segments:
+                    segment()  # compiles, fills caches
+                rounds = [[segment() for segment in segments] for _ in range(ROUNDS)]
+        ratios = sorted(mine / theirs for theirs, mine in rounds)
+        theirs, mine = (statistics.median(column) / num_steps * 1e3 for column in zip(*rounds, strict=True))
+        print(
+            f"{name:<20}{theirs:>10.2f}{mine:>10.2f}{statistics.median(ratios):>8.3f}   [{ratios[0]:.3f} - {ratios[-1]:.3f}]"
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

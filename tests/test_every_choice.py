@@ -1,0 +1,69 @@
+"""Every YAML in conf/ composes, and trains two steps: what a user can choose works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, SMALL, Door
+
+CHOICES = sorted(
+    f"{path.parent.relative_to(REPO / 'conf')}={path.stem}"
+    for path in (REPO / "conf").glob("*/*.yaml")
+    if path.parent.name not in ("model", "data", "experiment")
+)
+TINY = ("model.num_layers=1", "model.width=16", "train.steps=2", "train.eval_steps=1", "train.eval_batches=1")
+MODELS_AND_DATA = [
+    "model=gpt data=stdlib",
+    "model=gpt data=text data.path=corpus.txt data.seq_len=16",
+    "model=gpt data=synthetic",
+    "model=mlp data=digits",
+    "model=mlp data=synthetic data.gives=features",
+    "experiment=stdlib_gpt",
+    "experiment=digits_mlp",
+]
+
+
+def test_no_choice_is_left_out() -> None:
+    named = {word for command in MODELS_AND_DATA for word in command.split()}
+    for group in ("model", "data", "experiment"):
+        assert {f"{group}={path.stem}" for path in (REPO / "conf" / group).glob("*.yaml")} <= named
+
+
+@pytest.mark.parametrize("command", MODELS_AND_DATA)
+def test_models_data_and_experiments_train(command: str, door: Door) -> None:
+    done = door.run(*command.split(), *TINY, "log.tensorboard=false")
+    assert done.returncode == 0, done.stderr
+    assert "finished 2 steps" in done.stdout
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_other_choice_trains(choice: str, door: Door) -> None:
+    group = choice.split("=")[0]
+    overrides = [override for override in SMALL if group != "log" or not override.startswith("log.")]
+    steps = () if group == "train" else ("train.steps=2", "train.eval_steps=1")
+    done = door.run(choice, *overrides, *steps)
+    assert done.returncode == 0, done.stderr
+    status = json.loads((door.the_run / "status.json").read_text())
+    assert status["state"] == "finished"
+    saved = {path.name for path in (door.the_run / "checkpoints").glob("*") if path.name.isdecimal()}
+    assert (str(status["step"]) in saved) == (choice != "ckpt=none")
+
+
+def test_digits_reach_95_percent(door: Door) -> None:
+    done = door.run("model=mlp", "data=digits", "log.tensorboard=false")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((door.the_run / "status.json").read_text())["last"]["eval/accuracy"] > 0.95
+
+
+def test_remat_policies_reach_the_same_loss(door: Door) -> None:
+    losses = {}
+    for remat in ("none", "full", "attention_only", "ffn_only"):
+        assert door.run(*SMALL, "train.steps=5", f"remat={remat}").returncode == 0
+    for config in Path(door.cwd).glob("outputs/*/*/config.yaml"):
+        line = json.loads((config.parent / "logs/metrics.jsonl").read_text().splitlines()[0])
+        losses[config.parent.name] = line["loss"]
+    assert len(losses) == 4
+    assert max(losses.values()) - min(losses.values()) < 1e-6 * max(losses.values())

@@ -1,0 +1,147 @@
+"""Models and the remat seam. A policy is proven by counting: recomputed matrix products show in the FLOPs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models import Gpt, Mlp, Model
+from models.objectives import OBJECTIVES
+from models.scopes import Plan, active, scope
+from runner.remat.policy import AttentionOnly, FfnOnly, Full, NoRemat
+
+GPT = Gpt(num_layers=3, num_heads=2, width=32, hidden=96, dropout=0.1)
+BATCH, SEQ = 2, 16
+
+
+def flops(jaxpr: Any) -> int:
+    """2 × multiply-adds of every matrix product in a jaxpr, the bodies of scans times their length."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    total += times * flops(inner)
+    return total
+
+
+def loss_and_grads(option: Model, batch: dict[str, Any]) -> Any:
+    """A function of parameters to ((loss, variables after), gradients), and parameters."""
+    model = option.build(batch["features"].shape[1] if "features" in batch else 1, 256, nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params: nnx.State) -> Any:
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        mean = OBJECTIVES[option.objective](model, batch)["loss"].mean()
+        return mean, nnx.to_pure_dict(nnx.state(model, nnx.RngCount))
+
+    return jax.value_and_grad(loss, has_aux=True), params
+
+
+TOKENS = {"tokens": np.random.default_rng(0).integers(0, 256, (BATCH, SEQ + 1)).astype(np.uint8)}
+
+
+def traced(policy: Any, option: Model = GPT, batch: dict[str, Any] = TOKENS) -> tuple[int, Any, set[str]]:
+    function, params = loss_and_grads(option, batch)
+    with active(Plan(policy.scopes)) as hits:
+        return flops(jax.make_jaxpr(function)(params).jaxpr), jax.jit(function)(params), hits
+
+
+def expected_extra(scopes: frozenset[str]) -> int:
+    """The forward FLOPs of what is recomputed and needed: counted by hand from the shapes."""
+    tokens, width, hidden = BATCH * SEQ, GPT.width, GPT.hidden
+    qkv = 2 * tokens * width * 3 * width
+    scores_and_mix = 2 * (2 * BATCH * SEQ * SEQ * width)
+    out = 2 * tokens * width * width
+    up = 2 * tokens * width * hidden
+    down = 2 * tokens * hidden * width
+    # The last product of a recomputed scope is not needed for its own gradient, so it is not done again.
+    parts = {"attention": qkv + scores_and_mix, "ffn": up, "block": qkv + scores_and_mix + out + up}
+    del down
+    return GPT.num_layers * sum(parts[name] for name in scopes)
+
+
+@pytest.mark.parametrize("policy", [Full(), AttentionOnly(), FfnOnly()], ids=lambda policy: policy.kind)
+def test_a_policy_recomputes_what_its_name_says(policy: Any) -> None:
+    plain, (plain_value, plain_grads), _ = traced(NoRemat())
+    count, (value, grads), hits = traced(policy)
+    assert hits == policy.scopes
+    assert count - plain == expected_extra(policy.scopes)
+    np.testing.assert_allclose(value[0], plain_value[0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, plain_grads)
+    jax.tree.map(np.testing.assert_array_equal, value[1], plain_value[1])  # random streams advance once, not twice
+
+
+def test_only_the_outermost_scope_is_recomputed() -> None:
+    assert traced(Full())[0] == traced(type("Both", (), {"scopes": frozenset({"block", "attention", "ffn"})}))[0]
+
+
+def test_without_a_plan_the_seam_is_the_identity() -> None:
+    function, params = loss_and_grads(GPT, TOKENS)
+    assert "remat" not in str(jax.make_jaxpr(function)(params))
+    assert "checkpoint" not in str(jax.make_jaxpr(function)(params))
+
+
+def test_an_inner_jit_is_not_reused_under_another_plan() -> None:
+    class Layer(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.linear = nnx.Linear(8, 8, rngs=rngs)
+
+        @scope("block")
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jnp.sin(self.linear(jnp.sin(self.linear(x))))
+
+    graphdef, state = nnx.split(Layer(nnx.Rngs(0)))
+    inner = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x).sum())
+    gradient = jax.grad(lambda state, x: inner(state, x))
+    counts = []
+    for scopes in (frozenset[str](), frozenset({"block"}), frozenset[str]()):
+        with active(Plan(scopes)):
+            counts.append(flops(jax.make_jaxpr(gradient)(state, jnp.ones((2, 8))).jaxpr))
+    assert counts[0] == counts[2] < counts[1]
+
+
+@pytest.mark.parametrize("option", [GPT, Mlp(width=16, dropout=0.1)], ids=lambda option: option.kind)
+def test_every_declared_scope_is_entered(option: Model) -> None:
+    batch = TOKENS if option.takes == "tokens" else {"features": np.ones((4, 8), np.float32), "label": np.zeros(4, np.int32)}
+    for name in option.scopes:
+        assert traced(type("One", (), {"scopes": frozenset({name})}), option, batch)[2] == {name}
+
+
+def test_a_token_does_not_see_the_future() -> None:
+    model = GPT.build(1, 256, nnx.Rngs(0))
+    model.eval()
+    tokens = TOKENS["tokens"].astype(np.int32)
+    changed = tokens.copy()
+    changed[:, 9:] = 7
+    np.testing.assert_array_equal(model(tokens)[:, :9], model(changed)[:, :9])
+    assert np.abs(np.asarray(model(tokens)[:, 9:] - model(changed)[:, 9:])).max() > 0
+
+
+def test_positions_matter() -> None:
+    """Rotary embedding: attention without it could not tell the order of earlier tokens."""
+    model = GPT.build(1, 256, nnx.Rngs(0))
+    model.eval()
+    one, two = model(jnp.array([[1, 2, 3]])), model(jnp.array([[2, 1, 3]]))
+    assert np.abs(np.asarray(one[:, -1] - two[:, -1])).max() > 1e-6
+
+
+def test_layers_differ_and_drop_differently() -> None:
+    model = GPT.build(1, 256, nnx.Rngs(0))
+    kernels = np.asarray(model.blocks.attention.qkv.kernel[...])
+    assert kernels.shape[0] == GPT.num_layers
+    assert not np.array_equal(kernels[0], kernels[1])
+    keys = np.asarray(jax.random.key_data(model.blocks.dropout.rngs.key[...]))
+    assert len({key.tobytes() for key in keys}) == GPT.num_layers
