@@ -1,10 +1,13 @@
 """In which order examples come: shuffled anew each epoch, for ever, batched. The position is a value to save.
 
-grain's iterator state is exact despite read-ahead: it counts batches that were handed out, not those prepared.
+grain reads ahead in a thread of its own, and its iterator state is exact all the same: it counts batches that were
+handed out, not those prepared. The shuffling is ours: one sort an epoch, instead of grain's 14 µs for each example
+(measured), which is as much as a small train step.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,14 +19,43 @@ from data.sources import Source
 Batch = dict[str, np.ndarray]
 
 
+class Shuffled:
+    """Endless batches by number: each epoch has every example once, in an order that depends on seed and epoch alone.
+
+    Takes 8 bytes an example for each of the two epochs that a batch may touch.
+    """
+
+    def __init__(self, source: Source, *, batch_size: int, seed: int):
+        self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> Batch:
+        size = len(self._source)
+        positions = np.arange(number * self._batch_size, (number + 1) * self._batch_size)
+        epochs = positions // size
+        indices = np.empty(self._batch_size, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            indices[here] = self._order(epoch)[positions[here] % size]
+        return self._source.take(indices)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch: random keys, sorted. Raw Philox output never changes between numpy versions."""
+        if epoch not in self._orders:
+            keys = np.random.Philox(key=[self._seed % 2**64, epoch]).random_raw(len(self._source))
+            kept = {old: order for old, order in self._orders.items() if old == epoch - 1}
+            self._orders = {**kept, epoch: np.argsort(keys, kind="stable")}
+        return self._orders[epoch]
+
+
 class Stream:
     """The endless training batches of one source. `state()` is the position of the first batch not yet handed out."""
 
     def __init__(self, source: Source, *, batch_size: int, seed: int):
-        if len(source) == 0:
-            raise ValueError("the data holds no training example; is it shorter than one sequence?")
-        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-        batches = order.batch(batch_size, batch_fn=np.asarray).map(source.take)
+        batches = grain.MapDataset.source(Shuffled(source, batch_size=batch_size, seed=seed))
         self._batches = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def __next__(self) -> Batch:

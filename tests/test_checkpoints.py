@@ -36,8 +36,19 @@ def record(step: int, loss: float | None = None, *, pinned: bool = False) -> Rec
 
 def test_steps_are_counted_from_the_beginning() -> None:
     rules = {"periodic": Steps(steps=5)}
-    assert [step for step in range(1, 21) if due(rules, Moment(step), [])] == [5, 10, 15, 20]
+    saved: list[Record] = []
+    for step in range(1, 21):
+        if due(rules, Moment(step), saved):
+            saved.append(record(step))
+    assert [r.step for r in saved] == [5, 10, 15, 20]
     assert due(rules, Moment(5), []) == "every 5 steps"
+
+
+def test_a_multiple_that_was_missed_is_made_up_for_and_the_grid_stays() -> None:
+    rule = Steps(steps=5)
+    assert rule.reason(Moment(7), [record(4)])  # 5 fell due while another save was written
+    assert rule.reason(Moment(8), [record(7)]) is None
+    assert rule.reason(Moment(10), [record(7)])
 
 
 def test_best_beats_what_is_on_disk_and_nothing_else_ranks() -> None:

@@ -30,6 +30,7 @@ Items = Mapping[str, Any]
 class Bytes(Protocol):
     """What the checkpointer asks of a store."""
 
+    def hold(self, items: Items) -> Items: ...
     def save(self, record: Record, items: Items) -> None: ...
     def wait(self) -> None: ...
     def close(self) -> None: ...
@@ -79,7 +80,11 @@ def newest_good(checkpoints: Path, quarantine: Path, tell: Callable[[str], None]
 
 
 class Checkpointer:
-    """Saves and prunes the checkpoints of one run. Every method is called from the training thread."""
+    """Saves and prunes the checkpoints of one run. Every method is called from the training thread.
+
+    In the background a save that falls due while another is being written is made as soon as that one is durable:
+    training waits for the disk only where a rule wants exactly this step, after an evaluation.
+    """
 
     def __init__(
         self,
@@ -105,7 +110,9 @@ class Checkpointer:
 
     def due(self, moment: Moment) -> str | None:
         """Why to save now, or None. Also notices here, once a step, how the last background save ended."""
-        if self._pending is not None and (moment.metrics or self._pending.done()):
+        if self._pending is not None:
+            if not moment.metrics and not self._pending.done():
+                return None
             self._settle()  # after an evaluation a rule looks at history, and the pending save may be the best one
         return due(self._policy.save, moment, self._records)
 
@@ -115,13 +122,10 @@ class Checkpointer:
         self._cleaning.result()  # a new checkpoint is written under a name that is cleaned up
         self._settle()
         record = Record(moment.step, reason, dict(moment.metrics), time.time())
-        try:
-            self._opened().save(record, items)
-        except StorageError as error:
-            self._failed(moment.step, error)
-            return
+        store = self._opened()
+        held = store.hold(items) if self._policy.background else items
         stall = time.perf_counter() - start
-        self._pending = self._thread.submit(self._commit, record, start, stall)
+        self._pending = self._thread.submit(self._write, store, record, held, start, stall)
         if not self._policy.background:
             self._settle()
 
@@ -144,10 +148,10 @@ class Checkpointer:
             self._store = self._open_store(self._checkpoints)
         return self._store
 
-    def _commit(self, record: Record, start: float, stall: float) -> Saved:
-        """In the background: durable, then known, then pruned."""
-        assert self._store is not None
-        self._store.wait()
+    def _write(self, store: Bytes, record: Record, items: Items, start: float, stall: float) -> Saved:
+        """In the background: written, durable, then known, then pruned."""
+        store.save(record, items)
+        store.wait()
         durable = time.perf_counter() - start
         trouble = _prune(self._checkpoints, self._policy)
         return Saved(record, stall if self._policy.background else durable, durable, trouble)
@@ -160,7 +164,7 @@ class Checkpointer:
         try:
             saved = pending.result()
         except StorageError as error:
-            self._failed(None, error)
+            self._failed(error)
             return
         finally:
             self._records = records_in(self._checkpoints)
@@ -169,7 +173,7 @@ class Checkpointer:
         if saved.trouble:
             self._tell(f"warning: old checkpoints could not be deleted: {saved.trouble}")
 
-    def _failed(self, step: int | None, error: StorageError) -> None:
+    def _failed(self, error: StorageError) -> None:
         if not self._failing:
             self._tell(
                 f"warning: a checkpoint could not be written: {error}; training goes on, the next due save retries"

@@ -53,6 +53,14 @@ class Store:
             handler_registry=registry,
         )
 
+    def hold(self, items: Items) -> Items:
+        """The items with every array copied to host memory: the device is free to reuse its own. Returns at once.
+
+        Handing a held copy to a background thread costs the training thread a few milliseconds; Orbax's own
+        asynchronous save costs it 0.2 ms for each array, in Python (measured).
+        """
+        return jax.tree.map(_to_host, items)
+
     def save(self, record: Record, items: Items) -> None:
         """Start to write a checkpoint; returns when the arrays may be changed. Raises StorageError."""
         self._in_flight = record
@@ -113,6 +121,12 @@ class _Always:
 
     def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         return True
+
+
+def _to_host(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
 
 
 def _compare(step: int, name: str, template: Any, saved: Any) -> None:

@@ -17,13 +17,14 @@ from runner.moment import Moment
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Every so many steps."""
+    """Every so many steps: at each multiple, or as soon after it as the disk allows."""
 
     kind: Literal["steps"] = "steps"
     steps: Annotated[int, Ge(1)]
 
     def reason(self, moment: Moment, records: Sequence[Record]) -> str | None:
-        return f"every {self.steps} steps" if moment.step % self.steps == 0 else None
+        newest = max((record.step for record in records), default=0)
+        return f"every {self.steps} steps" if moment.step // self.steps > newest // self.steps else None
 
 
 @dataclass(frozen=True, kw_only=True)
