@@ -35,7 +35,7 @@ State = steps.State
 Batch = Mapping[str, Any]
 TrainStep = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
 EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
-ARRAY_ITEMS, JSON_ITEMS = ("model", "optimizer", "rng"), ("data", "progress")
+STATE, PROGRESS = "state", "progress"  # the items of a checkpoint: arrays, and a JSON value
 
 
 @dataclass(frozen=True)
@@ -102,34 +102,12 @@ def compile_step(built: Built, config: Config) -> TrainStep:
 
 def store(checkpoints: Path) -> Store:
     """The bytes of this run's checkpoints."""
-    return Store(checkpoints, ARRAY_ITEMS, JSON_ITEMS)
+    return Store(checkpoints, array_items=(STATE,), json_items=(PROGRESS,))
 
 
-def items(state: State, data: Any, progress: Any) -> dict[str, Any]:
-    """What one checkpoint holds, by item."""
-    return {
-        "model": {"params": state["params"], "extra": state["extra"]},
-        "optimizer": {"opt": state["opt"], "step": state["step"]},
-        "rng": state["rng"],
-        "data": data,
-        "progress": progress,
-    }
-
-
-def state_of(restored: Mapping[str, Any]) -> State:
-    """The train state in the items of a checkpoint."""
-    return {**restored["model"], **restored["optimizer"], "rng": restored["rng"]}
-
-
-def _evaluate(built: Built, config: Config, state: State) -> dict[str, float]:
-    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches)."""
-    sums: dict[str, Any] = {}
-    batches = in_order(built.sources.eval, batch_size=config.data.batch_size, num_batches=config.train.eval_batches)
-    for batch, weights in batches:
-        new = built.eval_step(state, built.put(batch), built.put(weights))
-        sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
-    weight = float(sums.pop("weight"))
-    return {name: float(value) / weight for name, value in sums.items()}
+def templates(built: Built) -> dict[str, Any]:
+    """What a checkpoint of this configuration holds: the shape of the train state, and a JSON value."""
+    return {STATE: built.abstract, PROGRESS: None}
 
 
 @contextmanager
@@ -145,11 +123,11 @@ def live(
         yield Parts(
             cadence=Cadence(config.train.steps, config.train.log_steps, config.train.eval_steps),
             train_step=train_step,
-            put=built.put,
             evaluate=partial(_evaluate, built, config),
-            items=lambda state, position: items(
-                state, position, {"best": attempt.best, "data": built.sources.fingerprint}
-            ),
+            items=lambda state, position: {
+                STATE: state,
+                PROGRESS: {"position": position, "data": built.sources.fingerprint, "best": attempt.best},
+            },
             data=built.stream,
             saver=saver,
             last=config.ckpt.last,
@@ -158,6 +136,17 @@ def live(
             progress=console,
             ledger=attempt,
         )
+
+
+def _evaluate(built: Built, config: Config, state: State) -> dict[str, float]:
+    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches)."""
+    sums: dict[str, Any] = {}
+    num_batches = config.train.eval_batches
+    for batch, weights in in_order(built.sources.eval, batch_size=config.data.batch_size, num_batches=num_batches):
+        new = built.eval_step(state, built.put(batch), built.put(weights))
+        sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
+    weight = float(sums.pop("weight"))
+    return {name: float(value) / weight for name, value in sums.items()}
 
 
 def _jsonl(path: Path, step: int, attempt: int) -> Jsonl:

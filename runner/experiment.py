@@ -175,18 +175,17 @@ def _restored(built: Built, place: Run, console: Console) -> tuple[Any, int, dic
     record = newest_good(place.checkpoints, place.quarantine, console.say)
     if record is None:
         return None, 0, None
-    templates = building.items(built.abstract, None, None)
     with closing(building.store(place.checkpoints)) as store:
-        restored = store.restore(record.step, templates)
-    progress = restored["progress"]
+        restored = store.restore(record.step, building.templates(built))
+    progress = restored[building.PROGRESS]
     if progress["data"] != built.sources.fingerprint:
         raise RefusedError(
             f"{place}: the data is not what this run was trained on ({built.sources.summary} now); "
             "bring the old data back (for data=stdlib: the same Python), or start a new run"
         )
-    built.stream.restore(restored["data"])
+    built.stream.restore(progress["position"])
     console.say(f"restored step {record.step} (saved: {record.reason})")
-    return building.state_of(restored), record.step, progress["best"]
+    return restored[building.STATE], record.step, progress["best"]
 
 
 def _stopped(config: Config, attempt: Attempt, console: Console, step: int, notice: str) -> tuple[Outcome, str]:

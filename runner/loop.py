@@ -5,13 +5,14 @@
 
 Saving comes after the update and before the next `next(data)`: so the position of the data that is saved is the first
 batch the state has not seen. A step's lines are in the logs before its checkpoint is on disk: so a restored step is
-never missing from them. Nothing leaves the device but where a value is due.
+never missing from them. Nothing leaves the device but where a value is due, and then when it is there: see `Flight`.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from runner.log import Logger
 from runner.moment import Moment
 
 State = dict[str, Any]
+STEPS_IN_FLIGHT = 2  # one is computed, one waits behind it; more would only delay a stop
 
 
 class Data(Protocol):
@@ -75,7 +77,6 @@ class Parts:
 
     cadence: Cadence
     train_step: Callable[[State, Mapping[str, Any]], tuple[State, Mapping[str, Any]]]
-    put: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # a batch, on the devices
     evaluate: Callable[[State], dict[str, float]]
     items: Callable[[State, dict[str, Any]], Mapping[str, Any]]  # what a checkpoint holds: state, position of the data
     data: Data
@@ -93,33 +94,62 @@ def train(parts: Parts, state: State, step: int, flag: Flag) -> tuple[State, int
     Raises DivergedError where the loss or the gradient is not finite at a step that is logged or saved: such a state
     is never saved.
     """
-    cadence, ledger, first, logged = parts.cadence, parts.ledger, step, step
-    since = time.perf_counter()
+    cadence, first, flight = parts.cadence, step, Flight(parts, step)
     while step < cadence.steps and flag.notice is None:
-        with ledger.spend("data"):
-            batch = parts.put(next(parts.data))
+        with parts.ledger.spend("data"):
+            batch = next(parts.data)
         state, metrics = parts.train_step(state, batch)
         step += 1
+        flight.take_off(step, metrics)
         measured: dict[str, float] = {}
-        if step % cadence.log_steps == 0 or step == cadence.steps:
-            _log(parts, step, _finite(metrics, logged, step))
-            elapsed, since = time.perf_counter() - since, time.perf_counter()
-            parts.timing({"step": step, "event": "train", "steps": step - logged, "seconds": round(elapsed, 6)})
-            logged = step
         if step % cadence.eval_steps == 0 or step == cadence.steps:
+            flight.land_all()
             measured = _evaluate(parts, state, step)
         moment = Moment(step, measured)
         if reason := parts.saver.due(moment):
+            flight.land_all()
             _save(parts, state, moment, metrics, reason)
+    flight.land_all()
     if step > first and parts.last and not parts.saver.holds(step):
         _save(parts, state, moment, metrics, flag.notice or "end of training")
     return state, step
 
 
-def _log(parts: Parts, step: int, values: Mapping[str, float]) -> None:
-    parts.logger.log(step, "train", values)
-    parts.progress.tick(step, values, parts.saver.newest)
-    parts.ledger.note(step, {}, parts.saver.newest)
+class Flight:
+    """Steps that were dispatched and are not yet known to be complete: a few, so that the device never waits for us.
+
+    A step is logged when it has landed. By then its metrics are there, and reading them keeps nobody waiting.
+    """
+
+    def __init__(self, parts: Parts, step: int):
+        self._parts, self._logged = parts, step
+        self._flying: deque[tuple[int, Mapping[str, Any]]] = deque()
+        self._since = time.perf_counter()
+
+    def take_off(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Remember a dispatched step; wait for an old one where too many are under way."""
+        self._flying.append((step, metrics))
+        while len(self._flying) > STEPS_IN_FLIGHT:
+            self._land()
+
+    def land_all(self) -> None:
+        """Wait for every step, and log what is due: before anything that must come after these lines."""
+        while self._flying:
+            self._land()
+
+    def _land(self) -> None:
+        step, metrics = self._flying.popleft()
+        with self._parts.ledger.spend("step"):
+            metrics["loss"].block_until_ready()
+        if step % self._parts.cadence.log_steps and step != self._parts.cadence.steps:
+            return
+        values = _finite(metrics, self._logged, step)
+        self._parts.logger.log(step, "train", values)
+        self._parts.progress.tick(step, values, self._parts.saver.newest)
+        self._parts.ledger.note(step, {}, self._parts.saver.newest)
+        elapsed, self._since = time.perf_counter() - self._since, time.perf_counter()
+        steps, self._logged = step - self._logged, step
+        self._parts.timing({"step": step, "event": "train", "steps": steps, "seconds": round(elapsed, 6)})
 
 
 def _save(parts: Parts, state: State, moment: Moment, metrics: Mapping[str, Any], reason: str) -> None:

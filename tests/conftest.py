@@ -84,15 +84,12 @@ def checkpoint(directory: Path) -> dict[str, Any]:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    leaves: dict[str, Any] = {}
-    for item in ("model", "optimizer", "rng"):
-        handler = ocp.PyTreeCheckpointer()
-        metadata = handler.metadata(directory / item).item_metadata.tree
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        tree = handler.restore(directory / item, restore_args=args)
-        leaves |= {item + jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    for item in ("data", "progress"):
-        leaves[item] = json.loads((directory / item / "metadata").read_text())
+    handler = ocp.PyTreeCheckpointer()
+    metadata = handler.metadata(directory / "state").item_metadata.tree
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+    tree = handler.restore(directory / "state", restore_args=args)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves["progress"] = json.loads((directory / "progress/metadata").read_text())
     return leaves
 
 

@@ -11,10 +11,14 @@ import pytest
 from tests.conftest import REPO
 
 FILES = sorted(
-    path for folder in ("runner", "models", "data") for path in (REPO / folder).rglob("*.py") if "__pycache__" not in path.parts
+    path
+    for folder in ("runner", "models", "data")
+    for path in (REPO / folder).rglob("*.py")
+    if "__pycache__" not in path.parts
 )
 MODULES = {
-    ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): path for path in [*FILES, REPO / "run.py"]
+    ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in [*FILES, REPO / "run.py"]
 }
 
 # One third-party library, one room (prefixes of module names).
@@ -47,7 +51,14 @@ MAY_KNOW = {
     "run": ("runner.compose", "runner.config", "runner.experiment"),
     "runner.compose": ("runner.config", "runner.explain"),
     "runner.config": (
-        *("data", "models", "runner.checkpoint.retention", "runner.checkpoint.strategy", "runner.explain", "runner.log"),
+        *(
+            "data",
+            "models",
+            "runner.checkpoint.retention",
+            "runner.checkpoint.strategy",
+            "runner.explain",
+            "runner.log",
+        ),
         *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy"),
     ),
     "runner.experiment": (
@@ -55,7 +66,14 @@ MAY_KNOW = {
         *("runner.loop", "runner.preempt.signals", "runner.preempt.watch", "runner.readme"),
     ),
     "runner.build": (
-        *("data", "models", "runner.checkpoint.checkpointer", "runner.checkpoint.store", "runner.config", "runner.ledger"),
+        *(
+            "data",
+            "models",
+            "runner.checkpoint.checkpointer",
+            "runner.checkpoint.store",
+            "runner.config",
+            "runner.ledger",
+        ),
         *("runner.log", "runner.loop", "runner.mesh", "runner.step"),
     ),
     "runner.loop": ("runner.log",),  # its protocols; no concrete class
@@ -141,7 +159,9 @@ def test_is_free_of_jax(module: str) -> None:
             continue
         seen.add(current)
         for imported in _imports(MODULES[current], lazy=False):
-            assert imported.split(".")[0] not in ("jax", "flax", "optax", "orbax", "grain"), f"{module} → {current} → {imported}"
+            assert imported.split(".")[0] not in ("jax", "flax", "optax", "orbax", "grain"), (
+                f"{module} → {current} → {imported}"
+            )
             parents = [imported.rsplit(".", cut)[0] for cut in range(imported.count(".") + 1)]
             todo += [parent for parent in parents if parent in MODULES]
 

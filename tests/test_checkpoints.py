@@ -53,7 +53,9 @@ def test_a_multiple_that_was_missed_is_made_up_for_and_the_grid_stays() -> None:
 
 def test_best_beats_what_is_on_disk_and_nothing_else_ranks() -> None:
     rule, records = Best(min_improvement=0.1), [record(1, 2.0), record(2, math.nan), record(3)]
-    reasons = {loss: rule.reason(Moment(9, {"eval/loss": loss}), records) for loss in (1.5, 1.95, 2.5, math.nan, -math.inf)}
+    reasons = {
+        loss: rule.reason(Moment(9, {"eval/loss": loss}), records) for loss in (1.5, 1.95, 2.5, math.nan, -math.inf)
+    }
     assert reasons == {1.5: "best eval/loss: 2 → 1.5", 1.95: None, 2.5: None, math.nan: None, -math.inf: None}
     assert rule.reason(Moment(9), records) is None
     assert rule.reason(Moment(9, {"eval/loss": 7.0}), [record(1, math.nan)]) == "first eval/loss: 7"
@@ -119,7 +121,10 @@ def test_retention_is_stable_and_more_rules_keep_more(
 def tree(seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     return {
-        "model": {"w": jnp.asarray(rng.standard_normal((64, 33)), jnp.float32), "deep": {"b": jnp.arange(seed, seed + 7)}},
+        "model": {
+            "w": jnp.asarray(rng.standard_normal((64, 33)), jnp.float32),
+            "deep": {"b": jnp.arange(seed, seed + 7)},
+        },
         "rng": {"key": jax.random.key(seed), "fast": jax.random.key(seed, impl="rbg")},
         "data": {"next_index": seed},
     }
@@ -220,7 +225,11 @@ def saved_steps(path: Path, *steps: int) -> None:
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     saved_steps(tmp_path, 1)
     files = [path for path in (tmp_path / "1").rglob("*") if path.is_file()]
-    files = [path for path in files if path.name not in ("_CHECKPOINT_METADATA", "commit_success.txt") and path.stat().st_size]
+    files = [
+        path
+        for path in files
+        if path.name not in ("_CHECKPOINT_METADATA", "commit_success.txt") and path.stat().st_size
+    ]
     assert problem_of(tmp_path / "1") is None
     rng = random.Random(0)
     for _ in range(60):
@@ -303,5 +312,3 @@ def test_the_sidecar_says_why(tmp_path: Path) -> None:
     sidecar = json.loads((tmp_path / "5/holdfast.json").read_text())
     assert (sidecar["step"], sidecar["reason"], sidecar["format"]) == (5, "test", 1)
     assert any(name.startswith("model/") for name in sidecar["files"])
-
-

@@ -52,7 +52,10 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"data": {"kind": "text"}}, "data.path: a value is needed; say data.path=VALUE"),
         ({"data": {"kind": "text", "path": "/nope"}}, "data.path=/nope does not exist"),
         ({"ckpt__save__best__metrc": "x"}, "ckpt.save.best.metrc: unknown key; did you mean metric?"),
-        ({"ckpt__save__best__kind": "bst"}, "ckpt.save.best.kind: got \"bst\"; expected one of steps, best; did you mean best?"),
+        (
+            {"ckpt__save__best__kind": "bst"},
+            'ckpt.save.best.kind: got "bst"; expected one of steps, best; did you mean best?',
+        ),
         ({"retention__last__n": 0}, "retention.last.n: got 0; expected at least 1"),
         ({"preempt__signals": ["KILL"]}, 'preempt.signals.0: got "KILL"; expected one of TERM, INT, USR1, USR2'),
         ({"name": "../x"}, "name: got \"../x\"; expected letters, digits, '.', '_' and '-', 64 at most"),
@@ -82,12 +85,16 @@ def test_what_does_not_fit_together_is_refused_with_the_way_out(changes: dict[st
 
 
 def test_identity_is_of_values_not_of_spelling() -> None:
-    assert fingerprint(load(DOCUMENT).document) == fingerprint(load(changed(optim__lr=0.004, train__steps=600)).document)
+    assert fingerprint(load(DOCUMENT).document) == fingerprint(
+        load(changed(optim__lr=0.004, train__steps=600)).document
+    )
     assert fingerprint(load(DOCUMENT).document) != fingerprint(load(changed(optim__lr=0.005)).document)
 
 
 def test_where_a_run_lives_and_prints_is_not_identity() -> None:
-    elsewhere = load(changed(name="other", root="/else", log__console=False, resume="must", preempt__signals=[])).document
+    elsewhere = load(
+        changed(name="other", root="/else", log__console=False, resume="must", preempt__signals=[])
+    ).document
     assert fingerprint(elsewhere) == fingerprint(load(DOCUMENT).document)
 
 

@@ -87,7 +87,9 @@ def test_a_folder_of_text_is_read_in_the_order_of_names(tmp_path: Path) -> None:
 def test_digits_are_real_and_split_without_overlap() -> None:
     sources = Digits().sources()
     assert (len(sources.train), len(sources.eval), sources.num_inputs, sources.num_outputs) == (1437, 360, 64, 10)
-    rows = [{row.tobytes() for row in side.take(np.arange(len(side)))["features"]} for side in (sources.train, sources.eval)]
+    rows = [
+        {row.tobytes() for row in side.take(np.arange(len(side)))["features"]} for side in (sources.train, sources.eval)
+    ]
     assert len(rows[0] & rows[1]) == 0
     assert sources.train.take(np.arange(5))["features"].max() == 1.0
 

@@ -67,3 +67,21 @@ def test_remat_policies_reach_the_same_loss(door: Door) -> None:
         losses[config.parent.name] = line["loss"]
     assert len(losses) == 4
     assert max(losses.values()) - min(losses.values()) < 1e-6 * max(losses.values())
+
+
+def test_two_devices_share_the_batch_and_a_run_can_move_between_them(door: Door) -> None:
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    door.kill_at(20, *SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=10")
+    done = door.run(f"dir={door.the_run}", "mesh=data", **two)
+    assert done.returncode == 0, done.stderr
+    assert "changed: mesh.data: 1 → -1" in done.stdout
+    attempts = [json.loads(line) for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]
+    assert [attempt["hardware"] for attempt in attempts] == ["1 × cpu", "2 × cpu"]
+    assert attempts[1]["from_step"] > 0
+    losses = [
+        line["loss"]
+        for line in map(json.loads, (door.the_run / "logs/metrics.jsonl").read_text().splitlines())
+        if line["split"] == "train"
+    ]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0]

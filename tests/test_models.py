@@ -115,7 +115,11 @@ def test_an_inner_jit_is_not_reused_under_another_plan() -> None:
 
 @pytest.mark.parametrize("option", [GPT, Mlp(width=16, dropout=0.1)], ids=lambda option: option.kind)
 def test_every_declared_scope_is_entered(option: Model) -> None:
-    batch = TOKENS if option.takes == "tokens" else {"features": np.ones((4, 8), np.float32), "label": np.zeros(4, np.int32)}
+    batch = (
+        TOKENS
+        if option.takes == "tokens"
+        else {"features": np.ones((4, 8), np.float32), "label": np.zeros(4, np.int32)}
+    )
     for name in option.scopes:
         assert traced(type("One", (), {"scopes": frozenset({name})}), option, batch)[2] == {name}
 
