@@ -38,7 +38,7 @@ class Stdlib:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A text file or a folder of the user's, as bytes; split by file, or by position where there is only one file."""
+    """A text file or a folder of the user's, as bytes; split by file, or by position where the files are few."""
 
     kind: Literal["text"] = "text"
     path: str

@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -16,6 +16,7 @@ NUM_BYTES = 256
 NUM_CLASSES = 10
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access over examples, many at a time."""
 
@@ -76,18 +77,16 @@ def stdlib(seq_len: int, eval_fraction: float) -> Sources:
 
 
 def text(path: Path, pattern: str, seq_len: int, eval_fraction: float) -> Sources:
-    """The files of a folder that match `pattern`, in the order of their names; or one file, its end for evaluation."""
-    if path.is_dir():
-        return _split_by_file(
-            path, sorted(file for file in path.glob(pattern) if file.is_file()), seq_len, eval_fraction
-        )
-    content = np.frombuffer(path.read_bytes(), np.uint8)
-    cut = int(len(content) * (1.0 - eval_fraction))
-    return _windows([content[:cut]], [content[cut:]], seq_len, hashlib.sha256(content.tobytes()).hexdigest(), "1 file")
+    """A file, or the files of a folder that match `pattern`, in the order of their names."""
+    files = sorted(file for file in path.glob(pattern) if file.is_file()) if path.is_dir() else [path]
+    return _split_by_file(path if path.is_dir() else path.parent, files, seq_len, eval_fraction)
 
 
 def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: float) -> Sources:
-    """Train and evaluate on different files. A file's side depends on its name alone, so new files move no old ones."""
+    """Train and evaluate on different files. A file's side depends on its name alone, so new files move no old ones.
+
+    Where the files are too few to fill both sides, the end of the whole text is for evaluation.
+    """
     whole = hashlib.sha256()
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for file in files:
@@ -96,7 +95,12 @@ def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: f
         whole.update(content)
         draw = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
         sides[draw < eval_fraction].append(np.frombuffer(content, np.uint8))
-    return _windows(*sides, seq_len, whole.hexdigest(), f"{len(files)} files")
+    if not all(sides):
+        joined = np.concatenate([*sides[0], *sides[1]])
+        cut = int(len(joined) * (1.0 - eval_fraction))
+        sides = ([joined[:cut]], [joined[cut:]])
+    number = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+    return _windows(*sides, seq_len, whole.hexdigest(), number)
 
 
 def _windows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from models.scopes import scope
 
 
+@runtime_checkable
 class BlockShape(Protocol):
     """What a block needs to know of its model's options."""
 

@@ -1,4 +1,4 @@
-"""What every test shares: strict jax, and a way to start the door in a directory of its own."""
+"""What tests share: a way to start the door in a directory of its own, to kill it, and to compare what it left."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def loss_and_grads(option: Model, batch: dict[str, Any]) -> Any:
     return jax.value_and_grad(loss, has_aux=True), params
 
 
-TOKENS = {"tokens": np.random.default_rng(0).integers(0, 256, (BATCH, SEQ + 1)).astype(np.uint8)}
+TOKENS = {"tokens": jnp.asarray(np.random.default_rng(0).integers(0, 256, (BATCH, SEQ + 1)), jnp.uint8)}
 
 
 def traced(policy: Any, option: Model = GPT, batch: dict[str, Any] = TOKENS) -> tuple[int, Any, set[str]]:
@@ -115,11 +115,7 @@ def test_an_inner_jit_is_not_reused_under_another_plan() -> None:
 
 @pytest.mark.parametrize("option", [GPT, Mlp(width=16, dropout=0.1)], ids=lambda option: option.kind)
 def test_every_declared_scope_is_entered(option: Model) -> None:
-    batch = (
-        TOKENS
-        if option.takes == "tokens"
-        else {"features": np.ones((4, 8), np.float32), "label": np.zeros(4, np.int32)}
-    )
+    batch = TOKENS if option.takes == "tokens" else {"features": jnp.ones((4, 8)), "label": jnp.zeros(4, jnp.int32)}
     for name in option.scopes:
         assert traced(type("One", (), {"scopes": frozenset({name})}), option, batch)[2] == {name}
 
@@ -127,9 +123,8 @@ def test_every_declared_scope_is_entered(option: Model) -> None:
 def test_a_token_does_not_see_the_future() -> None:
     model = GPT.build(1, 256, nnx.Rngs(0))
     model.eval()
-    tokens = TOKENS["tokens"].astype(np.int32)
-    changed = tokens.copy()
-    changed[:, 9:] = 7
+    tokens = TOKENS["tokens"].astype(jnp.int32)
+    changed = tokens.at[:, 9:].set(7)
     np.testing.assert_array_equal(model(tokens)[:, :9], model(changed)[:, :9])
     assert np.abs(np.asarray(model(tokens)[:, 9:] - model(changed)[:, 9:])).max() > 0
 

@@ -1,0 +1,54 @@
+"""The README shows what is: its commands run, its tables name every choice, its two lines are what CI runs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.conftest import REPO, Door
+
+README = (REPO / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+SHORT = ("train.steps=2", "train.eval_steps=1", "train.eval_batches=1", "log.tensorboard=false")
+TINY_GPT = ("model.num_layers=1", "model.width=16", "model.hidden=16", "data.seq_len=16")
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python run.py ") and "dir=" not in line]
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(commands()) >= 6
+    assert any(
+        line == "pip install -c constraints.txt -e . && python run.py"
+        for block in BLOCKS
+        for line in block.splitlines()
+    )
+    assert any(line.endswith("&& pytest") for block in BLOCKS for line in block.splitlines())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_its_commands_run(command: str, door: Door) -> None:
+    words = command.replace("FOLDER", ".").split()[2:]
+    if "--help" in words:
+        shown = door.run(*words)
+        assert shown.returncode == 0
+        assert "retention: all, best_n, last_and_best, last_n" in shown.stdout
+        return
+    steps = [word for word in SHORT if word.split("=")[0] not in {typed.split("=")[0] for typed in words}]
+    words = [word for word in words if not word.startswith("train.steps=")]
+    done = door.run(*words, *dict.fromkeys(["train.steps=2", *steps]), *([] if "model=mlp" in words else TINY_GPT))
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_tables_name_every_choice() -> None:
+    for group in ("model", "data", "ckpt", "retention", "remat", "mesh", "log", "experiment"):
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
+        assert set(re.findall(r"`(\w+)`", row)[1:]) == {path.stem for path in (REPO / "conf" / group).glob("*.yaml")}
+
+
+def test_its_errors_are_what_is_said(door: Door) -> None:
+    for command, said in re.findall(r"\$ python run\.py (.*)\n(error: .*)\n", README):
+        assert door.run(*command.split()).stderr.strip() == said
