@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,14 +93,13 @@ def _worked_on(
     console = choose(place.log, wanted=config.log.console)
     attempt = Attempt(place, config.score, config.train.steps, identity(config.document))
     attempt.begin(overrides, [str(change) for change in drifts])
-    page = partial(readme, place, [str(override) for override in overrides])
     try:
         _introduce(config, place, drifts, console, fresh=fresh)
         outcome, why = _attempted(config, place, attempt, console, watcher)
     except HoldfastError as error:
         if fresh and isinstance(error, ConfigError):
             _unmake(place)
-        else:
+        elif not isinstance(error, ConfigError | RefusedError):  # these leave a run as it was
             attempt.end("diverged" if isinstance(error, DivergedError) else "failed", attempt.step, str(error))
         raise
     except Exception as error:  # a bug, ours or the user's: told in full and recorded
@@ -116,7 +114,7 @@ def _worked_on(
     finally:
         console.close()
         if place.status.exists():
-            rundir.replace(place.readme, page())
+            rundir.replace(place.readme, readme(place))
     return outcome
 
 
@@ -145,11 +143,13 @@ def _attempted(config: Config, place: Run, attempt: Attempt, console: Console, w
 
         built = building.build(config)
     console.say(building.describe(built, config))
+    with attempt.spend("compile"):
+        train_step = building.compile_step(built, config)
     with attempt.spend("restore"):
         state, step, best = _restored(built, place, console)
     attempt.restored(step, best, building.hardware(built))
+    rundir.replace(place.readme, readme(place))
     with attempt.spend("compile"):
-        train_step = building.compile_step(built, config)
         state = built.init() if state is None else state
     with building.live(config, built, train_step, place, attempt, console, step) as parts:
         console.begin(step, config.train.steps)
@@ -163,7 +163,7 @@ def _attempted(config: Config, place: Run, attempt: Attempt, console: Console, w
     if step < config.train.steps:
         return _stopped(config, attempt, console, step, watcher.notice or "stopped")
     if shown := building.showcase(built, config, state):
-        console.say(shown)
+        console.say("a sample:\n" + "\n".join(f"  | {line}" for line in shown.splitlines()))
     return _complete(place, attempt, console, step)
 
 
@@ -189,8 +189,12 @@ def _restored(built: Built, place: Run, console: Console) -> tuple[Any, int, dic
 
 
 def _stopped(config: Config, attempt: Attempt, console: Console, step: int, notice: str) -> tuple[Outcome, str]:
-    kept = f"saved at step {step}" if config.ckpt.last else "nothing saved (ckpt.last=false)"
-    console.say(f"stopped by {notice}: {kept} of {config.train.steps}; the same command goes on from here")
+    if config.ckpt.last:
+        console.say(
+            f"stopped by {notice} at step {step} of {config.train.steps}, saved; the same command goes on from here"
+        )
+    else:
+        console.say(f"stopped by {notice} at step {step}, not saved (ckpt.last=false); the same command starts over")
     score = attempt.best["value"] if attempt.best else None
     return Outcome("preempted", step, score, STOPPED), notice
 

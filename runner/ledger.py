@@ -84,7 +84,8 @@ class Attempt:
 
     def restored(self, step: int, best: dict[str, Any] | None, hardware: str) -> None:
         """Training goes on from here: steps after it that a killed attempt had done are done again."""
-        if self._previous:
+        buried = {line["attempt"] for line in attempts(self._run)}
+        if self._previous and self._previous["attempt"]["attempt"] not in buried:
             last = int(self._previous.get("step", step))
             line = {**self._previous["attempt"], "ended": self._previous.get("updated"), "ending": "killed"}
             rundir.append(
@@ -118,11 +119,11 @@ class Attempt:
     def end(self, state: str, step: int, why: str) -> None:
         """Say how this attempt ended, in status.json and in its line of attempts.jsonl."""
         self._status |= {"step": step, "why": why}
-        self.write(state)
         seconds = {bucket: round(spent, 3) for bucket, spent in self._seconds.items()}
         seconds["total"] = round(self.seconds, 3)
         line = {**self._record, "ended": now(), "ending": state, "why": why, "to_step": step}
         rundir.append(self._run.attempts, {**line, "lost_steps": 0, "seconds": seconds})
+        self.write(state)  # after the line: a kill between the two is seen by the next attempt
 
     @property
     def step(self) -> int:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 from runner.ledger import attempts, now
 from runner.rundir import Run
 
 
-def readme(run: Run, changed: Sequence[str]) -> str:
-    """The page, from status.json and attempts.jsonl; `changed` lists what differs from the defaults."""
-    status = run.read_status()
+def readme(run: Run) -> str:
+    """The page, from status.json and attempts.jsonl."""
+    status, past = run.read_status(), attempts(run)
     current = status.get("attempt", {})
-    command = shlex.join(current.get("command", ["python", "run.py"]))
+    command = shlex.join(current["command"])
+    changed = (past[0] if past else current)["command"][2:]  # what the run was begun with
+    drifts = {change: None for attempt in [*past, current] for change in attempt["drift"]}
     best, last = status.get("best"), status.get("last")
     lines = [
         f"# {run.path.parent.name}/{run.path.name}",
@@ -36,6 +37,7 @@ def readme(run: Run, changed: Sequence[str]) -> str:
         "## What differs from the defaults",
         "",
         *([f"- `{line}`" for line in changed] or ["Nothing."]),
+        *[f"- later: {change}" for change in drifts],
         "",
         "## Made by",
         "",
@@ -45,7 +47,7 @@ def readme(run: Run, changed: Sequence[str]) -> str:
         "",
         "| # | started | host | from → to | ended | lost steps | seconds |",
         "|---|---|---|---|---|---|---|",
-        *[_row(attempt) for attempt in attempts(run)],
+        *[_row(attempt) for attempt in past],
         *([_row({**current, "ending": "running"})] if status.get("state") == "running" else []),
         "",
         f"Written by the runner, {now()}.",

@@ -168,3 +168,71 @@ def test_a_sweep_runs_each_member_in_the_directory_it_has_alone(door: Door) -> N
     members = {path.parent for path in door.cwd.glob("outputs/default/*/config.yaml")}
     assert len(members) == 2
     assert "is finished" in door.run(*small, "ckpt=best").stdout
+
+
+def test_a_resumed_run_compiles_its_step_from_the_cache(door: Door) -> None:
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(door.cwd / "compiled")}
+
+    def programs() -> set[str]:
+        return {path.name for path in (door.cwd / "compiled").glob("jit_train_step-*-cache")}
+
+    process = door.start(*SMALL, **cache)
+    while last_logged(door.cwd) < 20:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 75
+    first = programs()
+    assert len(first) == 1
+    assert door.run(*SMALL, **cache).returncode == 0
+    assert programs() == first
+
+
+def test_a_stopped_sweep_exits_75_and_the_same_command_finishes_it(door: Door) -> None:
+    command = ("-m", *SMALL, "ckpt=periodic,best")
+    door.kill_at(20, *command, number=signal.SIGTERM)
+    assert len(list(door.cwd.glob("outputs/*/*/config.yaml"))) == 1
+    assert door.run(*command).returncode == 0
+    states = [json.loads(path.read_text())["state"] for path in door.cwd.glob("outputs/*/*/status.json")]
+    assert states == ["finished", "finished"]
+
+
+def test_without_checkpoints_a_stopped_run_says_that_it_starts_over(door: Door) -> None:
+    said = door.kill_at(20, *SMALL, "ckpt=none", number=signal.SIGTERM)
+    assert "not saved (ckpt.last=false); the same command starts over" in said
+    done = door.run(*SMALL, "ckpt=none")
+    assert done.returncode == 0
+    assert "finished 60 steps" in done.stdout
+    steps = [json.loads(line)["step"] for line in (door.the_run / "logs/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[0] == 5
+
+
+def test_changed_data_is_refused_and_the_run_left_as_it_was(door: Door) -> None:
+    assert door.run(*SMALL, "train.steps=10").returncode == 0
+    before = {path: path.read_bytes() for path in door.the_run.rglob("*") if path.is_file()}
+    with (door.cwd / "corpus.txt").open("a") as corpus:
+        corpus.write("one more line\n")
+    done = door.run(f"dir={door.the_run}", "train.steps=20")
+    assert done.returncode == 3
+    assert "the data is not what this run was trained on" in done.stderr
+    after = {path: path.read_bytes() for path in door.the_run.rglob("*") if path.is_file()}
+    changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed <= {".lock", "run.log", "README.md"}
+
+
+def test_a_full_disk_at_the_end_is_exit_5(door: Door) -> None:
+    """A file size limit stands in for the full disk: every write beyond it fails in the kernel."""
+    (door.cwd / "sitecustomize.py").write_text(
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+    )
+    done = door.run(*SMALL, "train.steps=10", PYTHONPATH=str(door.cwd), JAX_COMPILATION_CACHE_DIR="")
+    assert done.returncode == 5, (done.stdout, done.stderr)
+    assert "could not be made durable" in done.stderr
+    assert "warning: a checkpoint could not be written" in done.stdout
+    assert json.loads((door.the_run / "status.json").read_text())["state"] == "failed"
+    (door.cwd / "sitecustomize.py").unlink()
+    assert door.run(*SMALL, "train.steps=10").returncode == 0

@@ -46,6 +46,9 @@ class Saved:
     trouble: str | None  # what went wrong afterwards, while old checkpoints were deleted
 
 
+Written = tuple[Saved, list[Record]]  # what a background save gives: itself, and what is on disk after it
+
+
 @dataclass(frozen=True)
 class Policy:
     """What was chosen: rules for when, rules for which, what best means, and whether training waits for the disk."""
@@ -99,7 +102,7 @@ class Checkpointer:
         self._store: Bytes | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._cleaning = self._thread.submit(_clean, checkpoints)
-        self._pending: Future[Saved] | None = None
+        self._pending: Future[Written] | None = None
         self._failing = False
         self._records: list[Record] = records_in(checkpoints)
 
@@ -148,13 +151,13 @@ class Checkpointer:
             self._store = self._open_store(self._checkpoints)
         return self._store
 
-    def _write(self, store: Bytes, record: Record, items: Items, start: float, stall: float) -> Saved:
+    def _write(self, store: Bytes, record: Record, items: Items, start: float, stall: float) -> Written:
         """In the background: written, durable, then known, then pruned."""
         store.save(record, items)
         store.wait()
         durable = time.perf_counter() - start
-        trouble = _prune(self._checkpoints, self._policy)
-        return Saved(record, stall if self._policy.background else durable, durable, trouble)
+        records, trouble = _prune(self._checkpoints, self._policy)
+        return Saved(record, stall if self._policy.background else durable, durable, trouble), records
 
     def _settle(self) -> None:
         """Wait for the pending save and learn how it ended."""
@@ -162,12 +165,11 @@ class Checkpointer:
             return
         pending, self._pending = self._pending, None
         try:
-            saved = pending.result()
+            saved, self._records = pending.result()
         except StorageError as error:
             self._failed(error)
-            return
-        finally:
             self._records = records_in(self._checkpoints)
+            return
         self._failing = False
         self._told(saved)
         if saved.trouble:
@@ -185,8 +187,11 @@ class Checkpointer:
             self._store = None
 
 
-def _prune(checkpoints: Path, policy: Policy) -> str | None:
-    """Link the best and delete what retention lets go. Gives what went wrong: a deletion must not kill a run."""
+def _prune(checkpoints: Path, policy: Policy) -> tuple[list[Record], str | None]:
+    """Link the best and delete what retention lets go. Gives what is left, and what went wrong if anything did.
+
+    A deletion that fails must not kill a run.
+    """
     records = records_in(checkpoints)
     kept = survivors(policy.keep, records, policy.score)
     try:
@@ -195,8 +200,8 @@ def _prune(checkpoints: Path, policy: Policy) -> str | None:
             if record.step not in kept:
                 _discard(checkpoints / str(record.step))
     except OSError as error:
-        return str(error)
-    return None
+        return records_in(checkpoints), str(error)
+    return [record for record in records if record.step in kept], None
 
 
 def link_best(checkpoints: Path, records: list[Record], score: Score) -> None:

@@ -80,9 +80,9 @@ class Store:
         """Return when the checkpoint that was started is durable under its name. Raises StorageError."""
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # whatever Orbax raises, the state is not on disk
+            sync_directory(self._directory)
+        except Exception as error:  # whatever is raised, the state is not on disk
             raise StorageError(_reason(error)) from error
-        sync_directory(self._directory)
 
     def restore(self, step: int, templates: Items) -> dict[str, Any]:
         """The items of a step; array items as their template says: structure, shape, dtype and sharding.
