@@ -51,8 +51,8 @@ def test_killed_three_times_is_bit_identical(ckpt: str, door: Door, references: 
 @pytest.mark.parametrize("ckpt", STRATEGIES)
 def test_killed_anywhere_is_bit_identical(ckpt: str, seed: int, door: Door, references: dict[str, Door]) -> None:
     rng = random.Random(f"{ckpt} {seed}")
-    steps = sorted(rng.choices(range(0, 56, 5), k=3))
-    _killed_and_finished(door, ckpt, [(step, rng.uniform(0.0, 0.2)) for step in steps])
+    steps = sorted(rng.choices(range(0, 51, 5), k=3))
+    _killed_and_finished(door, ckpt, [(step, rng.uniform(0.0, 0.08)) for step in steps])
     assert_same(door.the_run, references[ckpt].the_run, 60)
 
 
