@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -124,6 +123,3 @@ def _plain_line(error: HydraException) -> str:
 def _say(error: HoldfastError) -> int:
     sys.stderr.write(f"error: {error}\n")
     return error.exit_code
-
-
-__all__: list[Any] = ["Command", "compose"]

@@ -7,14 +7,16 @@ and before anything is written. A key is free, resumable or part of a run's iden
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+import yaml
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -172,31 +174,36 @@ def load(document: Any) -> Config:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The document of a run's config.yaml. Only data is read: no code is run, no interpolation is followed."""
+    """The document of a run's config.yaml, with the defaults of keys that are newer than it.
+
+    Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
+    """
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[return-value]
-    except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise RefusedError(f"{path}: cannot be read as a configuration ({type(error).__name__}); restore it") from None
+        saved = yaml.safe_load(path.read_text())
+        return load(saved).document
+    except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
+        raise RefusedError(f"{path}: not a configuration of this version ({_first_line(error)}); restore it") from None
 
 
 def write(document: Mapping[str, Any]) -> str:
     """A document as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(dict(document)))
+    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True)
 
 
-def continued(saved: dict[str, Any], composed: DictConfig, keys: list[str]) -> DictConfig:
+def continued(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
     """The saved document with `keys` (what the command line touched) as composed now, or without them if deleted."""
-    document = OmegaConf.create(saved)
-    plain = OmegaConf.create(_plain(composed, throw=False))
+    document, now = copy.deepcopy(dict(saved)), _plain(composed, throw=False)
     for key in keys:
-        value = OmegaConf.select(plain, key)
-        parent, _, leaf = key.rpartition(".")
-        if value is None and (node := OmegaConf.select(document, parent) if parent else document) is not None:
-            owner = OmegaConf.select(plain, parent) if parent else plain
-            if owner is None or leaf not in owner:
-                node.pop(leaf, None)
-                continue
-        OmegaConf.update(document, key, value, merge=False, force_add=True)
+        *path, leaf = key.split(".")
+        source: Any = now
+        target: Any = document
+        for part in path:
+            source = source.get(part, {}) if isinstance(source, dict) else {}
+            target = target.setdefault(part, {})
+        if isinstance(source, dict) and leaf in source:
+            target[leaf] = source[leaf]
+        else:
+            target.pop(leaf, None)
     return document
 
 
@@ -226,6 +233,10 @@ def _plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key}: a value is needed; say {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

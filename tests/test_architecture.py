@@ -26,6 +26,7 @@ FENCES = {
     "hydra": ("runner.compose",),
     "omegaconf": ("runner.config", "runner.compose"),
     "pydantic": ("runner.config",),
+    "yaml": ("runner.config",),
     "orbax": ("runner.checkpoint.store",),
     "grain": ("data.pipeline",),
     "sklearn": ("data.sources",),

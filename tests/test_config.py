@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
-from runner.config import class_of, drift, fingerprint, identity, load
-from runner.errors import ConfigError
+from runner.config import class_of, continued, drift, fingerprint, identity, load, read, write
+from runner.errors import ConfigError, RefusedError
 from runner.rundir import slug
 
 DOCUMENT: dict[str, Any] = {
@@ -96,6 +99,46 @@ def test_where_a_run_lives_and_prints_is_not_identity() -> None:
         changed(name="other", root="/else", log__console=False, resume="must", preempt__signals=[])
     ).document
     assert fingerprint(elsewhere) == fingerprint(load(DOCUMENT).document)
+
+
+def test_a_document_comes_back_from_its_file_and_newer_keys_get_their_defaults(tmp_path: Path) -> None:
+    document, path = load(changed(optim__lr=1e-5, optim__clip_norm=None)).document, tmp_path / "config.yaml"
+    path.write_text(write(document))
+    assert read(path) == document
+    older = yaml.safe_load(path.read_text())
+    del older["train"]["eval_batches"]
+    path.write_text(write(older))
+    assert read(path) == document
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "name: !!python/object/apply:os.system ['touch PLANTED']",
+        "data: {kind: text, path: '${oc.env:HOME}'}",
+        "[1",
+        "7",
+    ],
+)
+def test_reading_a_configuration_runs_nothing_from_it(
+    planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(write(load(DOCUMENT).document) + planted)
+    with pytest.raises(RefusedError, match="not a configuration of this version"):
+        read(Path("config.yaml"))
+    assert not Path("PLANTED").exists()
+
+
+def test_continuing_changes_what_was_typed_and_nothing_else() -> None:
+    saved = load(changed(seed=7, optim__lr=0.1)).document
+    composed = OmegaConf.create(changed(optim__lr=0.004, train__steps=9, ckpt__save={"best": {"kind": "best"}}))
+    now = continued(saved, composed, ["optim.lr", "train.steps", "ckpt.save.periodic"])
+    assert now["optim"]["lr"] == 0.004  # typed, though it is the default
+    assert now["train"]["steps"] == 9
+    assert now["seed"] == 7
+    assert list(now["ckpt"]["save"]) == ["best"]  # ~ckpt.save.periodic
+    assert saved["optim"]["lr"] == 0.1
 
 
 def test_drift_is_classed_by_key() -> None:
