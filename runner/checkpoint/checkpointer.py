@@ -228,7 +228,7 @@ def _discard(directory: Path) -> None:
 def _clean(checkpoints: Path) -> None:
     """Remove what a killed process left behind: half-written and half-deleted checkpoints."""
     for path in [*checkpoints.glob(f"{TRASH}/*"), *checkpoints.glob("*.orbax-checkpoint-tmp")]:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is told when a save meets it
 
 
 def _set_aside(directory: Path, quarantine: Path, problem: str) -> Path:
