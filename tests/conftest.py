@@ -22,6 +22,7 @@ SMALL = (
     *("model.num_layers=2", "model.num_heads=2", "model.width=32", "model.hidden=64", "model.dropout=0.2"),
     *("train.steps=60", "train.log_steps=5", "train.eval_steps=10", "train.eval_batches=4", "log.tensorboard=false"),
 )
+HANG_SECONDS = 300  # a process that takes longer hangs: not a limit on speed
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,11 @@ class Door:
 
     def run(self, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*overrides, **environment)
-        out, err = process.communicate()
+        try:
+            out, err = process.communicate(timeout=HANG_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         return subprocess.CompletedProcess(overrides, process.returncode, out, err)
 
     def kill_at(self, step: int, *overrides: str, number: int = signal.SIGKILL, delay: float = 0.0) -> str:

@@ -1,0 +1,153 @@
+"""The order of things in training, seen from outside: a fake for each part writes down when it is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+
+from runner.errors import DivergedError
+from runner.loop import STEPS_IN_FLIGHT, Cadence, Parts, train
+from runner.moment import Moment
+
+
+class Number:
+    """A metric on a device: reading it before it has landed would make training wait."""
+
+    def __init__(self, step: int, value: float, world: World):
+        self.step, self.value, self.world = step, value, world
+
+    def block_until_ready(self) -> None:
+        self.world.landed = max(self.world.landed, self.step)
+
+    def __float__(self) -> float:
+        assert self.step <= self.world.landed, f"step {self.step} was read while it was under way"
+        return self.value
+
+
+class Flag:
+    notice: str | None = None
+
+
+class World:
+    """Everything the loop works with, and the list of what happened."""
+
+    def __init__(self, *, save_every: int = 5, losses: Mapping[int, float] | None = None, stop_at: int | None = None):
+        self.events: list[tuple[str, int]] = []
+        self.save_every, self.losses, self.stop_at = save_every, losses or {}, stop_at
+        self.batches, self.landed, self.newest, self.flag = 0, 0, None, Flag()
+        self.saved: dict[int, tuple[int, int, str]] = {}
+
+    def __next__(self) -> Mapping[str, Any]:
+        self.batches += 1
+        return {"n": self.batches}
+
+    def state(self) -> dict[str, Any]:
+        return {"next": self.batches}
+
+    def train_step(self, state: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        step = state["step"] + 1
+        assert batch["n"] == step
+        assert step - self.landed <= STEPS_IN_FLIGHT + 1, "too many steps under way"
+        if step == self.stop_at:
+            self.flag.notice = "SIGTERM"
+        loss = Number(step, self.losses.get(step, 1.0), self)
+        return {"step": step}, {"loss": loss, "grad_norm": Number(step, 1.0, self)}
+
+    def evaluate(self, state: dict[str, Any]) -> dict[str, float]:
+        return {"loss": 1.0 / state["step"]}
+
+    def holds(self, step: int) -> bool:
+        return step in self.saved
+
+    def due(self, moment: Moment) -> str | None:
+        return "due" if moment.step % self.save_every == 0 else None
+
+    def save(self, reason: str, moment: Moment, items: Mapping[str, Any]) -> None:
+        assert items["state"]["step"] == moment.step
+        self.events.append(("save", moment.step))
+        self.saved[moment.step] = (items["state"]["step"], items["data"]["next"], reason)
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        self.events.append((split, step))
+
+    def close(self) -> None: ...
+
+    def spend(self, bucket: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
+
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
+
+    def parts(self, *, steps: int = 20, last: bool = True) -> Parts:
+        return Parts(
+            cadence=Cadence(steps=steps, log_steps=2, eval_steps=10),
+            train_step=self.train_step,
+            evaluate=self.evaluate,
+            items=lambda state, position: {"state": state, "data": position},
+            data=self,
+            saver=self,
+            last=last,
+            logger=self,
+            timing=lambda record: None,
+            progress=self,
+            ledger=self,
+        )
+
+    def train(self, **options: Any) -> tuple[dict[str, Any], int]:
+        return train(self.parts(**options), {"step": 0}, 0, self.flag)
+
+
+def test_each_line_comes_once_in_order_and_before_the_checkpoint_of_its_step() -> None:
+    world = World()
+    assert world.train() == ({"step": 20}, 20)
+    assert [event for event in world.events if event[0] == "train"] == [("train", step) for step in range(2, 21, 2)]
+    assert [event for event in world.events if event[0] == "eval"] == [("eval", 10), ("eval", 20)]
+    for step in (5, 10, 15, 20):
+        at = world.events.index(("save", step))
+        before = world.events[:at]
+        assert {line for line in world.events if line[0] != "save" and line[1] <= step} <= set(before)
+    assert world.events.index(("train", 10)) < world.events.index(("eval", 10)) < world.events.index(("save", 10))
+
+
+def test_a_checkpoint_holds_the_first_batch_its_state_has_not_seen() -> None:
+    world = World()
+    world.train()
+    assert {step: saved[:2] for step, saved in world.saved.items()} == {n: (n, n) for n in (5, 10, 15, 20)}
+
+
+def test_a_stop_saves_the_step_it_comes_in_and_says_why() -> None:
+    world = World(stop_at=7)
+    assert world.train() == ({"step": 7}, 7)
+    assert world.saved[7] == (7, 7, "SIGTERM")
+    assert world.batches == 7  # no batch was drawn that nobody has seen
+
+
+def test_a_step_that_is_saved_already_is_not_saved_again() -> None:
+    world = World(stop_at=10)
+    world.train()
+    assert [event for event in world.events if event == ("save", 10)] == [("save", 10)]
+    world = World(save_every=100)
+    world.train(last=False)
+    assert world.saved == {}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_never_saved(bad: float) -> None:
+    world = World(losses={5: bad})
+    with pytest.raises(DivergedError, match=r"step 5: loss is (nan|inf); it became so after step 4"):
+        world.train()
+    assert world.saved == {}
+    world = World(save_every=100, losses={7: bad, 8: bad})
+    with pytest.raises(DivergedError, match=r"step 8: loss is (nan|inf); it became so after step 6"):
+        world.train()
+
+
+def test_nothing_is_left_to_do_at_the_last_step() -> None:
+    world = World()
+    assert train(world.parts(), {"step": 20}, 20, world.flag) == ({"step": 20}, 20)
+    assert world.events == []
