@@ -34,4 +34,7 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    leave(compose(sys.argv[1:], start))
+    try:
+        leave(compose(sys.argv[1:], start))
+    except KeyboardInterrupt:  # before there was anything to save; later the run listens for it
+        leave(130)

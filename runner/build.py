@@ -189,7 +189,8 @@ def showcase(built: Built, config: Config, state: State) -> str | None:
     assert isinstance(model, GPT)
     prompt = np.frombuffer(b"def ", np.uint8).astype(np.int32)
     tokens = jax.jit(partial(sample, num_tokens=252))(model, prompt, key=jax.random.key(config.seed))
-    return bytes(np.asarray(tokens, np.uint8)).decode(errors="replace")
+    text = bytes(np.asarray(tokens, np.uint8)).decode(errors="replace")
+    return "".join(char if char.isprintable() or char == "\n" else "·" for char in text)  # a terminal obeys the rest
 
 
 def describe(built: Built, config: Config) -> str:

@@ -24,8 +24,9 @@ class WandbLogger:
         if mode == "auto":
             chosen = "online" if wandb.login(prompt=False) else "offline"
         if chosen == "offline":
-            tell(f"wandb: offline, no account; upload later with: wandb sync {directory}/wandb/offline-run-*")
-        os.environ.setdefault("WANDB_SILENT", "true")
+            tell(
+                f"wandb: offline, no account; upload later with: wandb sync {os.path.relpath(directory)}/wandb/offline-run-*"
+            )
         self._run = wandb.init(
             project=project,
             name=name,
@@ -34,6 +35,7 @@ class WandbLogger:
             mode=chosen,
             dir=directory,
             config=config,
+            settings=wandb.Settings(silent=True, console="off"),  # what there is to say, we say
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
