@@ -24,9 +24,8 @@ class WandbLogger:
         if mode == "auto":
             chosen = "online" if wandb.login(prompt=False) else "offline"
         if chosen == "offline":
-            tell(
-                f"wandb: offline, no account; upload later with: wandb sync {os.path.relpath(directory)}/wandb/offline-run-*"
-            )
+            runs = f"{os.path.relpath(directory)}/wandb/offline-run-*"
+            tell(f"wandb: offline, no account; upload later with: wandb sync {runs}")
         self._run = wandb.init(
             project=project,
             name=name,
