@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ def compose(argv: Sequence[str], start: Start) -> int:
     try:
         sys.argv[1:] = [_forced(argument) for argument in argv]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
+        # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
+        warnings.filterwarnings("ignore", message="The version_base parameter is deprecated")
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
     except HydraException as error:
         return _say(ConfigError(_plain_line(error)))
