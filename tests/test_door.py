@@ -248,3 +248,13 @@ def test_a_failed_save_does_not_keep_a_finished_run_from_ending(door: Door) -> N
     assert "warning: a checkpoint could not be written" in out
     assert process.returncode == 0, err
     assert (door.the_run / "checkpoints/25").is_dir()
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run(door: Door) -> None:
+    process = door.start(*SMALL)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "(new run)" in process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert "finished 60 steps" in (door.the_run / "logs/run.log").read_text()

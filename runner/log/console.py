@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ class Plain(Quiet):
 
     def say(self, line: str) -> None:
         super().say(line)
-        print(line, flush=True)
+        _show(line)
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         if time.monotonic() < self._next:
@@ -73,10 +74,7 @@ class Plain(Quiet):
         left = _duration((self._steps - step) / speed) if speed else "?"
         risk = step - (durable_step or 0)
         saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
-        print(
-            f"step {step:>6}/{self._steps}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left} left  {saved}",
-            flush=True,
-        )
+        _show(f"step {step:>6}/{self._steps}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left} left  {saved}")
 
 
 class Bar(Quiet):
@@ -119,6 +117,14 @@ def choose(log: Path, *, wanted: bool) -> Console:
     if not wanted:
         return Quiet(log)
     return Bar(log) if sys.stdout.isatty() else Plain(log)
+
+
+def _show(line: str) -> None:
+    """Print, unless the reader of a pipe has gone: that must not end a run, and run.log has the lines."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _values(metrics: Mapping[str, float]) -> str:
