@@ -36,6 +36,7 @@ class Attempt:
         self._run, self._score = run, score
         self._status: dict[str, Any] = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
         self._record: dict[str, Any] = {}
+        self._previous: dict[str, Any] = {}  # the status of an attempt that was killed and has no line yet
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._start, self._written = time.perf_counter(), -STATUS_SECONDS
 
@@ -84,13 +85,7 @@ class Attempt:
 
     def restored(self, step: int, best: dict[str, Any] | None, hardware: str) -> None:
         """Training goes on from here: steps after it that a killed attempt had done are done again."""
-        buried = {line["attempt"] for line in attempts(self._run)}
-        if self._previous and self._previous["attempt"]["attempt"] not in buried:
-            last = int(self._previous.get("step", step))
-            line = {**self._previous["attempt"], "ended": self._previous.get("updated"), "ending": "killed"}
-            rundir.append(
-                self._run.attempts, {**line, "to_step": last, "lost_steps": max(last - step, 0), "seconds": {}}
-            )
+        self._bury(step)
         self._record |= {"from_step": step, "hardware": hardware}
         self._status |= {"step": step, "best": best}
         self.write("running")
@@ -118,6 +113,7 @@ class Attempt:
 
     def end(self, state: str, step: int, why: str) -> None:
         """Say how this attempt ended, in status.json and in its line of attempts.jsonl."""
+        self._bury(step)
         self._status |= {"step": step, "why": why}
         seconds = {bucket: round(spent, 3) for bucket, spent in self._seconds.items()}
         seconds["total"] = round(self.seconds, 3)
@@ -129,6 +125,15 @@ class Attempt:
     def step(self) -> int:
         """The last step that was noted."""
         return self._status["step"]
+
+    def _bury(self, step: int) -> None:
+        """Write the line of an attempt that was killed, once; training goes on, or failed to, from `step`."""
+        previous, self._previous = self._previous, {}
+        if not previous or previous["attempt"]["attempt"] in {line["attempt"] for line in attempts(self._run)}:
+            return
+        last = int(previous.get("step", step))
+        line = {**previous["attempt"], "ended": previous.get("updated"), "ending": "killed", "to_step": last}
+        rundir.append(self._run.attempts, {**line, "lost_steps": max(last - step, 0), "seconds": {}})
 
     def _rank(self, best: Mapping[str, Any]) -> float:
         rank = self._score.of({self._score.metric: best["value"]})

@@ -144,8 +144,13 @@ def test_a_bug_is_told_in_full_and_recorded(door: Door) -> None:
     (door.cwd / "sitecustomize.py").write_text(
         "import data.sources\ndef text(*_): raise RuntimeError('planted')\ndata.sources.text = text\n"
     )
+    (door.cwd / "sitecustomize.py").rename(door.cwd / "later.py")
+    door.kill_at(20, *SMALL)
+    (door.cwd / "later.py").rename(door.cwd / "sitecustomize.py")
     done = door.run(*SMALL, PYTHONPATH=f"{door.cwd}{os.pathsep}{REPO}")
     assert done.returncode == 1
+    endings = [json.loads(line)["ending"] for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]
+    assert endings == ["killed", "failed"]  # the killed one gets its line all the same
     assert "RuntimeError: planted" in done.stderr
     assert "RuntimeError: planted" in (door.the_run / "logs/run.log").read_text()
     status = json.loads((door.the_run / "status.json").read_text())

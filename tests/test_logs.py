@@ -28,6 +28,14 @@ def test_a_log_is_cut_back_to_the_restored_step_and_the_rest_is_kept(tmp_path: P
     assert len(aside.read_text().splitlines()) == 2
 
 
+def test_a_line_that_came_late_is_kept(tmp_path: Path) -> None:
+    """timing.jsonl tells of a background save when it is durable, some steps after it was made."""
+    log = tmp_path / "timing.jsonl"
+    log.write_text('{"step": 10}\n{"step": 13}\n{"step": 11}\n')
+    cut(log, 11, tmp_path / "cut.jsonl")
+    assert log.read_text() == '{"step": 10}\n{"step": 11}\n'
+
+
 class Broken:
     def log(self, step: int, split: str, metrics: object) -> None:
         raise OSError("the server is gone")

@@ -33,16 +33,13 @@ def cut(path: Path, step: int, aside: Path) -> None:
     """Drop the lines after `step` from a log, and a torn last line; keep them in `aside`."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    kept, position = [], 0
-    for line in content.splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-        position += len(line)
-    if rest := content[position:]:
-        with aside.open("ab") as out:
-            out.write(rest if rest.endswith(b"\n") else rest + b"\n")
-        fresh = path.with_name(f".{path.name}")
-        fresh.write_bytes(b"".join(kept))
-        fresh.replace(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+    if len(kept) == len(lines):
+        return
+    dropped = [line for line in lines if not line.endswith(b"\n") or json.loads(line)["step"] > step]
+    with aside.open("ab") as out:
+        out.writelines(line.rstrip(b"\n") + b"\n" for line in dropped)
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_bytes(b"".join(kept))
+    fresh.replace(path)

@@ -33,6 +33,8 @@ def references(make_door: Callable[[str], Door]) -> dict[str, Door]:
 def _killed_and_finished(door: Door, ckpt: str, kills: list[tuple[int, float]]) -> None:
     for step, delay in kills:
         door.kill_at(step, *_overrides(ckpt), delay=delay)
+        if step > 0:
+            assert "**running**" in (door.the_run / "README.md").read_text()  # there from the first moment
     done = door.run(*_overrides(ckpt))
     assert done.returncode == 0, done.stderr
 
