@@ -19,11 +19,14 @@ from data.sources import Sources
 from models.objectives import OBJECTIVES
 from models.scopes import Plan, active
 from runner import step as steps
-from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved
-from runner.checkpoint.store import Store
+from runner.checkpoint import store
+from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, preflight
+from runner.checkpoint.record import PROGRESS, STATE
+from runner.checkpoint.strategy import Failures
+from runner.checkpoint.transfer import Report, transfer
 from runner.config import Config
 from runner.errors import ConfigError
-from runner.ledger import Attempt
+from runner.ledger import Attempt, interruptions
 from runner.log import Fanout, Logger
 from runner.log.console import Console
 from runner.log.jsonl import Jsonl, cut
@@ -35,7 +38,6 @@ State = steps.State
 Batch = Mapping[str, Any]
 TrainStep = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
 EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
-STATE, PROGRESS = "state", "progress"  # the items of a checkpoint: arrays, and a JSON value
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,25 @@ def compile_step(built: Built, config: Config) -> TrainStep:
     return lowered.compile()
 
 
-def store(checkpoints: Path) -> Store:
-    """The bytes of this run's checkpoints."""
-    return Store(checkpoints, array_items=(STATE,), json_items=(PROGRESS,))
+def restore(built: Built, checkpoint: Path) -> State:
+    """The train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
+    return store.read(checkpoint, built.abstract)
 
 
-def templates(built: Built) -> dict[str, Any]:
-    """What a checkpoint of this configuration holds: the shape of the train state, and a JSON value."""
-    return {STATE: built.abstract, PROGRESS: None}
+def warm(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, Report]:
+    """A fresh state with the weights of another run's checkpoint, and what did not fit."""
+    return transfer(built.init(), checkpoint, partial=partial, stacked=steps.is_stacked)
+
+
+def evaluate(built: Built, config: Config, state: State) -> dict[str, float]:
+    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches)."""
+    sums: dict[str, Any] = {}
+    num_batches = config.train.eval_batches
+    for batch, weights in in_order(built.sources.eval, batch_size=config.data.batch_size, num_batches=num_batches):
+        new = built.eval_step(state, built.put(batch), built.put(weights))
+        sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
+    weight = float(sums.pop("weight"))
+    return {name: float(value) / weight for name, value in sums.items()}
 
 
 @contextmanager
@@ -119,16 +132,19 @@ def live(
         timing = opened.enter_context(closing(_jsonl(run.timing, step, attempt.number)))
         truth = _jsonl(run.metrics, step, attempt.number)
         logger = opened.enter_context(closing(Fanout(truth, _mirrors(config, run, console, step), console.say)))
+        if warning := preflight(run.checkpoints, num_bytes(built), config.retention, config.train.steps):
+            console.say(warning)
         saver = opened.enter_context(closing(_checkpointer(config, run, console, timing)))
         yield Parts(
             cadence=Cadence(config.train.steps, config.train.log_steps, config.train.eval_steps),
             train_step=train_step,
-            evaluate=partial(_evaluate, built, config),
+            evaluate=partial(evaluate, built, config),
             items=lambda state, position: {
                 STATE: state,
                 PROGRESS: {"position": position, "data": built.sources.fingerprint, "best": attempt.best},
             },
             data=built.stream,
+            epoch_steps=len(built.sources.train) / config.data.batch_size,
             saver=saver,
             last=config.ckpt.last,
             logger=logger,
@@ -136,17 +152,6 @@ def live(
             progress=console,
             ledger=attempt,
         )
-
-
-def _evaluate(built: Built, config: Config, state: State) -> dict[str, float]:
-    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches)."""
-    sums: dict[str, Any] = {}
-    num_batches = config.train.eval_batches
-    for batch, weights in in_order(built.sources.eval, batch_size=config.data.batch_size, num_batches=num_batches):
-        new = built.eval_step(state, built.put(batch), built.put(weights))
-        sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
-    weight = float(sums.pop("weight"))
-    return {name: float(value) / weight for name, value in sums.items()}
 
 
 def _jsonl(path: Path, step: int, attempt: int) -> Jsonl:
@@ -170,13 +175,15 @@ def _mirrors(config: Config, run: Run, console: Console, step: int) -> list[Logg
 
 
 def _checkpointer(config: Config, run: Run, console: Console, timing: Jsonl) -> Checkpointer:
-    policy = Policy(config.ckpt.save, config.retention, config.score, background=config.ckpt.write == "background")
+    background, verify = config.ckpt.write == "background", config.ckpt.verify
+    policy = Policy(config.ckpt.save, config.retention, config.score, background, verify)
 
     def told(saved: Saved) -> None:
         stall, durable = round(saved.stall_seconds, 6), round(saved.durable_seconds, 6)
-        timing.write({"step": saved.record.step, "event": "save", "stall": stall, "durable": durable})
+        event = {"step": saved.record.step, "event": "save", "stall": stall, "durable": durable}
+        timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
-    return Checkpointer(run.checkpoints, policy, store, console.say, told)
+    return Checkpointer(run.checkpoints, policy, store, console.say, told, Failures(*interruptions(run)))
 
 
 def showcase(built: Built, config: Config, state: State) -> str | None:
@@ -191,6 +198,11 @@ def showcase(built: Built, config: Config, state: State) -> str | None:
     tokens = jax.jit(partial(sample, num_tokens=252))(model, prompt, key=jax.random.key(config.seed))
     text = bytes(np.asarray(tokens, np.uint8)).decode(errors="replace")
     return "".join(char if char.isprintable() or char == "\n" else "·" for char in text)  # a terminal obeys the rest
+
+
+def num_bytes(built: Built) -> int:
+    """The size of one train state, in bytes."""
+    return sum(store.as_leaf(leaf).num_bytes for leaf in jax.tree.leaves(built.abstract))
 
 
 def describe(built: Built, config: Config) -> str:

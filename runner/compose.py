@@ -91,7 +91,9 @@ def _forced(argument: str) -> str:
         if argument not in FLAGS:
             raise ConfigError(f"{argument}: unknown flag; overrides read key=value; --help shows what there is")
         return argument
-    key, equals, _ = argument.partition("=")
+    key, equals, value = argument.partition("=")
+    if key == "init_from":
+        return f"++init_from.run={value}"
     if not equals or key[:1] in "+~-" or key.startswith("hydra") or "@" in key or (CONF / key).is_dir():
         return argument
     return f"++{argument}"

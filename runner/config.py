@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from data import Data
 from models import Model
+from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
 from runner.checkpoint.retention import Keep
 from runner.checkpoint.strategy import Rule
@@ -41,21 +42,39 @@ BY_KIND = Field(discriminator="kind")
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long to train and how often to look."""
+    """How long to train, how often to look, and which weights a finished run ends on."""
 
     steps: Count = 600
     log_steps: Count = 10
     eval_steps: Count = 100
     eval_batches: Count = 40
+    final: Literal["last", "best"] = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ckpt:
-    """The strategy: named rules, whether training waits for the disk, and whether the last state is saved as well."""
+    """The strategy: named rules, whether training waits for the disk, and whether the last state is saved as well.
+
+    `verify`: `bytes` takes a checksum of every file and compares it before a restore; `values` also reads each fresh
+    checkpoint back and compares it with the live state; `off` compares names and sizes only.
+    """
 
     save: Mapping[str, Annotated[Rule, BY_KIND]] = field(default_factory=dict)
     write: Literal["blocking", "background"] = "background"
     last: bool = True
+    verify: Verify = "bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """Begin with the weights of another run: `RUN`, `RUN@STEP` or `RUN@best`; with `partial`, those that fit."""
+
+    run: str | None = None
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        if self.partial and self.run is None:
+            raise ValueError("partial=true says how to take weights, but not whose; add init_from=RUN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +95,9 @@ class Config:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     root: str = "outputs"
     seed: Annotated[int, Ge(0)] = 0
+    init_from: InitFrom = field(default_factory=InitFrom)
     dir: str | None = None
+    step: Annotated[int, Ge(1)] | Literal["best"] | None = None
     resume: Literal["auto", "never", "must"] = "auto"
     overwrite: bool = False
 
@@ -101,13 +122,14 @@ class Config:
 
 
 # Where a run lives and what it prints: not part of what it computes or of the files it leaves.
-PLACE = ("name", "root", "dir", "resume", "overwrite", "log", "preempt")
+PLACE = ("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt")
 # May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
 FREE = (
     *PLACE,
     "train.log_steps",
     "train.eval_steps",
     "train.eval_batches",
+    "train.final",
     "ckpt",
     "retention",
     "score",
@@ -168,9 +190,7 @@ def load(document: Any) -> Config:
     try:
         return _adapter().validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(explain(problems[0], plain, Config) + more) from None
+        raise ConfigError(explain(error.errors(include_url=False), plain, Config)) from None
 
 
 def read(path: Path) -> dict[str, Any]:

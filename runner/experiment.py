@@ -6,11 +6,14 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner import rundir
+from runner.checkpoint.record import Record, best_of, locate, progress_of, records_in
+from runner.checkpoint.restore import exactly, newest_good, take_back
 from runner.config import PLACE, Config, Drift, drift, fingerprint, identity, read, write
 from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
 from runner.ledger import Attempt
@@ -60,9 +63,16 @@ def _place(config: Config, overrides: Sequence[str]) -> Run:
 
 
 def _admit(config: Config, place: Run) -> list[Drift]:
-    """What differs from the configuration the run was started with. Raises RefusedError where it is another run."""
+    """What differs from the configuration the run was started with.
+
+    Raises RefusedError where it is another run, or where a checkpoint that the command names is not there.
+    """
     if not place.config.exists() or config.overwrite:
+        if config.init_from.run is not None:
+            locate(config.init_from.run)
         return []
+    if config.step is not None and config.step != place.read_status().get("taken_back_to"):
+        locate(f"{place.path}@{config.step}")
     drifts = drift(read(place.config), config.document)
     if others := [str(change) for change in drifts if change.kind == "identity"]:
         raise RefusedError(
@@ -76,6 +86,8 @@ def _finished(config: Config, place: Run) -> Outcome | None:
     status = place.read_status()
     step = status.get("step", 0)
     if config.overwrite or status.get("state") != "finished" or step < config.train.steps:
+        return None
+    if config.step is not None and config.step != status.get("taken_back_to"):
         return None
     if config.ckpt.last and not (place.checkpoints / str(step)).is_dir():
         return None
@@ -97,7 +109,7 @@ def _worked_on(
         _introduce(config, place, drifts, console, fresh=fresh)
         outcome, why = _attempted(config, place, attempt, console, watcher)
     except HoldfastError as error:
-        if fresh and isinstance(error, ConfigError):
+        if fresh and isinstance(error, ConfigError | RefusedError) and not place.holds_checkpoints():
             _unmake(place)
         elif not isinstance(error, ConfigError | RefusedError):  # these leave a run as it was
             attempt.end("diverged" if isinstance(error, DivergedError) else "failed", attempt.step, str(error))
@@ -146,11 +158,9 @@ def _attempted(config: Config, place: Run, attempt: Attempt, console: Console, w
     with attempt.spend("compile"):
         train_step = building.compile_step(built, config)
     with attempt.spend("restore"):
-        state, step, best = _restored(built, place, console)
+        state, step, best = _restored(config, built, place, attempt, console)
     attempt.restored(step, best, building.hardware(built))
     rundir.replace(place.readme, readme(place))
-    with attempt.spend("compile"):
-        state = built.init() if state is None else state
     with building.live(config, built, train_step, place, attempt, console, step) as parts:
         console.begin(step, config.train.steps)
         state, step = train(parts, state, step, watcher)
@@ -162,22 +172,22 @@ def _attempted(config: Config, place: Run, attempt: Attempt, console: Console, w
     console.close()
     if step < config.train.steps:
         return _stopped(config, attempt, console, step, watcher.notice or "stopped")
+    if config.train.final == "best":
+        state = _best(config, built, place, attempt, console, state)
     if shown := building.showcase(built, config, state):
         console.say("a sample:\n" + "\n".join(f"  | {line}" for line in shown.splitlines()))
     return _complete(place, attempt, console, step)
 
 
-def _restored(built: Built, place: Run, console: Console) -> tuple[Any, int, dict[str, Any] | None]:
-    """State, step and best score of the newest good checkpoint, the data at its position; nothing at step 0."""
-    from runner import build as building
-    from runner.checkpoint.checkpointer import newest_good
-
-    record = newest_good(place.checkpoints, place.quarantine, console.say)
-    if record is None:
-        return None, 0, None
-    with closing(building.store(place.checkpoints)) as store:
-        restored = store.restore(record.step, building.templates(built))
-    progress = restored[building.PROGRESS]
+def _restored(
+    config: Config, built: Built, place: Run, attempt: Attempt, console: Console
+) -> tuple[Any, int, dict[str, Any] | None]:
+    """State, step and best score to go on from, the data at its position; or a beginning at step 0."""
+    found = _chosen(config, built, place, attempt, console)
+    if found is None:
+        return _begun(config, built, console), 0, None
+    record, state = found
+    progress = progress_of(place.checkpoints / str(record.step))
     if progress["data"] != built.sources.fingerprint:
         raise RefusedError(
             f"{place}: the data is not what this run was trained on ({built.sources.summary} now); "
@@ -185,7 +195,53 @@ def _restored(built: Built, place: Run, console: Console) -> tuple[Any, int, dic
         )
     built.stream.restore(progress["position"])
     console.say(f"restored step {record.step} (saved: {record.reason})")
-    return restored[building.STATE], record.step, progress["best"]
+    return state, record.step, progress["best"]
+
+
+def _chosen(config: Config, built: Built, place: Run, attempt: Attempt, console: Console) -> tuple[Record, Any] | None:
+    """The checkpoint that `step=` names, or the newest good one, and the state it holds."""
+    from runner import build as building
+
+    read, checksums = partial(building.restore, built), config.ckpt.verify != "off"
+    if config.step is not None and config.step != attempt.taken_back_to:
+        found = exactly(locate(f"{place.path}@{config.step}"), read, checksums=checksums)
+        take_back(place.checkpoints, place.quarantine, found[0].step, console.say)
+        attempt.take_back(config.step)
+        return found
+    if config.step is not None:
+        console.say(f"was taken back to step {config.step} already: going on from the newest checkpoint")
+    attempt.take_back(config.step)
+    return newest_good(place.checkpoints, place.quarantine, read, console.say, checksums=checksums)
+
+
+def _begun(config: Config, built: Built, console: Console) -> Any:
+    """A fresh state, with the weights of another run where `init_from` asks for them."""
+    from runner import build as building
+
+    if config.init_from.run is None:
+        return built.init()
+    checkpoint = locate(config.init_from.run)
+    state, report = building.warm(built, checkpoint, partial=config.init_from.partial)
+    console.say(f"weights from {checkpoint}: {len(report.taken)} arrays as they are")
+    for line in report.lines():
+        console.say(line)
+    return state
+
+
+def _best(config: Config, built: Built, place: Run, attempt: Attempt, console: Console, last: Any) -> Any:
+    """The state of the best checkpoint, proven, for what is made of a finished run; else the last one, and why."""
+    from runner import build as building
+
+    best = best_of(records_in(place.checkpoints), config.score)
+    if best is None:
+        console.say(f"warning: train.final=best: no checkpoint has a finite {config.score.metric}; ending on the last")
+        return last
+    _, state = exactly(place.checkpoints / str(best.step), partial(building.restore, built))
+    measured = building.evaluate(built, config, state)
+    attempt.ends_on(best.step)
+    values = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    console.say(f"ends on the best weights, of step {best.step}: {values}")
+    return state
 
 
 def _stopped(config: Config, attempt: Attempt, console: Console, step: int, notice: str) -> tuple[Outcome, str]:
@@ -209,7 +265,7 @@ def _complete(place: Run, attempt: Attempt, console: Console, step: int) -> tupl
 
 
 def _unmake(place: Run) -> None:
-    """Take back a run whose configuration turned out wrong before anything was trained: nothing was written."""
+    """Take back a run that turned out wrong before anything was trained: nothing was written."""
     shutil.rmtree(place.path)
     for parent in (place.path.parent, place.path.parent.parent):
         with suppress(OSError):  # not empty: it was there before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,8 +33,27 @@ _EXPECTED = {
 }
 
 
-def explain(problem: Mapping[str, Any], document: dict[str, Any], schema: type) -> str:
-    """`where: what was got; what was expected; the way out`, from one finding of pydantic."""
+def explain(problems: Sequence[Mapping[str, Any]], document: dict[str, Any], schema: type) -> str:
+    """`where: what was got; what was expected; the way out`, for the first thing that pydantic found."""
+    places: dict[str, list[Mapping[str, Any]]] = {}
+    for problem in problems:
+        places.setdefault(".".join(_locate(problem["loc"], document, schema)[0]), []).append(problem)
+    where, found = next(iter(places.items()))
+    more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+    if len(found) > 1 and all(problem["input"] == found[0]["input"] for problem in found):  # none of several types
+        return f"{where}: got {json.dumps(found[0]['input'])}; expected {' or '.join(map(_expected, found))}{more}"
+    return _explain(found[0], document, schema) + more
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    """What would have been right, in a few words."""
+    context = problem.get("ctx", {})
+    if problem["type"] == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    return _EXPECTED.get(problem["type"], problem["msg"]).format(**context)
+
+
+def _explain(problem: Mapping[str, Any], document: dict[str, Any], schema: type) -> str:
     path, known = _locate(problem["loc"], document, schema)
     where, kind, context = ".".join(path), problem["type"], problem.get("ctx", {})
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -48,14 +67,15 @@ def explain(problem: Mapping[str, Any], document: dict[str, Any], schema: type) 
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where}.{message}" if where else message
-    if kind in ("union_tag_invalid", "union_tag_not_found", "literal_error"):
+    if kind == "union_tag_not_found":
+        return f"{where}: has no kind, which says what it is; write {where}={{kind: …}}, as the files in conf/ do"
+    if kind in ("union_tag_invalid", "literal_error"):
         expected = [tag.strip("' ") for tag in str(context.get("expected_tags") or context.get("expected")).split(",")]
         expected = [word.strip("'") for part in expected for word in part.split(" or ")]
         got = context.get("tag", problem["input"])
         where = f"{where}.kind" if kind != "literal_error" else where
         return f"{where}: got {json.dumps(got)}; expected one of {', '.join(expected)}{suggest(str(got), expected)}"
-    expected_text = _EXPECTED.get(kind, problem["msg"]).format(**context)
-    return f"{where}: got {json.dumps(problem['input'])}; expected {expected_text}"
+    return f"{where}: got {json.dumps(problem['input'])}; expected {_expected(problem)}"
 
 
 def _locate(location: tuple[int | str, ...], document: dict[str, Any], schema: type) -> tuple[list[str], list[str]]:
@@ -66,6 +86,8 @@ def _locate(location: tuple[int | str, ...], document: dict[str, Any], schema: t
         key = str(element)
         if isinstance(node, dict) and key == node.get("kind") and key not in node:
             continue  # the tag of a union, which pydantic puts between a key and what is below it
+        if path and not isinstance(node, dict | list):
+            break  # below a plain value pydantic only says which of several types it tried
         if key.isdecimal() and isinstance(node, list):
             path.append(key)
             continue

@@ -51,6 +51,19 @@ class Attempt:
         return self._status["best"]
 
     @property
+    def taken_back_to(self) -> int | str | None:
+        """Where `step=` has taken this run already: the same command typed again goes on from there."""
+        return self._status.get("taken_back_to")
+
+    def ends_on(self, step: int) -> None:
+        """Remember whose weights a finished run ended on, where they are not the last."""
+        self._status["final_step"] = step
+
+    def take_back(self, where: int | str | None) -> None:
+        """Remember it, from the next time the status is written."""
+        self._status["taken_back_to"] = where
+
+    @property
     def seconds(self) -> float:
         """Since this attempt began."""
         return time.perf_counter() - self._start
@@ -70,6 +83,7 @@ class Attempt:
         number = int(previous.get("attempt", {}).get("attempt", 0)) + 1
         self._status["step"] = int(previous.get("step", 0))
         self._status["best"] = previous.get("best")
+        self._status["taken_back_to"] = previous.get("taken_back_to")
         self._previous = previous if previous.get("state") == "running" else {}
         self._record = {
             "attempt": number,
@@ -156,6 +170,13 @@ def attempts(run: Run) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def interruptions(run: Run) -> tuple[int, float]:
+    """How often this run was killed or crashed, and in how many seconds of work."""
+    past = [line for line in attempts(run) if line.get("from_step") is not None and line.get("ended")]
+    spans = [datetime.fromisoformat(line["ended"]) - datetime.fromisoformat(line["started"]) for line in past]
+    return sum(line["ending"] in ("killed", "failed") for line in past), sum(span.total_seconds() for span in spans)
 
 
 def _git() -> str | None:

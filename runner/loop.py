@@ -23,6 +23,7 @@ from runner.log import Logger
 from runner.moment import Moment
 
 State = dict[str, Any]
+LOSSES = 64  # so many logged losses are remembered, for rules that look at them
 STEPS_IN_FLIGHT = 2  # one is computed, one waits behind it; more would only delay a stop
 
 
@@ -41,6 +42,7 @@ class Saver(Protocol):
     def holds(self, step: int) -> bool: ...
     def due(self, moment: Moment) -> str | None: ...
     def save(self, reason: str, moment: Moment, items: Mapping[str, Any]) -> None: ...
+    def rescue(self, error: Exception, moment: Moment, items: Callable[[], Mapping[str, Any]]) -> None: ...
 
 
 class Flag(Protocol):
@@ -80,6 +82,7 @@ class Parts:
     evaluate: Callable[[State], dict[str, float]]
     items: Callable[[State, dict[str, Any]], Mapping[str, Any]]  # what a checkpoint holds: state, position of the data
     data: Data
+    epoch_steps: float  # in one pass over the data
     saver: Saver
     last: bool  # whether the last state is saved when training ends or is stopped
     logger: Logger
@@ -92,26 +95,31 @@ def train(parts: Parts, state: State, step: int, flag: Flag) -> tuple[State, int
     """Train from a state of `step` completed updates to the last step, or until asked to stop; save the last state.
 
     Raises DivergedError where the loss or the gradient is not finite at a step that is logged or saved: such a state
-    is never saved.
+    is never saved as one to resume from.
     """
     cadence, first, flight = parts.cadence, step, Flight(parts, step)
-    while step < cadence.steps and flag.notice is None:
-        with parts.ledger.spend("data"):
-            batch = next(parts.data)
-        state, metrics = parts.train_step(state, batch)
-        step += 1
-        flight.take_off(step, metrics)
-        measured: dict[str, float] = {}
-        if step % cadence.eval_steps == 0 or step == cadence.steps:
-            flight.land_all()
-            measured = _evaluate(parts, state, step)
-        moment = Moment(step, measured)
-        if reason := parts.saver.due(moment):
-            flight.land_all()
-            _save(parts, state, moment, metrics, reason)
-    flight.land_all()
-    if step > first and parts.last and not parts.saver.holds(step):
-        _save(parts, state, moment, metrics, flag.notice or "end of training")
+    moment = Moment(step)
+    try:
+        while step < cadence.steps and flag.notice is None:
+            with parts.ledger.spend("data"):
+                batch = next(parts.data)
+            state, metrics = parts.train_step(state, batch)
+            step += 1
+            flight.take_off(step, metrics)
+            measured: dict[str, float] = {}
+            if step % cadence.eval_steps == 0 or step == cadence.steps:
+                flight.land_all()
+                measured = _evaluate(parts, state, step)
+            moment = Moment(step, measured, parts.epoch_steps, flight.losses)
+            if reason := parts.saver.due(moment):
+                flight.land_all()
+                _save(parts, state, moment, metrics, reason)
+        flight.land_all()
+        if step > first and parts.last and not parts.saver.holds(step):
+            _save(parts, state, moment, metrics, flag.notice or "end of training")
+    except Exception as error:  # to be looked at later, where a rule asks for it; it goes on its way all the same
+        parts.saver.rescue(error, Moment(step), lambda: parts.items(state, parts.data.state()))
+        raise
     return state, step
 
 
@@ -123,6 +131,7 @@ class Flight:
 
     def __init__(self, parts: Parts, step: int):
         self._parts, self._logged = parts, step
+        self.losses: deque[float] = deque(maxlen=LOSSES)
         self._flying: deque[tuple[int, Mapping[str, Any]]] = deque()
         self._since = time.perf_counter()
 
@@ -144,6 +153,7 @@ class Flight:
         if step % self._parts.cadence.log_steps and step != self._parts.cadence.steps:
             return
         values = _finite(metrics, self._logged, step)
+        self.losses.append(values["loss"])
         self._parts.logger.log(step, "train", values)
         self._parts.progress.tick(step, values, self._parts.saver.newest)
         self._parts.ledger.note(step, {}, self._parts.saver.newest)

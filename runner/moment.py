@@ -1,6 +1,6 @@
 """What is true after a step, and after a run: the values that rules, loggers and the door look at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,8 @@ class Moment:
 
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    epoch_steps: float = float("inf")  # steps in one pass over the training data
+    losses: Sequence[float] = ()  # the training loss at the last steps that were logged, oldest first
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Run:
         path = self.path.resolve()
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
+    def holds_checkpoints(self) -> bool:
+        """Whether there is anything in it that training has made."""
+        return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.checkpoints, self.quarantine))
+
     def read_status(self) -> dict[str, Any]:
         """status.json, or nothing where it is missing or torn (only a power loss can tear it)."""
         try:

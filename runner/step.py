@@ -28,6 +28,11 @@ Objective = Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]
 STACKED = "blocks"  # models keep layers that are stacked for a scan under this name: one more leading dimension
 
 
+def is_stacked(name: str) -> bool:
+    """Whether a leaf of the state (`params.blocks.ffn.up.kernel`) holds the same weight of every stacked layer."""
+    return name.split(".")[1:2] == [STACKED]
+
+
 @dataclass(frozen=True)
 class Network:
     """A model taken apart: its static structure for training and for evaluation, and the shape of its variables."""

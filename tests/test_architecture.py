@@ -28,6 +28,7 @@ FENCES = {
     "pydantic": ("runner.config",),
     "yaml": ("runner.config",),
     "orbax": ("runner.checkpoint.store",),
+    "tensorstore": ("runner.checkpoint.arrays",),
     "grain": ("data.pipeline",),
     "sklearn": ("data.sources",),
     "wandb": ("runner.log.wandb",),
@@ -42,7 +43,8 @@ NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
-    *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.remat.policy", "runner.preempt"),
+    *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
+    *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt"),
     *("runner.log", "runner.log.console", "models", "data"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
@@ -55,6 +57,7 @@ MAY_KNOW = {
         *(
             "data",
             "models",
+            "runner.checkpoint.checkpointer",
             "runner.checkpoint.retention",
             "runner.checkpoint.strategy",
             "runner.explain",
@@ -63,15 +66,14 @@ MAY_KNOW = {
         *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy"),
     ),
     "runner.experiment": (
-        *("runner.build", "runner.checkpoint.checkpointer", "runner.config", "runner.ledger", "runner.log.console"),
+        *("runner.build", "runner.checkpoint.restore", "runner.config", "runner.ledger", "runner.log.console"),
         *("runner.loop", "runner.preempt.signals", "runner.preempt.watch", "runner.readme"),
     ),
     "runner.build": (
         *(
             "data",
             "models",
-            "runner.checkpoint.checkpointer",
-            "runner.checkpoint.store",
+            "runner.checkpoint",
             "runner.config",
             "runner.ledger",
         ),
@@ -82,7 +84,11 @@ MAY_KNOW = {
     "runner.checkpoint.checkpointer": (
         *("runner.checkpoint.digest", "runner.checkpoint.retention", "runner.checkpoint.strategy"),
     ),
-    "runner.checkpoint.store": ("runner.checkpoint.digest",),
+    "runner.checkpoint.restore": ("runner.checkpoint.digest",),
+    "runner.checkpoint.store": ("runner.checkpoint.arrays",),
+    "runner.checkpoint.transfer": (
+        *("runner.checkpoint.arrays", "runner.checkpoint.digest", "runner.checkpoint.store"),
+    ),
     "runner.preempt.signals": ("runner.preempt.watch",),
     "runner.log.console": ("runner.ledger",),
 }

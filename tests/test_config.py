@@ -42,7 +42,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ckpt__evry": 5}, "ckpt.evry: unknown key; ckpt has: save, write, last"),
+        ({"ckpt__zzz": 5}, "ckpt.zzz: unknown key; ckpt has: save, write, last, verify"),
         ({"chkpt": "best"}, "chkpt: unknown key; did you mean ckpt?"),
         ({"train__stps": 3}, "train.stps: unknown key; did you mean steps?"),
         ({"train__steps": "five"}, 'train.steps: got "five"; expected a whole number'),
@@ -57,11 +57,21 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"ckpt__save__best__metrc": "x"}, "ckpt.save.best.metrc: unknown key; did you mean metric?"),
         (
             {"ckpt__save__best__kind": "bst"},
-            'ckpt.save.best.kind: got "bst"; expected one of steps, best; did you mean best?',
+            'ckpt.save.best.kind: got "bst"; expected one of steps, seconds, epochs, first, best, adaptive, unstable, continuous, on_error; did you mean best?',
         ),
         ({"retention__last__n": 0}, "retention.last.n: got 0; expected at least 1"),
         ({"preempt__signals": ["KILL"]}, 'preempt.signals.0: got "KILL"; expected one of TERM, INT, USR1, USR2'),
         ({"name": "../x"}, "name: got \"../x\"; expected letters, digits, '.', '_' and '-', 64 at most"),
+        ({"step": "newest"}, 'step: got "newest"; expected a whole number or best'),
+        ({"ckpt__verify": "bite"}, 'ckpt.verify: got "bite"; expected one of bytes, values, off; did you mean bytes?'),
+        (
+            {"retention": {"x": {"n": 1}}},
+            "retention.x: has no kind, which says what it is; write retention.x={kind: …}, as the files in conf/ do",
+        ),
+        (
+            {"init_from": {"partial": True}},
+            "init_from.partial=true says how to take weights, but not whose; add init_from=RUN",
+        ),
         ({"seed": None}, "seed: got null; expected a whole number"),
     ],
 )

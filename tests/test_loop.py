@@ -71,6 +71,9 @@ class World:
         self.events.append(("save", moment.step))
         self.saved[moment.step] = (items["state"]["step"], items["data"]["next"], reason)
 
+    def rescue(self, error: Exception, moment: Moment, items: Any) -> None:
+        self.events.append(("rescue", items()["state"]["step"]))
+
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         self.events.append((split, step))
 
@@ -90,6 +93,7 @@ class World:
             evaluate=self.evaluate,
             items=lambda state, position: {"state": state, "data": position},
             data=self,
+            epoch_steps=7.5,
             saver=self,
             last=last,
             logger=self,

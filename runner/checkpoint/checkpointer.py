@@ -1,39 +1,38 @@
-"""The order of things in saving: strategy → store → prove → prune; in restoring: newest first, proven or set aside.
+"""The order of things in saving: strategy → store → prove → publish → prune.
 
-Training hands a state over and goes on. One background thread waits until it is durable, and only then deletes what
-retention lets go, by renaming it into a trash first: a kill at any point leaves nothing that looks like a checkpoint
-and is not one. What there is to choose from is read from disk each time it changes, never remembered.
+Training hands a state over and goes on. One background thread writes it under `.writing/`, seals it, and only then
+gives it its name; and only then deletes what retention lets go, by renaming it into a trash first: a kill at any point
+leaves nothing that looks like a checkpoint and is not one. What there is to choose from is read from disk each time it
+changes, never remembered.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from runner.checkpoint.digest import problem_of, sync_directory
-from runner.checkpoint.record import Record, Score, best_of, load, records_in, steps_in
-from runner.checkpoint.retention import Keep, survivors
-from runner.checkpoint.strategy import Rule, due
-from runner.errors import RefusedError, StorageError
+from runner.checkpoint.digest import seal, sync_directory
+from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, best_of, records_in
+from runner.checkpoint.retention import DiskBudget, Keep, most_kept, survivors
+from runner.checkpoint.strategy import Failures, History, OnError, Rule, due
+from runner.errors import StorageError
 from runner.moment import Moment
 
-TRASH = ".trash"
-Items = Mapping[str, Any]
+Items = Mapping[str, Any]  # STATE: a tree of arrays; PROGRESS: a JSON value
+Verify = Literal["bytes", "values", "off"]
 
 
-class Bytes(Protocol):
-    """What the checkpointer asks of a store."""
+class Store(Protocol):
+    """What the checkpointer asks of store.py."""
 
-    def hold(self, items: Items) -> Items: ...
-    def save(self, record: Record, items: Items) -> None: ...
-    def wait(self) -> None: ...
-    def close(self) -> None: ...
+    def hold(self, state: Any) -> Any: ...
+    def write(self, directory: Path, state: Any, progress: Any) -> None: ...
+    def differing_leaf(self, directory: Path, state: Any) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Saved:
     record: Record
     stall_seconds: float  # training waited
     durable_seconds: float  # until every byte was on disk under its name
+    bytes: int
     trouble: str | None  # what went wrong afterwards, while old checkpoints were deleted
 
 
@@ -51,35 +51,13 @@ Written = tuple[Saved, list[Record]]  # what a background save gives: itself, an
 
 @dataclass(frozen=True)
 class Policy:
-    """What was chosen: rules for when, rules for which, what best means, and whether training waits for the disk."""
+    """What was chosen: rules for when and for which, what best means, whether training waits, how a save is proven."""
 
     save: Mapping[str, Rule]
     keep: Mapping[str, Keep]
     score: Score
     background: bool
-
-
-def newest_good(checkpoints: Path, quarantine: Path, tell: Callable[[str], None]) -> Record | None:
-    """The newest checkpoint whose every byte is proven; what is not is set aside, and said. None: nothing is there.
-
-    Raises RefusedError where there are checkpoints and none is good.
-    """
-    problems = []
-    for step in reversed(steps_in(checkpoints)):
-        directory = checkpoints / str(step)
-        problem = problem_of(directory)
-        if problem is None:
-            return load(directory)[0]
-        problems.append(f"{step} ({problem})")
-        tell(
-            f"warning: checkpoint {step} is not good: {problem}; moved to {_set_aside(directory, quarantine, problem)}"
-        )
-    if problems:
-        raise RefusedError(
-            f"{checkpoints}: no good checkpoint is left; tried {', '.join(problems)}; they are in {quarantine}; "
-            "resume=never overwrite=true starts afresh"
-        )
-    return None
+    verify: Verify = "bytes"
 
 
 class Checkpointer:
@@ -93,23 +71,24 @@ class Checkpointer:
         self,
         checkpoints: Path,
         policy: Policy,
-        open_store: Callable[[Path], Bytes],
+        store: Store,
         tell: Callable[[str], None],
         told: Callable[[Saved], None],
+        failures: Failures,
     ):
-        self._checkpoints, self._policy = checkpoints, policy
-        self._open_store, self._tell, self._told = open_store, tell, told
-        self._store: Bytes | None = None
+        self._checkpoints, self._policy, self._store = checkpoints, policy, store
+        self._tell, self._told, self._failures = tell, told, failures
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._cleaning = self._thread.submit(_clean, checkpoints)
         self._pending: Future[Written] | None = None
         self._failing = False
+        self._tried_step, self._since = 0, time.monotonic()
         self._records: list[Record] = records_in(checkpoints)
 
     @property
     def newest(self) -> int | None:
-        """The newest durable step."""
-        return self._records[-1].step if self._records else None
+        """The newest durable step that a restart would use."""
+        return max((record.step for record in self._records if not record.mark), default=None)
 
     def due(self, moment: Moment) -> str | None:
         """Why to save now, or None. Also notices here, once a step, how the last background save ended."""
@@ -117,20 +96,36 @@ class Checkpointer:
             if not moment.metrics and not self._pending.done():
                 return None
             self._settle()  # after an evaluation a rule looks at history, and the pending save may be the best one
-        return due(self._policy.save, moment, self._records)
+        waited = time.monotonic() - self._since
+        return due(self._policy.save, moment, History(self._records, self._tried_step, waited, self._failures))
 
-    def save(self, reason: str, moment: Moment, items: Items) -> None:
+    def save(self, reason: str, moment: Moment, items: Items, mark: Mark = "") -> None:
         """Save. Waits for the disk if the policy says so; a failure is told once and tried again when next due."""
         start = time.perf_counter()
         self._cleaning.result()  # a new checkpoint is written under a name that is cleaned up
         self._settle()
-        record = Record(moment.step, reason, dict(moment.metrics), time.time())
-        store = self._opened()
-        held = store.hold(items) if self._policy.background else items
-        stall = time.perf_counter() - start
-        self._pending = self._thread.submit(self._write, store, record, held, start, stall)
-        if not self._policy.background:
+        self._tried_step, self._since = moment.step, time.monotonic()
+        record = Record(moment.step, reason, dict(moment.metrics), time.time(), mark=mark)
+        state, background = items[STATE], self._policy.background
+        held = self._store.hold(state) if background else state
+        stall = time.perf_counter() - start if background else None
+        self._pending = self._thread.submit(self._write, record, held, items[PROGRESS], start, stall)
+        if not background:
             self._settle()
+
+    def rescue(self, error: Exception, moment: Moment, items: Callable[[], Items]) -> None:
+        """Leave what there is, marked, after an exception in training; if a rule asks for it, and if it can be done."""
+        if not any(isinstance(rule, OnError) for rule in self._policy.save.values()) or self.holds(moment.step):
+            return
+        reason = f"error after step {moment.step}: {type(error).__name__}: {str(error).splitlines()[:1]}"
+        try:
+            self.save(reason, moment, items(), mark="error")
+            saved = self.holds(moment.step)
+        except RuntimeError as trouble:  # the step that failed had taken the arrays with it
+            self._tell(f"warning: nothing could be left to look at ({str(trouble).splitlines()[0]})")
+            return
+        if saved:
+            self._tell(f"left checkpoint {moment.step} to look at, marked; step={moment.step} restores it")
 
     def holds(self, step: int) -> bool:
         """Whether this step is durable, by a look at the disk; waits for a save that is under way."""
@@ -138,26 +133,31 @@ class Checkpointer:
         return any(record.step == step for record in self._records)
 
     def close(self) -> None:
-        """Settle and let go of threads."""
+        """Settle and let go of the thread."""
         try:
             self._settle()
         finally:
             self._thread.shutdown()
-            if self._store is not None:
-                self._store.close()
 
-    def _opened(self) -> Bytes:
-        if self._store is None:
-            self._store = self._open_store(self._checkpoints)
-        return self._store
-
-    def _write(self, store: Bytes, record: Record, items: Items, start: float, stall: float) -> Written:
-        """In the background: written, durable, then known, then pruned."""
-        store.save(record, items)
-        store.wait()
+    def _write(self, record: Record, state: Any, progress: Any, start: float, stall: float | None) -> Written:
+        """In the background: written, proven, published, and only then pruned. Raises StorageError."""
+        fresh = self._checkpoints / WRITING / str(record.step)
+        try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            self._store.write(fresh, state, progress)
+            if self._policy.verify == "values" and (leaf := self._store.differing_leaf(fresh, state)):
+                raise StorageError(f"{leaf} reads back differently from what was to be saved")
+            spent = time.perf_counter() - start
+            record = replace(record, stall_seconds=spent if stall is None else stall, write_seconds=spent)
+            seal(fresh, record, checksums=self._policy.verify != "off")
+            _publish(fresh, self._checkpoints / str(record.step))
+        except (OSError, StorageError) as error:
+            shutil.rmtree(fresh.parent, ignore_errors=True)  # a disk that is full needs its space back at once
+            raise StorageError(_plain(error)) from error
         durable = time.perf_counter() - start
-        records, trouble = _prune(self._checkpoints, self._policy)
-        return Saved(record, stall if self._policy.background else durable, durable, trouble), records
+        records, trouble = _prune(self._checkpoints, self._policy, record.step)
+        num_bytes = next((known.num_bytes for known in records if known.step == record.step), 0)
+        return Saved(record, durable if stall is None else stall, durable, num_bytes, trouble), records
 
     def _settle(self) -> None:
         """Wait for the pending save and learn how it ended."""
@@ -167,44 +167,52 @@ class Checkpointer:
         try:
             saved, self._records = pending.result()
         except StorageError as error:
-            self._failed(error)
-            self._records = records_in(self._checkpoints)
+            if not self._failing:
+                self._tell(
+                    f"warning: a checkpoint could not be written: {error}; training goes on, the next due save retries"
+                )
+            self._failing, self._records = True, records_in(self._checkpoints)
             return
+        if self._failing:
+            self._tell(f"checkpoints are written again: step {saved.record.step} is durable")
         self._failing = False
         self._told(saved)
         if saved.trouble:
             self._tell(f"warning: old checkpoints could not be deleted: {saved.trouble}")
 
-    def _failed(self, error: StorageError) -> None:
-        if not self._failing:
-            self._tell(
-                f"warning: a checkpoint could not be written: {error}; training goes on, the next due save retries"
-            )
-        self._failing = True
-        if self._store is not None:  # its memory of what is on disk is not to be believed after a failure
-            with suppress(StorageError):  # the same failure, once more
-                self._store.close()
-            self._store = None
 
+def preflight(checkpoints: Path, num_bytes: int, keep: Mapping[str, Keep], steps: int) -> str | None:
+    """A warning where what will be kept, and one more that is being written, does not fit on the volume; else None.
 
-def _prune(checkpoints: Path, policy: Policy) -> tuple[list[Record], str | None]:
-    """Link the best and delete what retention lets go. Gives what is left, and what went wrong if anything did.
-
-    A deletion that fails must not kill a run.
+    `num_bytes` is the size of one state, `steps` the length of the run.
     """
-    records = records_in(checkpoints)
-    kept = survivors(policy.keep, records, policy.score)
-    try:
-        link_best(checkpoints, records, policy.score)
-        for record in records:
-            if record.step not in kept:
-                _discard(checkpoints / str(record.step))
-    except OSError as error:
-        return records_in(checkpoints), str(error)
-    return [record for record in records if record.step in kept], None
+    volume = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
+    there = [record.num_bytes for record in records_in(checkpoints)]
+    free = shutil.disk_usage(volume).free + sum(there)
+    most, budgets = most_kept(keep, steps), [rule.limit for rule in keep.values() if isinstance(rule, DiskBudget)]
+    needed = num_bytes * ((most or 2) + 1)
+    if budgets:
+        needed = min(needed if most else min(budgets) + num_bytes, min(budgets) + num_bytes)
+    if needed <= free:
+        return None
+    count = f"up to {most}" if most else "at least 2"
+    return (
+        f"warning: {gigabytes(free)} free for checkpoints of {gigabytes(num_bytes)} in {checkpoints}: room for "
+        f"{free // max(num_bytes, 1)}, but retention keeps {count} and one more is being written; free space, or "
+        "keep fewer"
+    )
 
 
-def link_best(checkpoints: Path, records: list[Record], score: Score) -> None:
+def gigabytes(num_bytes: float) -> str:
+    """`1.2 GB`, `830 MB`: a size for people."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def link_best(checkpoints: Path, records: Sequence[Record], score: Score) -> None:
     """Point `checkpoints/best` at the best step there is, in one move; no link where nothing ranks."""
     link, best = checkpoints / "best", best_of(records, score)
     if best is None:
@@ -216,7 +224,8 @@ def link_best(checkpoints: Path, records: list[Record], score: Score) -> None:
         fresh.replace(link)
 
 
-def _discard(directory: Path) -> None:
+def discard(directory: Path) -> None:
+    """Delete a checkpoint: first out of sight in one move, for good only then."""
     trash = directory.parent / TRASH
     trash.mkdir(exist_ok=True)
     away = trash / f"{directory.name}-{time.time_ns()}"
@@ -225,16 +234,37 @@ def _discard(directory: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
+def _prune(checkpoints: Path, policy: Policy, step: int) -> tuple[list[Record], str | None]:
+    """Link the best and delete what retention lets go. Gives what is left, and what went wrong if anything did.
+
+    Only what is not newer than the step just proven is judged: the rest is not from this training. A deletion that
+    fails must not kill a run.
+    """
+    records = [record for record in records_in(checkpoints) if record.step <= step]
+    kept = survivors(policy.keep, records, policy.score)
+    try:
+        link_best(checkpoints, records, policy.score)
+        for record in records:
+            if record.step not in kept:
+                discard(checkpoints / str(record.step))
+    except OSError as error:
+        return records_in(checkpoints), str(error)
+    return [record for record in records if record.step in kept], None
+
+
+def _publish(fresh: Path, final: Path) -> None:
+    """Give a sealed checkpoint its name, durably; what an error left under that name goes."""
+    if final.exists():
+        discard(final)
+    fresh.rename(final)
+    sync_directory(final.parent)
+
+
 def _clean(checkpoints: Path) -> None:
     """Remove what a killed process left behind: half-written and half-deleted checkpoints."""
-    for path in [*checkpoints.glob(f"{TRASH}/*"), *checkpoints.glob("*.orbax-checkpoint-tmp")]:
+    for path in [*checkpoints.glob(f"{TRASH}/*"), checkpoints / WRITING, *checkpoints.glob("*.orbax-checkpoint-tmp")]:
         shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is told when a save meets it
 
 
-def _set_aside(directory: Path, quarantine: Path, problem: str) -> Path:
-    """Rename a bad checkpoint out of sight, with the reason; never delete it."""
-    quarantine.mkdir(parents=True, exist_ok=True)
-    aside = quarantine / f"{directory.name}-{time.time_ns()}"
-    directory.rename(aside)
-    (aside / "reason.txt").write_text(problem + "\n")
-    return aside
+def _plain(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

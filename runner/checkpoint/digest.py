@@ -8,66 +8,92 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runner.checkpoint.record import SIDECAR, Record, dump, load
+from runner.checkpoint.record import PIN, SIDECAR, Files, Record, dump, load
 
 CHUNK_BYTES = 1 << 20
-# Orbax writes these while it commits, after the seal: time stamps and a marker, not read on restore.
-UNSEALED = {"_CHECKPOINT_METADATA", "commit_success.txt", SIDECAR}
+THREADS = min(4, os.cpu_count() or 1)  # checksums leave Python alone: files are read side by side
+# In format 1 the seal came before Orbax's own commit, which wrote these; nothing is read from them.
+UNSEALED_IN_FORMAT_1 = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
-def seal(directory: Path, record: Record) -> None:
-    """Write the sidecar with the digest of every file, and fsync files and directories. Called before the commit."""
-    files = {name: _measure(directory / name, durable=True) for name in _names(directory)}
+def seal(directory: Path, record: Record, *, checksums: bool = True) -> None:
+    """Write the sidecar with size and digest of every file, and fsync files and directories: before it gets its name.
+
+    The digests are of what is read back from the files. Without `checksums` only the sizes are kept.
+    """
+    files = measure(directory, list(_names(directory)), checksums=checksums)
+    for name in files:
+        _sync(directory / name)
     sidecar = directory / SIDECAR
-    with sidecar.open("wb") as out:
-        out.write(dump(record, files))
-        out.flush()
-        os.fsync(out.fileno())
-    for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
-        sync_directory(folder)
+    sidecar.write_bytes(dump(record, files))
+    _sync(sidecar)
+    for folder in [*sorted(path for path in directory.rglob("*") if path.is_dir()), directory]:
+        _sync(folder)
 
 
-def problem_of(directory: Path) -> str | None:
-    """Why this checkpoint is not what was written, in a few words; None when every byte is."""
+def problem_of(directory: Path, *, checksums: bool = True) -> str | None:
+    """Why this checkpoint is not what was written, in a few words; None when every byte is.
+
+    Without `checksums` no file is read: only their names and sizes are compared.
+    """
     try:
-        _, sealed = load(directory)
+        record, sealed = load(directory)
+    except FileNotFoundError:
+        return f"no {SIDECAR}: it was never finished, or it is not a checkpoint of a run"
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"no readable {SIDECAR} ({type(error).__name__})"
-    present = set(_names(directory))
-    if missing := sorted(set(sealed) - present):
+        return f"{SIDECAR} cannot be believed ({error or type(error).__name__})"
+    unsealed = UNSEALED_IN_FORMAT_1 if record.format == 1 else set()
+    present = {name for name in _names(directory) if name.rpartition("/")[2] not in unsealed}
+    if missing := sorted(sealed.keys() - present):
         return f"{missing[0]} is missing"
-    if foreign := sorted(present - set(sealed)):
+    if foreign := sorted(present - sealed.keys()):
         return f"{foreign[0]} does not belong to it"
+    try:
+        found = measure(directory, list(sealed), checksums=checksums)
+    except OSError as error:
+        return f"{error.filename or 'a file'} cannot be read ({error.strerror})"
     for name, expected in sealed.items():
-        if _measure(directory / name, durable=False) != expected:
-            return f"{name} is not what was written"
+        if found[name]["bytes"] != expected["bytes"]:
+            return f"{name} has {found[name]['bytes']} bytes instead of {expected['bytes']}"
+        if checksums and found[name]["crc32"] != expected.get("crc32", found[name]["crc32"]):
+            return f"{name} is not what was written (its checksum differs)"
     return None
+
+
+def measure(directory: Path, names: list[str], *, checksums: bool) -> Files:
+    """Size of every file, and CRC-32 of its content where asked for, several files at a time."""
+    look: Callable[[Path], dict[str, int]] = _read if checksums else (lambda path: {"bytes": path.stat().st_size})
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(look, [directory / name for name in names]), strict=True))
 
 
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory survive a power loss."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _sync(directory)
 
 
 def _names(directory: Path) -> Iterator[str]:
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name not in UNSEALED:
-            yield path.relative_to(directory).as_posix()
+        name = path.relative_to(directory).as_posix()
+        if not path.is_dir() and name not in (SIDECAR, PIN):
+            yield name
 
 
-def _measure(path: Path, *, durable: bool) -> dict[str, int]:
-    """Size and CRC-32 of a file's content; with `durable`, fsynced as well."""
-    crc, size = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-        if durable:
-            os.fsync(file.fileno())
+def _read(path: Path) -> dict[str, int]:
+    crc, size, buffer = 0, 0, memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            crc, size = zlib.crc32(buffer[:count], crc), size + count
     return {"bytes": size, "crc32": crc}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

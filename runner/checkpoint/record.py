@@ -1,18 +1,34 @@
-"""One checkpoint on disk, as its sidecar tells it. Reads files only: no jax."""
+"""One checkpoint on disk, as its sidecar tells it. Reads files only: no jax.
+
+    checkpoints/<step>/state/         every array, as Orbax writes them
+    checkpoints/<step>/progress/      a JSON value: position of the data, best score so far
+    checkpoints/<step>/holdfast.json  the sidecar: why it was saved, what was measured, size and digest of every file
+    checkpoints/<step>/pinned         an empty file: retention keeps it (`python -m runner pin`)
+
+The sidecar ends with a checksum of its own bytes. It is the last file to be written before a checkpoint gets its name.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-FORMAT = 1  # the layout of a checkpoint directory; raised when an older reader would misread it
-SIDECAR = "holdfast.json"
+from runner.errors import RefusedError
+
+FORMAT = 2  # the layout of a checkpoint directory; raised when an older reader would misread it
+SIDECAR, PIN = "holdfast.json", "pinned"
+STATE, PROGRESS = "state", "progress"
+TRASH, WRITING = ".trash", ".writing"  # what is on its way out of, and into, `checkpoints/`
+_SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
 
 Mode = Literal["min", "max"]
+Mark = Literal["", "error"]
 
 
 @dataclass(frozen=True)
@@ -32,27 +48,44 @@ class Score:
 
 @dataclass(frozen=True)
 class Record:
-    """One committed checkpoint."""
+    """One committed checkpoint. What is marked was left for people to look at: nothing resumes from it unasked."""
 
     step: int
     reason: str  # why it was saved
     metrics: Mapping[str, float]  # what was measured at exactly this step
     saved_unix_seconds: float
     pinned: bool = False
+    mark: Mark = ""
+    stall_seconds: float = 0.0  # training waited for it
+    write_seconds: float = 0.0  # from the decision to save until it was sealed
+    num_bytes: int = 0  # of all its files, without the sidecar
     format: int = FORMAT
 
 
-def dump(record: Record, files: Mapping[str, object]) -> bytes:
-    """The sidecar's content: the record, and the digests of the files beside it."""
-    return json.dumps({**asdict(record), "files": files}, indent=1).encode()
+Files = dict[str, dict[str, int]]  # name → bytes, and crc32 where it was taken
 
 
-def load(directory: Path) -> tuple[Record, dict[str, object]]:
-    """The record of a checkpoint directory and its digests. Raises OSError or ValueError where it is not one."""
-    document = json.loads((directory / SIDECAR).read_bytes())
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f"{SIDECAR} has not format {FORMAT}")
-    files = document.pop("files")
+def dump(record: Record, files: Files) -> bytes:
+    """The sidecar's content: the record, the files beside it, and a checksum of all that."""
+    document = {key: value for key, value in asdict(record).items() if key not in ("pinned", "num_bytes")}
+    body = json.dumps({**document, "files": files}, indent=1).encode().removesuffix(b"\n}")
+    return body + b',\n "crc32": %d\n}\n' % zlib.crc32(body)
+
+
+def load(directory: Path) -> tuple[Record, Files]:
+    """The record of a checkpoint directory and its files. Raises OSError or ValueError where it is not one."""
+    content = (directory / SIDECAR).read_bytes()
+    document = json.loads(content)
+    if not isinstance(document, dict) or document.get("format") not in (1, FORMAT):
+        raise ValueError(f"{SIDECAR} is not of format 1 to {FORMAT}")
+    if document["format"] > 1:
+        seal = _SEAL.search(content)
+        if seal is None or zlib.crc32(content[: seal.start()]) != int(seal[1]):
+            raise ValueError(f"{SIDECAR} is not what was written")
+        del document["crc32"]
+    files: Files = document.pop("files")
+    document["num_bytes"] = sum(file["bytes"] for file in files.values())
+    document["pinned"] = (directory / PIN).exists()
     record = Record(**document)
     if str(record.step) != directory.name:
         raise ValueError(f"{SIDECAR} belongs to step {record.step}")
@@ -63,7 +96,12 @@ def steps_in(checkpoints: Path) -> list[int]:
     """Every directory that is named like a step, oldest first; whether it holds a good checkpoint is another matter."""
     if not checkpoints.is_dir():
         return []
-    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(int(path.name) for path in checkpoints.iterdir() if is_step(path.name) and path.is_dir())
+
+
+def is_step(name: str) -> bool:
+    """Whether a directory of this name would be a checkpoint: `1000`, not `01000`, `1000.tmp` or `best`."""
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def records_in(checkpoints: Path) -> list[Record]:
@@ -78,6 +116,37 @@ def records_in(checkpoints: Path) -> list[Record]:
 
 
 def best_of(records: Iterable[Record], score: Score) -> Record | None:
-    """The best record by score, the newest among equals; None where none ranks."""
-    ranked = [(value, -record.step, record) for record in records if (value := score.of(record.metrics)) is not None]
-    return min(ranked)[2] if ranked else None
+    """The best record by score, the newest among equals; None where none ranks. What is marked never ranks."""
+    ranked = [
+        (value, -record.step, record)
+        for record in records
+        if not record.mark and (value := score.of(record.metrics)) is not None
+    ]
+    return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
+
+
+def progress_of(directory: Path) -> Any:
+    """The JSON value saved beside the state: position of the data, its fingerprint, the best score so far."""
+    return json.loads((directory / PROGRESS / "metadata").read_bytes())
+
+
+def locate(reference: str) -> Path:
+    """The directory of the checkpoint that `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names.
+
+    Raises RefusedError where there is none.
+    """
+    place, _, which = reference.rpartition("@") if "@" in reference else (reference, "", "newest")
+    checkpoints = Path(place).expanduser() / "checkpoints"
+    steps = [record.step for record in records_in(checkpoints) if not record.mark]
+    if which == "newest" and steps:
+        return checkpoints / str(steps[-1])
+    if which == "best" and (checkpoints / "best").is_dir():
+        return (checkpoints / "best").resolve()
+    if is_step(which) and (checkpoints / which).is_dir():
+        return checkpoints / which
+    there = f"it has {', '.join(str(step) for step in steps)}" if steps else "it has no checkpoint"
+    if not checkpoints.is_dir():
+        raise RefusedError(
+            f"{reference}: no checkpoints are in {place}; name a run as outputs/NAME/RUN, with @STEP or @best"
+        )
+    raise RefusedError(f"{place} has no checkpoint '{which}'; {there}; say @STEP, @best or @newest")

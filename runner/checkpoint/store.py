@@ -1,163 +1,149 @@
-"""BYTES: the only file that imports orbax. Trees go to disk in Orbax's own format and come back as they were.
+"""BYTES: the only file that imports orbax. A tree goes to disk in Orbax's own format and comes back as it was.
 
-Settings and their reasons (measured on orbax 0.12.8): OCDBT (13 files instead of thousands, a small deletion window),
-zarr3 without compression (half the time to durable, half the time to restore, 8 % more disk on floats), and one path
-for both ways of writing: always asynchronous, a blocking save waits. Orbax keeps everything; what is deleted, and
-when, is decided by the checkpointer. Orbax calls `post_finalization_callback` before it commits, despite the name:
-there the checkpoint is sealed, and an exception aborts the commit.
+Settings and their reasons (measured on orbax 0.12.8): OCDBT (13 files instead of thousands) and zarr3 without
+compression (half the time to durable, half the time to restore, 8 % more disk on floats). Writing is synchronous: who
+does not want to wait hands a held copy to a thread of his own, which costs training less than Orbax's asynchronous
+path (0.2 ms for each array, in Python). Reading goes past Orbax, to TensorStore below it, see arrays.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from runner.checkpoint.digest import seal, sync_directory
-from runner.checkpoint.record import Record
-from runner.errors import RefusedError, StorageError
+from runner.checkpoint import arrays
+from runner.checkpoint.arrays import Leaf
+from runner.checkpoint.record import PROGRESS, STATE
+from runner.errors import ConfigError, RefusedError, StorageError
 
-TEMPORARY = ".orbax-checkpoint-tmp"
-Items = Mapping[str, Any]
+Tree = Any
 
 
-class Store:
-    """Checkpoints of one run. An item is a tree of arrays, or a plain JSON value under a name in `json_items`."""
+def hold(state: Tree) -> Tree:
+    """The tree with every array copied to host memory: the device is free to reuse its own. Returns at once."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), state)
 
-    def __init__(self, directory: Path, array_items: tuple[str, ...], json_items: tuple[str, ...]):
-        self._directory = directory.resolve()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._json_items = frozenset(json_items)
-        self._in_flight: Record | None = None
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for name in array_items:
-            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
-            registry.add(name, ocp.args.PyTreeSave, handler)
-            registry.add(name, ocp.args.PyTreeRestore, handler)
-        for name in json_items:
-            json_handler = ocp.JsonCheckpointHandler()
-            registry.add(name, ocp.args.JsonSave, json_handler)
-            registry.add(name, ocp.args.JsonRestore, json_handler)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                save_decision_policy=ocp.checkpoint_managers.AnySavePolicy([_Always()]),
-                preservation_policy=ocp.checkpoint_managers.preservation_policy.PreserveAll(),
-                save_root_metadata=False,
-                enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            ),
-            handler_registry=registry,
+
+def write(directory: Path, state: Tree, progress: Any) -> None:
+    """Write a tree of arrays and a JSON value as a checkpoint. Raises StorageError; then nothing has that name."""
+    arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state)}, **{PROGRESS: ocp.args.JsonSave(progress)})
+    handler = ocp.CompositeCheckpointHandler(
+        **{STATE: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)},
+        **{PROGRESS: ocp.JsonCheckpointHandler()},
+    )
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(directory.resolve(), args=arguments)
+    except Exception as error:  # whatever Orbax raises, the state is not on disk
+        raise StorageError(_reason(error)) from error
+    if not directory.is_dir():
+        raise StorageError(f"Orbax wrote nothing at {directory}")
+
+
+def read(directory: Path, template: Tree) -> Tree:
+    """The tree of a checkpoint: structure, shape, dtype, random generator and sharding as the template says.
+
+    Raises RefusedError where what is on disk has another structure, shape, dtype or generator.
+    """
+    state = directory / STATE
+    wanted = by_name(template)
+    if differing := differences(arrays.leaves(state), {name: as_leaf(leaf) for name, leaf in wanted.items()}):
+        name, (old, new) = next(iter(differing.items()))
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise RefusedError(
+            f"checkpoint {directory.name}: {name} is {old or 'absent'} on disk and {new or 'absent'} in this "
+            f"configuration{more}; the model or the optimizer has changed since: start a new run, with "
+            "init_from=RUN init_from.partial=true to keep the weights that fit"
         )
-
-    def hold(self, items: Items) -> Items:
-        """The items with every array copied to host memory: the device is free to reuse its own. Returns at once.
-
-        Handing a held copy to a background thread costs the training thread a few milliseconds; Orbax's own
-        asynchronous save costs it 0.2 ms for each array, in Python (measured).
-        """
-        return jax.tree.map(_to_host, items)
-
-    def save(self, record: Record, items: Items) -> None:
-        """Start to write a checkpoint; returns when the arrays may be changed. Raises StorageError."""
-        self._in_flight = record
-        arguments = {
-            name: ocp.args.JsonSave(value) if name in self._json_items else ocp.args.PyTreeSave(value)
-            for name, value in items.items()
-            if name in self._json_items or jax.tree.leaves(value)
-        }
-        try:
-            accepted = self._manager.save(record.step, args=ocp.args.Composite(**arguments), force=True)
-        except Exception as error:  # whatever Orbax raises, the state is not on disk
-            raise StorageError(_reason(error)) from error
-        if not accepted:
-            raise StorageError(f"Orbax declined to save step {record.step}")
-
-    def wait(self) -> None:
-        """Return when the checkpoint that was started is durable under its name. Raises StorageError."""
-        try:
-            self._manager.wait_until_finished()
-            sync_directory(self._directory)
-        except Exception as error:  # whatever is raised, the state is not on disk
-            raise StorageError(_reason(error)) from error
-
-    def restore(self, step: int, templates: Items) -> dict[str, Any]:
-        """The items of a step; array items as their template says: structure, shape, dtype and sharding.
-
-        Raises RefusedError where what is on disk has another structure, shape or dtype.
-        """
-        saved = self._manager.item_metadata(step)
-        arguments: dict[str, Any] = {}
-        for name, template in templates.items():
-            if name in self._json_items:
-                arguments[name] = ocp.args.JsonRestore()
-            elif jax.tree.leaves(template):
-                _compare(step, name, jax.tree.map(_stored, template), _tree_of(saved[name]))
-                restore_args = ocp.checkpoint_utils.construct_restore_args(template)
-                arguments[name] = ocp.args.PyTreeRestore(template, restore_args=restore_args)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        for name in arguments.keys() - self._json_items:
-            _compare(step, name, templates[name], restored[name])
-        return {name: restored[name] if name in arguments else template for name, template in templates.items()}
-
-    def close(self) -> None:
-        """Let go of threads, once what was started is durable. Raises StorageError where it is not."""
-        try:
-            self._manager.close()
-        except Exception as error:  # whatever Orbax raises, the state is not on disk
-            raise StorageError(_reason(error)) from error
-
-    def _seal(self) -> None:
-        record = self._in_flight
-        assert record is not None
-        seal(self._directory / f"{record.step}{TEMPORARY}", record)
+    stores = arrays.opened(state, wanted)
+    pending = {name: _pieces(stores[name], leaf) for name, leaf in wanted.items()}
+    loaded = {name: _assembled(pieces, wanted[name]) for name, pieces in pending.items()}
+    return jax.tree.unflatten(jax.tree.structure(template), [loaded[name] for name in wanted])
 
 
-class _Always:
-    """The strategy is ours: what is handed to Orbax is to be saved."""
-
-    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
-        return True
-
-
-def _to_host(leaf: Any) -> Any:
-    if not isinstance(leaf, jax.Array):
-        return leaf
-    return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
-
-
-def _compare(step: int, name: str, template: Any, saved: Any) -> None:
-    """Refuse a checkpoint whose leaves are not the template's. Orbax casts another dtype silently."""
-    wanted = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
-    found = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
-    for path in sorted(wanted.keys() | found.keys()):
-        old, new = _describe(found.get(path)), _describe(wanted.get(path))
-        if old != new:
-            raise RefusedError(
-                f"checkpoint {step}: {name}.{path} is {old} on disk and {new} in this configuration; "
-                "the model or the optimizer has changed since: start a new run"
-            )
+def differing_leaf(directory: Path, state: Tree) -> str | None:
+    """The first leaf whose value on disk is not, bit for bit, the one in memory; None where all are."""
+    named = by_name(state)
+    stores = arrays.opened(directory / STATE, named)
+    for name, leaf in named.items():  # one at a time, in order not to hold the state twice
+        live = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        saved = np.asarray(stores[name].read().result())
+        if (live.shape, live.dtype, live.tobytes()) != (saved.shape, saved.dtype, saved.tobytes()):
+            return name
+    return None
 
 
-def _stored(leaf: Any) -> Any:
-    """How a leaf lies on disk: a typed random key as its words. (Which generator it is for shows after restoring.)"""
-    return jax.eval_shape(jax.random.key_data, leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+def differences(saved: dict[str, Leaf], wanted: dict[str, Leaf]) -> dict[str, tuple[Leaf | None, Leaf | None]]:
+    """By name, what is on disk and what is wanted, where they are not the same."""
+    names = sorted(saved.keys() | wanted.keys())
+    return {name: (saved.get(name), wanted.get(name)) for name in names if saved.get(name) != wanted.get(name)}
 
 
-def _tree_of(saved: Any) -> Any:
-    return getattr(saved, "tree", saved)
+def as_leaf(leaf: Any) -> Leaf:
+    """How an array, or its shape, would lie on disk: a random key as its words."""
+    if _is_key(leaf):
+        words = jax.eval_shape(jax.random.key_data, leaf)
+        return Leaf(tuple(words.shape), str(words.dtype), _generator(leaf.dtype))
+    return Leaf(tuple(leaf.shape), str(leaf.dtype))
+
+
+def by_name(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree under the names they have on disk, in the order of the tree."""
+    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _pieces(store: Any, leaf: Any) -> dict[Any, Any]:
+    """The parts of an array that the devices of this process need, being read: each once, however many need it."""
+    words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    wanted = _placed(leaf, words).addressable_devices_indices_map(tuple(words.shape)).values()
+    return {_plain(index): store[index or ()].read() for index in wanted}
+
+
+def _assembled(pieces: dict[Any, Any], leaf: Any) -> jax.Array:
+    words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    made = jax.make_array_from_callback(
+        tuple(words.shape), _placed(leaf, words), lambda index: pieces[_plain(index)].result()
+    )
+    return jax.random.wrap_key_data(made, impl=_generator(leaf.dtype)) if _is_key(leaf) else made
+
+
+def _placed(leaf: Any, words: Any) -> jax.sharding.Sharding:
+    """Where an array goes; the words of a key have one dimension more, which is never divided."""
+    if leaf is words or leaf.sharding.is_fully_replicated:
+        return leaf.sharding
+    return jax.sharding.NamedSharding(
+        leaf.sharding.mesh, jax.sharding.PartitionSpec(*leaf.sharding.spec, *[None] * (words.ndim - leaf.ndim))
+    )
+
+
+def _plain(index: tuple[slice, ...] | None) -> tuple[tuple[int | None, int | None], ...]:
+    """A key for a part of an array; slices are no keys before Python 3.12."""
+    return tuple((part.start, part.stop) for part in index or ())
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+@functools.cache
+def _generator(dtype: Any) -> str:
+    """The name of a random key's implementation, as Orbax notes it."""
+    for name in ("threefry2x32", "rbg", "unsafe_rbg"):
+        if jax.eval_shape(functools.partial(jax.random.key, 0, impl=name)).dtype == dtype:
+            return name
+    raise ConfigError(f"random keys of type {dtype.name} cannot be saved; use threefry2x32, rbg or unsafe_rbg")
 
 
 def _path(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _describe(leaf: Any) -> str:
-    return "absent" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
-
-
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line, without the addresses that TensorStore adds."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

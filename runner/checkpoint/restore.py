@@ -1,0 +1,133 @@
+"""Which checkpoint a run goes on from: newest first, proven or set aside. No jax: who reads arrays is handed in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from runner.checkpoint.digest import problem_of
+from runner.checkpoint.record import TRASH, WRITING, Record, load, steps_in
+from runner.errors import RefusedError
+
+T = TypeVar("T")
+Read = Callable[[Path], T]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What restoring would make of one directory that is named like a step."""
+
+    step: int
+    record: Record | None  # None where there is no believable sidecar
+    problem: str | None  # why it cannot be used; None where every byte is proven
+
+    @property
+    def usable(self) -> bool:
+        """Whether a run would go on from it without being asked."""
+        return self.problem is None and self.record is not None and not self.record.mark
+
+
+def verdicts(checkpoints: Path, *, checksums: bool = True) -> Iterator[Verdict]:
+    """Every directory that is named like a step, newest first, looked at one by one."""
+    for step in reversed(steps_in(checkpoints)):
+        directory = checkpoints / str(step)
+        problem = problem_of(directory, checksums=checksums)
+        yield Verdict(step, load(directory)[0] if problem is None else None, problem)
+
+
+def ignored(checkpoints: Path) -> list[str]:
+    """Names in `checkpoints/` that are neither a step nor anything of ours: leftovers of copying, editors, people."""
+    if not checkpoints.is_dir():
+        return []
+    known = {"best", ".best", TRASH, WRITING, *(str(step) for step in steps_in(checkpoints))}
+    return sorted(path.name for path in checkpoints.iterdir() if path.name not in known)
+
+
+def newest_good(
+    checkpoints: Path, quarantine: Path, read: Read[T], tell: Tell, *, checksums: bool = True
+) -> tuple[Record, T] | None:
+    """The newest checkpoint whose every byte is proven, and what `read` makes of it. None: there is none at all.
+
+    What is not good is set aside, and said; what is marked is passed over, and said. Raises RefusedError where there
+    are checkpoints and none is good.
+    """
+    if names := ignored(checkpoints):
+        tell(f"ignored in {checkpoints}: {', '.join(names)} (not named like a step)")
+    tried = []
+    for verdict in verdicts(checkpoints, checksums=False):
+        directory = checkpoints / str(verdict.step)
+        if verdict.record is not None and verdict.record.mark:
+            tell(f"checkpoint {verdict.step} is passed over ({verdict.record.reason}); step={verdict.step} restores it")
+            continue
+        problem, value = verdict.problem, None
+        if problem is None:
+            problem, value = _proven(directory, read, checksums=checksums)
+        if problem is None:
+            assert verdict.record is not None
+            return verdict.record, value  # type: ignore[return-value]
+        tried.append(f"{verdict.step} ({problem})")
+        tell(
+            f"warning: checkpoint {verdict.step} is not good: {problem}; "
+            f"moved to {set_aside(directory, quarantine, problem)}"
+        )
+    if tried:
+        raise RefusedError(
+            f"{checkpoints}: no good checkpoint is left; tried {', '.join(tried)}; they are in {quarantine}; "
+            "resume=never overwrite=true starts afresh"
+        )
+    return None
+
+
+def exactly(directory: Path, read: Read[T], *, checksums: bool = True) -> tuple[Record, T]:
+    """This checkpoint, marked or not, and what `read` makes of it. Raises RefusedError where it is not good."""
+    problem, value = problem_of(directory, checksums=False), None
+    if problem is None:
+        problem, value = _proven(directory, read, checksums=checksums)
+    if problem is not None:
+        raise RefusedError(f"{directory}: is not good: {problem}; choose another step, or leave it out for the newest")
+    return load(directory)[0], value  # type: ignore[return-value]
+
+
+def take_back(checkpoints: Path, quarantine: Path, step: int, tell: Tell) -> None:
+    """Set aside what is newer than a step, so that training can go on from it: a step is saved once."""
+    newer = [other for other in steps_in(checkpoints) if other > step]
+    for other in newer:
+        set_aside(checkpoints / str(other), quarantine, f"newer than step {step}, to which the run was taken back")
+    if newer:
+        tell(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {quarantine}")
+
+
+def set_aside(directory: Path, quarantine: Path, problem: str) -> Path:
+    """Rename a checkpoint out of sight, with the reason; never delete it."""
+    quarantine.mkdir(parents=True, exist_ok=True)
+    aside = quarantine / f"{directory.name}-{time.time_ns()}"
+    directory.rename(aside)
+    (aside / "reason.txt").write_text(problem + "\n")
+    return aside
+
+
+def _proven(directory: Path, read: Read[T], *, checksums: bool) -> tuple[str | None, T | None]:
+    """What is wrong with a checkpoint, or what `read` makes of it: read while its checksums are taken, used after.
+
+    Raises what `read` refuses where the bytes are good.
+    """
+    value, refused, failed = None, None, None
+    with ThreadPoolExecutor(1) as pool:
+        proof = pool.submit(problem_of, directory, checksums=checksums)
+        try:
+            value = read(directory)
+        except RefusedError as error:
+            refused = error
+        except Exception as error:  # bytes that are not what was written may fail in any way
+            failed = error
+        problem = proof.result()
+    if problem is None and refused is not None:
+        raise refused
+    if problem is None and failed is not None:
+        problem = f"cannot be read ({type(failed).__name__}: {str(failed).splitlines()[0] if str(failed) else ''})"
+    return problem, value
