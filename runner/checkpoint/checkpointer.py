@@ -117,7 +117,7 @@ class Checkpointer:
         """Leave what there is, marked, after an exception in training; if a rule asks for it, and if it can be done."""
         if not any(isinstance(rule, OnError) for rule in self._policy.save.values()) or self.holds(moment.step):
             return
-        reason = f"error after step {moment.step}: {type(error).__name__}: {str(error).splitlines()[:1]}"
+        reason = f"error after step {moment.step}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         try:
             self.save(reason, moment, items(), mark="error")
             saved = self.holds(moment.step)

@@ -143,7 +143,7 @@ class Adaptive:
         if young >= max(cost / self.max_overhead, takes):
             return young, f"√(2 × {cost:.3g} s a save × {mtbf:.0f} s between failures)"
         if cost / self.max_overhead >= takes:
-            return cost / self.max_overhead, f"at most {self.max_overhead:.0%} of the time for saves of {cost:.3g} s"
+            return cost / self.max_overhead, f"at most {self.max_overhead:.1%} of the time for saves of {cost:.3g} s"
         return takes, "as long as a save takes"
 
 
