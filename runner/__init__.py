@@ -15,6 +15,21 @@
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     ledger.py        attempts, and where their seconds went
     errors.py        every way to end badly, with its exit code
+    tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`
 
 `step` is the number of completed updates, everywhere.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.tools.load import load as load
+
+
+def __getattr__(name: str) -> Any:
+    """`runner.load`, when it is asked for: importing this package imports nothing."""
+    if name == "load":
+        from runner.tools.load import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -129,8 +129,8 @@ def live(
 ) -> Iterator[Parts]:
     """Everything the loop works with, open; closed in reverse, the checkpoints durable, whatever happens."""
     with ExitStack() as opened:
-        timing = opened.enter_context(closing(_jsonl(run.timing, step, attempt.number)))
-        truth = _jsonl(run.metrics, step, attempt.number)
+        timing = opened.enter_context(closing(_jsonl(run.timing, step, attempt.number, console)))
+        truth = _jsonl(run.metrics, step, attempt.number, console)
         logger = opened.enter_context(closing(Fanout(truth, _mirrors(config, run, console, step), console.say)))
         if warning := preflight(run.checkpoints, num_bytes(built), config.retention, config.train.steps):
             console.say(warning)
@@ -154,10 +154,10 @@ def live(
         )
 
 
-def _jsonl(path: Path, step: int, attempt: int) -> Jsonl:
+def _jsonl(path: Path, step: int, attempt: int, console: Console) -> Jsonl:
     """A log, cut back to the restored step: what is logged from here on comes once."""
     cut(path, step, path.with_name(f"{path.stem}.cut-{attempt}.jsonl"))
-    return Jsonl(path)
+    return Jsonl(path, console.say)
 
 
 def _mirrors(config: Config, run: Run, console: Console, step: int) -> list[Logger]:

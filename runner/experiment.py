@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import traceback
@@ -26,6 +27,8 @@ from runner.rundir import Run
 
 if TYPE_CHECKING:
     from runner.build import Built
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def run(config: Config, overrides: Sequence[str]) -> Outcome:
@@ -72,7 +75,7 @@ def _admit(config: Config, place: Run) -> list[Drift]:
             locate(config.init_from.run)
         return []
     if config.step is not None and config.step != place.read_status().get("taken_back_to"):
-        locate(f"{place.path}@{config.step}")
+        locate(f"{place}@{config.step}")
     drifts = drift(read(place.config), config.document)
     if others := [str(change) for change in drifts if change.kind == "identity"]:
         raise RefusedError(
@@ -112,10 +115,13 @@ def _worked_on(
         if fresh and isinstance(error, ConfigError | RefusedError) and not place.holds_checkpoints():
             _unmake(place)
         elif not isinstance(error, ConfigError | RefusedError):  # these leave a run as it was
-            attempt.end("diverged" if isinstance(error, DivergedError) else "failed", attempt.step, str(error))
+            _ended(attempt, "diverged" if isinstance(error, DivergedError) else "failed", str(error))
         raise
-    except Exception as error:  # a bug, ours or the user's: told in full and recorded
-        console.close()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            _ended(attempt, "failed", str(error))
+            raise StorageError(f"{place}: {error.strerror}; free space, then run the same command") from error
+        console.close()  # a bug, ours or the user's: told in full and recorded
         sys.stderr.write(traceback.format_exc())
         with place.log.open("a") as log:
             log.write(traceback.format_exc())
@@ -125,9 +131,16 @@ def _worked_on(
         attempt.end(outcome.ending, outcome.step, why)
     finally:
         console.close()
-        if place.status.exists():
-            rundir.replace(place.readme, readme(place))
+        with suppress(OSError):  # the page is for people; the disk may be what went wrong
+            if place.status.exists():
+                rundir.replace(place.readme, readme(place))
     return outcome
+
+
+def _ended(attempt: Attempt, state: str, why: str) -> None:
+    """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
+    with suppress(OSError):
+        attempt.end(state, attempt.step, why)
 
 
 def _introduce(config: Config, place: Run, drifts: Sequence[Drift], console: Console, *, fresh: bool) -> None:
@@ -222,7 +235,7 @@ def _begun(config: Config, built: Built, console: Console) -> Any:
         return built.init()
     checkpoint = locate(config.init_from.run)
     state, report = building.warm(built, checkpoint, partial=config.init_from.partial)
-    console.say(f"weights from {checkpoint}: {len(report.taken)} arrays as they are")
+    console.say(f"weights from {rundir.shown(checkpoint)}: {len(report.taken)} arrays as they are")
     for line in report.lines():
         console.say(line)
     return state

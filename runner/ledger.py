@@ -16,7 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ class Attempt:
             metric = self._score.metric
             self._status["best"] = {"step": step, "metric": metric, "value": measured[metric]}
         if time.perf_counter() - self._written > STATUS_SECONDS:
-            self.write("running", durable=False)
+            with suppress(OSError):  # a full disk is told by who needs it; this comes again in a second
+                self.write("running", durable=False)
 
     def write(self, state: str, *, durable: bool = True) -> None:
         """Replace status.json."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from runner.errors import DivergedError
-from runner.log import Logger
+from runner.log import Truth
 from runner.moment import Moment
 
 State = dict[str, Any]
@@ -85,7 +85,7 @@ class Parts:
     epoch_steps: float  # in one pass over the data
     saver: Saver
     last: bool  # whether the last state is saved when training ends or is stopped
-    logger: Logger
+    logger: Truth
     timing: Callable[[Mapping[str, Any]], None]
     progress: Progress
     ledger: Ledger
@@ -163,8 +163,10 @@ class Flight:
 
 
 def _save(parts: Parts, state: State, moment: Moment, metrics: Mapping[str, Any], reason: str) -> None:
-    """Save a state, unless the step that made it was not finite."""
+    """Save a state, unless the step that made it was not finite, or the log does not hold its lines yet."""
     _finite(metrics, moment.step - 1, moment.step)
+    if not parts.logger.flush():
+        return
     with parts.ledger.spend("save"):
         parts.saver.save(reason, moment, parts.items(state, parts.data.state()))
 

@@ -41,8 +41,7 @@ class Run:
 
     def __str__(self) -> str:
         """The path as a person would type it."""
-        path = self.path.resolve()
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+        return shown(self.path)
 
     def holds_checkpoints(self) -> bool:
         """Whether there is anything in it that training has made."""
@@ -55,6 +54,12 @@ class Run:
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it from here."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def find(parent: Path, slug: str, digest: str) -> Run:

@@ -31,9 +31,12 @@ class Door:
 
     cwd: Path
 
+    def start_arguments(self, *overrides: str) -> list[str]:
+        return [sys.executable, str(REPO / "run.py"), *overrides]
+
     def start(self, *overrides: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, str(REPO / "run.py"), *overrides],
+            self.start_arguments(*overrides),
             cwd=self.cwd,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,

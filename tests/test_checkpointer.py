@@ -26,6 +26,7 @@ from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Keep, La
 from runner.checkpoint.strategy import Best, Failures, OnError, Rule, Steps
 from runner.errors import RefusedError, StorageError
 from runner.moment import Moment
+from runner.rundir import shown
 
 SCORE = Score("eval/loss", "min")
 EVERY: dict[str, Rule] = {"best": Best(), "every": Steps(steps=1)}
@@ -382,7 +383,7 @@ def test_what_is_not_good_is_set_aside_and_the_next_older_is_used(tmp_path: Path
     found = newest_good(path, quarantine, values, told)
     assert found is not None
     assert (found[0].step, int(found[1]["step"])) == (2, 2)
-    assert told[0] == f"ignored in {path}: 3 (copy) (not named like a step)"
+    assert told[0] == f"ignored in {shown(path)}: 3 (copy) (not named like a step)"
     assert "99999 is not good: no holdfast.json" in told[1]
     assert "checkpoint 3 is not good: " in told[2]
     assert sorted(aside.name.split("-")[0] for aside in quarantine.iterdir()) == ["3", "99999"]
@@ -456,7 +457,7 @@ def test_going_back_sets_the_newer_aside(tmp_path: Path) -> None:
     told = Told()
     take_back(tmp_path / "c", tmp_path / "q", 1, told)
     assert steps_in(tmp_path / "c") == [1]
-    assert told == [f"taken back to step 1: 2, 3 moved to {tmp_path / 'q'}"]
+    assert told == [f"taken back to step 1: 2, 3 moved to {shown(tmp_path / 'q')}"]
     assert {path.name.split("-")[0] for path in (tmp_path / "q").iterdir()} == {"2", "3"}
     take_back(tmp_path / "c", tmp_path / "q", 1, told)
     assert len(told) == 1

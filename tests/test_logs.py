@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from runner.errors import StorageError
 from runner.log import Fanout
 from runner.log.jsonl import Jsonl, cut
 from tests.conftest import SMALL, Door
@@ -14,7 +17,7 @@ from tests.conftest import SMALL, Door
 
 def test_a_log_is_cut_back_to_the_restored_step_and_the_rest_is_kept(tmp_path: Path) -> None:
     log, aside = tmp_path / "metrics.jsonl", tmp_path / "cut.jsonl"
-    sink = Jsonl(log)
+    sink = Jsonl(log, print)
     for step in (5, 10, 15):
         sink.log(step, "train", {"loss": 1.0 / step})
     sink.close()
@@ -40,13 +43,16 @@ class Broken:
     def log(self, step: int, split: str, metrics: object) -> None:
         raise OSError("the server is gone")
 
+    def flush(self) -> bool:
+        return False
+
     def close(self) -> None:
         raise OSError("still gone")
 
 
 def test_a_mirror_that_fails_is_told_once_and_left_out(tmp_path: Path) -> None:
     told: list[str] = []
-    fanout = Fanout(Jsonl(tmp_path / "m.jsonl"), [Broken()], told.append)
+    fanout = Fanout(Jsonl(tmp_path / "m.jsonl", print), [Broken()], told.append)
     fanout.log(1, "train", {"loss": 1.0})
     fanout.log(2, "train", {"loss": 0.5})
     fanout.close()
@@ -57,6 +63,53 @@ def test_a_mirror_that_fails_is_told_once_and_left_out(tmp_path: Path) -> None:
 def test_the_truth_may_stop_a_run() -> None:
     with pytest.raises(OSError, match="gone"):
         Fanout(Broken(), [], print).log(1, "train", {})
+
+
+class Full:
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, file: BinaryIO, room: int):
+        self._file, self.room = file, room
+
+    def write(self, content: bytes) -> int:
+        taken = content[: self.room]
+        self.room -= len(taken)
+        if content and not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(taken)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_lines_wait_for_a_full_disk_and_none_is_torn_or_lost(tmp_path: Path) -> None:
+    told: list[str] = []
+    log = tmp_path / "metrics.jsonl"
+    sink = Jsonl(log, told.append)
+    sink.log(1, "train", {"loss": 1.0})
+    whole = log.read_bytes()
+    sink._out = full = Full(sink._out, room=20)  # type: ignore[assignment]
+    for step in (2, 3):
+        sink.log(step, "train", {"loss": 1.0})
+        assert not sink.flush()
+        assert log.read_bytes() == whole  # what got through of a line was taken back
+    assert told == ["warning: metrics.jsonl cannot be written (No space left on device); its lines wait in memory"]
+    full.room = 10**6
+    assert sink.flush()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
+    sink.close()
+
+
+def test_a_truth_that_is_not_complete_is_an_error_at_the_end(tmp_path: Path) -> None:
+    sink = Jsonl(tmp_path / "m.jsonl", print)
+    sink._out = Full(sink._out, room=0)  # type: ignore[assignment]
+    fanout = Fanout(sink, [], print)
+    fanout.log(1, "train", {"loss": 1.0})
+    with pytest.raises(StorageError, match="last lines of metrics.jsonl"):
+        fanout.close()
 
 
 def test_metrics_hold_no_clock(door: Door) -> None:

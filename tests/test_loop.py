@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +39,8 @@ class World:
     def __init__(self, *, save_every: int = 5, losses: Mapping[int, float] | None = None, stop_at: int | None = None):
         self.events: list[tuple[str, int]] = []
         self.save_every, self.losses, self.stop_at = save_every, losses or {}, stop_at
+        self.log_is_whole = True
+        self.moments: list[tuple[Moment, list[float]]] = []
         self.batches, self.landed, self.newest, self.flag = 0, 0, None, Flag()
         self.saved: dict[int, tuple[int, int, str]] = {}
 
@@ -64,6 +67,7 @@ class World:
         return step in self.saved
 
     def due(self, moment: Moment) -> str | None:
+        self.moments.append((moment, list(moment.losses)))
         return "due" if moment.step % self.save_every == 0 else None
 
     def save(self, reason: str, moment: Moment, items: Mapping[str, Any]) -> None:
@@ -76,6 +80,9 @@ class World:
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         self.events.append((split, step))
+
+    def flush(self) -> bool:
+        return self.log_is_whole
 
     def close(self) -> None: ...
 
@@ -149,6 +156,64 @@ def test_what_is_not_finite_is_never_saved(bad: float) -> None:
     world = World(save_every=100, losses={7: bad, 8: bad})
     with pytest.raises(DivergedError, match=r"step 8: loss is (nan|inf); it became so after step 6"):
         world.train()
+
+
+def test_rules_see_what_is_true_after_each_step() -> None:
+    world = World(losses={2: 0.5, 4: 0.25})
+    world.train()
+    assert [moment.step for moment, _ in world.moments] == list(range(1, 21))
+    assert {moment.epoch_steps for moment, _ in world.moments} == {7.5}
+    assert {moment.step: moment.metrics for moment, _ in world.moments if moment.metrics} == {
+        10: {"eval/loss": 0.1},
+        20: {"eval/loss": 0.05},
+    }
+    seen = dict((moment.step, losses) for moment, losses in world.moments)
+    assert seen[20][:2] == [0.5, 0.25]  # of the steps that were logged, oldest first
+    assert len(seen[20]) == 10
+    assert seen[3] == []  # nobody waits for a loss that has not landed
+
+
+@pytest.mark.parametrize("where", ["__next__", "train_step", "evaluate"])
+def test_an_exception_anywhere_leaves_what_there_is_and_goes_on_its_way(where: str) -> None:
+    class Breaks(World):
+        def __getattribute__(self, name: str) -> Any:
+            if name == where and object.__getattribute__(self, "batches") >= 10:
+                raise KeyError("boom")
+            return object.__getattribute__(self, name)
+
+    world = Breaks()
+    parts = world.parts()
+    broken = dataclasses.replace(
+        parts,
+        data=world if where != "__next__" else Feeds(world),
+        train_step=lambda state, batch: world.train_step(state, batch),
+        evaluate=lambda state: world.evaluate(state),
+    )
+    with pytest.raises(KeyError, match="boom"):
+        train(broken, {"step": 0}, 0, world.flag)
+    last = {"__next__": 10, "train_step": 9, "evaluate": 10}[where]
+    assert world.events[-1] == ("rescue", last)
+
+
+class Feeds:
+    """A world's data, looked up at each step."""
+
+    def __init__(self, world: World):
+        self._world = world
+
+    def __next__(self) -> Mapping[str, Any]:
+        return self._world.__next__()
+
+    def state(self) -> dict[str, Any]:
+        return self._world.state()
+
+
+def test_nothing_is_saved_while_the_log_waits_for_the_disk() -> None:
+    """A restored step is never missing from the log: also not where the log was what the disk had no room for."""
+    world = World()
+    world.log_is_whole = False
+    world.train()
+    assert world.saved == {}
 
 
 def test_nothing_is_left_to_do_at_the_last_step() -> None:

@@ -197,7 +197,7 @@ def preflight(checkpoints: Path, num_bytes: int, keep: Mapping[str, Keep], steps
         return None
     count = f"up to {most}" if most else "at least 2"
     return (
-        f"warning: {gigabytes(free)} free for checkpoints of {gigabytes(num_bytes)} in {checkpoints}: room for "
+        f"warning: {gigabytes(free)} free for checkpoints of {gigabytes(num_bytes)}: room for "
         f"{free // max(num_bytes, 1)}, but retention keeps {count} and one more is being written; free space, or "
         "keep fewer"
     )

@@ -12,6 +12,7 @@ from typing import TypeVar
 from runner.checkpoint.digest import problem_of
 from runner.checkpoint.record import TRASH, WRITING, Record, load, steps_in
 from runner.errors import RefusedError
+from runner.rundir import shown
 
 T = TypeVar("T")
 Read = Callable[[Path], T]
@@ -57,7 +58,7 @@ def newest_good(
     are checkpoints and none is good.
     """
     if names := ignored(checkpoints):
-        tell(f"ignored in {checkpoints}: {', '.join(names)} (not named like a step)")
+        tell(f"ignored in {shown(checkpoints)}: {', '.join(names)} (not named like a step)")
     tried = []
     for verdict in verdicts(checkpoints, checksums=False):
         directory = checkpoints / str(verdict.step)
@@ -73,12 +74,12 @@ def newest_good(
         tried.append(f"{verdict.step} ({problem})")
         tell(
             f"warning: checkpoint {verdict.step} is not good: {problem}; "
-            f"moved to {set_aside(directory, quarantine, problem)}"
+            f"moved to {shown(set_aside(directory, quarantine, problem))}"
         )
     if tried:
         raise RefusedError(
-            f"{checkpoints}: no good checkpoint is left; tried {', '.join(tried)}; they are in {quarantine}; "
-            "resume=never overwrite=true starts afresh"
+            f"{shown(checkpoints)}: no good checkpoint is left; tried {', '.join(tried)}; "
+            f"they are in {quarantine.name}/; resume=never overwrite=true starts afresh"
         )
     return None
 
@@ -89,7 +90,9 @@ def exactly(directory: Path, read: Read[T], *, checksums: bool = True) -> tuple[
     if problem is None:
         problem, value = _proven(directory, read, checksums=checksums)
     if problem is not None:
-        raise RefusedError(f"{directory}: is not good: {problem}; choose another step, or leave it out for the newest")
+        raise RefusedError(
+            f"{shown(directory)}: is not good: {problem}; choose another step, or leave it out for the newest"
+        )
     return load(directory)[0], value  # type: ignore[return-value]
 
 
@@ -99,7 +102,7 @@ def take_back(checkpoints: Path, quarantine: Path, step: int, tell: Tell) -> Non
     for other in newer:
         set_aside(checkpoints / str(other), quarantine, f"newer than step {step}, to which the run was taken back")
     if newer:
-        tell(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {quarantine}")
+        tell(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {shown(quarantine)}")
 
 
 def set_aside(directory: Path, quarantine: Path, problem: str) -> Path:

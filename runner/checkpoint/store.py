@@ -9,6 +9,10 @@ path (0.2 ms for each array, in Python). Reading goes past Orbax, to TensorStore
 from __future__ import annotations
 
 import functools
+import logging
+import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ def write(directory: Path, state: Tree, progress: Any) -> None:
         **{STATE: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)},
         **{PROGRESS: ocp.JsonCheckpointHandler()},
     )
+    _hush()
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(directory.resolve(), args=arguments)
@@ -144,6 +149,29 @@ def _path(path: tuple[Any, ...]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line, without the addresses that TensorStore adds."""
+    """What the operating system said, where it did: TensorStore wraps that in three lines of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error).strip()
+    if code := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(code[1]))
     return text.splitlines()[0] if text else type(error).__name__
+
+
+@functools.cache
+def _hush() -> None:
+    """Keep a failed save from filling a screen: what Orbax raises it also prints, many times over, with tracebacks.
+
+    (0.12.8: its threads log it, asyncio logs it again for each array, and TensorStore calls back into an event loop
+    that is gone by then.)
+    """
+    echoes = ("_SignalingThread.run() raised an exception", "exception was never retrieved")
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not any(echo in str(record.msg) for echo in echoes))
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook

@@ -16,6 +16,7 @@ from runner.checkpoint.digest import problem_of
 from runner.checkpoint.record import STATE
 from runner.checkpoint.store import as_leaf, by_name
 from runner.errors import RefusedError
+from runner.rundir import shown
 
 WEIGHTS = ("params", "extra")  # what a model knows: trained variables, and those that last beside them
 
@@ -55,7 +56,7 @@ def transfer(
     them, and whatever else does not fit keeps its fresh value. The bytes are proven first (RefusedError).
     """
     if problem := problem_of(checkpoint):
-        raise RefusedError(f"init_from: {checkpoint} is not good: {problem}; choose another step with @STEP")
+        raise RefusedError(f"init_from: {shown(checkpoint)} is not good: {problem}; choose another step with @STEP")
     there = {name: leaf for name, leaf in arrays.leaves(checkpoint / STATE).items() if _is_weight(name)}
     fresh = {name: leaf for name, leaf in by_name(state).items() if _is_weight(name)}
     here = {name: as_leaf(leaf) for name, leaf in fresh.items()}
@@ -117,6 +118,7 @@ def _refusal(checkpoint: Path, report: Report) -> str:
     kind = "missing there" if name in report.missing else "unexpected" if name in report.unexpected else "reshaped"
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return (
-        f"init_from: the weights of {checkpoint} do not fit this model: {name} is {kind}: {differing[name]}{more}; "
-        "choose the model they were trained with, or take those that fit: init_from.partial=true"
+        f"init_from: the weights of {shown(checkpoint)} do not fit this model: {name} is {kind}: "
+        f"{differing[name]}{more}; choose the model they were trained with, or take those that fit: "
+        "init_from.partial=true"
     )

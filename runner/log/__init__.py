@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from runner.errors import StorageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wandb:
@@ -32,10 +34,16 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
+class Truth(Logger, Protocol):
+    """metrics.jsonl."""
+
+    def flush(self) -> bool: ...
+
+
 class Fanout:
     """Every metric to every sink, in order. The first is metrics.jsonl, the truth: only it may stop a run."""
 
-    def __init__(self, truth: Logger, mirrors: Sequence[Logger], tell: Teller):
+    def __init__(self, truth: Truth, mirrors: Sequence[Logger], tell: Teller):
         self._truth, self._mirrors, self._tell = truth, list(mirrors), tell
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -47,13 +55,21 @@ class Fanout:
                 self._mirrors.remove(mirror)
                 self._tell(f"warning: {type(mirror).__name__} stopped logging at step {step}: {error}")
 
+    def flush(self) -> bool:
+        """Whether the truth holds every line so far: only then may a checkpoint of this step be made."""
+        return self._truth.flush()
+
     def close(self) -> None:
+        """Let go of every sink. Raises StorageError where the truth is not complete."""
+        complete = self._truth.flush()
         self._truth.close()
         for mirror in self._mirrors:
             try:
                 mirror.close()
             except Exception as error:  # a mirror must not kill a run
                 self._tell(f"warning: {type(mirror).__name__} did not close: {error}")
+        if not complete:
+            raise StorageError("the last lines of metrics.jsonl could not be written; free space, run the same command")
 
 
 class Teller(Protocol):

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -36,7 +37,7 @@ class Quiet:
         self._log = log
 
     def say(self, line: str) -> None:
-        with self._log.open("a") as out:
+        with suppress(OSError), self._log.open("a") as out:  # a full disk is told by who needs it, on the terminal
             out.write("".join(f"{now()} {part}\n" for part in line.splitlines()))
 
     def begin(self, step: int, steps: int) -> None:
