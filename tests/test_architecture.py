@@ -26,9 +26,10 @@ FENCES = {
     "hydra": ("runner.compose",),
     "omegaconf": ("runner.config", "runner.compose"),
     "pydantic": ("runner.config",),
-    "yaml": ("runner.config",),
+    "yaml": ("runner.config", "runner.tools.settings"),
     "orbax": ("runner.checkpoint.store",),
     "tensorstore": ("runner.checkpoint.arrays",),
+    "safetensors": ("runner.tools.export",),
     "grain": ("data.pipeline",),
     "sklearn": ("data.sources",),
     "wandb": ("runner.log.wandb",),
@@ -46,12 +47,17 @@ NO_JAX = (
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt"),
     *("runner.log", "runner.log.console", "models", "data"),
+    *("runner.__main__", "runner.tools", "runner.tools.place", "runner.tools.settings", "runner.tools.text"),
+    *("runner.tools.ls", "runner.tools.show", "runner.tools.diff", "runner.tools.verify", "runner.tools.why"),
+    *("runner.tools.pin", "runner.tools.prune", "runner.tools.digest", "runner.tools.export", "runner.tools.card"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
 # Beyond that, runner modules know: (module, or package with a dot) → what it may import from us.
 MAY_KNOW = {
     "run": ("runner.compose", "runner.config", "runner.experiment"),
+    "runner": ("runner.tools.load",),
+    "runner.__main__": ("runner.explain",),  # and each verb by its name, when it is asked for
     "runner.compose": ("runner.config", "runner.explain"),
     "runner.config": (
         *(
@@ -91,6 +97,22 @@ MAY_KNOW = {
     ),
     "runner.preempt.signals": ("runner.preempt.watch",),
     "runner.log.console": ("runner.ledger",),
+    # Beside each other (runner.tools); of checkpoints only what reads them, and what deletes one.
+    "runner.tools.settings": ("runner.checkpoint.retention",),
+    "runner.tools.place": ("runner.checkpoint.digest", "runner.ledger"),
+    "runner.tools.ls": ("runner.checkpoint.restore", "runner.checkpoint.retention", "runner.tools"),
+    "runner.tools.show": ("runner.checkpoint.arrays", "runner.tools"),
+    "runner.tools.diff": ("runner.checkpoint.arrays", "runner.checkpoint.digest", "runner.config", "runner.tools"),
+    "runner.tools.verify": ("runner.tools",),
+    "runner.tools.why": ("runner.checkpoint.digest", "runner.checkpoint.restore", "runner.tools"),
+    "runner.tools.pin": ("runner.checkpoint.digest", "runner.tools"),
+    "runner.tools.prune": (
+        *("runner.checkpoint.checkpointer", "runner.checkpoint.restore", "runner.checkpoint.retention", "runner.tools"),
+    ),
+    "runner.tools.digest": ("runner.checkpoint.arrays", "runner.tools"),
+    "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
+    "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
+    "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.tools"),
 }
 
 

@@ -204,7 +204,10 @@ def test_an_exception_leaves_a_checkpoint_that_only_step_goes_back_to(door: Door
     asked = door.run(f"dir={copy}", "step=20")
     assert asked.returncode == 0, asked.stderr
     assert "restored step 20 (saved: error after step 20: KeyError: 'boom')" in asked.stdout
-    assert_same(copy, door.the_run, 40)  # the marked state was a good one: the evaluation was what had failed
+    mine, theirs = (checkpoint(path / "checkpoints/40") for path in (copy, door.the_run))
+    assert all(
+        str(mine[name]) == str(theirs[name]) for name in theirs if name != "progress"
+    )  # only that eval is missing
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -1,0 +1,95 @@
+"""Facts as a person reads them: aligned columns that fit the terminal, ages, sizes."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+
+GAP, NARROWEST = "  ", 12
+WIDTH_WITHOUT_TERMINAL = 100
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), flexible: Collection[str] = ()
+) -> list[str]:
+    """Rows under a head; columns in `right` are aligned there, those in `flexible` are shortened to fit the terminal.
+
+    A column that has nothing to say is left out.
+    """
+    told = [index for index in range(len(head)) if any(row[index] for row in rows)]
+    cells = [[line[index] for index in told] for line in (head, *rows)]
+    names = [head[index] for index in told]
+    widths = _fitted(
+        [max(map(len, column)) for column in zip(*cells, strict=True)],
+        [index for index, name in enumerate(names) if name in flexible],
+        width() - len(GAP) * (len(told) - 1),
+    )
+    return [
+        GAP.join(
+            f"{shortened(cell, room):{'>' if name in right else '<'}{room}}"
+            for cell, room, name in zip(line, widths, names, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def width() -> int:
+    """How many characters a line has: the terminal's, or a page's where there is none."""
+    return shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 0)).columns
+
+
+def wrapped(label: str, text: str) -> list[str]:
+    """A label and its text, which goes on below itself where it does not fit the terminal."""
+    lines = textwrap.wrap(text, max(width() - len(label), 4 * NARROWEST), break_long_words=False) or [""]
+    return [label + lines[0], *(" " * len(label) + line for line in lines[1:])]
+
+
+def _fitted(widths: list[int], flexible: Sequence[int], budget: int) -> list[int]:
+    """Take from the widest of the flexible columns, one by one, until all fit or none can give."""
+    widths = list(widths)
+    while flexible and sum(widths) > budget:
+        widest = max(flexible, key=lambda index: widths[index])
+        if widths[widest] <= NARROWEST:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def shortened(text: str, room: int) -> str:
+    """At most so many characters, with `…` for what is left out."""
+    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
+
+
+def age(seconds: float) -> str:
+    """`3m ago`: how long since, in the largest unit that fits; a clock that jumped is `now`."""
+    for length, unit, limit in ((1, "s", 60), (60, "m", 60), (3600, "h", 48), (86400, "d", 1000000)):
+        if seconds < length * limit:
+            count = int(seconds // length)
+            return f"{count}{unit} ago" if count > 0 else "now"
+    return "long ago"
+
+
+def size(num_bytes: float) -> str:
+    """`1.2 GB`, `830 MB`. (To import the checkpointer for its own would cost `ls` an eighth of its time.)"""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 999.5:  # what rounds to 1000 belongs to the next unit
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def moment(unix_seconds: float) -> str:
+    """A time of the clock: `2026-11-21 03:28:26 UTC`."""
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def measured(metrics: Mapping[str, float]) -> str:
+    """`eval/accuracy 0.98889, eval/loss 0.056982`."""
+    return ", ".join(f"{name} {value:.5g}" for name, value in sorted(metrics.items()))
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 checkpoint`, `2 checkpoints`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
