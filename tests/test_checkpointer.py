@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.checkpoint import arrays, checkpointer, store
-from runner.checkpoint.checkpointer import Checkpointer, Policy, gigabytes, preflight
+from runner.checkpoint.checkpointer import Checkpointer, Policy, preflight
 from runner.checkpoint.digest import problem_of
-from runner.checkpoint.record import PIN, PROGRESS, STATE, Record, Score, best_of, load, records_in, steps_in
+from runner.checkpoint.record import PIN, PROGRESS, STATE, Record, Score, best_of, load, records_in, size_text, steps_in
 from runner.checkpoint.restore import exactly, ignored, newest_good, take_back, verdicts
 from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Keep, Last, Pinned
 from runner.checkpoint.strategy import Best, Failures, OnError, Rule, Steps
@@ -366,8 +366,16 @@ def test_preflight_counts_what_is_there_already(tmp_path: Path, monkeypatch: pyt
 
 
 def test_sizes_are_for_people() -> None:
-    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1 kB", 1_234_567: "1.23 MB", 20e9: "20 GB", 5e15: "5e+03 TB"}
-    assert {size: gigabytes(size) for size in sizes} == sizes
+    sizes = {
+        0: "0 bytes",
+        999: "999 bytes",
+        1000: "1 kB",
+        999_600_000: "1 GB",
+        1_234_567: "1.23 MB",
+        20e9: "20 GB",
+        5e15: "5e+03 TB",
+    }
+    assert {size: size_text(size) for size in sizes} == sizes
 
 
 # --- restoring ---

@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from runner.checkpoint.digest import seal, sync_directory
-from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, best_of, records_in
+from runner.checkpoint.record import (
+    PROGRESS,
+    STATE,
+    TRASH,
+    WRITING,
+    Mark,
+    Record,
+    Score,
+    best_of,
+    records_in,
+    size_text,
+)
 from runner.checkpoint.retention import DiskBudget, Keep, most_kept, survivors
 from runner.checkpoint.strategy import Failures, History, OnError, Rule, due
 from runner.errors import StorageError
@@ -197,19 +208,10 @@ def preflight(checkpoints: Path, num_bytes: int, keep: Mapping[str, Keep], steps
         return None
     count = f"up to {most}" if most else "at least 2"
     return (
-        f"warning: {gigabytes(free)} free for checkpoints of {gigabytes(num_bytes)}: room for "
+        f"warning: {size_text(free)} free for checkpoints of {size_text(num_bytes)}: room for "
         f"{free // max(num_bytes, 1)}, but retention keeps {count} and one more is being written; free space, or "
         "keep fewer"
     )
-
-
-def gigabytes(num_bytes: float) -> str:
-    """`1.2 GB`, `830 MB`: a size for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
 
 
 def link_best(checkpoints: Path, records: Sequence[Record], score: Score) -> None:

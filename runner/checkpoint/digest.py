@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 from runner.checkpoint.record import PIN, SIDECAR, Files, Record, dump, load
@@ -27,6 +26,8 @@ def seal(directory: Path, record: Record, *, checksums: bool = True) -> None:
     The digests are of what is read back from the files. Without `checksums` only the sizes are kept.
     """
     files = measure(directory, list(_names(directory)), checksums=checksums)
+    from concurrent.futures import ThreadPoolExecutor  # as in `measure`
+
     sidecar = directory / SIDECAR
     sidecar.write_bytes(dump(record, files))
     folders = [path for path in directory.rglob("*") if path.is_dir()]
@@ -65,9 +66,12 @@ def problem_of(directory: Path, *, checksums: bool = True) -> str | None:
 
 def measure(directory: Path, names: list[str], *, checksums: bool) -> Files:
     """Size of every file, and CRC-32 of its content where asked for, several files at a time."""
-    look: Callable[[Path], dict[str, int]] = _read if checksums else (lambda path: {"bytes": path.stat().st_size})
+    if not checksums:
+        return {name: {"bytes": (directory / name).stat().st_size} for name in names}
+    from concurrent.futures import ThreadPoolExecutor  # here: `python -m runner ls` answers sooner without it
+
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(names, pool.map(look, [directory / name for name in names]), strict=True))
+        return dict(zip(names, pool.map(_read, [directory / name for name in names]), strict=True))
 
 
 def sync_directory(directory: Path) -> None:

@@ -125,9 +125,23 @@ def best_of(records: Iterable[Record], score: Score) -> Record | None:
     return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
 
 
+def size_text(num_bytes: float) -> str:
+    """`1.2 GB`, `830 MB`: a size for people."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 999.5:  # what rounds to 1000 belongs to the next unit
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
 def progress_of(directory: Path) -> Any:
     """The JSON value saved beside the state: position of the data, its fingerprint, the best score so far."""
     return json.loads((directory / PROGRESS / "metadata").read_bytes())
+
+
+def _names_a_step(reference: str) -> bool:
+    """Whether an @ is ours: a directory may have one in its name."""
+    return "@" in reference and not Path(reference).expanduser().is_dir()
 
 
 def locate(reference: str) -> Path:
@@ -135,7 +149,7 @@ def locate(reference: str) -> Path:
 
     Raises RefusedError where there is none.
     """
-    place, _, which = reference.rpartition("@") if "@" in reference else (reference, "", "newest")
+    place, _, which = reference.rpartition("@") if _names_a_step(reference) else (reference, "", "newest")
     checkpoints = Path(place).expanduser() / "checkpoints"
     steps = [record.step for record in records_in(checkpoints) if not record.mark]
     if which == "newest" and steps:

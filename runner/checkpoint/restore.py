@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -119,6 +118,8 @@ def _proven(directory: Path, read: Read[T], *, checksums: bool) -> tuple[str | N
 
     Raises what `read` refuses where the bytes are good.
     """
+    from concurrent.futures import ThreadPoolExecutor  # here: `python -m runner ls` answers sooner without it
+
     value, refused, failed = None, None, None
     with ThreadPoolExecutor(1) as pool:
         proof = pool.submit(problem_of, directory, checksums=checksums)

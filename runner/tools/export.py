@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from runner.checkpoint import arrays
-from runner.checkpoint.record import STATE
+from runner.checkpoint.record import STATE, size_text
 from runner.errors import ConfigError
 from runner.tools import Answer, Say
 from runner.tools.card import Exported, card
 from runner.tools.place import Checkpoint, maker_of, proven_at
-from runner.tools.text import plural, size
+from runner.tools.text import plural
 
 WEIGHTS = ("params.", "extra.")  # trained variables, and those that last beside them
 NATIVE = "biufc"  # kinds of numbers that numpy itself knows
@@ -57,7 +57,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     num_bytes = (target / name).stat().st_size
-    say(f"{target / name}  {plural(len(kinds), 'array')}, {size(num_bytes)}, from {checkpoint}")
+    say(f"{target / name}  {plural(len(kinds), 'array')}, {size_text(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
     return Answer(_plain(checkpoint, target / name, num_bytes, written))
 

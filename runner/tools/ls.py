@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint.record import Score, best_of, steps_in
+from runner.checkpoint.record import Score, best_of, size_text, steps_in
 from runner.checkpoint.restore import ignored
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError
@@ -17,7 +17,7 @@ from runner.rundir import Run
 from runner.tools import Answer, Say
 from runner.tools.place import Look, is_run, look, run_at
 from runner.tools.settings import Settings, settings_of
-from runner.tools.text import age, plural, size, table
+from runner.tools.text import age, plural, table
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -133,7 +133,7 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
             entry["reason"] or "",
             entry["kept"] or "",
             f"{entry['metrics'][metric]:.4g}" if metric in entry["metrics"] else "",
-            size(entry["bytes"]) if entry["bytes"] is not None else "",
+            size_text(entry["bytes"]) if entry["bytes"] is not None else "",
             entry["verified"],
             ", ".join(entry["marks"]),
         )
@@ -144,7 +144,7 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
 
 def _summary(run: Run, entries: Sequence[dict[str, Any]]) -> str:
     status = run.read_status()
-    total = size(sum(entry["bytes"] or 0 for entry in entries))
+    total = size_text(sum(entry["bytes"] or 0 for entry in entries))
     stands = f"; {status['state']} at step {status.get('step')} of {status.get('steps')}" if "state" in status else ""
     return f"{plural(len(entries), 'checkpoint')}, {total}{stands}"
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from runner import rundir
 from runner.checkpoint.checkpointer import discard, link_best
-from runner.checkpoint.record import records_in
+from runner.checkpoint.record import records_in, size_text
 from runner.checkpoint.restore import verdicts
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError, StorageError
@@ -16,7 +16,7 @@ from runner.rundir import Run
 from runner.tools import Answer, Say
 from runner.tools.place import run_at
 from runner.tools.settings import settings_of
-from runner.tools.text import plural, size
+from runner.tools.text import plural
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -45,10 +45,10 @@ def _pruned(run: Run, say: Say, *, dry: bool) -> Answer:
             continue
         if not dry:
             _discard(run, record.step)
-        say(f"step {record.step:>6}  {'would be deleted' if dry else 'deleted'}, {size(record.num_bytes)}")
+        say(f"step {record.step:>6}  {'would be deleted' if dry else 'deleted'}, {size_text(record.num_bytes)}")
         gone.append(record.step)
         freed += record.num_bytes
-    done = f"{'would free' if dry else 'freed'} {size(freed)}" if gone else "nothing to delete"
+    done = f"{'would free' if dry else 'freed'} {size_text(freed)}" if gone else "nothing to delete"
     say(f"{plural(len(kept), 'checkpoint')} {'stays' if len(kept) == 1 else 'stay'}; {done}")
     kept_words = {str(step): why for step, why in kept.items()}
     return Answer({"run": str(run), "dry_run": dry, "deleted": gone, "kept": kept_words, "freed_bytes": freed})

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 from runner.checkpoint.arrays import Leaf, leaves
-from runner.checkpoint.record import STATE, progress_of
+from runner.checkpoint.record import STATE, progress_of, size_text
 from runner.errors import RefusedError
 from runner.tools import Answer, Say
 from runner.tools.place import Checkpoint, Look, checkpoint_at, look, maker_of
-from runner.tools.text import age, measured, moment, plural, size, table, wrapped
+from runner.tools.text import age, measured, moment, plural, table, wrapped
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def _facts(checkpoint: Checkpoint, found: Look, progress: Mapping[str, Any], att
         "pinned": "yes: retention keeps it" if record.pinned else "",
         "measured": measured(record.metrics) or "nothing at this step",
         "cost": f"training waited {record.stall_seconds:.3g} s, durable after {record.write_seconds:.3g} s",
-        "on disk": f"{size(record.num_bytes)} in {files}, format {record.format}; {found.proof}",
+        "on disk": f"{size_text(record.num_bytes)} in {files}, format {record.format}; {found.proof}",
         "not good": found.problem or "",
         "data": f"at {json.dumps(progress.get('position'))} of {str(progress.get('data'))[:12]}…",
         "best so far": f"{best['metric']} {best['value']:.5g} at step {best['step']}" if best else "",
@@ -83,11 +83,11 @@ def _tree(tree: Mapping[str, Leaf]) -> list[str]:
             name,
             " × ".join(map(str, leaf.shape)) or "scalar",
             leaf.dtype + (f" key<{leaf.generator}>" if leaf.generator else ""),
-            size(leaf.num_bytes),
+            size_text(leaf.num_bytes),
         )
         for name, leaf in tree.items()
     ]
-    total = size(sum(leaf.num_bytes for leaf in tree.values()))
+    total = size_text(sum(leaf.num_bytes for leaf in tree.values()))
     return [*table(("array", "shape", "type", "size"), rows, right=("size",)), f"{plural(len(tree), 'array')}, {total}"]
 
 

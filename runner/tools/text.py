@@ -71,15 +71,6 @@ def age(seconds: float) -> str:
     return "long ago"
 
 
-def size(num_bytes: float) -> str:
-    """`1.2 GB`, `830 MB`. (To import the checkpointer for its own would cost `ls` an eighth of its time.)"""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 999.5:  # what rounds to 1000 belongs to the next unit
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
-
-
 def moment(unix_seconds: float) -> str:
     """A time of the clock: `2026-11-21 03:28:26 UTC`."""
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.checkpoint.record import steps_in
+from runner.checkpoint.record import size_text, steps_in
 from runner.errors import RefusedError
 from runner.tools import Answer, Say
 from runner.tools.place import Checkpoint, Look, checkpoint_at, look, run_at
-from runner.tools.text import plural, size
+from runner.tools.text import plural
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -51,4 +51,4 @@ def _verdict(found: Look) -> str:
         return f"not good: {found.problem}"
     assert found.record is not None
     read = "every byte of" if found.proof == "ok" else "only sizes were kept (ckpt.verify=off):"
-    return f"{found.proof}, {read} {plural(found.num_files, 'file')}, {size(found.record.num_bytes)}"
+    return f"{found.proof}, {read} {plural(found.num_files, 'file')}, {size_text(found.record.num_bytes)}"
