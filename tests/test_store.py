@@ -294,7 +294,7 @@ def test_a_pin_is_a_file_and_nothing_else_changes(copy: Path) -> None:
 def test_without_checksums_only_names_and_sizes_are_sealed(tmp_path: Path) -> None:
     store.write(tmp_path / "3", tree(), PROGRESS_VALUE)
     seal(tmp_path / "3", Record(3, "test", {}, 1.5), checksums=False)
-    assert all("crc32" not in file for file in load(tmp_path / "3")[1].values())
+    assert all("xxh3" not in file for file in load(tmp_path / "3")[1].values())
     assert problem_of(tmp_path / "3") is None
 
 

@@ -1,7 +1,8 @@
-"""The arrays of a checkpoint as numpy sees them: no model, no jax, no Orbax. What Orbax wrote is read by TensorStore.
+"""The arrays of a checkpoint as numpy sees them: no model, no jax, no Orbax, only TensorStore, which lies below it.
 
-A leaf's name is its path joined by dots: `params.blocks.attention.qkv.kernel`. Reading many small leaves this way
-takes a tenth of the time that Orbax's own restore does (measured on 0.12.8: 2,000 leaves, 0.2 s against 1.7 s).
+A leaf's name is its path joined by dots: `params.blocks.attention.qkv.kernel`. All leaves are written in one
+transaction, and read side by side; Orbax itself spends a millisecond of Python on each, either way (measured on 0.12.8:
+2,000 leaves written in 0.2 s against 2.2 s, read in 0.2 s against 1.7 s).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 import tensorstore as ts
 
-# Nothing is read twice, so nothing is cached; copies run on as many cores as there are.
-_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+# Nothing is read twice, so nothing is cached. What is written is synced when it is sealed, all of it at once.
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False})
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,41 @@ def opened(state: Path, names: Iterable[str] | None = None) -> dict[str, ts.Tens
         for name in names
     }
     return {name: future.result() for name, future in pending.items()}
+
+
+def write(state: Path, values: Mapping[str, Any], chunks: Mapping[str, tuple[int, ...]]) -> None:
+    """Write arrays, uncompressed, each in chunks of the given shape: OCDBT and zarr 3, as Orbax does, in few files.
+
+    All of them or none: nothing is there until the last byte is. Raises ValueError where the disk does not take it.
+    """
+    base = {"driver": "ocdbt", "base": f"file://{state.resolve()}/", "config": {"compression": None}}
+    transaction = ts.Transaction(atomic=True)
+    opening = {
+        name: ts.open(
+            {
+                "driver": "zarr3",
+                "kvstore": {**base, "path": f"{name}/"},
+                "metadata": {
+                    "shape": value.shape,
+                    "data_type": ts.dtype(value.dtype).name,
+                    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks[name]}},
+                    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+                },
+                "store_data_equal_to_fill_value": True,
+            },
+            context=_CONTEXT,
+            create=True,
+            transaction=transaction,
+        )
+        for name, value in values.items()
+    }
+    writing = [
+        store.result().write(values[name], can_reference_source_data_indefinitely=True)
+        for name, store in opening.items()
+    ]
+    for write in writing:  # a write that nobody waits for is none
+        write.copy.result()
+    transaction.commit_async().result()
 
 
 def leaves(state: Path) -> dict[str, Leaf]:

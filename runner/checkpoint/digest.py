@@ -1,17 +1,18 @@
 """Proof that a checkpoint is what was written: size and checksum of every file, and everything on the platter. No jax.
 
 Orbax restores flipped bits silently and fsyncs only its array data (measured on 0.12.8), so both are done here.
-CRC-32 detects every single- and double-bit flip and every burst up to 32 bits; it runs at memory speed.
+The checksum is XXH3 of 128 bits, six times as fast as zlib's CRC-32 (measured: 100 MB in 7 ms), which format 1 had.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner.checkpoint.record import PIN, SIDECAR, Files, Record, dump, load
+import xxhash
+
+from runner.checkpoint.record import PIN, SIDECAR, File, Files, Record, dump, load
 
 CHUNK_BYTES = 1 << 20
 THREADS = min(4, os.cpu_count() or 1)  # checksums leave Python alone: files are read side by side
@@ -52,26 +53,27 @@ def problem_of(directory: Path, *, checksums: bool = True) -> str | None:
         return f"{missing[0]} is missing"
     if foreign := sorted(present - sealed.keys()):
         return f"{foreign[0]} does not belong to it"
+    checksum = "crc32" if record.format == 1 else "xxh3"
     try:
-        found = measure(directory, list(sealed), checksums=checksums)
+        found = measure(directory, list(sealed), checksums=checksums, read=_crc32 if record.format == 1 else _xxh3)
     except OSError as error:
         return f"{error.filename or 'a file'} cannot be read ({error.strerror})"
     for name, expected in sealed.items():
         if found[name]["bytes"] != expected["bytes"]:
             return f"{name} has {found[name]['bytes']} bytes instead of {expected['bytes']}"
-        if checksums and found[name]["crc32"] != expected.get("crc32", found[name]["crc32"]):
+        if checksums and expected.get(checksum, found[name][checksum]) != found[name][checksum]:
             return f"{name} is not what was written (its checksum differs)"
     return None
 
 
-def measure(directory: Path, names: list[str], *, checksums: bool) -> Files:
-    """Size of every file, and CRC-32 of its content where asked for, several files at a time."""
+def measure(directory: Path, names: list[str], *, checksums: bool, read: Callable[[Path], File] | None = None) -> Files:
+    """Size of every file, and the checksum of its content where asked for, several files at a time."""
     if not checksums:
         return {name: {"bytes": (directory / name).stat().st_size} for name in names}
     from concurrent.futures import ThreadPoolExecutor  # here: `python -m runner ls` answers sooner without it
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(names, pool.map(_read, [directory / name for name in names]), strict=True))
+        return dict(zip(names, pool.map(read or _xxh3, [directory / name for name in names]), strict=True))
 
 
 def sync_directory(directory: Path) -> None:
@@ -86,12 +88,21 @@ def _names(directory: Path) -> Iterator[str]:
             yield name
 
 
-def _read(path: Path) -> dict[str, int]:
-    crc, size, buffer = 0, 0, memoryview(bytearray(CHUNK_BYTES))
+def _xxh3(path: Path) -> File:
+    """Size and checksum of a file, read in pieces that stay in the processor's cache."""
+    hasher, size, buffer = xxhash.xxh3_128(), 0, memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            crc, size = zlib.crc32(buffer[:count], crc), size + count
-    return {"bytes": size, "crc32": crc}
+            hasher.update(buffer[:count])
+            size += count
+    return {"bytes": size, "xxh3": hasher.hexdigest()}
+
+
+def _crc32(path: Path) -> File:
+    import zlib
+
+    content = path.read_bytes()
+    return {"bytes": len(content), "crc32": zlib.crc32(content)}
 
 
 def _sync(path: Path) -> None:

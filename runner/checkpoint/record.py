@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import xxhash
 
 from runner.errors import RefusedError
 
@@ -25,7 +26,7 @@ FORMAT = 2  # the layout of a checkpoint directory; raised when an older reader 
 SIDECAR, PIN = "holdfast.json", "pinned"
 STATE, PROGRESS = "state", "progress"
 TRASH, WRITING = ".trash", ".writing"  # what is on its way out of, and into, `checkpoints/`
-_SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
+_SEAL = re.compile(rb',\n "xxh3": "([0-9a-f]{32})"\n}\n\Z')
 
 Mode = Literal["min", "max"]
 Mark = Literal["", "error"]
@@ -62,14 +63,15 @@ class Record:
     format: int = FORMAT
 
 
-Files = dict[str, dict[str, int]]  # name → bytes, and crc32 where it was taken
+File = dict[str, Any]  # bytes, and where it was taken xxh3 (in format 1: crc32)
+Files = dict[str, File]  # by name
 
 
 def dump(record: Record, files: Files) -> bytes:
     """The sidecar's content: the record, the files beside it, and a checksum of all that."""
     document = {key: value for key, value in asdict(record).items() if key not in ("pinned", "num_bytes")}
     body = json.dumps({**document, "files": files}, indent=1).encode().removesuffix(b"\n}")
-    return body + b',\n "crc32": %d\n}\n' % zlib.crc32(body)
+    return body + b',\n "xxh3": "%s"\n}\n' % xxhash.xxh3_128(body).hexdigest().encode()
 
 
 def load(directory: Path) -> tuple[Record, Files]:
@@ -80,9 +82,9 @@ def load(directory: Path) -> tuple[Record, Files]:
         raise ValueError(f"{SIDECAR} is not of format 1 to {FORMAT}")
     if document["format"] > 1:
         seal = _SEAL.search(content)
-        if seal is None or zlib.crc32(content[: seal.start()]) != int(seal[1]):
+        if seal is None or xxhash.xxh3_128(content[: seal.start()]).hexdigest().encode() != seal[1]:
             raise ValueError(f"{SIDECAR} is not what was written")
-        del document["crc32"]
+        del document["xxh3"]
     files: Files = document.pop("files")
     document["num_bytes"] = sum(file["bytes"] for file in files.values())
     document["pinned"] = (directory / PIN).exists()

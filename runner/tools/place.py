@@ -83,7 +83,7 @@ def look(directory: Path, *, checksums: bool) -> Look | None:
         record, files = None, {}
     if not directory.is_dir():
         return None
-    proof: Proof = "ok" if checksums and all("crc32" in file for file in files.values()) else "sizes ok"
+    proof: Proof = "ok" if checksums and all("xxh3" in file for file in files.values()) else "sizes ok"
     return Look(int(directory.name), record, problem, len(files), "not good" if problem else proof)
 
 
