@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
@@ -15,8 +16,8 @@ TINY_GPT = ("model.num_layers=1", "model.width=16", "model.hidden=16", "data.seq
 
 
 def commands() -> list[str]:
-    lines = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python run.py ") and "dir=" not in line]
+    lines = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python run.py ") and "dir=outputs" not in line]
 
 
 def test_there_are_commands_to_run() -> None:
@@ -31,15 +32,22 @@ def test_there_are_commands_to_run() -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_its_commands_run(command: str, door: Door) -> None:
-    words = command.replace("FOLDER", ".").split()[2:]
+    words = shlex.split(command.replace("FOLDER", "."))[2:]
     if "--help" in words:
         shown = door.run(*words)
         assert shown.returncode == 0
-        assert "retention: all, best_n, last_and_best, last_n" in shown.stdout
+        assert (
+            "retention: all, best_n, disk_budget, every_k, last_and_best, last_n, pinned, spaced, time" in shown.stdout
+        )
         return
-    steps = [word for word in SHORT if word.split("=")[0] not in {typed.split("=")[0] for typed in words}]
+    if "RUN" in command:
+        assert door.run("train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
+        words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
+    typed = {word.split("=")[0] for word in words} | {"train.steps"}
+    small = () if "model=mlp" in words or any(word.startswith("dir=") for word in words) else TINY_GPT
     words = [word for word in words if not word.startswith("train.steps=")]
-    done = door.run(*words, *dict.fromkeys(["train.steps=2", *steps]), *([] if "model=mlp" in words else TINY_GPT))
+    extra = [word for word in (*SHORT, *small) if word.split("=")[0] not in typed]
+    done = door.run(*words, "train.steps=2", *extra)
     assert done.returncode == 0, done.stderr
 
 
@@ -52,3 +60,10 @@ def test_its_tables_name_every_choice() -> None:
 def test_its_errors_are_what_is_said(door: Door) -> None:
     for command, said in re.findall(r"\$ python run\.py (.*)\n(error: .*)\n", README):
         assert door.run(*command.split()).stderr.strip() == said
+
+
+def test_every_verb_is_shown() -> None:
+    from runner.__main__ import VERBS
+
+    assert VERBS
+    assert [verb for verb in VERBS if f"$ python -m runner {verb} RUN" not in README] == []
