@@ -336,6 +336,17 @@ def test_leftovers_of_a_killed_process_are_cleaned_up(tmp_path: Path) -> None:
     }
 
 
+def test_what_a_killed_process_had_not_deleted_yet_is_deleted_at_the_start(tmp_path: Path) -> None:
+    """Killed after the last save of a run, before pruning: no save comes any more that would do it."""
+    saved_steps(tmp_path, 1, 2, 3)
+    (tmp_path / "best").unlink(missing_ok=True)
+    made, told, _ = saver(tmp_path, {"last": Last(n=1)})
+    assert made.newest == 3
+    made.close()
+    assert steps_in(tmp_path) == [3]
+    assert told == []
+
+
 # --- room on the disk ---
 
 

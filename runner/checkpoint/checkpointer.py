@@ -90,11 +90,11 @@ class Checkpointer:
         self._checkpoints, self._policy, self._store = checkpoints, policy, store
         self._tell, self._told, self._failures = tell, told, failures
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._cleaning = self._thread.submit(_clean, checkpoints)
         self._pending: Future[Written] | None = None
         self._failing = False
         self._tried_step, self._since = 0, time.monotonic()
         self._records: list[Record] = records_in(checkpoints)
+        self._cleaning = self._thread.submit(_clean, checkpoints, policy, self.newest)
 
     @property
     def newest(self) -> int | None:
@@ -262,10 +262,15 @@ def _publish(fresh: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
-def _clean(checkpoints: Path) -> None:
-    """Remove what a killed process left behind: half-written and half-deleted checkpoints."""
+def _clean(checkpoints: Path, policy: Policy, newest: int | None) -> None:
+    """Finish what a killed process had begun: drop half a checkpoint, link the best, delete what was let go.
+
+    The newest one has been proven by now: the run goes on from it.
+    """
     for path in [*checkpoints.glob(f"{TRASH}/*"), checkpoints / WRITING, *checkpoints.glob("*.orbax-checkpoint-tmp")]:
         shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is told when a save meets it
+    if newest is not None:
+        _prune(checkpoints, policy, newest)  # what cannot be deleted is told after the next save
 
 
 def _plain(error: Exception) -> str:
