@@ -1,0 +1,143 @@
+"""A run is killed at its n-th change to the disk: a shim in C counts the changes, forks make hundreds of runs cheap.
+
+    python -m tests.laws.faults       serves forks: one JSON request a line on stdin, one exit status a line on stdout
+
+Each attempt is the real `run.py` in a process of its own, forked from one that has imported the heavy modules and has
+started nothing: no backend of JAX, no thread, no open file. That takes half of the time of a new interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import HANG_SECONDS, REPO
+
+SOURCE = Path(__file__).with_name("faults.c")
+LAST = 12
+# A run of a second. It saves at 3, 4 (best), 6, 8 (best), 9 and 12 (best).
+TINY = (
+    *("model=mlp", "model.width=8", "model.num_layers=1", "model.dropout=0.1", "data=synthetic", "data.gives=features"),
+    *("data.size=64", "data.num_features=8", "data.batch_size=8", f"train.steps={LAST}", "train.log_steps=1"),
+    *("train.eval_steps=4", "train.eval_batches=2", "ckpt=combined", "ckpt.save.periodic.steps=3"),
+    "log.tensorboard=false",
+)
+
+
+def missing() -> str | None:
+    """What this machine lacks to kill a process at a system call; None where it lacks nothing."""
+    if sys.platform != "linux":
+        return "LD_PRELOAD is for Linux"
+    return None if shutil.which("cc") else "no C compiler (cc)"
+
+
+def compiled(folder: Path) -> Path:
+    """The shim, as a library to preload."""
+    library = folder / "faults.so"
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl", "-lpthread"], check=True)
+    return library
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change to the file system, as the shim noted it just before it would have happened."""
+
+    number: int
+    kind: str
+    path: str
+
+
+def events_in(log: Path) -> list[Event]:
+    """What the shim noted: the fatal event, or every one."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [Event(int(number), kind, path) for number, kind, path in (line.split(" ", 2) for line in lines)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a run that is counted: from the first path that contains `after` to one that contains `until`."""
+
+    after: str = ""
+    until: str = ""
+
+    def environment(self, below: Path, log: Path, at: int) -> dict[str, str]:
+        """What the shim reads. `at=0` kills nothing and notes every event."""
+        bounds = {"FAULT_AFTER": self.after, "FAULT_UNTIL": self.until}
+        counted = {"FAULT_BELOW": str(below.resolve()), "FAULT_LOG": str(log), "FAULT_AT": str(at)}
+        return {**counted, **{name: part for name, part in bounds.items() if part}}
+
+
+@dataclass(frozen=True)
+class Forks:
+    """`python run.py`, with the shim loaded, in processes forked from one that has imported what it imports."""
+
+    server: subprocess.Popen[str]
+
+    def run(self, cwd: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        said = cwd / "said.txt"
+        request = {"cwd": str(cwd), "argv": overrides, "environment": environment, "said": str(said)}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        code = int(self.server.stdout.readline())
+        return subprocess.CompletedProcess(overrides, code, said.read_text(), "")
+
+
+@contextmanager
+def forks(library: Path) -> Iterator[Forks]:
+    """The process to fork from, ended with the block."""
+    command = [sys.executable, "-m", "tests.laws.faults"]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "OPENBLAS_NUM_THREADS": "1",
+    }  # a thread would not be forked
+    with subprocess.Popen(
+        command, cwd=REPO, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        yield Forks(server)
+        assert server.stdin is not None
+        server.stdin.close()
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    import runner.build
+    import runner.experiment
+    import runner.loop  # noqa: F401
+
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not safe to fork"
+    while line := sys.stdin.readline():  # no read-ahead: a child must not inherit what comes next
+        child = os.fork()
+        if child == 0:
+            return _become(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return None
+
+
+def _become(request: dict) -> None:
+    """In the child: the process that `python run.py` would be, with what it says in a file."""
+    said = os.open(request["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (said, 1), (said, 2)):
+        os.dup2(source, target)
+    os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
+    signal.alarm(HANG_SECONDS)
+    sys.argv = ["run.py", *request["argv"]]
+    runpy.run_path(str(REPO / "run.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve()
