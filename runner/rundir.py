@@ -126,7 +126,9 @@ def set_aside(run: Run) -> Path:
 def replace(path: Path, content: str, *, durable: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new one, and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(
+        f".{path.name}"
+    )  # one name: what a kill leaves is overwritten by the next; a run has one writer
     with fresh.open("w") as out:
         out.write(content)
         out.flush()

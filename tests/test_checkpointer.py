@@ -402,7 +402,7 @@ def test_what_is_not_good_is_set_aside_and_the_next_older_is_used(tmp_path: Path
     found = newest_good(path, quarantine, values, told)
     assert found is not None
     assert (found[0].step, int(found[1]["step"])) == (2, 2)
-    assert told[0] == f"ignored in {shown(path)}: 3 (copy) (not named like a step)"
+    assert told[0] == f"ignored in {shown(path)}: 3 (copy) (not a directory named like a step)"
     assert "99999 is not good: no holdfast.json" in told[1]
     assert "checkpoint 3 is not good: " in told[2]
     assert sorted(aside.name.split("-")[0] for aside in quarantine.iterdir()) == ["3", "99999"]

@@ -259,7 +259,7 @@ def test_ls_tells_of_strangers_quarantine_and_misleading_links(
     (copy / "checkpoints" / "best").unlink()
     out = ask("ls", copy)[1]
     assert "99999 is not good: no holdfast.json" in out
-    assert "ignored (not named like a step): 60 (copy)" in out
+    assert "ignored (not a directory named like a step): 60 (copy)" in out
     assert "in quarantine: 50-1: a bit was flipped" in out
     assert "@best is nothing, but the best is " in out
     found = data("ls", copy)
@@ -461,7 +461,7 @@ def test_why_names_the_step_and_what_speaks_against_newer_ones(
     assert "not 99999: no holdfast.json" in out
     assert f"not 60: {name} is not what was written" in out
     assert "not 45: marked error (error after step 45: ValueError); only step=45 restores it" in out
-    assert "ignored (not named like a step): tmp" in out
+    assert "ignored (not a directory named like a step): tmp" in out
     assert "a restart goes on from step 40 (saved: " in out
     found = data("why", copy)
     assert (found["step"], [entry["step"] for entry in found["passed"]]) == (40, [99999, 60, 45])

@@ -256,7 +256,9 @@ def _prune(checkpoints: Path, policy: Policy, step: int) -> tuple[list[Record], 
 
 def _publish(fresh: Path, final: Path) -> None:
     """Give a sealed checkpoint its name, durably; what an error left under that name goes."""
-    if final.exists():
+    if final.is_symlink():
+        final.unlink()
+    elif final.exists():
         discard(final)
     fresh.rename(final)
     sync_directory(final.parent)

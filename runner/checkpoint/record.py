@@ -95,10 +95,14 @@ def load(directory: Path) -> tuple[Record, Files]:
 
 
 def steps_in(checkpoints: Path) -> list[int]:
-    """Every directory that is named like a step, oldest first; whether it holds a good checkpoint is another matter."""
+    """Every directory that is named like a step, oldest first; whether it holds a good checkpoint is another matter.
+
+    A link is none: what it leads to has a name of its own.
+    """
     if not checkpoints.is_dir():
         return []
-    return sorted(int(path.name) for path in checkpoints.iterdir() if is_step(path.name) and path.is_dir())
+    named = [path for path in checkpoints.iterdir() if is_step(path.name)]
+    return sorted(int(path.name) for path in named if path.is_dir() and not path.is_symlink())
 
 
 def is_step(name: str) -> bool:

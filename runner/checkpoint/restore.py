@@ -57,7 +57,7 @@ def newest_good(
     are checkpoints and none is good.
     """
     if names := ignored(checkpoints):
-        tell(f"ignored in {shown(checkpoints)}: {', '.join(names)} (not named like a step)")
+        tell(f"ignored in {shown(checkpoints)}: {', '.join(names)} (not a directory named like a step)")
     tried = []
     for verdict in verdicts(checkpoints, checksums=False):
         directory = checkpoints / str(verdict.step)

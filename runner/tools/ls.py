@@ -82,7 +82,7 @@ def _list_checkpoints(run: Run, say: Say, *, checksums: bool) -> Answer:
     notes += [f"not known which stay: {unknown}"] if unknown else []
     notes += _misled(run, entries)
     if strange := ignored(run.checkpoints):
-        notes.append(f"ignored (not named like a step): {', '.join(strange)}")
+        notes.append(f"ignored (not a directory named like a step): {', '.join(strange)}")
     notes += [f"in quarantine: {entry['name']}: {entry['reason']}" for entry in aside]
     for note in ["", *notes] if notes else []:
         say(note)

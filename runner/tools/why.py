@@ -32,7 +32,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
         say(f"not {verdict.step}: {_why_not(verdict)}")
         passed.append(_plain(verdict))
     if strange := ignored(run.checkpoints):
-        say(f"ignored (not named like a step): {', '.join(strange)}")
+        say(f"ignored (not a directory named like a step): {', '.join(strange)}")
     state = run.read_status().get("state")
     say(_conclusion(used, refused=any(entry["problem"] for entry in passed)))
     if used and state == "finished":
