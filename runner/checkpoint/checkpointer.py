@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -269,8 +270,13 @@ def _clean(checkpoints: Path, policy: Policy, newest: int | None) -> None:
 
     The newest one has been proven by now: the run goes on from it.
     """
+    with suppress(OSError):  # what cannot be done here is told when a save meets it
+        checkpoints.mkdir(parents=True, exist_ok=True)
     for path in [*checkpoints.glob(f"{TRASH}/*"), checkpoints / WRITING, *checkpoints.glob("*.orbax-checkpoint-tmp")]:
-        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is told when a save meets it
+        shutil.rmtree(path, ignore_errors=True)
+    for folder in (checkpoints, *list(checkpoints.parents)[:3]):  # the names above: the run, its name, the root
+        with suppress(OSError):
+            sync_directory(folder)
     if newest is not None:
         _prune(checkpoints, policy, newest)  # what cannot be deleted is told after the next save
 

@@ -216,6 +216,25 @@ def test_killed_at_some_changes_of_a_save(name: str, lab: Laboratory) -> None:
             assert _holds(lab, case, start, window, number), (window, number)
 
 
+def test_all_of_it_is_synced_before_it_has_its_name_and_the_name_before_anything_is_deleted(lab: Laboratory) -> None:
+    """A kill loses nothing that the system has not written yet; a power loss does. So the order of calls is looked at."""
+    case = CASES["a blocking save"]
+    events = _events(lab, case, case.prepared(lab, "synced", case.overrides))
+    named = next(event.number for event in events if event.path.endswith("/checkpoints/8"))
+    changed: dict[str, int] = {}
+    synced: dict[str, int] = {}
+    for event in events[: named - 1]:
+        path = event.path.rpartition(" -> ")[2].replace(".orbax-checkpoint-tmp", "").removesuffix(".__lock")
+        (synced if event.kind == "fsync" else changed)[path.partition("/checkpoints/")[2]] = event.number
+    files = {path for path in changed if path.startswith(".writing/8")}
+    assert {".writing/8", ".writing/8/holdfast.json", ".writing/8/state/d", ".writing/8/state/manifest.ocdbt"} <= files
+    assert {path for path in files if synced.get(path, 0) < changed[path]} == set()
+    assert {str(Path(path).parent) for path in files} - {".writing"} <= synced.keys()
+    after = [event for event in events if event.number > named]
+    assert (after[0].kind, after[0].path.rpartition("/")[2]) == ("fsync", "checkpoints")
+    assert [event.kind for event in after].index("unlink") > 0
+
+
 @pytest.mark.parametrize("name", ["the beginning", "a resume", "the end"])
 def test_killed_at_a_change_around_saves(name: str, lab: Laboratory) -> None:
     case = CASES[name]
