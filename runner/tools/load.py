@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def load(reference: str) -> tuple[nnx.Module, Config]:
     """The model of `RUN`, `RUN@STEP` or `RUN@best`, in evaluation mode, and the configuration it was trained with.
 
-        model, config = load("outputs/default/default-f04c35a0@best")
+        model, config = load("outputs/NAME/RUN@best")
 
     Every byte is proven first (RefusedError), and no code of the run is executed: config.yaml is data. The model lies
     on one device, whatever the run had. The data of the run is read as well, in order to learn how many inputs and
