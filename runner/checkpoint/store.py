@@ -43,7 +43,7 @@ def write(directory: Path, state: Tree, progress: Any) -> None:
     """Write a tree of arrays and a JSON value as a checkpoint. Raises StorageError; then nothing has that name."""
     arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state)}, **{PROGRESS: ocp.args.JsonSave(progress)})
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransaction()))
-    options: Any = {"use_ocdbt": True, "use_zarr3": True, "type_handler_registry": registry}
+    options: Any = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False, "type_handler_registry": registry}
     handler = ocp.CompositeCheckpointHandler(
         **{STATE: ocp.PyTreeCheckpointHandler(**options)}, **{PROGRESS: ocp.JsonCheckpointHandler()}
     )
