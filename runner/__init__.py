@@ -8,9 +8,9 @@
     loop.py          the order of things in training, stated as a law
     step.py          the train state, and the pure functions that map it to its successor
     optim.py  mesh.py
-    checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · record.py digest.py (PROOF)
+    checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
-                     restore.py: which one to go on from · transfer.py: the weights of another run
+                     record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run
     remat/           what each name recomputes
     preempt/         one flag, raised by signals, read at step boundaries
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
