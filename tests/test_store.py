@@ -125,7 +125,6 @@ def test_numpy_reads_it_without_a_model(checkpoint: Path) -> None:
     assert arrays.leaves(checkpoint / STATE) == {
         name: store.as_leaf(leaf) for name, leaf in sorted(store.by_name(state).items())
     }
-    assert arrays.nested({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
 
 
 def test_many_devices_share_it_and_each_part_is_read_where_it_goes(tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def write(state: Path, values: Mapping[str, Any], chunks: Mapping[str, tuple[int
         store.result().write(values[name], can_reference_source_data_indefinitely=True)
         for name, store in opening.items()
     ]
-    for write in writing:  # a write that nobody waits for is none
-        write.copy.result()
+    for pending in writing:  # a write that nobody waits for is none
+        pending.copy.result()
     transaction.commit_async().result()
 
 
@@ -110,18 +110,6 @@ def logical_digest(state: Path, progress: Any) -> str:
         digest.update(f"\n{name} {leaf}\n".encode())
         digest.update(read(state, [name])[name].tobytes())
     return digest.hexdigest()
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": x}` as `{"a": {"b": x}}`."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, leaf = name.split(".")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return tree
 
 
 def _generators(state: Path) -> dict[str, str]:

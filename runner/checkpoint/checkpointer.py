@@ -100,7 +100,7 @@ class Checkpointer:
     @property
     def newest(self) -> int | None:
         """The newest durable step that a restart would use."""
-        return max((record.step for record in self._records if not record.mark), default=None)
+        return next((record.step for record in reversed(self._records) if not record.mark), None)
 
     def due(self, moment: Moment) -> str | None:
         """Why to save now, or None. Also notices here, once a step, how the last background save ended."""
@@ -202,9 +202,8 @@ def preflight(checkpoints: Path, num_bytes: int, keep: Mapping[str, Keep], steps
     there = [record.num_bytes for record in records_in(checkpoints)]
     free = shutil.disk_usage(volume).free + sum(there)
     most, budgets = most_kept(keep, steps), [rule.limit for rule in keep.values() if isinstance(rule, DiskBudget)]
-    needed = num_bytes * ((most or 2) + 1)
-    if budgets:
-        needed = min(needed if most else min(budgets) + num_bytes, min(budgets) + num_bytes)
+    kept = [num_bytes * most] if most else [] if budgets else [num_bytes * 2]
+    needed = min([*kept, *budgets]) + num_bytes
     if needed <= free:
         return None
     count = f"up to {most}" if most else "at least 2"

@@ -26,9 +26,9 @@ def seal(directory: Path, record: Record, *, checksums: bool = True) -> None:
 
     The digests are of what is read back from the files. Without `checksums` only the sizes are kept.
     """
-    files = measure(directory, list(_names(directory)), checksums=checksums)
     from concurrent.futures import ThreadPoolExecutor  # as in `measure`
 
+    files = measure(directory, list(_names(directory)), checksums=checksums)
     sidecar = directory / SIDECAR
     sidecar.write_bytes(dump(record, files))
     folders = [path for path in directory.rglob("*") if path.is_dir()]

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
@@ -32,7 +33,10 @@ class Failures:
 
 @dataclass(frozen=True)
 class History:
-    """What the rules look back on: the checkpoints on disk, and when a save was last begun, successful or not."""
+    """What the rules look back on: the checkpoints on disk, and when a save was last begun, successful or not.
+
+    Records come oldest first: rules are asked after every step, and look from the end, however many there are.
+    """
 
     records: Sequence[Record] = ()
     tried_step: int = 0
@@ -42,7 +46,8 @@ class History:
     @property
     def last_step(self) -> int:
         """The step of the newest save, durable or not: a failed one is tried again when it is next due."""
-        return max([self.tried_step, *(record.step for record in self.records if not record.mark)])
+        newest = next((record.step for record in reversed(self.records) if not record.mark), 0)
+        return max(self.tried_step, newest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +140,7 @@ class Adaptive:
 
     def interval(self, history: History) -> tuple[float, str]:
         """Seconds between saves, and where the number comes from."""
-        recent = [record for record in history.records if record.write_seconds][-RECENT:]
+        recent = list(islice((record for record in reversed(history.records) if record.write_seconds), RECENT))
         cost = statistics.median([record.stall_seconds for record in recent] or [UNKNOWN_SECONDS])
         takes = statistics.median([record.write_seconds for record in recent] or [UNKNOWN_SECONDS])
         mtbf = (self.mtbf_seconds + history.failures.seconds) / (1 + history.failures.count)
