@@ -80,7 +80,10 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """Random examples made on the spot, the same on every machine. For benchmarks."""
+    """Random examples made on the spot, the same on every machine. For benchmarks.
+
+    `delay_seconds`: each batch takes that much longer, as from slow storage.
+    """
 
     kind: Literal["synthetic"] = "synthetic"
     gives: Literal["tokens", "features"] = "tokens"
@@ -88,13 +91,14 @@ class Synthetic:
     seq_len: Count = 128
     num_features: Count = 64
     batch_size: Count = 16
+    delay_seconds: Annotated[float, Ge(0.0)] = 0.0
 
     def sources(self) -> Sources:
-        from data.sources import synthetic_features, synthetic_tokens
+        from data.sources import slowed, synthetic_features, synthetic_tokens
 
         if self.gives == "tokens":
-            return synthetic_tokens(self.size, self.seq_len)
-        return synthetic_features(self.size, self.num_features)
+            return slowed(synthetic_tokens(self.size, self.seq_len), self.delay_seconds)
+        return slowed(synthetic_features(self.size, self.num_features), self.delay_seconds)
 
 
 Data = Stdlib | Text | Digits | Synthetic

@@ -8,7 +8,7 @@ as much as a small train step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -58,8 +58,11 @@ class Stream:
         batches = grain.MapDataset.source(Shuffled(source, batch_size=batch_size, seed=seed))
         # Every source is in memory so far: a thread that reads ahead would cost more than it saves (measured).
         self._batches = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+        self._skipped: frozenset[int] = frozenset()
 
     def __next__(self) -> Batch:
+        if self._skipped:
+            self._pass_over()
         return next(self._batches)
 
     def state(self) -> dict[str, Any]:
@@ -69,6 +72,25 @@ class Stream:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a position that `state()` gave."""
         self._batches.set_state(state)
+
+    def skip(self, numbers: Collection[int]) -> None:
+        """Pass over the batches with these numbers, counted from 0 at the beginning of training."""
+        self._skipped = frozenset(numbers)
+
+    def number(self, position: Mapping[str, Any], ago: int) -> int:
+        """The number of the batch that was handed out `ago` batches before the last one, seen from a position."""
+        number = int(position["next_index"])
+        for _ in range(ago + 1):
+            number -= 1
+            while number in self._skipped:
+                number -= 1
+        return number
+
+    def _pass_over(self) -> None:
+        number = int(self.state()["next_index"])
+        while number in self._skipped:
+            number += 1
+            self._batches.set_state({**self.state(), "next_index": number})
 
 
 def in_order(source: Source, *, batch_size: int, num_batches: int) -> Iterator[tuple[Batch, np.ndarray]]:

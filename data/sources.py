@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -37,6 +38,7 @@ class Sources:
     num_outputs: int  # classes, or the vocabulary
     fingerprint: str  # hash of everything the examples are made of
     summary: str  # for a person: "12.1 MB of text in 734 files"
+    waits: bool = False  # whether taking examples may take long: then they are fetched ahead, by a thread
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,26 @@ def _split_table(columns: dict[str, np.ndarray], eval_fraction: float) -> Source
     return Sources(
         Table(whole.take(order[:cut])), Table(whole.take(order[cut:])), num_inputs, NUM_CLASSES, digest, summary
     )
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A source that takes its time: what slow storage does to training."""
+
+    source: Source
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        time.sleep(self.seconds)
+        return self.source.take(indices)
+
+
+def slowed(sources: Sources, seconds: float) -> Sources:
+    """The same data, each batch of training after a delay."""
+    return replace(sources, train=Slow(sources.train, seconds), waits=True) if seconds else sources
 
 
 def synthetic_tokens(size: int, seq_len: int) -> Sources:

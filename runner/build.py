@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +32,10 @@ from runner.ledger import Attempt, interruptions
 from runner.log import Fanout, Logger
 from runner.log.console import Console
 from runner.log.jsonl import Jsonl, cut
-from runner.loop import Cadence, Parts
+from runner.loop import Cadence, Parts, Reached
 from runner.mesh import batched, replicated
+from runner.preempt.ahead import Ahead
+from runner.preempt.watch import Watcher, begin
 from runner.rundir import Run
 
 State = steps.State
@@ -46,11 +50,12 @@ class Built:
 
     sources: Sources
     stream: Stream
+    beginning: Mapping[str, Any]  # the position of the data at step 0
     mesh: jax.sharding.Mesh
     init: Callable[[], State]
     abstract: State
     train_step: jax.stages.Wrapped  # not compiled yet
-    eval_step: EvalStep
+    eval_step: jax.stages.Wrapped
     model: Callable[[State], nnx.Module]
     put: Callable[[Any], Any]
     plan: Plan
@@ -74,6 +79,7 @@ def build(config: Config) -> Built:
     return Built(
         sources=sources,
         stream=stream,
+        beginning=stream.state(),
         mesh=mesh,
         init=init,
         abstract=abstract,
@@ -85,21 +91,55 @@ def build(config: Config) -> Built:
     )
 
 
+@dataclass(frozen=True)
+class Programs:
+    """The compiled programs of a run: each is there when its thread is done."""
+
+    train: Future[TrainStep]
+    eval: Future[EvalStep]
+
+
+def compile_all(built: Built, config: Config, attempt: Attempt) -> Programs:
+    """Start to compile, in threads: the training step first, for training waits for nothing else."""
+    since = time.perf_counter()
+
+    def compile_training() -> TrainStep:
+        program = compile_step(built, config)
+        attempt.record(compile_seconds=round(time.perf_counter() - since, 3))
+        return program
+
+    train = begin(compile_training, "compile")
+
+    def compile_evaluation() -> EvalStep:
+        wait([train])
+        return built.eval_step.lower(built.abstract, *_abstract_batch(built, config)).compile()
+
+    return Programs(train, begin(compile_evaluation, "compile evaluation"))
+
+
 def compile_step(built: Built, config: Config) -> TrainStep:
     """The train step, compiled for the shapes of this run. Raises ConfigError where a remat scope was never met."""
-    batch = built.sources.train.take(np.zeros(config.data.batch_size, np.int64))
-    abstract = {
-        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=batched(built.mesh))
-        for name, value in batch.items()
-    }
+    batch, _ = _abstract_batch(built, config)
     with active(built.plan) as hits:
-        lowered = built.train_step.lower(built.abstract, abstract)
+        lowered = built.train_step.lower(built.abstract, batch)
     if missed := built.plan.scopes - hits:
         raise ConfigError(
             f"remat={config.remat.kind}: model={config.model.kind} never entered the scope '{min(missed)}', "
             "so nothing would be recomputed; mark it in the model, or choose remat=none"
         )
     return lowered.compile()
+
+
+def _abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeStruct]:
+    """The shapes of one batch and of its weights, where they will lie."""
+    examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
+    sharding = batched(built.mesh)
+    examples["weights"] = np.zeros(config.data.batch_size, np.float32)
+    abstract = {
+        name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
+        for name, value in examples.items()
+    }
+    return abstract, abstract.pop("weights")
 
 
 def restore(built: Built, checkpoint: Path) -> State:
@@ -112,12 +152,18 @@ def warm(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, Repor
     return transfer(built.init(), checkpoint, partial=partial, stacked=steps.is_stacked)
 
 
-def evaluate(built: Built, config: Config, state: State) -> dict[str, float]:
-    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches)."""
+def evaluate(
+    built: Built, config: Config, eval_step: EvalStep, between: Callable[[], None], state: State
+) -> dict[str, float]:
+    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches).
+
+    `between` is called before each batch: it may raise to end it.
+    """
     sums: dict[str, Any] = {}
     num_batches = config.train.eval_batches
     for batch, weights in in_order(built.sources.eval, batch_size=config.data.batch_size, num_batches=num_batches):
-        new = built.eval_step(state, built.put(batch), built.put(weights))
+        between()
+        new = eval_step(state, built.put(batch), built.put(weights))
         sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
     weight = float(sums.pop("weight"))
     return {name: float(value) / weight for name, value in sums.items()}
@@ -125,7 +171,14 @@ def evaluate(built: Built, config: Config, state: State) -> dict[str, float]:
 
 @contextmanager
 def live(
-    config: Config, built: Built, train_step: TrainStep, run: Run, attempt: Attempt, console: Console, step: int
+    config: Config,
+    built: Built,
+    programs: Programs,
+    run: Run,
+    attempt: Attempt,
+    console: Console,
+    watcher: Watcher,
+    step: int,
 ) -> Iterator[Parts]:
     """Everything the loop works with, open; closed in reverse, the checkpoints durable, whatever happens."""
     with ExitStack() as opened:
@@ -134,16 +187,16 @@ def live(
         logger = opened.enter_context(closing(Fanout(truth, _mirrors(config, run, console, step), console.say)))
         if warning := preflight(run.checkpoints, num_bytes(built), config.retention, config.train.steps):
             console.say(warning)
-        saver = opened.enter_context(closing(_checkpointer(config, run, console, timing)))
+        saver = opened.enter_context(closing(_checkpointer(config, run, attempt, console, timing)))
+        is_finite = jax.jit(steps.is_finite)
+        data = opened.enter_context(closing(Ahead(built.stream, watcher))) if built.sources.waits else built.stream
         yield Parts(
             cadence=Cadence(config.train.steps, config.train.log_steps, config.train.eval_steps),
-            train_step=train_step,
-            evaluate=partial(evaluate, built, config),
-            items=lambda state, position: {
-                STATE: state,
-                PROGRESS: {"position": position, "data": built.sources.fingerprint, "best": attempt.best},
-            },
-            data=built.stream,
+            train_step=programs.train.result(),
+            evaluate=partial(_evaluate, built, config, programs, attempt, watcher),
+            is_finite=lambda state: bool(is_finite(state["params"])),
+            items=partial(_items, built, attempt),
+            data=data,
             epoch_steps=len(built.sources.train) / config.data.batch_size,
             saver=saver,
             last=config.ckpt.last,
@@ -152,6 +205,24 @@ def live(
             progress=console,
             ledger=attempt,
         )
+
+
+def _items(built: Built, attempt: Attempt, at: Reached, position: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    progress = {"position": position, "data": built.sources.fingerprint, "best": attempt.best}
+    return {STATE: at.state, PROGRESS: {**progress, "owes_evaluation": at.owes}}
+
+
+def _evaluate(
+    built: Built, config: Config, programs: Programs, attempt: Attempt, watcher: Watcher, state: State
+) -> dict[str, float]:
+    """An evaluation that gives signs of life, and ends where a stop is asked for."""
+
+    def between() -> None:
+        watcher.check()
+        attempt.pulse.phase("eval")
+
+    return evaluate(built, config, watcher.wait_for(programs.eval), between, state)
 
 
 def _jsonl(path: Path, step: int, attempt: int, console: Console) -> Jsonl:
@@ -174,7 +245,7 @@ def _mirrors(config: Config, run: Run, console: Console, step: int) -> list[Logg
     return mirrors
 
 
-def _checkpointer(config: Config, run: Run, console: Console, timing: Jsonl) -> Checkpointer:
+def _checkpointer(config: Config, run: Run, attempt: Attempt, console: Console, timing: Jsonl) -> Checkpointer:
     background, verify = config.ckpt.write == "background", config.ckpt.verify
     policy = Policy(config.ckpt.save, config.retention, config.score, background, verify)
 
@@ -183,7 +254,8 @@ def _checkpointer(config: Config, run: Run, console: Console, timing: Jsonl) -> 
         event = {"step": saved.record.step, "event": "save", "stall": stall, "durable": durable}
         timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
-    return Checkpointer(run.checkpoints, policy, store, console.say, told, Failures(*interruptions(run)))
+    failures = Failures(*interruptions(run))
+    return Checkpointer(run.checkpoints, policy, store, console.say, told, failures, attempt.pulse.writing)
 
 
 def showcase(built: Built, config: Config, state: State) -> str | None:

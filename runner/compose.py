@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from runner import rundir
 from runner.config import Config, continued, load, read
 from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
 from runner.explain import suggest
+from runner.provenance import process_began
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FLAGS = (
@@ -35,9 +37,10 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Command:
-    """What the user typed, without what Hydra needs: `("ckpt=combined", "optim.lr=0.01")`."""
+    """What the user typed, without what Hydra needs: `("ckpt=combined", "optim.lr=0.01")`; and when it was typed."""
 
     overrides: tuple[str, ...]
+    began: float = 0.0  # seconds since 1970
 
 
 Start = Callable[[Config, Command], tuple[int, float | None]]
@@ -46,16 +49,18 @@ Start = Callable[[Config, Command], tuple[int, float | None]]
 def compose(argv: Sequence[str], start: Start) -> int:
     """Compose, validate and start the run (or each run of a sweep). Gives the exit code; says errors on stderr."""
     codes: list[int] = []
+    began = process_began()
 
     def task(composed: DictConfig) -> float | None:
         os.environ.pop("HYDRA_FULL_ERROR", None)
         try:
-            code, score = start(*_validated(composed))
+            config, overrides = _validated(composed)
+            code, score = start(config, Command(overrides, time.time() if codes else began))
         except HoldfastError as error:
             code, score = _say(error), None
         codes.append(code)
         if code == STOPPED:
-            sys.exit(STOPPED)  # a stopped run stops the sweep
+            raise SystemExit(STOPPED)  # a stopped run stops the sweep
         return score
 
     try:
@@ -64,25 +69,28 @@ def compose(argv: Sequence[str], start: Start) -> int:
         # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
         warnings.filterwarnings("ignore", message="The version_base parameter is deprecated")
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    except SystemExit:
+        if STOPPED not in codes:
+            raise
     except HydraException as error:
         return _say(ConfigError(_plain_line(error)))
     except HoldfastError as error:
         return _say(error)
-    return next((code for code in codes if code), 0)
+    return STOPPED if STOPPED in codes else next((code for code in codes if code), 0)
 
 
-def _validated(composed: DictConfig) -> tuple[Config, Command]:
+def _validated(composed: DictConfig) -> tuple[Config, tuple[str, ...]]:
     task = list(HydraConfig.get().overrides.task)
     overrides = tuple(override.removeprefix("++") for override in task)
     if composed.get("dir") is None:
-        return load(composed), Command(overrides)
+        return load(composed), overrides
     saved = rundir.Run(Path(str(composed.dir))).config
     if not saved.exists():
         raise RefusedError(f"dir={composed.dir}: holds no run; leave dir out to start one, or check the path")
     keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]
     if "experiment" in keys:
-        return load(composed), Command(overrides)
-    return load(continued(read(saved), composed, keys)), Command(overrides)
+        return load(composed), overrides
+    return load(continued(read(saved), composed, keys)), overrides
 
 
 def _forced(argument: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
@@ -42,13 +42,22 @@ BY_KIND = Field(discriminator="kind")
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long to train, how often to look, and which weights a finished run ends on."""
+    """How long to train, how often to look, which weights a finished run ends on, and when to give up.
+
+    `hang_seconds`: without a sign of life for so long, the process ends (exit 1); null: never. `max_crashes`: a step
+    that failed so often in a row is tried once more from an older checkpoint, then no more. `max_rollbacks`: so often
+    a run goes back and skips a batch on which the loss was not finite. `dollars_per_hour` is for the goodput report.
+    """
 
     steps: Count = 600
     log_steps: Count = 10
     eval_steps: Count = 100
     eval_batches: Count = 40
     final: Literal["last", "best"] = "last"
+    hang_seconds: Annotated[float, Gt(0.0)] | None = 1800.0
+    max_crashes: Count = 3
+    max_rollbacks: Annotated[int, Ge(0)] = 3
+    dollars_per_hour: Annotated[float, Ge(0.0)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +105,7 @@ class Config:
     root: str = "outputs"
     seed: Annotated[int, Ge(0)] = 0
     init_from: InitFrom = field(default_factory=InitFrom)
+    compile_cache: str = "auto"
     dir: str | None = None
     step: Annotated[int, Ge(1)] | Literal["best"] | None = None
     resume: Literal["auto", "never", "must"] = "auto"
@@ -121,8 +131,11 @@ class Config:
         return _adapter().dump_python(self, mode="json")
 
 
-# Where a run lives and what it prints: not part of what it computes or of the files it leaves.
-PLACE = ("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt")
+# Where a run lives, what it prints and when it gives up: not part of what it computes or of the files it leaves.
+PLACE = (
+    *("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt", "compile_cache"),
+    *("train.hang_seconds", "train.max_crashes", "train.max_rollbacks", "train.dollars_per_hour"),
+)
 # May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
 FREE = (
     *PLACE,

@@ -1,6 +1,7 @@
 """Every way a run can end badly, each with the exit code of the contract.
 
     HoldfastError
+    ├── GaveUpError    1   the same step failed again and again; nothing was tried this time
     ├── ConfigError    2   the configuration is wrong; nothing was written
     ├── RefusedError   3   the run belongs to another configuration, is in use, or nothing restorable is left
     ├── DivergedError  4   the loss or the gradient is not finite
@@ -9,6 +10,8 @@
 A message says where, what was got, what was expected and the way out, in one or two plain lines.
 Anything else that escapes is a bug: exit code 1, with its traceback.
 """
+
+from typing import Any
 
 
 class HoldfastError(Exception):
@@ -30,9 +33,27 @@ class RefusedError(HoldfastError):
 
 
 class DivergedError(HoldfastError):
-    """Training left the finite numbers; the last good checkpoint stands."""
+    """Training left the finite numbers; the last good checkpoint stands.
+
+    `step` is the first one that was not finite, `behind` the number of steps that were begun after it, `position` that
+    of the data after those.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, step: int, behind: int, position: dict[str, Any]):
+        super().__init__(message)
+        self.step, self.behind, self.position = step, behind, position
+
+    def complete(self, rest: str) -> "DivergedError":
+        """The same, for a person: with what was done about it and the way out."""
+        return DivergedError(f"{self}; {rest}", self.step, self.behind, self.position)
+
+
+class GaveUpError(HoldfastError):
+    """The same step failed again and again: another try would do the same."""
+
+    exit_code = 1
 
 
 class StorageError(HoldfastError):

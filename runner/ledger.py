@@ -6,39 +6,73 @@ status.json last said.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import socket
-import subprocess
-import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from runner import rundir
+from runner import pulse, rundir
 from runner.checkpoint.record import Score
+from runner.provenance import made_by
+from runner.pulse import Beat, Pulse
 from runner.rundir import Run
 
 STATUS_SECONDS = 1.0  # status.json is replaced at most once in this time
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "hydra-core", "numpy")
+TRAINING = ("step", "data", "eval", "save")  # buckets that steps are paid from
+
+
+class Stopwatch:
+    """Where the seconds of a process go: every moment since its beginning counts towards exactly one bucket."""
+
+    def __init__(self, pulse: Pulse, began: float):
+        self._pulse, self._bucket = pulse, "startup"
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds["import"] = max(time.time() - began, 0.0)
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def spend(self, bucket: str) -> Iterator[None]:
+        """Count the time of a block towards a bucket, and not towards the one around it."""
+        outer = self._turn_to(bucket)
+        try:
+            yield
+        finally:
+            self._turn_to(outer)
+
+    def _turn_to(self, bucket: str) -> str:
+        now, outer = time.perf_counter(), self._bucket
+        self.seconds[outer] += now - self._since
+        self._since, self._bucket = now, bucket
+        self._pulse.phase(bucket)
+        return outer
+
+    def read(self) -> dict[str, float]:
+        """Seconds by bucket so far, and in total."""
+        seconds = dict(self.seconds)
+        seconds[self._bucket] = seconds.get(self._bucket, 0.0) + time.perf_counter() - self._since
+        return {bucket: round(spent, 3) for bucket, spent in {**seconds, "total": sum(seconds.values())}.items()}
 
 
 class Attempt:
-    """This process's work on a run: its status, its best score, and its seconds by bucket."""
+    """This process's work on a run: its status, its best score, and its seconds by bucket.
 
-    def __init__(self, run: Run, score: Score, steps: int, identity: str):
+    `began`: when the process started, in seconds since 1970. Two threads may end it: training, and the guard that
+    leaves in its place.
+    """
+
+    def __init__(self, run: Run, score: Score, steps: int, identity: str, began: float | None = None):
         self._run, self._score = run, score
+        self._began = time.time() if began is None else began
         self._status: dict[str, Any] = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
         self._record: dict[str, Any] = {}
-        self._previous: dict[str, Any] = {}  # the status of an attempt that was killed and has no line yet
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._start, self._written = time.perf_counter(), -STATUS_SECONDS
+        self._before: str | None = None  # status.json as it was found
+        self._written = -STATUS_SECONDS
+        self._writing = threading.RLock()
+        self._watch: Stopwatch
 
     @property
     def number(self) -> int:
@@ -55,6 +89,31 @@ class Attempt:
         """Where `step=` has taken this run already: the same command typed again goes on from there."""
         return self._status.get("taken_back_to")
 
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """The batches that training skips, because the loss was not finite on them: batch, step, why."""
+        return self._status["skipped"]
+
+    @property
+    def pulse(self) -> Pulse:
+        """The sign of life that this process gives."""
+        return self._pulse
+
+    @property
+    def step(self) -> int:
+        """The last step that was noted."""
+        return self._status["step"]
+
+    @property
+    def durable_step(self) -> int:
+        """The newest step that was durable when the last step was noted; 0 where none was."""
+        return self._status.get("last_committed_step") or 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the process began."""
+        return time.time() - self._began
+
     def ends_on(self, step: int) -> None:
         """Remember whose weights a finished run ended on, where they are not the last."""
         self._status["final_step"] = step
@@ -63,45 +122,60 @@ class Attempt:
         """Remember it, from the next time the status is written."""
         self._status["taken_back_to"] = where
 
-    @property
-    def seconds(self) -> float:
-        """Since this attempt began."""
-        return time.perf_counter() - self._start
+    def skip(self, batch: int, step: int, why: str) -> None:
+        """Remember, durably and before training goes on, that a batch is skipped."""
+        self._status["skipped"] = [*self.skipped, {"batch": batch, "step": step, "why": why}]
+        self.write("running")
 
-    @contextmanager
-    def spend(self, bucket: str) -> Iterator[None]:
+    def record(self, **facts: Any) -> None:
+        """Add facts to this attempt's line: what compiling cost, whether the cache was hit."""
+        self._record |= facts
+
+    def spend(self, bucket: str) -> AbstractContextManager[None]:
         """Count the time of a block towards a bucket."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[bucket] += time.perf_counter() - start
+        return self._watch.spend(bucket)
+
+    def beat(self, step: int) -> None:
+        """This many steps are complete. Costs nothing: called after each."""
+        self._pulse.beat(step)
+
+    def beat_now(self) -> Beat:
+        """The last sign of life: which step, doing what."""
+        return self._pulse.read()
 
     def begin(self, overrides: Sequence[str], drift: Sequence[str]) -> None:
-        """Number this attempt, after writing the line of one that was killed."""
+        """Number this attempt; what a killed one left behind is read before it is written over."""
         previous = self._run.read_status()
+        if previous:
+            self._before = self._run.status.read_text()
         number = int(previous.get("attempt", {}).get("attempt", 0)) + 1
-        self._status["step"] = int(previous.get("step", 0))
-        self._status["best"] = previous.get("best")
-        self._status["taken_back_to"] = previous.get("taken_back_to")
-        self._previous = previous if previous.get("state") == "running" else {}
+        self._status |= {"step": int(previous.get("step", 0)), "skipped": previous.get("skipped", [])}
+        self._status |= {key: previous.get(key) for key in ("best", "taken_back_to", "last_committed_step")}
+        killed = [_killed(previous, pulse.read(self._run.pulse))] if previous.get("state") == "running" else []
+        self._status["unburied"] = [*previous.get("unburied", []), *killed]
+        self._pulse = Pulse(self._run.pulse)
+        self._watch = Stopwatch(self._pulse, self._began)
         self._record = {
             "attempt": number,
-            "started": now(),
+            "started": _exactly(self._began),
             "command": ["python", "run.py", *overrides],
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "git": _git(),
+            **made_by(),
             "drift": list(drift),
         }
+        self.write("running", durable=False)
+
+    def withdraw(self) -> None:
+        """This attempt never was: status.json as it was found."""
+        if self._before is not None:
+            rundir.replace(self._run.status, self._before)
 
     def restored(self, step: int, best: dict[str, Any] | None, hardware: str) -> None:
         """Training goes on from here: steps after it that a killed attempt had done are done again."""
-        self._bury(step)
-        self._record |= {"from_step": step, "hardware": hardware}
-        self._status |= {"step": step, "best": best}
+        self.bury(step)
+        self._record.setdefault("from_step", step)
+        self._record |= {"hardware": hardware}
+        self._status |= {"step": step, "best": best, "last_committed_step": step or None}
+        self._pulse.beat(step)
         self.write("running")
 
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None:
@@ -121,43 +195,74 @@ class Attempt:
 
     def write(self, state: str, *, durable: bool = True) -> None:
         """Replace status.json."""
+        with self._writing:
+            self._write(state, durable=durable)
+
+    def end(self, state: str, step: int, why: str, lost_steps: int = 0) -> None:
+        """Say how this attempt ended, in status.json and in its line of attempts.jsonl; once, whoever is first."""
+        with self._writing:
+            self.bury(step)
+            if "ending" in self._record:
+                return
+            self._status |= {"step": step, "why": why}
+            seconds = self._watch.read()
+            line = {**self._record, "ended": _exactly(time.time()), "ending": state, "why": why}
+            line |= {"to_step": step + lost_steps, "seconds": seconds}
+            rundir.append(self._run.attempts, {**line, **_lost(line, seconds, lost_steps)})
+            self._record["ending"] = state
+            self._write(state, durable=True)  # after the line: a kill between the two is seen by the next attempt
+
+    def bury(self, step: int) -> None:
+        """Write the lines of attempts that were killed, once; training goes on, or failed to, from `step`."""
+        with self._writing:
+            unburied, self._status["unburied"] = self._status["unburied"], []
+            known = {line["attempt"] for line in attempts(self._run)} if unburied else set()
+            for line in unburied:
+                if line["attempt"] not in known:
+                    lost = max(line["to_step"] - step, 0) if "from_step" in line else 0
+                    rundir.append(self._run.attempts, {**line, **_lost(line, line["seconds"], lost)})
+
+    def _write(self, state: str, *, durable: bool) -> None:
         self._written = time.perf_counter()
         self._status["score"] = self.best["value"] if self.best else None
-        document = {"state": state, **self._status, "attempt": self._record, "updated": now()}
+        document = {"state": state, **self._status, "attempt": self._record, "seconds": self._watch.read()}
+        document["updated"] = now()
         rundir.replace(self._run.status, json.dumps(document, indent=1) + "\n", durable=durable)
-
-    def end(self, state: str, step: int, why: str) -> None:
-        """Say how this attempt ended, in status.json and in its line of attempts.jsonl."""
-        self._bury(step)
-        self._status |= {"step": step, "why": why}
-        seconds = {bucket: round(spent, 3) for bucket, spent in self._seconds.items()}
-        seconds["total"] = round(self.seconds, 3)
-        line = {**self._record, "ended": now(), "ending": state, "why": why, "to_step": step}
-        rundir.append(self._run.attempts, {**line, "lost_steps": 0, "seconds": seconds})
-        self.write(state)  # after the line: a kill between the two is seen by the next attempt
-
-    @property
-    def step(self) -> int:
-        """The last step that was noted."""
-        return self._status["step"]
-
-    def _bury(self, step: int) -> None:
-        """Write the line of an attempt that was killed, once; training goes on, or failed to, from `step`."""
-        previous, self._previous = self._previous, {}
-        if not previous or previous["attempt"]["attempt"] in {line["attempt"] for line in attempts(self._run)}:
-            return
-        last = int(previous.get("step", step))
-        line = {**previous["attempt"], "ended": previous.get("updated"), "ending": "killed", "to_step": last}
-        rundir.append(self._run.attempts, {**line, "lost_steps": max(last - step, 0), "seconds": {}})
 
     def _rank(self, best: Mapping[str, Any]) -> float:
         rank = self._score.of({self._score.metric: best["value"]})
         return float("inf") if rank is None or best["metric"] != self._score.metric else rank
 
 
+def _killed(previous: Mapping[str, Any], beat: Beat | None) -> dict[str, Any]:
+    """The line of an attempt that wrote none, from what status.json said and from its last sign of life."""
+    line, seconds = dict(previous["attempt"]), dict(previous.get("seconds", {}))
+    last, ended = int(previous.get("step", 0)), previous["updated"]
+    if beat is not None:  # newer than status.json, which is written once a second
+        last, ended = max(beat.step, last), _exactly(beat.changed)
+        line["during"] = f"{beat.phase}, {beat.writing} a checkpoint" if beat.writing else beat.phase
+        began = datetime.fromisoformat(line["started"]).timestamp()
+        unseen = max(beat.changed - began - seconds.get("total", 0.0), 0.0)
+        seconds = {**seconds, beat.phase: round(seconds.get(beat.phase, 0.0) + unseen, 3)}
+        seconds["total"] = round(seconds.get("total", 0.0) + unseen, 3)
+    return {**line, "ended": ended, "ending": "killed", "to_step": last, "seconds": seconds}
+
+
+def _lost(line: Mapping[str, Any], seconds: Mapping[str, float], steps: int) -> dict[str, Any]:
+    """Steps that are done again, and what they had cost at the mean of their attempt."""
+    trained = sum(seconds.get(bucket, 0.0) for bucket in TRAINING)
+    done = line["to_step"] - line.get("from_step", line["to_step"])
+    return {"lost_steps": steps, "lost_seconds": round(trained * min(steps / done, 1.0), 3) if done > 0 else 0.0}
+
+
 def now() -> str:
     """The time of day, for people and records: ISO 8601, UTC, seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _exactly(seconds: float) -> str:
+    """A time of day for arithmetic: ISO 8601, UTC, milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def attempts(run: Run) -> list[dict[str, Any]]:
@@ -178,19 +283,3 @@ def interruptions(run: Run) -> tuple[int, float]:
     past = [line for line in attempts(run) if line.get("from_step") is not None and line.get("ended")]
     spans = [datetime.fromisoformat(line["ended"]) - datetime.fromisoformat(line["started"]) for line in past]
     return sum(line["ending"] in ("killed", "failed") for line in past), sum(span.total_seconds() for span in spans)
-
-
-def _git() -> str | None:
-    """The commit of the code that runs, marked where files differ from it; None outside a checkout."""
-    folder = Path(sys.argv[0]).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()

@@ -5,7 +5,8 @@
 
 Saving comes after the update and before the next `next(data)`: so the position of the data that is saved is the first
 batch the state has not seen. A step's lines are in the logs before its checkpoint is on disk: so a restored step is
-never missing from them. Nothing leaves the device but where a value is due, and then when it is there: see `Flight`.
+never missing from them. An evaluation that a stop cuts short is owed: its step is saved, and whoever goes on from there
+evaluates first. Nothing leaves the device but where a value is due, and then when it is there: see `Flight`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from runner.errors import DivergedError
 from runner.log import Truth
 from runner.moment import Moment
+from runner.preempt.watch import Stopped
 
 State = dict[str, Any]
 LOSSES = 64  # so many logged losses are remembered, for rules that look at them
@@ -28,7 +30,7 @@ STEPS_IN_FLIGHT = 2  # one is computed, one waits behind it; more would only del
 
 
 class Data(Protocol):
-    """Endless batches that know their position."""
+    """Endless batches that know their position. Waiting for one raises Stopped where a stop is asked for."""
 
     def __next__(self) -> Mapping[str, Any]: ...
     def state(self) -> dict[str, Any]: ...
@@ -46,15 +48,18 @@ class Saver(Protocol):
 
 
 class Flag(Protocol):
-    """A request to stop, or None."""
+    """A request to stop, or None; and one to save and go on, given once."""
 
     notice: str | None
+
+    def take_wish(self) -> str | None: ...
 
 
 class Ledger(Protocol):
     """Counts seconds, and remembers how far training is and what it measured."""
 
     def spend(self, bucket: str) -> AbstractContextManager[None]: ...
+    def beat(self, step: int) -> None: ...
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
 
 
@@ -74,13 +79,23 @@ class Cadence:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """Where training is: a state of `step` completed updates, and whether the evaluation at that step is still owed."""
+
+    state: State
+    step: int
+    owes: bool = False
+
+
+@dataclass(frozen=True)
 class Parts:
     """The live objects of one run."""
 
     cadence: Cadence
     train_step: Callable[[State, Mapping[str, Any]], tuple[State, Mapping[str, Any]]]
-    evaluate: Callable[[State], dict[str, float]]
-    items: Callable[[State, dict[str, Any]], Mapping[str, Any]]  # what a checkpoint holds: state, position of the data
+    evaluate: Callable[[State], dict[str, float]]  # raises Stopped where a stop is asked for
+    is_finite: Callable[[State], bool]
+    items: Callable[[Reached, dict[str, Any]], Mapping[str, Any]]  # what a checkpoint holds; the position of the data
     data: Data
     epoch_steps: float  # in one pass over the data
     saver: Saver
@@ -91,36 +106,43 @@ class Parts:
     ledger: Ledger
 
 
-def train(parts: Parts, state: State, step: int, flag: Flag) -> tuple[State, int]:
-    """Train from a state of `step` completed updates to the last step, or until asked to stop; save the last state.
+def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
+    """Train to the last step, or until asked to stop; save the last state.
 
-    Raises DivergedError where the loss or the gradient is not finite at a step that is logged or saved: such a state
-    is never saved as one to resume from.
+    Raises DivergedError where the loss, the gradient or the parameters are not finite at a step that is logged or
+    saved: such a state is never saved as one to resume from.
     """
-    cadence, first, flight = parts.cadence, step, Flight(parts, step)
-    moment = Moment(step)
+    cadence, flight = parts.cadence, Flight(parts, start.step)
+    state, step, owes = start.state, start.step, start.owes
     try:
-        while step < cadence.steps and flag.notice is None:
-            with parts.ledger.spend("data"):
-                batch = next(parts.data)
-            state, metrics = parts.train_step(state, batch)
-            step += 1
-            flight.take_off(step, metrics)
-            measured: dict[str, float] = {}
-            if step % cadence.eval_steps == 0 or step == cadence.steps:
-                flight.land_all()
-                measured = _evaluate(parts, state, step)
-            moment = Moment(step, measured, parts.epoch_steps, flight.losses)
-            if reason := parts.saver.due(moment):
-                flight.land_all()
-                _save(parts, state, moment, metrics, reason)
+        with suppress(Stopped):
+            while flag.notice is None and (owes or step < cadence.steps):
+                late = owes  # cut short by a stop, before this process
+                if not owes:
+                    with parts.ledger.spend("data"):
+                        batch = next(parts.data)
+                    state, metrics = parts.train_step(state, batch)
+                    step += 1
+                    flight.take_off(step, metrics)
+                    owes = step % cadence.eval_steps == 0 or step == cadence.steps
+                measured: dict[str, float] = {}
+                if owes:
+                    flight.land_all()
+                    measured = _evaluate(parts, state, step)
+                    owes = False
+                moment = Moment(step, measured, parts.epoch_steps, flight.losses)
+                reason = parts.saver.due(moment) or flag.take_wish() or ("evaluated after a stop" if late else None)
+                if reason:
+                    flight.land_all()
+                    _save(parts, flight, Reached(state, step), moment, reason)
         flight.land_all()
-        if step > first and parts.last and not parts.saver.holds(step):
-            _save(parts, state, moment, metrics, flag.notice or "end of training")
+        if step > start.step and parts.last and not parts.saver.holds(step):
+            _save(parts, flight, Reached(state, step, owes), Moment(step), flag.notice or "end of training")
     except Exception as error:  # to be looked at later, where a rule asks for it; it goes on its way all the same
-        parts.saver.rescue(error, Moment(step), lambda: parts.items(state, parts.data.state()))
+        parts.ledger.note(step, {}, parts.saver.newest)
+        parts.saver.rescue(error, Moment(step), lambda: parts.items(Reached(state, step), parts.data.state()))
         raise
-    return state, step
+    return Reached(state, step, owes)
 
 
 class Flight:
@@ -130,9 +152,10 @@ class Flight:
     """
 
     def __init__(self, parts: Parts, step: int):
-        self._parts, self._logged = parts, step
+        self._parts, self._logged, self._landed = parts, step, step
         self.losses: deque[float] = deque(maxlen=LOSSES)
         self._flying: deque[tuple[int, Mapping[str, Any]]] = deque()
+        self._unread: list[tuple[int, Mapping[str, Any]]] = []  # landed since a step was last found to be finite
         self._since = time.perf_counter()
 
     def take_off(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -146,13 +169,30 @@ class Flight:
         while self._flying:
             self._land()
 
+    def prove(self) -> None:
+        """Raises DivergedError, naming the first step that was not finite, where the last one that landed is not."""
+        if not self._unread:
+            return
+        if _bad(self._unread[-1][1]):
+            step, name, value = next((step, *bad) for step, metrics in self._unread if (bad := _bad(metrics)))
+            raise self.diverged(step, f"{name} is {value}")
+        self._unread = []
+
+    def diverged(self, step: int, what: str) -> DivergedError:
+        """The error that says which step was not finite, and how to find its batch."""
+        newest = self._flying[-1][0] if self._flying else self._landed
+        return DivergedError(f"step {step}: {what}", step, newest - step, self._parts.data.state())
+
     def _land(self) -> None:
         step, metrics = self._flying.popleft()
-        with self._parts.ledger.spend("step"):
-            metrics["loss"].block_until_ready()
+        metrics["loss"].block_until_ready()
+        self._landed = step
+        self._parts.ledger.beat(step)
+        self._unread.append((step, {name: metrics[name] for name in WATCHED}))
         if step % self._parts.cadence.log_steps and step != self._parts.cadence.steps:
             return
-        values = _finite(metrics, self._logged, step)
+        self.prove()
+        values = {name: float(value) for name, value in metrics.items()}
         self.losses.append(values["loss"])
         self._parts.logger.log(step, "train", values)
         self._parts.progress.tick(step, values, self._parts.saver.newest)
@@ -162,13 +202,24 @@ class Flight:
         self._parts.timing({"step": step, "event": "train", "steps": steps, "seconds": round(elapsed, 6)})
 
 
-def _save(parts: Parts, state: State, moment: Moment, metrics: Mapping[str, Any], reason: str) -> None:
-    """Save a state, unless the step that made it was not finite, or the log does not hold its lines yet."""
-    _finite(metrics, moment.step - 1, moment.step)
+WATCHED = ("loss", "grad_norm")  # where either leaves the finite numbers, the update of that step is poisoned
+
+
+def _bad(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The first metric that is not finite, and its value."""
+    values = ((name, float(metrics[name])) for name in WATCHED)
+    return next(((name, value) for name, value in values if not math.isfinite(value)), None)
+
+
+def _save(parts: Parts, flight: Flight, at: Reached, moment: Moment, reason: str) -> None:
+    """Save a state that is finite, unless the log does not hold its lines yet."""
+    flight.prove()
+    if not parts.is_finite(at.state):
+        raise flight.diverged(at.step, "the parameters are not finite")
     if not parts.logger.flush():
         return
     with parts.ledger.spend("save"):
-        parts.saver.save(reason, moment, parts.items(state, parts.data.state()))
+        parts.saver.save(reason, moment, parts.items(at, parts.data.state()))
 
 
 def _evaluate(parts: Parts, state: State, step: int) -> dict[str, float]:
@@ -180,15 +231,3 @@ def _evaluate(parts: Parts, state: State, step: int) -> dict[str, float]:
     parts.ledger.note(step, measured, parts.saver.newest)
     parts.timing({"step": step, "event": "eval", "seconds": round(time.perf_counter() - start, 6)})
     return measured
-
-
-def _finite(metrics: Mapping[str, Any], after: int, step: int) -> dict[str, float]:
-    """Metrics as numbers, off the device. Raises DivergedError, naming the window in which they left the finite."""
-    values = {name: float(value) for name, value in metrics.items()}
-    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
-    if bad:
-        raise DivergedError(
-            f"step {step}: {bad[0]} is {values[bad[0]]}; it became so after step {after}; the newest checkpoint before "
-            "it stands: lower optim.lr, or look at the data"
-        )
-    return values

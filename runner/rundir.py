@@ -30,6 +30,8 @@ class Run:
     status = property(lambda self: self.path / "status.json")
     attempts = property(lambda self: self.path / "attempts.jsonl")
     lock = property(lambda self: self.path / ".lock")
+    pulse = property(lambda self: self.path / ".pulse")
+    stop = property(lambda self: self.path / "STOP")
     checkpoints = property(lambda self: self.path / "checkpoints")
     quarantine = property(lambda self: self.path / "quarantine")
     logs = property(lambda self: self.path / "logs")

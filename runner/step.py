@@ -98,6 +98,12 @@ def eval_step(network: Network, objective: Objective) -> Callable[[State, Mappin
     return eval_step
 
 
+def is_finite(params: Tree) -> jax.Array:
+    """Bool[]: whether every parameter is a finite number."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack(leaves).all()
+
+
 def decays(params: Tree) -> Tree:
     """True for what weight decay applies to: matrices, not counting the dimension that stacks layers."""
 

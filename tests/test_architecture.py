@@ -43,6 +43,7 @@ FENCES = {
 NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
+    *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt"),
@@ -58,7 +59,7 @@ MAY_KNOW = {
     "run": ("runner.compose", "runner.config", "runner.experiment"),
     "runner": ("runner.tools.load",),
     "runner.__main__": ("runner.explain",),  # and each verb by its name, when it is asked for
-    "runner.compose": ("runner.config", "runner.explain"),
+    "runner.compose": ("runner.config", "runner.explain", "runner.provenance"),
     "runner.config": (
         *(
             "data",
@@ -72,20 +73,19 @@ MAY_KNOW = {
         *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy"),
     ),
     "runner.experiment": (
-        *("runner.build", "runner.checkpoint.restore", "runner.config", "runner.ledger", "runner.log.console"),
-        *("runner.loop", "runner.preempt.signals", "runner.preempt.watch", "runner.readme"),
+        *("runner.config", "runner.crashes", "runner.ledger", "runner.log.console", "runner.preempt"),
+        *("runner.provenance", "runner.readme", "runner.training"),
+    ),
+    "runner.training": (
+        *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.ledger"),
+        *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.readme"),
     ),
     "runner.build": (
-        *(
-            "data",
-            "models",
-            "runner.checkpoint",
-            "runner.config",
-            "runner.ledger",
-        ),
-        *("runner.log", "runner.loop", "runner.mesh", "runner.step"),
+        *("data", "models", "runner.checkpoint", "runner.config", "runner.ledger", "runner.log", "runner.loop"),
+        *("runner.mesh", "runner.preempt", "runner.step"),
     ),
-    "runner.loop": ("runner.log",),  # its protocols; no concrete class
+    "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
+    "runner.ledger": ("runner.provenance", "runner.pulse"),
     "runner.readme": ("runner.ledger",),
     "runner.checkpoint.checkpointer": (
         *("runner.checkpoint.digest", "runner.checkpoint.retention", "runner.checkpoint.strategy"),
@@ -96,6 +96,8 @@ MAY_KNOW = {
         *("runner.checkpoint.arrays", "runner.checkpoint.digest", "runner.checkpoint.store"),
     ),
     "runner.preempt.signals": ("runner.preempt.watch",),
+    "runner.preempt.ahead": ("runner.preempt.watch",),
+    "runner.preempt.guard": ("runner.preempt.watch", "runner.pulse"),
     "runner.log.console": ("runner.ledger",),
     # Beside each other (runner.tools); of checkpoints only what reads them, and what deletes one.
     "runner.tools.settings": ("runner.checkpoint.retention",),

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from runner.errors import DivergedError
-from runner.loop import STEPS_IN_FLIGHT, Cadence, Parts, train
+from runner.loop import STEPS_IN_FLIGHT, Cadence, Parts, Reached, train
 from runner.moment import Moment
+from runner.preempt.watch import Stopped
 
 
 class Number:
@@ -31,6 +32,11 @@ class Number:
 
 class Flag:
     notice: str | None = None
+    wish: str | None = None
+
+    def take_wish(self) -> str | None:
+        wish, self.wish = self.wish, None
+        return wish
 
 
 class World:
@@ -40,9 +46,12 @@ class World:
         self.events: list[tuple[str, int]] = []
         self.save_every, self.losses, self.stop_at = save_every, losses or {}, stop_at
         self.log_is_whole = True
+        self.poisoned: set[int] = set()
+        self.stop_in_evaluation: int | None = None
         self.moments: list[tuple[Moment, list[float]]] = []
         self.batches, self.landed, self.newest, self.flag = 0, 0, None, Flag()
         self.saved: dict[int, tuple[int, int, str]] = {}
+        self.owing: list[int] = []
 
     def __next__(self) -> Mapping[str, Any]:
         self.batches += 1
@@ -61,6 +70,9 @@ class World:
         return {"step": step}, {"loss": loss, "grad_norm": Number(step, 1.0, self)}
 
     def evaluate(self, state: dict[str, Any]) -> dict[str, float]:
+        if state["step"] == self.stop_in_evaluation:
+            self.flag.notice = "SIGTERM"
+            raise Stopped
         return {"loss": 1.0 / state["step"]}
 
     def holds(self, step: int) -> bool:
@@ -74,6 +86,7 @@ class World:
         assert items["state"]["step"] == moment.step
         self.events.append(("save", moment.step))
         self.saved[moment.step] = (items["state"]["step"], items["data"]["next"], reason)
+        self.owing += [moment.step] if items["owes"] else []
 
     def rescue(self, error: Exception, moment: Moment, items: Any) -> None:
         self.events.append(("rescue", items()["state"]["step"]))
@@ -89,6 +102,9 @@ class World:
     def spend(self, bucket: str) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def beat(self, step: int) -> None:
+        assert step == self.landed
+
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
@@ -98,7 +114,8 @@ class World:
             cadence=Cadence(steps=steps, log_steps=2, eval_steps=10),
             train_step=self.train_step,
             evaluate=self.evaluate,
-            items=lambda state, position: {"state": state, "data": position},
+            is_finite=lambda state: state["step"] not in self.poisoned,
+            items=lambda at, position: {"state": at.state, "data": position, "owes": at.owes},
             data=self,
             epoch_steps=7.5,
             saver=self,
@@ -109,13 +126,13 @@ class World:
             ledger=self,
         )
 
-    def train(self, **options: Any) -> tuple[dict[str, Any], int]:
-        return train(self.parts(**options), {"step": 0}, 0, self.flag)
+    def train(self, start: Reached | None = None, **options: Any) -> Reached:
+        return train(self.parts(**options), start or Reached({"step": 0}, 0), self.flag)
 
 
 def test_each_line_comes_once_in_order_and_before_the_checkpoint_of_its_step() -> None:
     world = World()
-    assert world.train() == ({"step": 20}, 20)
+    assert world.train() == Reached({"step": 20}, 20)
     assert [event for event in world.events if event[0] == "train"] == [("train", step) for step in range(2, 21, 2)]
     assert [event for event in world.events if event[0] == "eval"] == [("eval", 10), ("eval", 20)]
     for step in (5, 10, 15, 20):
@@ -133,7 +150,7 @@ def test_a_checkpoint_holds_the_first_batch_its_state_has_not_seen() -> None:
 
 def test_a_stop_saves_the_step_it_comes_in_and_says_why() -> None:
     world = World(stop_at=7)
-    assert world.train() == ({"step": 7}, 7)
+    assert world.train() == Reached({"step": 7}, 7)
     assert world.saved[7] == (7, 7, "SIGTERM")
     assert world.batches == 7  # no batch was drawn that nobody has seen
 
@@ -150,12 +167,19 @@ def test_a_step_that_is_saved_already_is_not_saved_again() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_never_saved(bad: float) -> None:
     world = World(losses={5: bad})
-    with pytest.raises(DivergedError, match=r"step 5: loss is (nan|inf); it became so after step 4"):
+    with pytest.raises(DivergedError, match=r"step 5: loss is (nan|inf)") as caught:
         world.train()
+    assert (caught.value.step, caught.value.behind, caught.value.position) == (5, 0, {"next": 5})
     assert world.saved == {}
     world = World(save_every=100, losses={7: bad, 8: bad})
-    with pytest.raises(DivergedError, match=r"step 8: loss is (nan|inf); it became so after step 6"):
+    with pytest.raises(DivergedError, match=r"step 7: loss is (nan|inf)") as caught:  # seen at 8, which is logged
         world.train()
+    assert (caught.value.step, caught.value.behind, caught.value.position) == (7, 3, {"next": 10})
+    world = World()
+    world.poisoned = {5}
+    with pytest.raises(DivergedError, match="step 5: the parameters are not finite"):
+        world.train()
+    assert world.saved == {}
 
 
 def test_rules_see_what_is_true_after_each_step() -> None:
@@ -190,7 +214,7 @@ def test_an_exception_anywhere_leaves_what_there_is_and_goes_on_its_way(where: s
         evaluate=lambda state: world.evaluate(state),
     )
     with pytest.raises(KeyError, match="boom"):
-        train(broken, {"step": 0}, 0, world.flag)
+        train(broken, Reached({"step": 0}, 0), world.flag)
     last = {"__next__": 10, "train_step": 9, "evaluate": 10}[where]
     assert world.events[-1] == ("rescue", last)
 
@@ -218,5 +242,33 @@ def test_nothing_is_saved_while_the_log_waits_for_the_disk() -> None:
 
 def test_nothing_is_left_to_do_at_the_last_step() -> None:
     world = World()
-    assert train(world.parts(), {"step": 20}, 20, world.flag) == ({"step": 20}, 20)
+    assert world.train(Reached({"step": 20}, 20)) == Reached({"step": 20}, 20)
     assert world.events == []
+
+
+def test_an_evaluation_that_a_stop_cuts_short_is_owed_and_made_up_for() -> None:
+    world = World()
+    world.stop_in_evaluation = 10
+    assert world.train() == Reached({"step": 10}, 10, owes=True)
+    assert world.owing == [10]
+    assert [event for event in world.events if event[0] == "eval"] == []
+    later = World()
+    later.batches = 10
+    later.landed = 10
+    assert later.train(Reached({"step": 10}, 10, owes=True)) == Reached({"step": 20}, 20)
+    assert later.events[:2] == [("eval", 10), ("save", 10)]  # first of all, and its step saved with what was measured
+    assert later.owing == []
+    undisturbed = World()
+    undisturbed.train()
+    assert _lines(world) + _lines(later) == _lines(undisturbed)
+
+
+def _lines(world: World) -> list[tuple[str, int]]:
+    return [event for event in world.events if event[0] != "save"]
+
+
+def test_a_wish_saves_once_and_training_goes_on() -> None:
+    world = World(save_every=100)
+    world.flag.wish = "rebalance"
+    assert world.train().step == 20
+    assert {step: saved[2] for step, saved in world.saved.items()} == {1: "rebalance", 20: "end of training"}

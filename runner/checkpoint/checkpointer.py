@@ -87,9 +87,10 @@ class Checkpointer:
         tell: Callable[[str], None],
         told: Callable[[Saved], None],
         failures: Failures,
+        doing: Callable[[str], None] = lambda phase: None,
     ):
         self._checkpoints, self._policy, self._store = checkpoints, policy, store
-        self._tell, self._told, self._failures = tell, told, failures
+        self._tell, self._told, self._failures, self._doing = tell, told, failures, doing
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: Future[Written] | None = None
         self._failing = False
@@ -132,7 +133,8 @@ class Checkpointer:
         reason = f"error after step {moment.step}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         try:
             self.save(reason, moment, items(), mark="error")
-            saved = self.holds(moment.step)
+            self._settle()
+            saved = any(record.step == moment.step for record in self._records)
         except RuntimeError as trouble:  # the step that failed had taken the arrays with it
             self._tell(f"warning: nothing could be left to look at ({str(trouble).splitlines()[0]})")
             return
@@ -140,9 +142,9 @@ class Checkpointer:
             self._tell(f"left checkpoint {moment.step} to look at, marked; step={moment.step} restores it")
 
     def holds(self, step: int) -> bool:
-        """Whether this step is durable, by a look at the disk; waits for a save that is under way."""
+        """Whether a restart would find this step, by a look at the disk; waits for a save that is under way."""
         self._settle()
-        return any(record.step == step for record in self._records)
+        return any(record.step == step and not record.mark for record in self._records)
 
     def close(self) -> None:
         """Settle and let go of the thread."""
@@ -154,6 +156,7 @@ class Checkpointer:
     def _write(self, record: Record, state: Any, progress: Any, start: float, stall: float | None) -> Written:
         """In the background: written, proven, published, and only then pruned. Raises StorageError."""
         fresh = self._checkpoints / WRITING / str(record.step)
+        self._doing("write")
         try:
             fresh.parent.mkdir(parents=True, exist_ok=True)
             self._store.write(fresh, state, progress)
@@ -161,13 +164,18 @@ class Checkpointer:
                 raise StorageError(f"{leaf} reads back differently from what was to be saved")
             spent = time.perf_counter() - start
             record = replace(record, stall_seconds=spent if stall is None else stall, write_seconds=spent)
+            self._doing("seal")
             seal(fresh, record, checksums=self._policy.verify != "off")
+            self._doing("publish")
             _publish(fresh, self._checkpoints / str(record.step))
         except (OSError, StorageError) as error:
             shutil.rmtree(fresh.parent, ignore_errors=True)  # a disk that is full needs its space back at once
+            self._doing("")
             raise StorageError(_plain(error)) from error
+        self._doing("prune")
         durable = time.perf_counter() - start
         records, trouble = _prune(self._checkpoints, self._policy, record.step)
+        self._doing("")
         num_bytes = next((known.num_bytes for known in records if known.step == record.step), 0)
         return Saved(record, durable if stall is None else stall, durable, num_bytes, trouble), records
 
@@ -228,12 +236,17 @@ def link_best(checkpoints: Path, records: Sequence[Record], score: Score) -> Non
 
 def discard(directory: Path) -> None:
     """Delete a checkpoint: first out of sight in one move, for good only then."""
+    away = _out_of_sight(directory)
+    sync_directory(directory.parent)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def _out_of_sight(directory: Path) -> Path:
     trash = directory.parent / TRASH
     trash.mkdir(exist_ok=True)
     away = trash / f"{directory.name}-{time.time_ns()}"
     directory.rename(away)
-    sync_directory(directory.parent)
-    shutil.rmtree(away, ignore_errors=True)
+    return away
 
 
 def _prune(checkpoints: Path, policy: Policy, step: int) -> tuple[list[Record], str | None]:
@@ -255,13 +268,14 @@ def _prune(checkpoints: Path, policy: Policy, step: int) -> tuple[list[Record], 
 
 
 def _publish(fresh: Path, final: Path) -> None:
-    """Give a sealed checkpoint its name, durably; what an error left under that name goes."""
+    """Give a sealed checkpoint its name, durably; what is under that name goes, and only then is it deleted."""
     if final.is_symlink():
         final.unlink()
-    elif final.exists():
-        discard(final)
+    old = _out_of_sight(final) if final.exists() else None
     fresh.rename(final)
     sync_directory(final.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _clean(checkpoints: Path, policy: Policy, newest: int | None) -> None:

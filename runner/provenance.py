@@ -1,0 +1,63 @@
+"""What a run was made by: packages, commit, the source itself, the machine; and when this process began. No jax."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "hydra-core", "numpy")
+ROOMS = ("runner", "models", "data")
+
+
+def made_by() -> dict[str, Any]:
+    """Everything about this process that may explain a difference later, as JSON values."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": _git(),
+        "code": code(),
+    }
+
+
+def code() -> str:
+    """Eight hex digits over every source file of the runner, the models and the data: other code, another hash."""
+    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def process_began() -> float:
+    """When this process started, in seconds since 1970: what it took to import is part of a restart."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):  # not Linux
+        return time.time()
+    return time.time() - age
+
+
+def _git() -> str | None:
+    """The commit of the code that runs, marked where files differ from it; None outside a checkout."""
+    folder = Path(sys.argv[0]).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,78 @@
+"""A run's sign of life: which step, doing what, since when. No jax.
+
+Sixty-four bytes that the process maps into its memory: writing there costs less than a microsecond, no system call and
+no wait, and what a SIGKILL leaves is exact. It says how far a killed process was and what it was doing, tells a
+supervisor that one hangs, and lets the drill kill at a chosen moment.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+LAYOUT = struct.Struct("<8sqdd16s16s")  # mark, step, when it last changed, when this phase began, phase, writer's phase
+MARK = b"holdfast"
+STEP, CHANGED, SINCE, PHASE, WRITING = 8, 16, 24, 32, 48  # where each begins, in bytes
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What was true when the process last changed it. Times are wall-clock seconds since 1970.
+
+    `phase` is what the training thread does: startup, restore, compile, step, data, eval, save, finish. `writing` is
+    what the thread that writes checkpoints does: "", write, seal, publish, prune.
+    """
+
+    step: int
+    changed: float
+    since: float
+    phase: str
+    writing: str
+
+
+class Pulse:
+    """Written by the process that holds the run. Where the disk has no room for it there is none: nothing is lost."""
+
+    def __init__(self, path: Path):
+        self._bytes: mmap.mmap | bytearray = bytearray(LAYOUT.size)
+        with suppress(OSError), path.open("wb+") as out:
+            out.write(bytes(LAYOUT.size))  # the space is taken now: a hole would fail when it is touched
+            out.flush()
+            self._bytes = mmap.mmap(out.fileno(), LAYOUT.size)
+        now = time.time()
+        LAYOUT.pack_into(self._bytes, 0, MARK, 0, now, now, b"startup", b"")
+
+    def beat(self, step: int) -> None:
+        """This many steps are completed."""
+        struct.pack_into("<qd", self._bytes, STEP, step, time.time())
+
+    def phase(self, name: str) -> None:
+        """What the training thread does from now on."""
+        now = time.time()
+        struct.pack_into("<dd16s", self._bytes, CHANGED, now, now, name.encode())
+
+    def writing(self, name: str) -> None:
+        """What the thread that writes checkpoints does from now on."""
+        struct.pack_into("<16s", self._bytes, WRITING, name.encode())
+
+    def read(self) -> Beat:
+        """What was written last."""
+        return _beat(bytes(self._bytes))
+
+
+def read(path: Path) -> Beat | None:
+    """The last sign of life of a run; None where there is none."""
+    try:
+        written = path.read_bytes()
+    except OSError:
+        return None
+    return _beat(written) if len(written) == LAYOUT.size and written.startswith(MARK) else None
+
+
+def _beat(written: bytes) -> Beat:
+    _, step, changed, since, phase, writing = LAYOUT.unpack(written)
+    return Beat(step, changed, since, phase.rstrip(b"\0").decode(), writing.rstrip(b"\0").decode())
