@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner import rundir
-from runner.checkpoint.record import locate
+from runner.checkpoint.record import durable_step, locate
 from runner.config import PLACE, Config, Drift, drift, fingerprint, identity, read, write
 from runner.crashes import give_up, relapse
 from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
@@ -151,7 +151,8 @@ def _worked_on(
 def _ended(attempt: Attempt, state: str, why: str) -> None:
     """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
     with suppress(OSError):
-        attempt.end(state, attempt.durable_step, why, lost_steps=max(attempt.step - attempt.durable_step, 0))
+        durable = durable_step(attempt.run.checkpoints)
+        attempt.end(state, durable, why, lost_steps=max(attempt.step - durable, 0))
 
 
 def _introduce(config: Config, place: Run, drifts: Sequence[Drift], console: Console, *, fresh: bool) -> None:

@@ -65,7 +65,7 @@ class Attempt:
     """
 
     def __init__(self, run: Run, score: Score, steps: int, identity: str, began: float | None = None):
-        self._run, self._score = run, score
+        self.run, self._score = run, score
         self._began = time.time() if began is None else began
         self._status: dict[str, Any] = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
         self._record: dict[str, Any] = {}
@@ -105,11 +105,6 @@ class Attempt:
         return self._status["step"]
 
     @property
-    def durable_step(self) -> int:
-        """The newest step that was durable when the last step was noted; 0 where none was."""
-        return self._status.get("last_committed_step") or 0
-
-    @property
     def seconds(self) -> float:
         """Since the process began."""
         return time.time() - self._began
@@ -145,15 +140,15 @@ class Attempt:
 
     def begin(self, overrides: Sequence[str], drift: Sequence[str]) -> None:
         """Number this attempt; what a killed one left behind is read before it is written over."""
-        previous = self._run.read_status()
+        previous = self.run.read_status()
         if previous:
-            self._before = self._run.status.read_text()
+            self._before = self.run.status.read_text()
         number = int(previous.get("attempt", {}).get("attempt", 0)) + 1
         self._status |= {"step": int(previous.get("step", 0)), "skipped": previous.get("skipped", [])}
         self._status |= {key: previous.get(key) for key in ("best", "taken_back_to", "last_committed_step")}
-        killed = [_killed(previous, pulse.read(self._run.pulse))] if previous.get("state") == "running" else []
+        killed = [_killed(previous, pulse.read(self.run.pulse))] if previous.get("state") == "running" else []
         self._status["unburied"] = [*previous.get("unburied", []), *killed]
-        self._pulse = Pulse(self._run.pulse)
+        self._pulse = Pulse(self.run.pulse)
         self._watch = Stopwatch(self._pulse, self._began)
         self._record = {
             "attempt": number,
@@ -167,7 +162,7 @@ class Attempt:
     def withdraw(self) -> None:
         """This attempt never was: status.json as it was found."""
         if self._before is not None:
-            rundir.replace(self._run.status, self._before)
+            rundir.replace(self.run.status, self._before)
 
     def restored(self, step: int, best: dict[str, Any] | None, hardware: str) -> None:
         """Training goes on from here: steps after it that a killed attempt had done are done again."""
@@ -208,7 +203,7 @@ class Attempt:
             seconds = self._watch.read()
             line = {**self._record, "ended": _exactly(time.time()), "ending": state, "why": why}
             line |= {"to_step": step + lost_steps, "seconds": seconds}
-            rundir.append(self._run.attempts, {**line, **_lost(line, seconds, lost_steps)})
+            rundir.append(self.run.attempts, {**line, **_lost(line, seconds, lost_steps)})
             self._record["ending"] = state
             self._write(state, durable=True)  # after the line: a kill between the two is seen by the next attempt
 
@@ -216,18 +211,18 @@ class Attempt:
         """Write the lines of attempts that were killed, once; training goes on, or failed to, from `step`."""
         with self._writing:
             unburied, self._status["unburied"] = self._status["unburied"], []
-            known = {line["attempt"] for line in attempts(self._run)} if unburied else set()
+            known = {line["attempt"] for line in attempts(self.run)} if unburied else set()
             for line in unburied:
                 if line["attempt"] not in known:
                     lost = max(line["to_step"] - step, 0) if "from_step" in line else 0
-                    rundir.append(self._run.attempts, {**line, **_lost(line, line["seconds"], lost)})
+                    rundir.append(self.run.attempts, {**line, **_lost(line, line["seconds"], lost)})
 
     def _write(self, state: str, *, durable: bool) -> None:
         self._written = time.perf_counter()
         self._status["score"] = self.best["value"] if self.best else None
         document = {"state": state, **self._status, "attempt": self._record, "seconds": self._watch.read()}
         document["updated"] = now()
-        rundir.replace(self._run.status, json.dumps(document, indent=1) + "\n", durable=durable)
+        rundir.replace(self.run.status, json.dumps(document, indent=1) + "\n", durable=durable)
 
     def _rank(self, best: Mapping[str, Any]) -> float:
         rank = self._score.of({self._score.metric: best["value"]})

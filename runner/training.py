@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from runner import rundir
-from runner.checkpoint.record import Record, best_of, locate, progress_of, records_in
+from runner.checkpoint.record import Record, best_of, durable_step, locate, progress_of, records_in
 from runner.checkpoint.restore import exactly, newest_good, take_back
 from runner.compiled import keep
 from runner.config import Config
@@ -47,7 +47,7 @@ def work(session: Session) -> tuple[Outcome, str]:
         programs = building.compile_all(built, config, session.attempt)
         reached = _trained(session, built, programs)
     except Stopped:  # before training began: what was durable is what there is
-        return _stopped(session, session.attempt.durable_step), watcher.notice or ""
+        return _stopped(session, durable_step(session.run.checkpoints)), watcher.notice or ""
     finally:
         session.attempt.record(compile_cache=str(kept))
     if reached.step < config.train.steps or reached.owes:

@@ -116,6 +116,14 @@ def assert_same(run: Path, reference: Path, step: int) -> None:
     assert (run / "logs/metrics.jsonl").read_bytes() == (reference / "logs/metrics.jsonl").read_bytes()
 
 
+def plant(folder: Path, code: str) -> dict[str, str]:
+    """The environment in which every Python process first runs this code: a bug, a delay, a fault in our own rooms."""
+    planted = folder / "planted"
+    planted.mkdir(exist_ok=True)
+    (planted / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{planted}{os.pathsep}{REPO}"}
+
+
 def write_corpus(cwd: Path) -> None:
     """About 12 batches of text: 60 steps see it five times."""
     (cwd / "corpus.txt").write_text("".join(f"{n} times {n} is {n * n}, and that is that.\n" for n in range(48)))

@@ -121,6 +121,11 @@ def records_in(checkpoints: Path) -> list[Record]:
     return records
 
 
+def durable_step(checkpoints: Path) -> int:
+    """The newest step that a restart would use, by a look at the disk; 0 where there is none."""
+    return next((record.step for record in reversed(records_in(checkpoints)) if not record.mark), 0)
+
+
 def best_of(records: Iterable[Record], score: Score) -> Record | None:
     """The best record by score, the newest among equals; None where none ranks. What is marked never ranks."""
     ranked = [

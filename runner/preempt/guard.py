@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from runner.checkpoint.record import records_in
+from runner.checkpoint.record import durable_step
 from runner.errors import CRASHED, STOPPED
 from runner.preempt.watch import Watcher
 from runner.pulse import Beat
@@ -70,7 +70,7 @@ class Guard:
     def _leave(self) -> NoReturn:
         """Time is up: the newest durable checkpoint stands."""
         beat = self.ledger.beat_now()
-        durable = max((record.step for record in records_in(self.run.checkpoints) if not record.mark), default=0)
+        durable = durable_step(self.run.checkpoints)
         lost = max(beat.step - durable, 0)
         stands = f"checkpoint {durable} stands" if durable else "nothing was saved yet"
         steps = "no step is lost" if not lost else f"{lost} steps are lost and done again"
@@ -84,7 +84,7 @@ class Guard:
         self.say(f"error: {why}: the process ends; the stacks are in {self.run.log}")
         with self.run.log.open("a") as log:
             faulthandler.dump_traceback(log, all_threads=True)
-        durable = max((record.step for record in records_in(self.run.checkpoints) if not record.mark), default=0)
+        durable = durable_step(self.run.checkpoints)
         self._end("failed", durable, why, max(beat.step - durable, 0), CRASHED)
 
     def _end(self, state: str, step: int, why: str, lost: int, exit_code: int) -> NoReturn:

@@ -1,0 +1,177 @@
+"""The law: a stop is seen wherever a run may be, loses no completed step, and the same command goes on bit for bit.
+
+What lasts milliseconds is made to last longer by a planted `sitecustomize`, so that the signal surely falls into it; the
+run's own sign of life (runner/pulse.py) says when it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runner import pulse
+from tests.conftest import REPO, SMALL, Door, assert_same, plant
+
+RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
+SLOW = """
+import time
+import {module} as module
+original = module.{name}
+def slow(*words, **options):
+    time.sleep({seconds})
+    return original(*words, **options)
+module.{name} = slow
+"""
+SLOW_EVALUATION = """
+import time
+import data.pipeline as module
+original = module.in_order
+def slow(*words, **options):
+    for batch in original(*words, **options):
+        time.sleep(0.5)
+        yield batch
+module.in_order = slow
+"""
+SLOW_FIRST_STEP = """
+import time
+import runner.loop as module
+original = module.Flight.take_off
+def slow(self, step, metrics):
+    original(self, step, metrics)
+    if step == 1:
+        time.sleep(1.0)
+module.Flight.take_off = slow
+"""
+SLOW_DATA = """
+import dataclasses, time
+import data.sources as module
+original = module.text
+class Slow:
+    def __init__(self, source): self.source, self.count = source, 0
+    def __len__(self): return len(self.source)
+    def take(self, indices):
+        self.count += 1
+        if self.count == 12: time.sleep(600)
+        return self.source.take(indices)
+def slow(*words):
+    sources = original(*words)
+    return dataclasses.replace(sources, train=Slow(sources.train), waits=True)
+module.text = slow
+"""
+
+
+def slow(module: str, name: str, seconds: float) -> str:
+    return SLOW.format(module=module, name=name, seconds=seconds)
+
+
+# where: (what is planted, the phase of the training thread, that of the writing thread)
+PLACES = {
+    "compiling": (slow("runner.build", "compile_step", 600), "compile", ""),
+    "the first step": (SLOW_FIRST_STEP, "step", ""),
+    "an evaluation": (SLOW_EVALUATION, "eval", ""),
+    "slow data": (SLOW_DATA, "data", ""),
+    "a save": (slow("runner.checkpoint.digest", "seal", 1.0), "save", "seal"),
+    "a restore": (slow("runner.checkpoint.store", "read", 600), "restore", ""),
+}
+
+
+@pytest.fixture(scope="session")
+def reference(make_door: Callable[[str], Door]) -> Door:
+    door = make_door("undisturbed")
+    done = door.run(*RUN)
+    assert done.returncode == 0, done.stderr
+    return door
+
+
+def wait_until(process: subprocess.Popen[str], door: Door, phase: str, writing: str = "") -> None:
+    """Until the run is in this phase, and has been for a moment."""
+    while True:
+        assert process.poll() is None, process.communicate()
+        for path in door.cwd.glob("outputs/*/*/.pulse"):
+            beat = pulse.read(path)
+            if beat and (beat.phase, beat.writing) == (phase, writing) and time.time() - beat.since > 0.05:
+                return
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_stop_is_seen_and_loses_nothing(where: str, door: Door, reference: Door, tmp_path: Path) -> None:
+    planted, phase, writing = PLACES[where]
+    if where == "a restore":
+        door.kill_at(20, *RUN)
+    process = door.start(*RUN, **plant(tmp_path, planted))
+    wait_until(process, door, phase, writing)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 75, (process.returncode, out, err)
+    assert "stopped by SIGTERM" in out
+    run = door.the_run
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "preempted"
+    line = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
+    assert (line["ending"], line["lost_steps"], line["to_step"]) == ("preempted", 0, status["step"])
+    beat = pulse.read(run / ".pulse")
+    assert beat is not None
+    if status["step"]:
+        assert beat.step <= status["step"]
+        checked = subprocess.run(
+            [sys.executable, "-m", "runner", "verify", str(run), "--all"], cwd=REPO, capture_output=True, text=True
+        )
+        assert checked.returncode == 0, checked.stdout
+        assert f"step {status['step']:>6}  ok" in checked.stdout
+    else:
+        assert where == "compiling"
+        assert not list((run / "checkpoints").glob("[0-9]*"))
+    done = door.run(*RUN)
+    assert done.returncode == 0, done.stderr
+    assert_same(run, reference.the_run, 60)
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_second_signal_leaves_at_once_wherever_it_is(where: str, door: Door, tmp_path: Path) -> None:
+    """What is planted would last ten minutes: whoever waits for it hangs here."""
+    planted, phase, writing = PLACES[where]
+    for seconds in ("sleep(0.5)", "sleep(1.0)"):
+        planted = planted.replace(seconds, "sleep(600)")
+    if where == "a restore":
+        door.kill_at(20, *RUN)
+    process = door.start(*RUN, **plant(tmp_path, planted))
+    wait_until(process, door, phase, writing)
+    process.send_signal(signal.SIGTERM)
+    if where in ("the first step", "an evaluation", "a save"):  # elsewhere the first one is enough, and it is gone
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+        assert process.returncode == 128 + signal.SIGTERM, (process.returncode, out, err)
+        assert "leaving at once" in err
+    else:
+        assert process.wait() == 75
+
+
+def test_time_that_is_up_ends_what_cannot_be_interrupted(door: Door, tmp_path: Path, reference: Door) -> None:
+    """A step that never ends: the newest checkpoint stands, and the exit says how many steps are lost."""
+    planted = SLOW_FIRST_STEP.replace("step == 1:", "step == 33:").replace("sleep(1.0)", "sleep(600)")
+    process = door.start(*RUN, "preempt.notice_seconds=2", **plant(tmp_path, planted))
+    while True:
+        beat = next((pulse.read(path) for path in door.cwd.glob("outputs/*/*/.pulse")), None)
+        if beat and beat.step >= 30 and time.time() - beat.changed > 0.3:
+            break
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 75, (process.returncode, out, err)
+    assert "time was up during step at step 30" in out or "time was up during step at step 3" in out, out
+    assert "checkpoint 28 stands" in out
+    line = json.loads((door.the_run / "attempts.jsonl").read_text().splitlines()[-1])
+    assert line["ending"] == "preempted"
+    assert line["lost_steps"] == line["to_step"] - 28 > 0
+    assert door.run(*RUN).returncode == 0
+    assert_same(door.the_run, reference.the_run, 60)
