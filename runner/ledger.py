@@ -120,6 +120,7 @@ class Attempt:
     def skip(self, batch: int, step: int, why: str) -> None:
         """Remember, durably and before training goes on, that a batch is skipped."""
         self._status["skipped"] = [*self.skipped, {"batch": batch, "step": step, "why": why}]
+        self._record["rollbacks"] = self._record.get("rollbacks", 0) + 1
         self.write("running")
 
     def record(self, **facts: Any) -> None:
