@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +17,11 @@ from data import Data
 from data.pipeline import Stream, in_order
 from data.sources import Sources
 from models.objectives import OBJECTIVES
-from models.scopes import Plan, active
+from models.scopes import Plan
 from runner import step as steps
 from runner.checkpoint import store
 from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, preflight
-from runner.checkpoint.record import PROGRESS, STATE
+from runner.checkpoint.record import PROGRESS, STATE, save_seconds
 from runner.checkpoint.strategy import Failures
 from runner.checkpoint.transfer import Report, transfer
 from runner.config import Config
@@ -35,13 +33,13 @@ from runner.log.jsonl import Jsonl, cut
 from runner.loop import Cadence, Parts, Reached
 from runner.mesh import batched, replicated
 from runner.preempt.ahead import Ahead
-from runner.preempt.watch import Watcher, begin
+from runner.preempt.grace import Grace
+from runner.preempt.watch import Watcher
+from runner.programs import EvalStep, Programs
 from runner.rundir import Run
 
 State = steps.State
 Batch = Mapping[str, Any]
-TrainStep = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
-EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -91,57 +89,6 @@ def build(config: Config) -> Built:
     )
 
 
-@dataclass(frozen=True)
-class Programs:
-    """The compiled programs of a run: each is there when its thread is done."""
-
-    train: Future[TrainStep]
-    eval: Future[EvalStep]
-
-
-def compile_all(built: Built, config: Config, attempt: Attempt) -> Programs:
-    """Start to compile, in threads: the training step first, for training waits for nothing else."""
-    since = time.perf_counter()
-
-    def compile_training() -> TrainStep:
-        program = compile_step(built, config)
-        attempt.record(compile_seconds=round(time.perf_counter() - since, 3))
-        return program
-
-    train = begin(compile_training, "compile")
-
-    def compile_evaluation() -> EvalStep:
-        wait([train])
-        return built.eval_step.lower(built.abstract, *_abstract_batch(built, config)).compile()
-
-    return Programs(train, begin(compile_evaluation, "compile evaluation"))
-
-
-def compile_step(built: Built, config: Config) -> TrainStep:
-    """The train step, compiled for the shapes of this run. Raises ConfigError where a remat scope was never met."""
-    batch, _ = _abstract_batch(built, config)
-    with active(built.plan) as hits:
-        lowered = built.train_step.lower(built.abstract, batch)
-    if missed := built.plan.scopes - hits:
-        raise ConfigError(
-            f"remat={config.remat.kind}: model={config.model.kind} never entered the scope '{min(missed)}', "
-            "so nothing would be recomputed; mark it in the model, or choose remat=none"
-        )
-    return lowered.compile()
-
-
-def _abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeStruct]:
-    """The shapes of one batch and of its weights, where they will lie."""
-    examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
-    sharding = batched(built.mesh)
-    examples["weights"] = np.zeros(config.data.batch_size, np.float32)
-    abstract = {
-        name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
-        for name, value in examples.items()
-    }
-    return abstract, abstract.pop("weights")
-
-
 def restore(built: Built, checkpoint: Path) -> State:
     """The train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
     return store.read(checkpoint, built.abstract)
@@ -187,7 +134,8 @@ def live(
         logger = opened.enter_context(closing(Fanout(truth, _mirrors(config, run, console, step), console.say)))
         if warning := preflight(run.checkpoints, num_bytes(built), config.retention, config.train.steps):
             console.say(warning)
-        saver = opened.enter_context(closing(_checkpointer(config, run, attempt, console, timing)))
+        grace = Grace(watcher, config.preempt.shortest_notice, console.say, save_seconds(run.checkpoints))
+        saver = opened.enter_context(closing(_checkpointer(config, run, attempt, console, timing, grace)))
         is_finite = jax.jit(steps.is_finite)
         data = opened.enter_context(closing(Ahead(built.stream, watcher))) if built.sources.waits else built.stream
         yield Parts(
@@ -204,6 +152,7 @@ def live(
             timing=timing.write,
             progress=console,
             ledger=attempt,
+            time=grace,
         )
 
 
@@ -245,13 +194,16 @@ def _mirrors(config: Config, run: Run, console: Console, step: int) -> list[Logg
     return mirrors
 
 
-def _checkpointer(config: Config, run: Run, attempt: Attempt, console: Console, timing: Jsonl) -> Checkpointer:
+def _checkpointer(
+    config: Config, run: Run, attempt: Attempt, console: Console, timing: Jsonl, grace: Grace
+) -> Checkpointer:
     background, verify = config.ckpt.write == "background", config.ckpt.verify
     policy = Policy(config.ckpt.save, config.retention, config.score, background, verify)
 
     def told(saved: Saved) -> None:
         stall, durable = round(saved.stall_seconds, 6), round(saved.durable_seconds, 6)
         event = {"step": saved.record.step, "event": "save", "stall": stall, "durable": durable}
+        grace.learn(saved.durable_seconds)
         timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
     failures = Failures(*interruptions(run))

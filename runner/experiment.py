@@ -139,7 +139,8 @@ def _worked_on(
         _ended(attempt, "failed", f"{type(error).__name__}: {error}")
         outcome = Outcome("failed", attempt.step, None, CRASHED)
     else:
-        attempt.end(outcome.ending, outcome.step, why)
+        finished = outcome.ending == "finished"
+        attempt.end(outcome.ending, attempt.step, why, None if finished else durable_step(place.checkpoints))
     finally:
         console.close()
         with suppress(OSError):  # the page is for people; the disk may be what went wrong
@@ -151,8 +152,7 @@ def _worked_on(
 def _ended(attempt: Attempt, state: str, why: str) -> None:
     """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
     with suppress(OSError):
-        durable = durable_step(attempt.run.checkpoints)
-        attempt.end(state, durable, why, lost_steps=max(attempt.step - durable, 0))
+        attempt.end(state, attempt.step, why, durable_step(attempt.run.checkpoints))
 
 
 def _introduce(config: Config, place: Run, drifts: Sequence[Drift], console: Console, *, fresh: bool) -> None:

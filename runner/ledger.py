@@ -105,6 +105,14 @@ class Attempt:
         return self._status["step"]
 
     @property
+    def _trains(self) -> bool:
+        return "from_step" in self._record
+
+    def lost(self, durable: int, reached: int | None = None) -> int:
+        """How many steps of this attempt are done again where `durable` is the newest that stands."""
+        return max((self.step if reached is None else reached) - durable, 0) if self._trains else 0
+
+    @property
     def seconds(self) -> float:
         """Since the process began."""
         return time.time() - self._began
@@ -194,17 +202,22 @@ class Attempt:
         with self._writing:
             self._write(state, durable=durable)
 
-    def end(self, state: str, step: int, why: str, lost_steps: int = 0) -> None:
-        """Say how this attempt ended, in status.json and in its line of attempts.jsonl; once, whoever is first."""
+    def end(self, state: str, reached: int, why: str, durable: int | None = None) -> None:
+        """Say how this attempt ended, in status.json and in its line of attempts.jsonl; once, whoever is first.
+
+        `reached` steps were completed; where `durable` is given and is less, the rest is done again.
+        """
+        lost = 0 if durable is None else self.lost(durable, reached)
+        stands = reached if durable is None else durable if lost or not self._trains else reached
         with self._writing:
-            self.bury(step)
+            self.bury(stands)
             if "ending" in self._record:
                 return
-            self._status |= {"step": step, "why": why}
+            self._status |= {"step": stands, "why": why}
             seconds = self._watch.read()
             line = {**self._record, "ended": _exactly(time.time()), "ending": state, "why": why}
-            line |= {"to_step": step + lost_steps, "seconds": seconds}
-            rundir.append(self.run.attempts, {**line, **_lost(line, seconds, lost_steps)})
+            line |= {"to_step": stands + lost, "seconds": seconds}
+            rundir.append(self.run.attempts, {**line, **_lost(line, seconds, lost)})
             self._record["ending"] = state
             self._write(state, durable=True)  # after the line: a kill between the two is seen by the next attempt
 

@@ -63,6 +63,12 @@ class Ledger(Protocol):
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
 
 
+class Time(Protocol):
+    """Knows how long there is."""
+
+    def check(self) -> None: ...
+
+
 class Progress(Protocol):
     """Shows how far training is."""
 
@@ -104,13 +110,14 @@ class Parts:
     timing: Callable[[Mapping[str, Any]], None]
     progress: Progress
     ledger: Ledger
+    time: Time
 
 
 def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
     """Train to the last step, or until asked to stop; save the last state.
 
     Raises DivergedError where the loss, the gradient or the parameters are not finite at a step that is logged or
-    saved: such a state is never saved as one to resume from.
+    saved: such a state is never saved as one to resume from. Raises Stopped where there is no time left to save.
     """
     cadence, flight = parts.cadence, Flight(parts, start.step)
     state, step, owes = start.state, start.step, start.owes
@@ -136,8 +143,12 @@ def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
                     flight.land_all()
                     _save(parts, flight, Reached(state, step), moment, reason)
         flight.land_all()
+        parts.ledger.note(step, {}, parts.saver.newest)
         if step > start.step and parts.last and not parts.saver.holds(step):
+            parts.time.check()
             _save(parts, flight, Reached(state, step, owes), Moment(step), flag.notice or "end of training")
+    except Stopped:
+        raise
     except Exception as error:  # to be looked at later, where a rule asks for it; it goes on its way all the same
         parts.ledger.note(step, {}, parts.saver.newest)
         parts.saver.rescue(error, Moment(step), lambda: parts.items(Reached(state, step), parts.data.state()))

@@ -20,8 +20,9 @@ from runner.readme import readme
 from runner.rundir import Run
 
 if TYPE_CHECKING:
-    from runner.build import Built, Programs
+    from runner.build import Built
     from runner.loop import Reached
+    from runner.programs import Programs
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,21 @@ class Session:
 def work(session: Session) -> tuple[Outcome, str]:
     """Train until the run is finished or stopped. Gives the outcome, and why it was stopped."""
     from runner import build as building
+    from runner import programs as compiling
 
     config, watcher = session.config, session.watcher
     try:
         kept = keep(config.compile_cache, session.console.say)
         built = building.build(config)
         session.console.say(building.describe(built, config))
-        programs = building.compile_all(built, config, session.attempt)
+        programs = compiling.compile_all(built, config, session.attempt)
         reached = _trained(session, built, programs)
-    except Stopped:  # before training began: what was durable is what there is
-        return _stopped(session, durable_step(session.run.checkpoints)), watcher.notice or ""
+    except Stopped as stop:  # before training began, or too late to save: what was durable is what there is
+        return _stopped(session, str(stop)), watcher.notice or ""
     finally:
         session.attempt.record(compile_cache=str(kept))
     if reached.step < config.train.steps or reached.owes:
-        return _stopped(session, reached.step), watcher.notice or ""
+        return _stopped(session, ""), watcher.notice or ""
     with session.attempt.spend("finish"):
         state = _best(session, built, programs, reached.state) if config.train.final == "best" else reached.state
         if shown := building.showcase(built, config, state):
@@ -193,15 +195,20 @@ def _best(session: Session, built: Built, programs: Programs, last: Any) -> Any:
     return state
 
 
-def _stopped(session: Session, step: int) -> Outcome:
-    notice, steps = session.watcher.notice, session.config.train.steps
-    if not session.config.ckpt.last:
-        fate = "not saved (ckpt.last=false); the same command starts over"
-    else:
-        fate = f"{'saved' if step else 'nothing to save yet'}; the same command goes on from here"
-    session.console.say(f"stopped by {notice} at step {step} of {steps}, {fate}")
-    best = session.attempt.best
-    return Outcome("preempted", step, best["value"] if best else None, STOPPED)
+def _stopped(session: Session, trouble: str) -> Outcome:
+    """Say what stands, and what is lost where there was no time to save or saving was not wanted."""
+    notice, attempt, durable = session.watcher.notice, session.attempt, durable_step(session.run.checkpoints)
+    lost = attempt.lost(durable)
+    reasons = [trouble, "" if session.config.ckpt.last else "ckpt.last=false"]
+    reason = f" ({'; '.join(filter(None, reasons))})" if lost else ""
+    saved = f"checkpoint {durable} stands" if lost else "saved" if durable else "nothing to save yet"
+    fate = f"{saved}, {lost} steps are lost{reason}" if lost else saved
+    session.console.say(
+        f"stopped by {notice} at step {durable + lost} of {session.config.train.steps}, {fate}; "
+        "the same command goes on from here"
+    )
+    best = attempt.best
+    return Outcome("preempted", durable, best["value"] if best else None, STOPPED)
 
 
 def _complete(session: Session, step: int) -> Outcome:

@@ -78,12 +78,13 @@ MAY_KNOW = {
     ),
     "runner.training": (
         *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.ledger"),
-        *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.readme"),
+        *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.programs", "runner.readme"),
     ),
     "runner.build": (
         *("data", "models", "runner.checkpoint", "runner.config", "runner.ledger", "runner.log", "runner.loop"),
-        *("runner.mesh", "runner.preempt", "runner.step"),
+        *("runner.mesh", "runner.preempt", "runner.programs", "runner.step"),
     ),
+    "runner.programs": ("models", "runner.config", "runner.mesh", "runner.preempt.watch"),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
     "runner.ledger": ("runner.provenance", "runner.pulse"),
     "runner.readme": ("runner.ledger",),
@@ -97,6 +98,7 @@ MAY_KNOW = {
     ),
     "runner.preempt.signals": ("runner.preempt.watch",),
     "runner.preempt.ahead": ("runner.preempt.watch",),
+    "runner.preempt.grace": ("runner.preempt.watch",),
     "runner.preempt.guard": ("runner.preempt.watch", "runner.pulse"),
     "runner.log.console": ("runner.ledger",),
     # Beside each other (runner.tools); of checkpoints only what reads them, and what deletes one.

@@ -102,6 +102,8 @@ class World:
     def spend(self, bucket: str) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def check(self) -> None: ...
+
     def beat(self, step: int) -> None:
         assert step == self.landed
 
@@ -124,6 +126,7 @@ class World:
             timing=lambda record: None,
             progress=self,
             ledger=self,
+            time=self,
         )
 
     def train(self, start: Reached | None = None, **options: Any) -> Reached:

@@ -126,6 +126,11 @@ def durable_step(checkpoints: Path) -> int:
     return next((record.step for record in reversed(records_in(checkpoints)) if not record.mark), 0)
 
 
+def save_seconds(checkpoints: Path) -> float | None:
+    """How long the newest checkpoint took to write; None where there is none."""
+    return next((record.write_seconds for record in reversed(records_in(checkpoints)) if record.write_seconds), None)
+
+
 def best_of(records: Iterable[Record], score: Score) -> Record | None:
     """The best record by score, the newest among equals; None where none ranks. What is marked never ranks."""
     ranked = [

@@ -48,3 +48,8 @@ class Preempt:
     def __post_init__(self) -> None:
         if self.walltime is not None:
             seconds_of(self.walltime)
+
+    @property
+    def shortest_notice(self) -> tuple[float, str]:
+        """The fewest seconds that any source leaves, and its name."""
+        return self.notice_seconds, "SIGTERM (preempt.notice_seconds)"

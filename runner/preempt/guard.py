@@ -31,7 +31,7 @@ class Ledger(Protocol):
     """What the guard asks of ledger.py."""
 
     def beat_now(self) -> Beat: ...
-    def end(self, state: str, step: int, why: str, lost_steps: int = 0) -> None: ...
+    def end(self, state: str, reached: int, why: str, durable: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Guard:
         steps = "no step is lost" if not lost else f"{lost} steps are lost and done again"
         why = f"{self.watcher.notice}: time was up during {beat.phase} at step {beat.step}"
         self.say(f"stopped by {why}; {stands}, {steps}; the same command goes on from there")
-        self._end("preempted", durable, why, lost, STOPPED)
+        self._end("preempted", beat.step, why, durable, STOPPED)
 
     def _abort(self, beat: Beat) -> NoReturn:
         """Nothing moves: leave the stacks of all threads in run.log."""
@@ -84,12 +84,11 @@ class Guard:
         self.say(f"error: {why}: the process ends; the stacks are in {self.run.log}")
         with self.run.log.open("a") as log:
             faulthandler.dump_traceback(log, all_threads=True)
-        durable = durable_step(self.run.checkpoints)
-        self._end("failed", durable, why, max(beat.step - durable, 0), CRASHED)
+        self._end("failed", beat.step, why, durable_step(self.run.checkpoints), CRASHED)
 
-    def _end(self, state: str, step: int, why: str, lost: int, exit_code: int) -> NoReturn:
+    def _end(self, state: str, reached: int, why: str, durable: int, exit_code: int) -> NoReturn:
         try:
-            self.ledger.end(state, step, why, lost_steps=lost)
+            self.ledger.end(state, max(reached, durable), why, durable)
             sys.stdout.flush()
         finally:  # also where the disk does not let us write: time is up
             os._exit(exit_code)

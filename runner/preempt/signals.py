@@ -56,6 +56,8 @@ def _listen(ours: socket.socket, watcher: Watcher, numbers: set[int], notice_sec
         if number not in numbers:
             continue
         name = signal.Signals(number).name
+        if heard and "SLURM_JOB_ID" in os.environ and number != signal.SIGINT:
+            continue  # Slurm repeats itself; a person who cannot wait presses Ctrl-C, and Slurm itself kills
         if heard:
             _write(f"{name} again: leaving at once, without saving")
             os._exit(128 + number)

@@ -29,8 +29,9 @@ from runner import build as building
 from runner.config import Config, load
 from runner.ledger import Attempt
 from runner.log.console import choose
-from runner.loop import Cadence, train
+from runner.loop import Cadence, Reached, train
 from runner.preempt.watch import Watcher
+from runner.programs import compile_all
 from runner.rundir import Run
 
 CASES = {
@@ -119,8 +120,10 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
     attempt = Attempt(run, config.score, config.train.steps, "bench")
     attempt.begin([], [])
     attempt.restored(0, None, "bench")
-    compiled = building.compile_step(built, config)
-    parts = stack.enter_context(building.live(config, built, compiled, run, attempt, console, 0))
+    watcher = Watcher()
+    parts = stack.enter_context(
+        building.live(config, built, compile_all(built, config, attempt), run, attempt, console, watcher, 0)
+    )
     held = {"state": built.init(), "step": 0}
     console.begin(0, 10**9)
 
@@ -129,7 +132,8 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
         stop = held["step"] + num_steps
         cadence = Cadence(stop, config.train.log_steps, 10**9)
         quiet = dataclasses.replace(parts, cadence=cadence, last=False, evaluate=lambda state: {"loss": 1.0})
-        held["state"], held["step"] = train(quiet, held["state"], held["step"], Watcher())
+        reached = train(quiet, Reached(held["state"], held["step"]), watcher)
+        held["state"], held["step"] = reached.state, reached.step
         jax.block_until_ready(held["state"])
         return time.perf_counter() - start
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from runner import pulse
+from runner.preempt.grace import Grace
+from runner.preempt.watch import Stopped, Watcher
 from tests.conftest import REPO, SMALL, Door, assert_same, plant
 
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
@@ -73,7 +75,7 @@ def slow(module: str, name: str, seconds: float) -> str:
 
 # where: (what is planted, the phase of the training thread, that of the writing thread)
 PLACES = {
-    "compiling": (slow("runner.build", "compile_step", 600), "compile", ""),
+    "compiling": (slow("runner.programs", "compile_step", 600), "compile", ""),
     "the first step": (SLOW_FIRST_STEP, "step", ""),
     "an evaluation": (SLOW_EVALUATION, "eval", ""),
     "slow data": (SLOW_DATA, "data", ""),
@@ -153,6 +155,40 @@ def test_a_second_signal_leaves_at_once_wherever_it_is(where: str, door: Door, t
         assert "leaving at once" in err
     else:
         assert process.wait() == 75
+
+
+def test_a_save_that_cannot_make_it_is_not_begun(door: Door, tmp_path: Path, reference: Door) -> None:
+    """A warning with numbers once it is known what a save takes; at the notice the newest checkpoint is enough."""
+    planted = slow("runner.checkpoint.digest", "seal", 5.0) + SLOW_DATA
+    process = door.start(*RUN, "preempt.notice_seconds=2", **plant(tmp_path, planted))
+    wait_until(process, door, "data")  # of step 12; step 7 is saved
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 75, (out, err)
+    assert "warning: a checkpoint takes 5." in out
+    assert "SIGTERM (preempt.notice_seconds) leaves 2 s" in out
+    assert "at step 11 of 60, checkpoint 7 stands, 4 steps are lost (a save takes 5." in out
+    line = json.loads((door.the_run / "attempts.jsonl").read_text().splitlines()[-1])
+    assert (line["ending"], line["to_step"], line["lost_steps"]) == ("preempted", 11, 4)
+    assert door.run(*RUN).returncode == 0
+    assert_same(door.the_run, reference.the_run, 60)
+
+
+def test_a_save_in_hand_is_finished_and_a_hopeless_one_not_begun() -> None:
+    watcher, told = Watcher(), []
+    grace = Grace(watcher, (30.0, "SIGTERM"), told.append, None)
+    grace.check()  # nothing is known and nothing is asked
+    grace.learn(12.0)
+    watcher.raise_flag("SIGTERM", 10.0)
+    grace.check()  # it may make it: a try costs nothing
+    assert told == []
+    grace.learn(40.0)
+    grace.learn(41.0)
+    assert len(told) == 1
+    assert "takes 40 s" in told[0]
+    assert "SIGTERM leaves 30 s" in told[0]
+    with pytest.raises(Stopped, match=r"a save takes 41 s and (10|9\.\d+) s are left"):
+        grace.check()
 
 
 def test_time_that_is_up_ends_what_cannot_be_interrupted(door: Door, tmp_path: Path, reference: Door) -> None:

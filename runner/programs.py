@@ -1,0 +1,78 @@
+"""The compiled programs of a run, made by threads while training has other things to wait for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from models.scopes import active
+from runner.config import Config
+from runner.errors import ConfigError
+from runner.mesh import batched
+from runner.preempt.watch import begin
+
+if TYPE_CHECKING:
+    from runner.build import Built
+    from runner.ledger import Attempt
+
+State = dict[str, Any]
+Batch = Mapping[str, Any]
+TrainStep = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
+EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled programs of a run: each is there when its thread is done."""
+
+    train: Future[TrainStep]
+    eval: Future[EvalStep]
+
+
+def compile_all(built: Built, config: Config, attempt: Attempt) -> Programs:
+    """Start to compile, in threads: the training step first, for training waits for nothing else."""
+    since = time.perf_counter()
+
+    def compile_training() -> TrainStep:
+        program = compile_step(built, config)
+        attempt.record(compile_seconds=round(time.perf_counter() - since, 3))
+        return program
+
+    train = begin(compile_training, "compile")
+
+    def compile_evaluation() -> EvalStep:
+        wait([train])
+        return built.eval_step.lower(built.abstract, *_abstract_batch(built, config)).compile()
+
+    return Programs(train, begin(compile_evaluation, "compile evaluation"))
+
+
+def compile_step(built: Built, config: Config) -> TrainStep:
+    """The train step, compiled for the shapes of this run. Raises ConfigError where a remat scope was never met."""
+    batch, _ = _abstract_batch(built, config)
+    with active(built.plan) as hits:
+        lowered = built.train_step.lower(built.abstract, batch)
+    if missed := built.plan.scopes - hits:
+        raise ConfigError(
+            f"remat={config.remat.kind}: model={config.model.kind} never entered the scope '{min(missed)}', "
+            "so nothing would be recomputed; mark it in the model, or choose remat=none"
+        )
+    return lowered.compile()
+
+
+def _abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeStruct]:
+    """The shapes of one batch and of its weights, where they will lie."""
+    examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
+    sharding = batched(built.mesh)
+    examples["weights"] = np.zeros(config.data.batch_size, np.float32)
+    abstract = {
+        name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
+        for name, value in examples.items()
+    }
+    return abstract, abstract.pop("weights")
