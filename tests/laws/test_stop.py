@@ -23,13 +23,15 @@ from tests.conftest import REPO, SMALL, Door, assert_same, plant
 
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
 SLOW = """
-import time
-import {module} as module
-original = module.{name}
-def slow(*words, **options):
-    time.sleep({seconds})
-    return original(*words, **options)
-module.{name} = slow
+def slowed():
+    import time
+    import {module} as module
+    original = module.{name}
+    def slow(*words, **options):
+        time.sleep({seconds})
+        return original(*words, **options)
+    module.{name} = slow
+slowed()
 """
 SLOW_EVALUATION = """
 import time
