@@ -140,8 +140,10 @@ class Attempt:
         return self._watch.spend(bucket)
 
     def beat(self, step: int) -> None:
-        """This many steps are complete. Costs nothing: called after each."""
+        """This many steps are complete. Costs next to nothing: called after each."""
         self._pulse.beat(step)
+        if "first_step_seconds" not in self._record:
+            self._record["first_step_seconds"] = round(self.seconds, 3)
 
     def beat_now(self) -> Beat:
         """The last sign of life: which step, doing what."""

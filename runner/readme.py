@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
@@ -34,12 +33,14 @@ def readme(run: Run) -> str:
         f"python run.py dir={run} train.steps=N    # continue it under a changed configuration",
         f"python -m runner ls {run}                # its checkpoints: why saved, why kept, whether good",
         f"python -m runner export {run}@best DIR   # the best weights, as safetensors, with a model card",
+        f"python -m runner goodput {run}           # where the time of all attempts went",
         "```",
         "",
         "## What differs from the defaults",
         "",
         *([f"- `{line}`" for line in changed] or ["Nothing."]),
         *[f"- later: {change}" for change in drifts],
+        *[f"- batch {one['batch']} is skipped ({one['why']})" for one in status.get("skipped", [])],
         "",
         "## Made by",
         "",
@@ -47,7 +48,7 @@ def readme(run: Run) -> str:
         "",
         "## Attempts",
         "",
-        "| # | started | host | from → to | ended | lost steps | seconds |",
+        "| # | started (UTC) | host | from → to | ended | lost steps | seconds |",
         "|---|---|---|---|---|---|---|",
         *[_row(attempt) for attempt in past],
         *([_row({**current, "ending": "running"})] if status.get("state") == "running" else []),
@@ -69,16 +70,26 @@ def _made_by(attempt: dict[str, Any]) -> list[str]:
 
 
 def _row(attempt: dict[str, Any]) -> str:
-    seconds = json.dumps(attempt.get("seconds", {})).strip("{}").replace('"', "")
-    ended = " ".join(str(attempt[key]) for key in ("ending", "ended") if attempt.get(key))
-    steps = f"{attempt.get('from_step', '')} → {attempt.get('to_step', '')}"
+    spent = {bucket: round(seconds, 1) for bucket, seconds in attempt.get("seconds", {}).items()}
+    seconds = ", ".join(f"{bucket} {value:g}" for bucket, value in sorted(spent.items(), key=_largest) if value)
+    during = f" during {attempt['during']}" if "during" in attempt else ""
+    ended = f"{attempt['ending']}{during} {_to_seconds(attempt.get('ended') or '')}".strip()
     cells = (
         attempt["attempt"],
-        attempt["started"],
+        _to_seconds(attempt["started"]),
         attempt["host"],
-        steps,
+        f"{attempt.get('from_step', '')} → {attempt.get('to_step', '')}",
         ended,
         attempt.get("lost_steps", ""),
         seconds,
     )
     return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _largest(spent: tuple[str, float]) -> float:
+    return -spent[1]
+
+
+def _to_seconds(time: str) -> str:
+    """An ISO time of day without its milliseconds and zone: all are UTC."""
+    return time.partition(".")[0].partition("+")[0]

@@ -109,6 +109,27 @@ def locked(run: Run) -> Iterator[None]:
         os.close(handle)
 
 
+def in_use(run: Run) -> bool:
+    """Whether a process holds the run, on this machine or on any that shares its locks."""
+    try:
+        handle = os.open(run.lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def standing(run: Run) -> str:
+    """How a run stands, in one word: what status.json says, and `killed` where that says running and nobody is."""
+    state = run.read_status().get("state", "unknown")
+    return "killed" if state == "running" and not in_use(run) else state
+
+
 def _holder(handle: int) -> str:
     try:
         holder = json.loads(os.pread(handle, 4096, 0))

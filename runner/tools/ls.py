@@ -13,7 +13,7 @@ from runner.checkpoint.record import Score, best_of, size_text, steps_in
 from runner.checkpoint.restore import ignored
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError
-from runner.rundir import Run
+from runner.rundir import Run, standing
 from runner.tools import Answer, Say
 from runner.tools.place import Look, is_run, look, run_at
 from runner.tools.settings import Settings, settings_of
@@ -47,13 +47,13 @@ def _list_runs(runs: Sequence[Run], say: Say) -> Answer:
     entries: list[dict[str, Any]] = []
     for run in runs:
         status = run.read_status()
-        known = {key: status.get(key) for key in ("state", "step", "steps", "best")}
+        known = {"state": standing(run), **{key: status.get(key) for key in ("step", "steps", "best")}}
         updated = datetime.fromisoformat(status["updated"]).timestamp() if "updated" in status else None
         steps = steps_in(run.checkpoints)
         entries.append({"run": str(run), **known, "checkpoints": steps, "updated_unix_seconds": updated})
     rows = [
         (
-            entry["state"] or "unknown",
+            entry["state"],
             f"{entry['step']}/{entry['steps']}" if entry["step"] is not None else "",
             "{metric} {value:.4g} at {step}".format(**entry["best"]) if entry["best"] else "",
             str(len(entry["checkpoints"])),
@@ -145,7 +145,7 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
 def _summary(run: Run, entries: Sequence[dict[str, Any]]) -> str:
     status = run.read_status()
     total = size_text(sum(entry["bytes"] or 0 for entry in entries))
-    stands = f"; {status['state']} at step {status.get('step')} of {status.get('steps')}" if "state" in status else ""
+    stands = f"; {standing(run)} at step {status.get('step')} of {status.get('steps')}" if "state" in status else ""
     return f"{plural(len(entries), 'checkpoint')}, {total}{stands}"
 
 
