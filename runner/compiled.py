@@ -1,7 +1,8 @@
 """Programs that were compiled once are kept on disk, for every run and every machine of the same kind.
 
 A cached program is code that will be executed: the default place belongs to the user alone. It is divided by processor,
-because a program for one may crash, or round differently, on another. Any trouble only costs time.
+because a program for one may crash, or round differently, on another. Any trouble only costs time. jax writes an entry
+in place: what a kill tears would be complained about at each start and never replaced, so it is thrown away here.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def place(option: str) -> Path | None:
@@ -60,12 +64,30 @@ def keep(option: str, tell: Callable[[str], None]) -> Kept:
     if folder is not None and (why := trouble(folder)):
         tell(f"warning: compile_cache={option}: {folder}: {why}; programs are compiled anew at each start")
         folder = None
+    if folder is not None:
+        _throw_away_what_is_torn(folder, tell)
     jax.config.update("jax_compilation_cache_dir", str(folder) if folder is not None else None)
     jax.config.update("jax_enable_compilation_cache", folder is not None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_raise_persistent_cache_errors", False)  # noqa: FBT003
     return kept
+
+
+def _throw_away_what_is_torn(folder: Path, tell: Callable[[str], None]) -> None:
+    """Hear jax's warning that an entry cannot be used, and delete it before the program is compiled and kept anew."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        found = re.search(r"Error (\w+) persistent compilation cache entry for '([^']+)'", str(message))
+        if found is None:
+            shown(message, *where, **more)
+            return
+        for entry in folder.glob(f"{found[2]}-*-cache"):
+            entry.unlink(missing_ok=True)
+        tell(f"compile_cache: {found[2]} is compiled anew: its entry was damaged or could not be written")
+
+    warnings.showwarning = show
 
 
 def _processor() -> str:

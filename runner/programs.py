@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from models.scopes import active
+from runner.compiled import Kept
 from runner.config import Config
 from runner.errors import ConfigError
 from runner.mesh import batched
@@ -35,13 +36,13 @@ class Programs:
     eval: Future[EvalStep]
 
 
-def compile_all(built: Built, config: Config, attempt: Attempt) -> Programs:
+def compile_all(built: Built, config: Config, attempt: Attempt, kept: Kept) -> Programs:
     """Start to compile, in threads: the training step first, for training waits for nothing else."""
     since = time.perf_counter()
 
     def compile_training() -> TrainStep:
         program = compile_step(built, config)
-        attempt.record(compile_seconds=round(time.perf_counter() - since, 3))
+        attempt.record(compile_seconds=round(time.perf_counter() - since, 3), compile_cache=str(kept))
         return program
 
     train = begin(compile_training, "compile")

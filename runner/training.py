@@ -46,12 +46,10 @@ def work(session: Session) -> tuple[Outcome, str]:
         kept = keep(config.compile_cache, session.console.say)
         built = building.build(config)
         session.console.say(building.describe(built, config))
-        programs = compiling.compile_all(built, config, session.attempt)
+        programs = compiling.compile_all(built, config, session.attempt, kept)
         reached = _trained(session, built, programs)
     except Stopped as stop:  # before training began, or too late to save: what was durable is what there is
         return _stopped(session, str(stop)), watcher.notice or ""
-    finally:
-        session.attempt.record(compile_cache=str(kept))
     if reached.step < config.train.steps or reached.owes:
         return _stopped(session, ""), watcher.notice or ""
     with session.attempt.spend("finish"):

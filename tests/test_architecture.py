@@ -84,7 +84,7 @@ MAY_KNOW = {
         *("data", "models", "runner.checkpoint", "runner.config", "runner.ledger", "runner.log", "runner.loop"),
         *("runner.mesh", "runner.preempt", "runner.programs", "runner.step"),
     ),
-    "runner.programs": ("models", "runner.config", "runner.mesh", "runner.preempt.watch"),
+    "runner.programs": ("models", "runner.compiled", "runner.config", "runner.mesh", "runner.preempt.watch"),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
     "runner.ledger": ("runner.provenance", "runner.pulse"),
     "runner.readme": ("runner.ledger",),

@@ -26,6 +26,7 @@ from flax import nnx
 
 from models.objectives import OBJECTIVES
 from runner import build as building
+from runner.compiled import Kept
 from runner.config import Config, load
 from runner.ledger import Attempt
 from runner.log.console import choose
@@ -122,7 +123,7 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
     attempt.restored(0, None, "bench")
     watcher = Watcher()
     parts = stack.enter_context(
-        building.live(config, built, compile_all(built, config, attempt), run, attempt, console, watcher, 0)
+        building.live(config, built, compile_all(built, config, attempt, Kept()), run, attempt, console, watcher, 0)
     )
     held = {"state": built.init(), "step": 0}
     console.begin(0, 10**9)
