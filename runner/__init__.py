@@ -17,6 +17,7 @@
     ledger.py        attempts, and where their seconds went
     errors.py        every way to end badly, with its exit code
     tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`
+    recipes/         files that make a scheduler run the command again: `python -m runner recipe`
 
 `step` is the number of completed updates, everywhere.
 """

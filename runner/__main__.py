@@ -31,6 +31,8 @@ VERBS = {
     "prune": ("prune", "delete now what retention lets go"),
     "digest": ("digest", "one SHA-256 of what a checkpoint means, however it was written"),
     "export": ("export", "the weights alone, as safetensors or npz, with a model card"),
+    "supervise": ("supervise", "run a command again until it is done: after stops, and within a budget after crashes"),
+    "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
 }
 
 

@@ -9,7 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from runner.errors import RefusedError
 
 SLUG_CHARS = 60
+SUPERVISOR = "HOLDFAST_SUPERVISOR"  # set by `supervise`: the file in which it reads where its command works
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,11 @@ def locked(run: Run) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            _tell_supervisor(run, held=False)
             raise RefusedError(f"{run}: in use by {_holder(handle)}; wait for it or stop it") from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        _tell_supervisor(run, held=True)
         yield
     finally:
         os.close(handle)
@@ -128,6 +131,13 @@ def standing(run: Run) -> str:
     """How a run stands, in one word: what status.json says, and `killed` where that says running and nobody is."""
     state = run.read_status().get("state", "unknown")
     return "killed" if state == "running" and not in_use(run) else state
+
+
+def _tell_supervisor(run: Run, *, held: bool) -> None:
+    """Which run this process has, or found in use. Where nobody supervises, and where he has gone, nobody is told."""
+    if file := os.environ.get(SUPERVISOR):
+        with suppress(OSError), open(file, "a") as out:
+            out.write(json.dumps({"run": str(run.path.resolve()), "held": held}) + "\n")
 
 
 def _holder(handle: int) -> str:

@@ -51,6 +51,7 @@ NO_JAX = (
     *("runner.__main__", "runner.tools", "runner.tools.place", "runner.tools.settings", "runner.tools.text"),
     *("runner.tools.ls", "runner.tools.show", "runner.tools.diff", "runner.tools.verify", "runner.tools.why"),
     *("runner.tools.pin", "runner.tools.prune", "runner.tools.digest", "runner.tools.export", "runner.tools.card"),
+    *("runner.tools.supervise", "runner.tools.recipe"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
@@ -115,6 +116,8 @@ MAY_KNOW = {
     ),
     "runner.tools.digest": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
+    "runner.tools.supervise": ("runner.tools",),
+    "runner.tools.recipe": ("runner.explain", "runner.tools"),
     "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
     "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.tools"),
 }

@@ -1,0 +1,291 @@
+"""`supervise`: runs a command again until it is done: after each stop with its state saved, and after some crashes.
+
+    attempt → Ending → Streak.after → next_move → Rerun(wait) or Leave(code)
+
+The command runs in a process group of its own, so that a signal to ours (Ctrl-C, a shell's or `timeout`'s kill) reaches
+it once, from here, and not a second time by itself: a second signal means "leave without saving". Where it works is
+told by the run itself, in a file that this process names to it: nothing has to be guessed from the command line, and a
+sweep tells every run it takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+from runner.checkpoint.record import records_in
+from runner.errors import CRASHED, STOPPED, ConfigError, RefusedError
+from runner.rundir import SUPERVISOR, Run
+from runner.tools import Answer, Say
+
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+LONGEST_WAIT = 300.0  # seconds: waits double up to here
+FRUITLESS_SECONDS = 60.0  # a stop sooner than this with nothing new saved got nowhere: a stop file that was forgotten
+IN_USE_TRIES = 5  # whoever dies and still holds the run has 5 + 10 + 20 + 40 + 80 seconds, with the default wait
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one attempt ended. `code` is -N where signal N ended it; `asked` is the last signal that was handed on."""
+
+    code: int
+    seconds: float = 0.0
+    saved_more: bool = False  # a newer checkpoint than any attempt before
+    in_use: bool = False  # another process had the run
+    gave_up: bool = False  # the run itself says that trying again is no use
+    asked: int | None = None
+
+
+@dataclass(frozen=True)
+class Streak:
+    """How often in a row: crashes without a newer checkpoint, stops that got nowhere, a run found in use."""
+
+    crashes: int = 0
+    stops: int = 0
+    in_use: int = 0
+
+    def after(self, ending: Ending) -> Streak:
+        """With one more attempt counted."""
+        before = replace(self, crashes=0) if ending.saved_more else self
+        nowhere = ending.code == STOPPED and not ending.saved_more and ending.seconds < FRUITLESS_SECONDS
+        return Streak(
+            crashes=before.crashes + _is_crash(ending.code),
+            stops=self.stops + 1 if nowhere else 0,
+            in_use=self.in_use + 1 if ending.in_use else 0,
+        )
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """Run the command again after so many seconds."""
+
+    wait: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    """End with this exit code."""
+
+    code: int
+    why: str
+
+
+def next_move(ending: Ending, streak: Streak, budget: int, wait: float, chance: float) -> Rerun | Leave:
+    """What an ending asks for, `streak` counting it already. `wait` seconds is the base of the back-off.
+
+    A signal that was handed on means that the machine goes away: whoever sent it runs the command again, on the next.
+    """
+    code, said = _exit_code(ending.code), _said(ending.code)
+    if ending.asked is not None:
+        # Killed by that very signal: it was not listening yet, so nothing was done that could have been lost.
+        return Leave(STOPPED if ending.code == -ending.asked else code, f"{said} after {_name(ending.asked)}")
+    if ending.code == STOPPED:
+        nowhere = f", {streak.stops} times in a row with nothing new saved" if streak.stops > 1 else ""
+        return Rerun(pause(streak.stops - 1, wait, chance), f"{said}{nowhere}")
+    if ending.code == RefusedError.exit_code and ending.in_use and streak.in_use <= IN_USE_TRIES:
+        return Rerun(pause(streak.in_use, wait, chance), f"the run is in use (try {streak.in_use} of {IN_USE_TRIES})")
+    if not _is_crash(ending.code):
+        return Leave(code, said)
+    if ending.gave_up:
+        return Leave(code, f"{said}, and gave up: it would crash again")
+    if streak.crashes > budget:
+        return Leave(code, f"{said}, crash {streak.crashes} in a row without a newer checkpoint")
+    so_far = f"{said}, crash {streak.crashes} of {budget} in a row without a newer checkpoint"
+    return Rerun(pause(streak.crashes, wait, chance), so_far)
+
+
+def pause(count: int, base: float, chance: float) -> float:
+    """Seconds to wait the `count`-th time in a row: doubled each time, capped, and a random part of up to a half less.
+
+    `chance` is uniform in [0, 1): many that were stopped at once must not all come back at once.
+    """
+    if count < 1:
+        return 0.0
+    return float(min(base * 2.0 ** min(count - 1, 30), LONGEST_WAIT) * (1 - chance / 2))
+
+
+def _is_crash(code: int) -> bool:
+    """A traceback, or death by a signal; but Ctrl-C is a person who wants to stop."""
+    return code == CRASHED or _signal(code) not in (0, signal.SIGINT)
+
+
+def _signal(code: int) -> int:
+    """The signal that ended it, told by the system (-N) or by a shell or launcher (128 + N); 0 where none did."""
+    number = -code if code < 0 else code - 128
+    return number if number in signal.valid_signals() else 0
+
+
+def _exit_code(code: int) -> int:
+    """As a shell tells it."""
+    return 128 - code if code < 0 else code
+
+
+def _said(code: int) -> str:
+    if number := _signal(code):
+        return f"died of {_name(number)}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+    return {0: "finished", CRASHED: "crashed", STOPPED: "stopped with its state saved"}.get(code, "ended")
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+
+
+class Command:
+    """The command, and the signals that are handed on to it, also those that come while none is running."""
+
+    def __init__(self, words: Sequence[str]):
+        self.asked: int | None = None
+        self._words = words
+        self._process: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hand on what comes while the context lasts."""
+        before = {number: signal.signal(number, self._hand_on) for number in HANDED_ON}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def attempt(self, told: Path) -> int:
+        """Run it once, to its end; it writes into `told` which runs it works on. Raises ConfigError if it cannot run.
+
+        It may not read the terminal, which belongs to our process group: the system would stop it there for ever.
+        """
+        try:
+            process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL if sys.stdin and sys.stdin.isatty() else None,
+                env={**os.environ, SUPERVISOR: str(told)},
+                process_group=0,
+                preexec_fn=_stopped_with(os.getpid()),
+            )
+        except OSError as error:
+            raise ConfigError(f"supervise: {error.filename}: {error.strerror}; the command follows the --") from None
+        self._process = process
+        for number in self._early:
+            process.send_signal(number)
+        code = process.wait()  # one that hangs would be seen here: a wait that looks at the run's sign of life
+        self._process = None
+        if _is_crash(code):
+            with suppress(ProcessLookupError, PermissionError):  # what it left running would hold the run
+                os.killpg(process.pid, signal.SIGTERM)
+        return code
+
+    def wait(self, seconds: float) -> None:
+        """Until then, or until somebody asks to stop."""
+        end = time.monotonic() + seconds
+        while self.asked is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        if self._process is None:
+            self._early.append(number)
+        else:
+            self._process.send_signal(number)
+
+
+def _stopped_with(supervisor: int) -> Callable[[], None] | None:
+    """For a child, before it becomes the command: SIGTERM when its supervisor dies, however that dies (Linux only)."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != supervisor:  # it died before it was asked for
+            os._exit(128 + signal.SIGTERM)
+
+    return ask
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """The command, after `--`."""
+    parser.usage = "%(prog)s [--crashes N] [--wait SECONDS] [--json] -- python run.py …"
+    parser.add_argument("--crashes", metavar="N", type=int, default=3, help="in a row without a newer checkpoint (3)")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=float, default=5.0, help="after the first crash; doubled after each (5)"
+    )
+    parser.add_argument("command", nargs="+", help="what to run, as it would be typed")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Run the command until it is done. Raises ConfigError where it cannot be started."""
+    if arguments.crashes < 0 or not 0 <= arguments.wait < float("inf"):
+        raise ConfigError(f"supervise: got --crashes {arguments.crashes} --wait {arguments.wait}; expected 0 or more")
+    command = Command(arguments.command)
+    with TemporaryDirectory(prefix="holdfast-") as folder, command.listening():
+        return _supervised(command, Path(folder), arguments.crashes, arguments.wait)
+
+
+def _supervised(command: Command, folder: Path, budget: int, wait: float) -> Answer:
+    streak = Streak()
+    codes: list[int] = []
+    newest: dict[Path, int] = {}  # the step of the newest checkpoint that was ever seen, of each run
+    while command.asked is None:
+        told, start = folder / f"{len(codes)}.jsonl", time.monotonic()
+        code = command.attempt(told)
+        codes.append(_exit_code(code))
+        held, in_use = _heard(told)
+        steps = {run.path: _newest(run) for run in held}
+        ending = Ending(
+            code,
+            seconds=time.monotonic() - start,
+            saved_more=any(step > newest.get(path, 0) for path, step in steps.items()),
+            in_use=in_use,
+            gave_up=code == CRASHED and any(run.read_status().get("gave_up") is True for run in held),
+            asked=command.asked,
+        )
+        newest |= {path: max(step, newest.get(path, 0)) for path, step in steps.items()}
+        streak = streak.after(ending)
+        move = next_move(ending, streak, budget, wait, random.random())
+        _tell(f"attempt {len(codes)} {move.why}{_then(move)}")
+        if isinstance(move, Leave):
+            return Answer({"exit_code": move.code, "attempts": codes}, move.code)
+        command.wait(move.wait)
+    _tell(f"{_name(command.asked)}: leaving; the same command goes on from what is saved")
+    return Answer({"exit_code": STOPPED, "attempts": codes}, STOPPED)
+
+
+def _heard(told: Path) -> tuple[list[Run], bool]:
+    """The runs that an attempt worked on, and whether it found one in use."""
+    try:
+        lines = [json.loads(line) for line in told.read_text().splitlines()]
+    except (OSError, ValueError):  # it came to no run
+        return [], False
+    return [Run(Path(line["run"])) for line in lines if line["held"]], any(not line["held"] for line in lines)
+
+
+def _newest(run: Run) -> int:
+    """The step of the newest checkpoint that the run would go on from by itself; 0 where there is none."""
+    return max((record.step for record in records_in(run.checkpoints) if not record.mark), default=0)
+
+
+def _then(move: Rerun | Leave) -> str:
+    if isinstance(move, Leave):
+        return "" if move.code == 0 else f"; leaving with exit code {move.code}"
+    return f"; again in {move.wait:.1f} s" if move.wait else "; again at once"
+
+
+def _tell(line: str) -> None:
+    """On stderr: stdout is the command's. A terminal that has gone must not end what it supervises."""
+    with suppress(OSError):
+        print(f"supervise: {line}", file=sys.stderr, flush=True)
