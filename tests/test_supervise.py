@@ -135,9 +135,9 @@ from runner.checkpoint import digest, record
 from runner.errors import RefusedError
 
 plan, done = json.loads(Path("plan.json").read_text()), Path("done")
-act = plan[len(done.read_text()) if done.exists() else 0]
 with done.open("a") as out:
     out.write(".")
+act = plan[len(done.read_text()) - 1]
 if "early" in act:  # before it came to its run
     sys.exit(act["early"])
 run = rundir.Run(Path("run").resolve())
@@ -223,7 +223,7 @@ def test_stops_are_run_again(scripted: Scripted) -> None:
 
 
 def test_a_run_that_says_that_it_gave_up_is_believed(scripted: Scripted) -> None:
-    assert scripted({"exit": 1, "gave_up": True})[:2] == (1, 1)
+    assert scripted({"exit": 1, "gave_up": True}, {"exit": 0})[:2] == (1, 1)
 
 
 def test_what_an_earlier_attempt_said_is_no_reason_to_give_up(scripted: Scripted) -> None:
@@ -351,6 +351,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_command_once() -> None:
     os.close(controller)
     assert f"heard [{int(signal.SIGINT)}] False" in shown.decode(), "once, and it may not read the terminal"
     assert shown.count(b"ready") == 1, "not run again"
+    assert b"\r\x1b[2K\x1b[?25hsupervise: " in shown, "on a line of its own, with the cursor that a bar had hidden"
 
 
 def test_a_signal_before_the_command_listens_loses_nothing() -> None:
@@ -369,7 +370,7 @@ def test_a_signal_while_it_waits_ends_it() -> None:
     assert process.stderr
     assert "again in" in process.stderr.readline()
     process.terminate()
-    out, err = process.communicate(timeout=HANG_SECONDS)
+    out, err = process.communicate(timeout=120)  # it would wait for 150 seconds at least
     assert out == "ran\n"
     assert err == "supervise: SIGTERM: leaving; the same command goes on from what is saved\n"
     assert process.returncode == STOPPED

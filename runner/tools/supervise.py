@@ -288,4 +288,6 @@ def _then(move: Rerun | Leave) -> str:
 def _tell(line: str) -> None:
     """On stderr: stdout is the command's. A terminal that has gone must not end what it supervises."""
     with suppress(OSError):
-        print(f"supervise: {line}", file=sys.stderr, flush=True)
+        # What was killed left half a progress bar behind, and hid the cursor.
+        fresh = "\r\x1b[2K\x1b[?25h" if sys.stderr.isatty() else ""
+        print(f"{fresh}supervise: {line}", file=sys.stderr, flush=True)
