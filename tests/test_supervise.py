@@ -406,14 +406,6 @@ def endings(run: Path) -> list[str]:
     return [json.loads(line)["ending"] for line in (run / "attempts.jsonl").read_text().splitlines()]
 
 
-def in_use(run: Path) -> bool:
-    try:
-        with rundir.locked(Run(run)):
-            return False
-    except RefusedError:
-        return True
-
-
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(door: Door, reference: Path) -> None:
     process, trainer = start(*TRAINS, cwd=door.cwd), 0
     for step in (15, 35):
@@ -461,7 +453,7 @@ def test_a_terminated_supervisor_leaves_a_saved_run_and_nobody_behind(door: Door
     _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == STOPPED, err
     assert not Path(f"/proc/{trainer}").exists()
-    assert not in_use(door.the_run)
+    assert not rundir.in_use(Run(door.the_run))
     status = json.loads((door.the_run / "status.json").read_text())
     assert status["state"] == "preempted"
     assert (door.the_run / "checkpoints" / str(status["step"])).is_dir()
@@ -478,7 +470,7 @@ def test_a_killed_supervisor_takes_the_run_along_with_its_state_saved(door: Door
     process.kill()
     assert process.wait(HANG_SECONDS) == -signal.SIGKILL
     end = time.monotonic() + HANG_SECONDS
-    while in_use(door.the_run):
+    while rundir.in_use(Run(door.the_run)):
         assert time.monotonic() < end, "still training, supervised by nobody"
         time.sleep(0.01)
     process.communicate()
