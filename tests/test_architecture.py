@@ -51,7 +51,7 @@ NO_JAX = (
     *("runner.__main__", "runner.tools", "runner.tools.place", "runner.tools.settings", "runner.tools.text"),
     *("runner.tools.ls", "runner.tools.show", "runner.tools.diff", "runner.tools.verify", "runner.tools.why"),
     *("runner.tools.pin", "runner.tools.prune", "runner.tools.digest", "runner.tools.export", "runner.tools.card"),
-    *("runner.tools.supervise", "runner.tools.recipe"),
+    *("runner.tools.supervise", "runner.tools.rerun", "runner.tools.recipe"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well

@@ -22,7 +22,7 @@ from runner import rundir
 from runner.__main__ import main
 from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, RefusedError, StorageError
 from runner.rundir import Run
-from runner.tools.supervise import (
+from runner.tools.rerun import (
     FRUITLESS_SECONDS,
     IN_USE_TRIES,
     LONGEST_WAIT,
@@ -33,6 +33,7 @@ from runner.tools.supervise import (
     next_move,
     pause,
 )
+from runner.tools.supervise import HANDED_ON
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged
 
 SUPERVISE = (sys.executable, "-m", "runner", "supervise", "--wait", "0.1")
@@ -105,7 +106,7 @@ def test_a_run_that_gave_up_is_not_run_again() -> None:
     assert waits(Ending(CRASHED, gave_up=True)) == [-CRASHED]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", HANDED_ON)
 def test_after_a_signal_was_handed_on_it_leaves_with_the_code_of_the_command(number: int) -> None:
     for code in (0, CRASHED, STOPPED, StorageError.exit_code, 128 + number):
         assert waits(Ending(code, saved_more=True, asked=number)) == [-code]
@@ -149,6 +150,8 @@ try:
             folder = run.checkpoints / str(step)
             folder.mkdir(parents=True, exist_ok=True)
             digest.seal(folder, record.Record(step, "by hand", {}, 0.0, mark=act.get("mark", "")))
+        if act.get("stop"):
+            run.stop.touch()
         if "gave_up" in act:
             rundir.replace(run.status, json.dumps({"gave_up": act["gave_up"]}))
         if act.get("worker") and os.fork() == 0:
@@ -222,6 +225,12 @@ def test_stops_are_run_again(scripted: Scripted) -> None:
     assert said.endswith("supervise: attempt 6 finished\n")
 
 
+def test_whoever_stops_a_run_by_its_file_means_it(scripted: Scripted) -> None:
+    code, times, said = scripted({"exit": STOPPED, "stop": True}, {"exit": 0})
+    assert (code, times) == (STOPPED, 1)
+    assert "stopped with its state saved by the file STOP; take that away to go on" in said
+
+
 def test_a_run_that_says_that_it_gave_up_is_believed(scripted: Scripted) -> None:
     assert scripted({"exit": 1, "gave_up": True}, {"exit": 0})[:2] == (1, 1)
 
@@ -283,7 +292,7 @@ def test_as_data(scripted: Scripted, capfd: pytest.CaptureFixture[str]) -> None:
 COUNTING = """
 import os, signal, sys, time
 heard = []
-for name in ("TERM", "INT", "USR1", "USR2"):
+for name in ("TERM", "INT", "USR1", "USR2", "HUP"):
     signal.signal(getattr(signal, f"SIG{name}"), lambda number, frame: heard.append(number))
 print("ready", flush=True)
 end = None
@@ -307,7 +316,7 @@ def counting(linger: float) -> tuple[str, ...]:
     return sys.executable, "-c", COUNTING, str(linger)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", HANDED_ON)
 def test_a_signal_is_handed_on_once_and_ends_it_with_75(number: int) -> None:
     process = start(*counting(0.3))
     assert process.stdout
@@ -331,6 +340,15 @@ def test_a_second_signal_is_handed_on_as_well() -> None:
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=HANG_SECONDS)
     assert out == f"heard [{int(signal.SIGUSR1)}, {int(signal.SIGTERM)}] False\n"
+
+
+def test_a_hang_up_that_is_ignored_is_not_handed_on() -> None:
+    process = start(*counting(0.3), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=HANG_SECONDS)[0] == f"heard [{int(signal.SIGTERM)}] False\n"
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_command_once() -> None:

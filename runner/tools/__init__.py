@@ -5,6 +5,7 @@ it says is for a person, what it returns is the same as data, for `--json`. To a
 table of runner/__main__.py.
 
     place.py settings.py text.py    what verbs share: runs and checkpoints by name, what was chosen for a run, tables
+    rerun.py                        when `supervise` runs a command again
     card.py load.py                 the page beside exported weights; `from runner import load`
 """
 

@@ -1,11 +1,9 @@
 """`supervise`: runs a command again until it is done: after each stop with its state saved, and after some crashes.
 
-    attempt → Ending → Streak.after → next_move → Rerun(wait) or Leave(code)
-
-The command runs in a process group of its own, so that a signal to ours (Ctrl-C, a shell's or `timeout`'s kill) reaches
-it once, from here, and not a second time by itself: a second signal means "leave without saving". Where it works is
-told by the run itself, in a file that this process names to it: nothing has to be guessed from the command line, and a
-sweep tells every run it takes.
+What each ending asks for is in rerun.py. The command runs in a process group of its own, so that a signal to ours (by
+Ctrl-C, a shell, `timeout`) reaches it from here and not a second time by itself: a second one means "leave without
+saving". Where it works is told by the run itself, in a file that this process names to it: nothing has to be guessed
+from the command line, and a sweep tells every run it takes.
 """
 
 from __future__ import annotations
@@ -21,128 +19,18 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
 from runner.checkpoint.record import records_in
-from runner.errors import CRASHED, STOPPED, ConfigError, RefusedError
+from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.rundir import SUPERVISOR, Run
 from runner.tools import Answer, Say
+from runner.tools.rerun import Ending, Leave, Rerun, Streak, exit_code, is_crash, name_of, next_move
 
-HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-LONGEST_WAIT = 300.0  # seconds: waits double up to here
-FRUITLESS_SECONDS = 60.0  # a stop sooner than this with nothing new saved got nowhere: a stop file that was forgotten
-IN_USE_TRIES = 5  # whoever dies and still holds the run has 5 + 10 + 20 + 40 + 80 seconds, with the default wait
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How one attempt ended. `code` is -N where signal N ended it; `asked` is the last signal that was handed on."""
-
-    code: int
-    seconds: float = 0.0
-    saved_more: bool = False  # a newer checkpoint than any attempt before
-    in_use: bool = False  # another process had the run
-    gave_up: bool = False  # the run itself says that trying again is no use
-    asked: int | None = None
-
-
-@dataclass(frozen=True)
-class Streak:
-    """How often in a row: crashes without a newer checkpoint, stops that got nowhere, a run found in use."""
-
-    crashes: int = 0
-    stops: int = 0
-    in_use: int = 0
-
-    def after(self, ending: Ending) -> Streak:
-        """With one more attempt counted."""
-        before = replace(self, crashes=0) if ending.saved_more else self
-        nowhere = ending.code == STOPPED and not ending.saved_more and ending.seconds < FRUITLESS_SECONDS
-        return Streak(
-            crashes=before.crashes + _is_crash(ending.code),
-            stops=self.stops + 1 if nowhere else 0,
-            in_use=self.in_use + 1 if ending.in_use else 0,
-        )
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """Run the command again after so many seconds."""
-
-    wait: float
-    why: str
-
-
-@dataclass(frozen=True)
-class Leave:
-    """End with this exit code."""
-
-    code: int
-    why: str
-
-
-def next_move(ending: Ending, streak: Streak, budget: int, wait: float, chance: float) -> Rerun | Leave:
-    """What an ending asks for, `streak` counting it already. `wait` seconds is the base of the back-off.
-
-    A signal that was handed on means that the machine goes away: whoever sent it runs the command again, on the next.
-    """
-    code, said = _exit_code(ending.code), _said(ending.code)
-    if ending.asked is not None:
-        # Killed by that very signal: it was not listening yet, so nothing was done that could have been lost.
-        return Leave(STOPPED if ending.code == -ending.asked else code, f"{said} after {_name(ending.asked)}")
-    if ending.code == STOPPED:
-        nowhere = f", {streak.stops} times in a row with nothing new saved" if streak.stops > 1 else ""
-        return Rerun(pause(streak.stops - 1, wait, chance), f"{said}{nowhere}")
-    if ending.code == RefusedError.exit_code and ending.in_use and streak.in_use <= IN_USE_TRIES:
-        return Rerun(pause(streak.in_use, wait, chance), f"the run is in use (try {streak.in_use} of {IN_USE_TRIES})")
-    if not _is_crash(ending.code):
-        return Leave(code, said)
-    if ending.gave_up:
-        return Leave(code, f"{said}, and gave up: it would crash again")
-    if streak.crashes > budget:
-        return Leave(code, f"{said}, crash {streak.crashes} in a row without a newer checkpoint")
-    so_far = f"{said}, crash {streak.crashes} of {budget} in a row without a newer checkpoint"
-    return Rerun(pause(streak.crashes, wait, chance), so_far)
-
-
-def pause(count: int, base: float, chance: float) -> float:
-    """Seconds to wait the `count`-th time in a row: doubled each time, capped, and a random part of up to a half less.
-
-    `chance` is uniform in [0, 1): many that were stopped at once must not all come back at once.
-    """
-    if count < 1:
-        return 0.0
-    return float(min(base * 2.0 ** min(count - 1, 30), LONGEST_WAIT) * (1 - chance / 2))
-
-
-def _is_crash(code: int) -> bool:
-    """A traceback, or death by a signal; but Ctrl-C is a person who wants to stop."""
-    return code == CRASHED or _signal(code) not in (0, signal.SIGINT)
-
-
-def _signal(code: int) -> int:
-    """The signal that ended it, told by the system (-N) or by a shell or launcher (128 + N); 0 where none did."""
-    number = -code if code < 0 else code - 128
-    return number if number in signal.valid_signals() else 0
-
-
-def _exit_code(code: int) -> int:
-    """As a shell tells it."""
-    return 128 - code if code < 0 else code
-
-
-def _said(code: int) -> str:
-    if number := _signal(code):
-        return f"died of {_name(number)}" + (" (out of memory?)" if number == signal.SIGKILL else "")
-    return {0: "finished", CRASHED: "crashed", STOPPED: "stopped with its state saved"}.get(code, "ended")
-
-
-def _name(number: int) -> str:
-    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
 
 
 class Command:
@@ -157,7 +45,10 @@ class Command:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hand on what comes while the context lasts."""
-        before = {number: signal.signal(number, self._hand_on) for number in HANDED_ON}
+        # A hang-up that is ignored stays so: that is what nohup asks for.
+        hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+        numbers = [number for number in HANDED_ON if hung_up or number != signal.SIGHUP]
+        before = {number: signal.signal(number, self._hand_on) for number in numbers}
         try:
             yield
         finally:
@@ -184,7 +75,7 @@ class Command:
             process.send_signal(number)
         code = process.wait()  # one that hangs would be seen here: a wait that looks at the run's sign of life
         self._process = None
-        if _is_crash(code):
+        if is_crash(code):
             with suppress(ProcessLookupError, PermissionError):  # what it left running would hold the run
                 os.killpg(process.pid, signal.SIGTERM)
         return code
@@ -243,7 +134,7 @@ def _supervised(command: Command, folder: Path, budget: int, wait: float) -> Ans
     while command.asked is None:
         told, start = folder / f"{len(codes)}.jsonl", time.monotonic()
         code = command.attempt(told)
-        codes.append(_exit_code(code))
+        codes.append(exit_code(code))
         held, in_use = _heard(told)
         steps = {run.path: _newest(run) for run in held}
         ending = Ending(
@@ -252,6 +143,7 @@ def _supervised(command: Command, folder: Path, budget: int, wait: float) -> Ans
             saved_more=any(step > newest.get(path, 0) for path, step in steps.items()),
             in_use=in_use,
             gave_up=code == CRASHED and any(run.read_status().get("gave_up") is True for run in held),
+            stop_file=any(run.stop.exists() for run in held),
             asked=command.asked,
         )
         newest |= {path: max(step, newest.get(path, 0)) for path, step in steps.items()}
@@ -261,7 +153,7 @@ def _supervised(command: Command, folder: Path, budget: int, wait: float) -> Ans
         if isinstance(move, Leave):
             return Answer({"exit_code": move.code, "attempts": codes}, move.code)
         command.wait(move.wait)
-    _tell(f"{_name(command.asked)}: leaving; the same command goes on from what is saved")
+    _tell(f"{name_of(command.asked)}: leaving; the same command goes on from what is saved")
     return Answer({"exit_code": STOPPED, "attempts": codes}, STOPPED)
 
 
