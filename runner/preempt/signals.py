@@ -11,11 +11,14 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from runner.preempt.watch import Watcher
+
+ECHO_SECONDS = 0.25  # faster than a person; the two of `timeout` come within microseconds (measured)
 
 
 @contextmanager
@@ -51,17 +54,21 @@ def listening(watcher: Watcher, names: Sequence[str], notice_seconds: float) -> 
 
 
 def _listen(ours: socket.socket, watcher: Watcher, numbers: set[int], notice_seconds: float, heard: list[int]) -> None:
+    since = 0.0
     while received := ours.recv(1):
         number = received[0]
         if number not in numbers:
             continue
         name = signal.Signals(number).name
+        if heard and time.monotonic() - since < ECHO_SECONDS:
+            continue  # `timeout` and service managers signal a process and then its group: one wish, told twice
         if heard and "SLURM_JOB_ID" in os.environ and number != signal.SIGINT:
             continue  # Slurm repeats itself; a person who cannot wait presses Ctrl-C, and Slurm itself kills
         if heard:
             _write(f"{name} again: leaving at once, without saving")
             os._exit(128 + number)
         heard.append(number)
+        since = time.monotonic()
         watcher.raise_flag(name, notice_seconds if number == signal.SIGTERM else None)
         _write(f"{name}: saving at the next step boundary, then stopping; once more to leave at once")
 

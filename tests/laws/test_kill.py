@@ -90,7 +90,7 @@ def test_a_second_signal_leaves_at_once(door: Door) -> None:
         time.sleep(0.01)
     # While jax is imported and the step is compiled no boundary comes: both signals land before one.
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.05)
+    time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM

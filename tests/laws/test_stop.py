@@ -28,6 +28,7 @@ def slowed():
     import {module} as module
     original = module.{name}
     def slow(*words, **options):
+        open('there', 'w').close()
         time.sleep({seconds})
         return original(*words, **options)
     module.{name} = slow
@@ -39,6 +40,7 @@ import data.pipeline as module
 original = module.in_order
 def slow(*words, **options):
     for batch in original(*words, **options):
+        open('there', 'w').close()
         time.sleep(0.5)
         yield batch
 module.in_order = slow
@@ -50,6 +52,7 @@ original = module.Flight.take_off
 def slow(self, step, metrics):
     original(self, step, metrics)
     if step == 1:
+        open('there', 'w').close()
         time.sleep(1.0)
 module.Flight.take_off = slow
 """
@@ -62,7 +65,9 @@ class Slow:
     def __len__(self): return len(self.source)
     def take(self, indices):
         self.count += 1
-        if self.count == 12: time.sleep(600)
+        if self.count == 12:
+            open('there', 'w').close()
+            time.sleep(600)
         return self.source.take(indices)
 def slow(*words):
     sources = original(*words)
@@ -95,7 +100,10 @@ def reference(make_door: Callable[[str], Door]) -> Door:
 
 
 def wait_until(process: subprocess.Popen[str], door: Door, phase: str, writing: str = "") -> None:
-    """Until the run is in this phase, and has been for a moment."""
+    """Until what is planted is there, and the run is in this phase and has been for a moment."""
+    while not (door.cwd / "there").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
     while True:
         assert process.poll() is None, process.communicate()
         for path in door.cwd.glob("outputs/*/*/.pulse"):
@@ -150,7 +158,9 @@ def test_a_second_signal_leaves_at_once_wherever_it_is(where: str, door: Door, t
     wait_until(process, door, phase, writing)
     process.send_signal(signal.SIGTERM)
     if where in ("the first step", "an evaluation", "a save"):  # elsewhere the first one is enough, and it is gone
-        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)  # as `timeout` does: the same wish, told twice
+        time.sleep(0.5)
+        assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate()
         assert process.returncode == 128 + signal.SIGTERM, (process.returncode, out, err)
