@@ -60,7 +60,7 @@ def changed(**changes: Any) -> dict[str, Any]:
             'ckpt.save.best.kind: got "bst"; expected one of steps, seconds, epochs, first, best, adaptive, unstable, continuous, on_error; did you mean best?',
         ),
         ({"retention__last__n": 0}, "retention.last.n: got 0; expected at least 1"),
-        ({"preempt__signals": ["KILL"]}, 'preempt.signals.0: got "KILL"; expected one of TERM, INT, USR1, USR2'),
+        ({"preempt__signals": ["KILL"]}, 'preempt.signals.0: got "KILL"; expected one of TERM, INT, USR1, USR2, HUP'),
         ({"name": "../x"}, "name: got \"../x\"; expected letters, digits, '.', '_' and '-', 64 at most"),
         ({"step": "newest"}, 'step: got "newest"; expected a whole number or best'),
         ({"ckpt__verify": "bite"}, 'ckpt.verify: got "bite"; expected one of bytes, values, off; did you mean bytes?'),
