@@ -49,7 +49,7 @@ NOISE = (*STATUSES, "late", "reset", "torn", "redirect", "page", "junk", "wrong 
 
 @dataclass
 class Clouds:
-    """What the services say now. Change it with `say`; `noise` is what happens to every second answer, in turn."""
+    """What the services say now. Change it with `say`; `noise` is what happens to some answers of each, in turn."""
 
     preempted: str = "FALSE"
     maintenance: str = "NONE"
@@ -58,17 +58,17 @@ class Clouds:
     events: list[Any] = field(default_factory=list)
     token_uses: int = 5
     noise: tuple[str, ...] = ()
-    quiet_between: bool = True
+    quiet: int = 2  # so many answers between two that are wrong
     seconds: float = 0.0  # how long the first answer of Azure takes
     longest_wait: float = 600.0  # for a change, whatever was asked for
-    made: Counter[str] = field(default_factory=Counter)  # noise that was made
+    made: Counter[tuple[str, str]] = field(default_factory=Counter)  # noise that was made: by whom, and what
     seen: Counter[str] = field(default_factory=Counter)  # paths that were asked for
     url: str = ""
 
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
         self.tokens: Counter[str] = Counter()
-        self.asked = 0
+        self.asked: Counter[str] = Counter()
         self.closing = False
 
     def say(self, **news: Any) -> None:
@@ -79,15 +79,16 @@ class Clouds:
                 setattr(self, name, value)
             self.changed.notify_all()
 
-    def next_noise(self) -> str | None:
-        """The fault of this answer."""
+    def next_noise(self, room: str) -> str | None:
+        """What is wrong with this answer."""
         with self.changed:
-            self.asked += 1
-            if not self.noise or (self.quiet_between and self.asked % 2 == 0):
+            self.asked[room] += 1
+            if not self.noise or self.asked[room] % (self.quiet + 1):
                 return None
-            name = self.noise[sum(self.made.values()) % len(self.noise)]
-            self.made[name] += 1
-            return name
+            made = sum(count for (by, _), count in self.made.items() if by == room)
+            fault = self.noise[made % len(self.noise)]
+            self.made[room, fault] += 1
+            return fault
 
 
 @contextmanager
@@ -130,15 +131,16 @@ class Answering(BaseHTTPRequestHandler):
         self.clouds.seen[address.path] += 1
         rooms = {GCE: self._gce, AWS: self._aws, AZURE: self._azure, "/escaped/": self._escaped}
         room = next((room for room in rooms if address.path.startswith(room)), None)
-        fault = self.clouds.next_noise()
         if room is None:
-            self._send(404)
-        elif fault and fault != "expired":
+            return self._send(404)
+        fault = self.clouds.next_noise(room)
+        if fault and fault != "expired":
             self._fail(fault, room)
         else:
             if fault:
                 self.clouds.tokens.clear()
             rooms[room](address.path, {key: values[0] for key, values in parse_qs(address.query).items()})
+        return None
 
     def _gce(self, path: str, query: dict[str, str]) -> None:
         if self.headers.get("Metadata-Flavor") != "Google" or self.headers.get("X-Forwarded-For"):
@@ -149,7 +151,9 @@ class Answering(BaseHTTPRequestHandler):
         if query.get("wait_for_change") == "true":
             self._wait(name, query.get("last_etag"), float(query.get("timeout_sec", "600")))
         value = getattr(self.clouds, name)
-        return self._send(200, value, {"Metadata-Flavor": "Google", "ETag": _etag(value), "Content-Type": "application/text"})
+        return self._send(
+            200, value, {"Metadata-Flavor": "Google", "ETag": _etag(value), "Content-Type": "application/text"}
+        )
 
     def _wait(self, name: str, known: str | None, seconds: float) -> None:
         before = known if known is not None else _etag(getattr(self.clouds, name))
@@ -178,7 +182,7 @@ class Answering(BaseHTTPRequestHandler):
             return self._send(403)
         if not seconds.isdecimal() or not 1 <= int(seconds) <= 21600:
             return self._send(400)
-        token = f"t-{self.clouds.asked}=="
+        token = f"t-{self.clouds.asked[AWS]}=="
         self.clouds.tokens[token] = self.clouds.token_uses
         return self._send(200, token, {"X-aws-ec2-metadata-token-ttl-seconds": seconds})
 

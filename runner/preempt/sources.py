@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from runner.preempt import Preempt, Source, seconds_of
@@ -41,7 +42,7 @@ class Ear:
             return False
         self.told.add(what)
         with suppress(OSError), self.run.log.open("a") as log:
-            log.write(f"{line}\n")
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
         return True
 
 
