@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from data import Data
 from models import Model
+from runner import preempt
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
 from runner.checkpoint.retention import Keep
@@ -33,7 +34,6 @@ from runner.explain import explain
 from runner.log import Log
 from runner.mesh import Mesh
 from runner.optim import Optim
-from runner.preempt import Preempt
 from runner.remat.policy import Remat
 
 Count = Annotated[int, Ge(1)]
@@ -72,6 +72,13 @@ class Ckpt:
     write: Literal["blocking", "background"] = "background"
     last: bool = True
     verify: Verify = "bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preempt(preempt.Preempt):
+    """The same, and here it is known that `kind` says what a notice is."""
+
+    notices: Mapping[str, Annotated[preempt.Source, BY_KIND]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +145,8 @@ PLACE = (
 )
 # May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
 FREE = (
-    *PLACE,
-    "train.log_steps",
-    "train.eval_steps",
-    "train.eval_batches",
-    "train.final",
-    "ckpt",
-    "retention",
-    "score",
-    "mesh",
-    "remat",
+    *(*PLACE, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
+    *("ckpt", "retention", "score", "mesh", "remat"),
 )
 RESUMABLE = ("train.steps", "optim")
 IDENTITY_WITHIN = ("optim.kind",)  # the optimizer's state has another shape

@@ -20,6 +20,7 @@ from runner.log.console import Console, choose
 from runner.moment import Outcome
 from runner.preempt.guard import Guard
 from runner.preempt.signals import listening
+from runner.preempt.sources import watching
 from runner.preempt.watch import Watcher
 from runner.provenance import code
 from runner.readme import readme
@@ -43,7 +44,7 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
         if config.overwrite and place.config.exists():
             with rundir.locked(place):
                 print(f"{place} was set aside as {rundir.set_aside(place)}")
-        with rundir.locked(place):
+        with rundir.locked(place), watching(config.preempt, place, watcher, began):
             attempt = Attempt(place, config.score, config.train.steps, identity(config.document), began)
             return _worked_on(config, place, overrides, drifts, attempt, watcher)
 

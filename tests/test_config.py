@@ -27,6 +27,10 @@ DOCUMENT: dict[str, Any] = {
     "log": {},
     "score": {},
 }
+GCE_HAS = (
+    "preempt.notices.gce.grce: unknown key; preempt.notices.gce has: kind, url, preempted_seconds, "
+    "maintenance_seconds, wait_seconds, timeout_seconds, poll_seconds"
+)
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -60,7 +64,21 @@ def changed(**changes: Any) -> dict[str, Any]:
             'ckpt.save.best.kind: got "bst"; expected one of steps, seconds, epochs, first, best, adaptive, unstable, continuous, on_error; did you mean best?',
         ),
         ({"retention__last__n": 0}, "retention.last.n: got 0; expected at least 1"),
-        ({"preempt__signals": ["KILL"]}, 'preempt.signals.0: got "KILL"; expected one of TERM, INT, USR1, USR2'),
+        ({"preempt__signals": ["KILL"]}, 'preempt.signals.0: got "KILL"; expected one of TERM, INT, USR1, USR2, HUP'),
+        ({"preempt__walltime": "3x"}, "preempt.walltime=3x is no duration; write it as 3h55m, 90m, 1d2h or seconds"),
+        ({"preempt__notices__gce": {"kind": "gce", "grce": 1}}, GCE_HAS),
+        (
+            {"preempt__notices__gce": {"kind": "gcp"}},
+            'preempt.notices.gce.kind: got "gcp"; expected one of gce, aws, azure, slurm, auto; did you mean gce?',
+        ),
+        (
+            {"preempt__notices__x": {"kind": "aws", "url": "https://x"}},
+            "preempt.notices.x.url=https://x is no address; write it as http://HOST or http://HOST:PORT",
+        ),
+        (
+            {"preempt__notices__slurm": {"kind": "slurm", "lead_second": 5}},
+            "preempt.notices.slurm.lead_second: unknown key; did you mean lead_seconds?",
+        ),
         ({"name": "../x"}, "name: got \"../x\"; expected letters, digits, '.', '_' and '-', 64 at most"),
         ({"step": "newest"}, 'step: got "newest"; expected a whole number or best'),
         ({"ckpt__verify": "bite"}, 'ckpt.verify: got "bite"; expected one of bytes, values, off; did you mean bytes?'),
@@ -109,6 +127,14 @@ def test_where_a_run_lives_and_prints_is_not_identity() -> None:
         changed(name="other", root="/else", log__console=False, resume="must", preempt__signals=[])
     ).document
     assert fingerprint(elsewhere) == fingerprint(load(DOCUMENT).document)
+
+
+def test_a_document_from_before_there_were_notices_listens_to_signals_alone() -> None:
+    older = load(changed(preempt={"signals": ["TERM"]})).preempt
+    assert (older.signals, older.notices) == (["TERM"], {})
+    now = load(changed(preempt={"notices": {"spot": {"kind": "aws", "poll_seconds": 1}}}))
+    assert load(now.document) == now
+    assert fingerprint(now.document) == fingerprint(load(DOCUMENT).document)
 
 
 def test_a_document_comes_back_from_its_file_and_newer_keys_get_their_defaults(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""The end of a Slurm job: its time limit, or earlier, where another job takes its place (PreemptMode with GraceTime).
+
+Slurm tells only some processes, and those late; the end it has in its books is true for all, and moves at once when the
+job is preempted or its limit is changed. So it is read again now and then, but seldom: a question goes to the one
+controller that a whole cluster shares.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from runner.preempt.notice import Notice, Question, Silence, nothing_to_end
+
+if TYPE_CHECKING:
+    from runner.preempt import Slurm
+
+
+END = "SLURM_JOB_END_TIME"
+THIS_CENTURY, NEXT_CENTURY = 10**9, 4 * 10**9
+
+
+def job(environment: Mapping[str, str]) -> str | None:
+    """This job as Slurm names it: `17`, or `17_3` in an array, whose members a bare number may mean all together."""
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID") or None
+
+
+def notice(text: str, now: float, lead_seconds: float) -> Notice | None:
+    """The end of the job, from what squeue says: seconds since 1970; None for N/A, nothing, several jobs or junk.
+
+    An end that has passed is one as well: Slurm kills a little later than it says, nobody knows when.
+    """
+    said = text.strip()
+    if not (said.isascii() and said.isdecimal() and THIS_CENTURY < int(said) < NEXT_CENTURY):
+        return None
+    ends = float(said)
+    return Notice("the end of the Slurm job", ends if ends > now else None, ends - lead_seconds)
+
+
+def questions(option: Slurm) -> list[Question]:
+    """One question, inside a job; none elsewhere."""
+    name = job(os.environ)
+    if name is None:
+        return []
+
+    def ask() -> Notice | None:
+        return notice(_said(name, option.timeout_seconds), time.time(), option.lead_seconds)
+
+    return [Question(ask, nothing_to_end, option.poll_seconds)]
+
+
+def _said(name: str, timeout_seconds: float) -> str:
+    """The end of the job as squeue knows it, or as it was at its beginning where squeue is of no help."""
+    try:
+        return _squeue(name, timeout_seconds)
+    except Silence:
+        if END not in os.environ:  # older than Slurm 23
+            raise
+        return os.environ[END]
+
+
+def _squeue(name: str, timeout_seconds: float) -> str:
+    """What squeue says about the end of the job. Raises Silence."""
+    command = ["squeue", "--noheader", f"--jobs={name}", "--format=%e"]
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s"}  # else local time, without a zone, as the user likes it
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise Silence(str(error)) from None
+    return done.stdout
