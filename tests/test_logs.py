@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,7 @@ from runner.log.jsonl import Jsonl, cut
 from runner.log.tensorboard import TensorBoard
 from tests import curves
 from tests.conftest import SMALL, Door
+from tests.wandb_standin import Server, serving
 
 
 def test_a_log_is_cut_back_to_the_restored_step_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -173,18 +176,22 @@ class Sinks:
 
     logs: Path
 
-    def opened(self, step: int, *, mirrors: bool = True) -> Fanout:
+    mode: str = "offline"
+    told: list[str] = field(default_factory=list)
+
+    def opened(self, step: int, lineage: str, *, mirrors: bool) -> Fanout:
         metrics = self.logs / "metrics.jsonl"
         cut(metrics, step, self.logs / "cut.jsonl")
         truth, reached = Jsonl(metrics, print), []
         if mirrors:
-            identity = wandb.Identity("test", "offline", "test", {}, "same")
+            identity = wandb.Identity("test", self.mode, "test", {"lineage": lineage}, lineage)
             reached.append(TensorBoard(self.logs / "tensorboard", metrics, step, "cut-1.events"))
-            reached.append(wandb.WandbLogger(self.logs / "wandb", metrics, identity, print))
+            reached.append(wandb.WandbLogger(self.logs / "wandb", metrics, identity, self.told.append))
         return Fanout(truth, reached, print)
 
     def logged(self, restored: int, last: int, scale: float, *, mirrors: bool = True) -> None:
-        fanout = self.opened(restored, mirrors=mirrors)
+        """Train to a step, with values that come from `scale`."""
+        fanout = self.opened(restored, str(scale), mirrors=mirrors)
         for step in range(restored + 1, last + 1):
             fanout.log(step, "train", {"loss": scale / step, "lr": 0.1})
             if step % 2 == 0:
@@ -192,6 +199,7 @@ class Sinks:
         fanout.close()
 
     def agree(self) -> None:
+        wandb.wandb.teardown()  # as the end of a process does: it waits until all is in the file
         truth = curves.metrics(self.logs)
         assert curves.concatenated(self.logs) == curves.as_float32(truth)
         assert curves.wandb_offline(self.logs) == truth
@@ -202,7 +210,7 @@ def test_sinks_opened_again_at_a_lower_step_hold_the_new_values_once(tmp_path: P
     sinks = Sinks(tmp_path)
     for restored, last, scale in ((0, 9, 1.0), (4, 8, 2.0), (6, 7, 3.0), (2, 5, 4.0), (0, 3, 5.0), (3, 10, 6.0)):
         sinks.logged(restored, last, scale)
-        sinks.agree()
+    sinks.agree()
     losses = dict(curves.metrics(tmp_path)["train/loss"])
     assert losses[3] == 5.0 / 3
     assert losses[4] == 6.0 / 4
@@ -244,6 +252,65 @@ def test_a_tensorboard_that_is_looking_forgets_what_was_cut(tmp_path: Path) -> N
     looking.Reload()
     (run,) = looking.Runs()
     assert [event.step for event in looking.Tensors(run, "train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """What wandb sends to; with or without rewinding."""
+    wandb.wandb.teardown()
+    with serving(rewinds=request.param) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield server
+        wandb.wandb.teardown()
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_online_wandb_gets_each_line_once_without_rewinding(tmp_path: Path, server: Server) -> None:
+    """What it has and what is computed again is passed over; what it lacks is filled in."""
+    sinks = Sinks(tmp_path, "online")
+    for restored, last in ((0, 6), (4, 5), (2, 8)):
+        sinks.logged(restored, last, 1.0)
+    sinks.logged(8, 10, 1.0, mirrors=False)
+    sinks.logged(9, 12, 1.0)
+    assert server.curves(run_id := (tmp_path / "wandb/run_id").read_text()) == curves.metrics(tmp_path)
+    assert server.runs.keys() == {run_id}
+    assert "mutation RewindRun" not in server.asked
+
+
+@pytest.mark.parametrize("server", [True], indirect=True)
+def test_online_wandb_rewinds_where_values_come_out_different(tmp_path: Path, server: Server) -> None:
+    sinks = Sinks(tmp_path, "online")
+    for restored, last, scale in ((0, 9, 1.0), (4, 6, 2.0), (5, 8, 2.0), (2, 5, 3.0)):
+        sinks.logged(restored, last, scale)
+        assert server.curves((tmp_path / "wandb/run_id").read_text()) == curves.metrics(tmp_path)
+    assert len(server.runs) == 1
+    assert server.asked.count("mutation RewindRun") == 2
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_online_wandb_gets_a_new_run_where_it_cannot_rewind(tmp_path: Path, server: Server) -> None:
+    sinks = Sinks(tmp_path, "online")
+    sinks.logged(0, 9, 1.0)
+    before = (tmp_path / "wandb/run_id").read_text()
+    sinks.logged(4, 6, 2.0)
+    after = (tmp_path / "wandb/run_id").read_text()
+    assert server.curves(after) == curves.metrics(tmp_path)
+    assert server.runs.keys() == {before, after}
+    (told,) = sinks.told
+    assert f"{before} keeps what was taken back" in told
+    assert f"goes on as {after}" in told
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_a_sync_of_offline_data_sends_each_line_once(tmp_path: Path, server: Server) -> None:
+    sinks = Sinks(tmp_path)
+    for restored, last, scale in ((0, 6, 1.0), (4, 9, 2.0)):
+        sinks.logged(restored, last, scale)
+    sinks.agree()
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, tmp_path.glob("wandb/wandb/offline-run-*"))]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert server.curves((tmp_path / "wandb/run_id").read_text()) == curves.metrics(tmp_path)
 
 
 def test_a_mirror_that_cannot_be_had_is_told_and_left_out() -> None:

@@ -77,7 +77,7 @@ def reached(name: str, sink: Callable[[], Logger], tell: Teller) -> list[Logger]
     try:
         return [sink()]
     except Exception as error:  # a mirror must not kill a run
-        tell(f"warning: {name} is left out: {error}")
+        tell(f"warning: {name} is left out: {' '.join(str(error).split())}")
         return []
 
 

@@ -2,8 +2,8 @@
 
 wandb counts what is logged to it; we make that the number of the line. So what it holds already is known from its own
 count: less is filled in from metrics.jsonl, and lines that are computed again are passed over, for they are the same.
-Offline, each start makes a directory of its own, and `wandb sync` of a second one replaces the first: so each holds
-the run from its first line, and those before are deleted.
+Offline, each start makes a directory of its own, and `wandb sync` of a second one replaces the first, as users report:
+so each holds the run from its first line, and those before are deleted.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _online(directory: Path, num_lines: int, lineage: str, options: dict[str, An
         except wandb.Error as error:
             (directory / "run_id").unlink()
             run = _init(mode="online", id=_run_id(directory), resume="allow", **options)
-            tell(f"wandb: {run_id} keeps what was taken back (no rewind: {error}); the run goes on as {run.id}")
+            why = " ".join(str(error).split())
+            tell(f"wandb: {run_id} keeps what was taken back ({why}); the run goes on as {run.id}")
     rundir.replace(told, lineage)
     return run
 
