@@ -11,11 +11,23 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 16
 Line = tuple[int, str, dict[str, float]]  # step, split, metrics
+
+
+@dataclass(frozen=True)
+class Until:
+    """Up to where logs go when a step is restored: without its evaluation, where that is still owed."""
+
+    step: int
+    owes: bool = False
+
+    def holds(self, step: int, split: str) -> bool:
+        return step < self.step or (step == self.step and not (self.owes and split == "eval"))
 
 
 class Jsonl:
@@ -73,8 +85,8 @@ class Jsonl:
         return False
 
 
-def cut(path: Path, step: int, aside: Path) -> None:
-    """Drop the lines after `step` from a log, and torn ones; keep them in `aside`. Reads only the end of the file.
+def cut(path: Path, until: Until, aside: Path) -> None:
+    """Drop what comes later from a log, and torn lines; keep them in `aside`. Reads only the end of the file.
 
     A line of training comes in order, after everything older. Others may come late: timing.jsonl tells of a save when
     it is durable. So the end goes back to the first line of training that stays.
@@ -83,10 +95,10 @@ def cut(path: Path, step: int, aside: Path) -> None:
         return
     kept, dropped, start = [], [], 0
     for offset, line in _backwards(path):
-        record = _parsed(line)
-        if record is None or record["step"] > step:
+        step, kind = _place(line)
+        if step is None or not until.holds(step, kind):
             dropped.append(line.rstrip(b"\n") + b"\n")
-        elif "train" in (record.get("split"), record.get("event")):
+        elif kind == "train":
             start = offset + len(line)
             break
         else:
@@ -124,13 +136,15 @@ def _taken_apart(record: dict[str, Any]) -> Line:
     return record.pop("step"), record.pop("split"), record
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A whole line as what it says; None for a torn one."""
+def _place(line: bytes) -> tuple[int | None, str]:
+    """The step of a line, and what it tells of: a split or an event. No step: it is torn."""
     try:
         record = json.loads(line)
     except ValueError:
-        return None
-    return record if line.endswith(b"\n") and isinstance(record, dict) and "step" in record else None
+        return None, ""
+    if not line.endswith(b"\n") or not isinstance(record, dict):
+        return None, ""
+    return record.get("step"), record.get("split") or record.get("event", "")
 
 
 def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:

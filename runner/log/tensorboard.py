@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from runner.log.jsonl import lines_after
+from runner.log.jsonl import Until, lines_after
 
 PROVEN_BYTES = 1 << 16  # at the end of a file, where a power loss may have left anything, checksums are looked at
 
@@ -34,13 +34,13 @@ class TensorBoard:
     (measured), and a kill lost what was queued.
     """
 
-    def __init__(self, directory: Path, truth: Path, step: int, aside: str):
+    def __init__(self, directory: Path, truth: Path, until: Until, aside: str):
         directory.mkdir(parents=True, exist_ok=True)
-        held = cut(directory, step, directory / aside)
+        held = cut(directory, until, directory / aside)
         self._out = _next_name(directory).open("xb", buffering=0)
         self._write(Event(file_version="brain.Event:2"))
         # In every file: TensorBoard takes no notice of the first START it meets (measured on 2.21).
-        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._write(Event(step=until.step + 1, session_log=SessionLog(status=SessionLog.START)))
         for line in lines_after(truth, *held):
             self.log(*line)
 
@@ -61,8 +61,8 @@ class TensorBoard:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def cut(directory: Path, step: int, aside: Path) -> tuple[int, str]:
-    """Drop the events after `step`, and torn ones; keep them in `aside`. Returns the last (step, split) that is held.
+def cut(directory: Path, until: Until, aside: Path) -> tuple[int, str]:
+    """Drop the events that come later, and torn ones; keep them in `aside`. Returns the last (step, split) held.
 
     Only the newest files are read: those before the first event that stays hold older ones alone.
     """
@@ -70,11 +70,12 @@ def cut(directory: Path, step: int, aside: Path) -> tuple[int, str]:
         held, end = (0, ""), 0
         with path.open("r+b") as file:
             for after, event in _events(file):
-                if event.step > step:
+                split = event.summary.value[0].tag.partition("/")[0] if event.summary.value else ""
+                if not until.holds(event.step, split):
                     break
                 end = after
-                if event.summary.value:
-                    held = event.step, event.summary.value[0].tag.partition("/")[0]
+                if split:
+                    held = event.step, split
             file.seek(end)
             if rest := file.read():
                 with aside.open("ab") as out:

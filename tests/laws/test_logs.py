@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests import curves
-from tests.conftest import SMALL, Door, last_logged
+from tests.conftest import SMALL, Door, last_logged, plant
 from tests.laws.faults import compiled, forks, missing
+from tests.laws.test_stop import SLOW_EVALUATION, slow, wait_until
 from tests.laws.test_storage import RUN, Laboratory, Place, Window
 
 COMMAND = (
@@ -94,6 +95,25 @@ def test_offline_wandb_holds_each_step_once_in_one_run(killed: Path) -> None:
     assert curves.wandb_offline(killed) == curves.metrics(killed)
     assert len(list((killed / "wandb/wandb").glob("offline-run-*"))) == 1  # a sync of a second one replaces the first
     assert not (killed / "wandb/.superseded").exists()
+
+
+def test_an_evaluation_that_a_stop_and_a_kill_cut_short_is_there_once(killed: Path, door: Door, tmp_path: Path) -> None:
+    """Stopped while it evaluates, killed when it has made up for that and has not saved it."""
+    command = (*SMALL, "log.tensorboard=true", "ckpt=periodic", "ckpt.save.periodic.steps=7")
+    stopped = door.start(*command, **plant(tmp_path, SLOW_EVALUATION))
+    wait_until(stopped, door, "eval")
+    stopped.terminate()
+    stopped.communicate()
+    assert stopped.returncode == 75
+    doomed = door.start(*command, **plant(tmp_path, slow("runner.checkpoint.digest", "seal", 600)))
+    wait_until(doomed, door, "save", "seal")
+    doomed.kill()
+    doomed.communicate()
+    logs = door.the_run / "logs"
+    assert logs.joinpath("metrics.jsonl").read_text().count('"eval"') == 1
+    assert door.run(*command).returncode == 0
+    assert (logs / "metrics.jsonl").read_bytes() == (killed / "metrics.jsonl").read_bytes()
+    assert curves.concatenated(logs) == curves.as_float32(curves.metrics(logs))
 
 
 # --- before every change ---
