@@ -24,12 +24,12 @@ from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, prefligh
 from runner.checkpoint.record import PROGRESS, STATE, save_seconds
 from runner.checkpoint.strategy import Failures
 from runner.checkpoint.transfer import Report, transfer
-from runner.config import Config
+from runner.config import Config, fingerprint
 from runner.errors import ConfigError
 from runner.ledger import Attempt, interruptions
-from runner.log import Fanout, Logger
+from runner.log import Fanout, Logger, Wandb, reached
 from runner.log.console import Console
-from runner.log.jsonl import Jsonl, cut
+from runner.log.jsonl import Jsonl, Until, cut
 from runner.loop import Cadence, Parts, Reached
 from runner.mesh import batched, replicated
 from runner.preempt.ahead import Ahead
@@ -125,13 +125,16 @@ def live(
     attempt: Attempt,
     console: Console,
     watcher: Watcher,
-    step: int,
+    start: Reached,
 ) -> Iterator[Parts]:
     """Everything the loop works with, open; closed in reverse, the checkpoints durable, whatever happens."""
+    until = Until(start.step, start.owes)
     with ExitStack() as opened:
-        timing = opened.enter_context(closing(_jsonl(run.timing, step, attempt.number, console)))
-        truth = _jsonl(run.metrics, step, attempt.number, console)
-        logger = opened.enter_context(closing(Fanout(truth, _mirrors(config, run, console, step), console.say)))
+        timing = opened.enter_context(closing(_jsonl(run.timing, until, attempt.number, console)))
+        truth = _jsonl(run.metrics, until, attempt.number, console)
+        logger = opened.enter_context(
+            closing(Fanout(truth, _mirrors(config, run, attempt, console, until), console.say))
+        )
         if warning := preflight(run.checkpoints, num_bytes(built), config.retention, config.train.steps):
             console.say(warning)
         grace = Grace(watcher, config.preempt.shortest_notice, console.say, save_seconds(run.checkpoints))
@@ -174,24 +177,35 @@ def _evaluate(
     return evaluate(built, config, watcher.wait_for(programs.eval), between, state)
 
 
-def _jsonl(path: Path, step: int, attempt: int, console: Console) -> Jsonl:
+def _jsonl(path: Path, until: Until, attempt: int, console: Console) -> Jsonl:
     """A log, cut back to the restored step: what is logged from here on comes once."""
-    cut(path, step, path.with_name(f"{path.stem}.cut-{attempt}.jsonl"))
+    cut(path, until, path.with_name(f"{path.stem}.cut-{attempt}.jsonl"))
     return Jsonl(path, console.say)
 
 
-def _mirrors(config: Config, run: Run, console: Console, step: int) -> list[Logger]:
+def _mirrors(config: Config, run: Run, attempt: Attempt, console: Console, until: Until) -> list[Logger]:
+    """The other sinks that can be had, each with every line that metrics.jsonl has."""
     mirrors: list[Logger] = [console]
     if config.log.tensorboard:
-        from runner.log.tensorboard import TensorBoard
-
-        mirrors.append(TensorBoard(run.tensorboard, step + 1))
+        mirrors += reached("tensorboard", partial(_tensorboard, run, attempt, until), console.say)
     if (option := config.log.wandb) is not None:
-        from runner.log.wandb import WandbLogger
-
-        name, document = run.path.name, config.document
-        mirrors.append(WandbLogger(run.wandb, option.project, option.mode, name, document, console.say))
+        mirrors += reached("wandb", partial(_wandb, config, option, run, attempt, console), console.say)
     return mirrors
+
+
+def _tensorboard(run: Run, attempt: Attempt, until: Until) -> Logger:
+    from runner.log.tensorboard import TensorBoard
+
+    return TensorBoard(run.tensorboard, run.metrics, until, f"cut-{attempt.number}.events")
+
+
+def _wandb(config: Config, option: Wandb, run: Run, attempt: Attempt, console: Console) -> Logger:
+    from runner.log import wandb
+
+    # With another learning rate, or without a batch, steps that are done again come out different.
+    lineage = f"{fingerprint(config.document)} {attempt.skipped}"
+    identity = wandb.Identity(option.project, option.mode, run.path.name, config.document, lineage)
+    return wandb.WandbLogger(run.wandb, run.metrics, identity, console.say)
 
 
 def _checkpointer(

@@ -92,7 +92,7 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
         try:
             with (
                 attempt.spend("finish"),
-                building.live(config, built, programs, run, attempt, console, watcher, start.step) as parts,
+                building.live(config, built, programs, run, attempt, console, watcher, start) as parts,
             ):
                 console.begin(start.step, config.train.steps)
                 with attempt.spend("step"):

@@ -113,6 +113,8 @@ MAY_KNOW = {
     "runner.preempt.grace": ("runner.preempt.watch",),
     "runner.preempt.guard": ("runner.preempt.watch", "runner.pulse"),
     "runner.log.console": ("runner.ledger",),
+    "runner.log.tensorboard": ("runner.log.jsonl",),  # the truth, from which the mirrors are filled in
+    "runner.log.wandb": ("runner.log.jsonl",),
     # Beside each other (runner.tools); of checkpoints only what reads them, and what deletes one.
     "runner.tools.settings": ("runner.checkpoint.retention",),
     "runner.tools.place": ("runner.checkpoint.digest", "runner.ledger"),

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from runner.errors import StorageError
-from runner.log import Fanout
-from runner.log.jsonl import Jsonl, cut
+from runner.log import Fanout, reached, wandb
+from runner.log.jsonl import Jsonl, Until, cut
+from runner.log.tensorboard import TensorBoard
+from tests import curves
 from tests.conftest import SMALL, Door
+from tests.wandb_standin import Server, serving
 
 
 def test_a_log_is_cut_back_to_the_restored_step_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -24,10 +32,10 @@ def test_a_log_is_cut_back_to_the_restored_step_and_the_rest_is_kept(tmp_path: P
     whole = log.read_bytes()
     with log.open("a") as out:
         out.write('{"step": 20, "spl')  # torn by a kill
-    cut(log, 10, aside)
+    cut(log, Until(10), aside)
     assert log.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
     assert aside.read_text().splitlines() == [whole.decode().splitlines()[2], '{"step": 20, "spl']
-    cut(log, 10, aside)  # nothing more to cut
+    cut(log, Until(10), aside)  # nothing more to cut
     assert len(aside.read_text().splitlines()) == 2
 
 
@@ -35,7 +43,7 @@ def test_a_line_that_came_late_is_kept(tmp_path: Path) -> None:
     """timing.jsonl tells of a background save when it is durable, some steps after it was made."""
     log = tmp_path / "timing.jsonl"
     log.write_text('{"step": 10}\n{"step": 13}\n{"step": 11}\n')
-    cut(log, 11, tmp_path / "cut.jsonl")
+    cut(log, Until(11), tmp_path / "cut.jsonl")
     assert log.read_text() == '{"step": 10}\n{"step": 11}\n'
 
 
@@ -121,20 +129,218 @@ def test_metrics_hold_no_clock(door: Door) -> None:
     assert {line["event"] for line in timing} == {"train", "eval", "save"}
 
 
-def test_tensorboard_and_offline_wandb_hold_each_step_once_after_a_kill(door: Door) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_a_line_torn_in_the_middle_of_the_end_is_dropped(tmp_path: Path) -> None:
+    """What a kill leaves while the end of a log is being rewritten, or a power loss."""
+    log = tmp_path / "timing.jsonl"
+    log.write_bytes(b'{"step": 10, "event": "train"}\n\0\0\0\n{"step": 11}\nvent": "save"}\n{"step": 10}\n')
+    cut(log, Until(10), tmp_path / "cut.jsonl")
+    assert log.read_text() == '{"step": 10, "event": "train"}\n{"step": 10}\n'
+    assert len((tmp_path / "cut.jsonl").read_bytes().splitlines()) == 3
 
+
+def test_an_evaluation_that_is_owed_is_no_longer_there(tmp_path: Path) -> None:
+    """A stop came while it was made, it was made up for, and a kill came before that was saved: it is made again."""
+    sinks = Sinks(tmp_path)
+    sinks.logged(0, 4, 1.0)
+    fanout = sinks.opened(Until(4, owes=True), "1.0", mirrors=True)
+    fanout.log(4, "eval", {"loss": 4.0})
+    fanout.log(5, "train", {"loss": 0.2})
+    fanout.close()
+    sinks.agree()
+    assert curves.metrics(tmp_path)["eval/loss"] == [(2, 2.0), (4, 4.0)]
+    assert curves.metrics(tmp_path)["train/loss"][-2:] == [(4, 0.25), (5, 0.2)]
+
+
+def test_a_long_log_is_cut_at_its_end(tmp_path: Path) -> None:
+    """Over the boundaries of blocks, and without a look at what is older: a torn line there would be dropped as well."""
+    log = tmp_path / "metrics.jsonl"
+    whole = [json.dumps({"step": step, "split": "train", "loss": "x" * (step % 97)}) + "\n" for step in range(5000)]
+    log.write_text("torn\n" + "".join(whole))
+    cut(log, Until(1000), tmp_path / "cut.jsonl")
+    assert log.read_text() == "torn\n" + "".join(whole[:1001])
+    assert (tmp_path / "cut.jsonl").read_text() == "".join(whole[1001:])
+
+
+def test_lines_are_durable_before_a_checkpoint_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, synced = Jsonl(tmp_path / "metrics.jsonl", print), []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    sink.log(1, "train", {"loss": 1.0})
+    assert synced == []  # not for each line
+    assert sink.flush()
+    assert synced == [(tmp_path / "metrics.jsonl").stat().st_size]
+    monkeypatch.setattr("os.fsync", _refuse)
+    assert not sink.flush()
+
+
+def _refuse(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.fixture(autouse=True)
+def _no_wandb_service_is_left() -> Iterator[None]:
+    """A run that a later test starts would use it, and its data would not die with the run."""
+    yield
+    wandb.wandb.teardown()
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """metrics.jsonl and its mirrors, opened as a run opens them after it has restored a step."""
+
+    logs: Path
+
+    mode: str = "offline"
+    told: list[str] = field(default_factory=list)
+
+    def opened(self, until: Until, lineage: str, *, mirrors: bool) -> Fanout:
+        metrics = self.logs / "metrics.jsonl"
+        cut(metrics, until, self.logs / "cut.jsonl")
+        truth, reached = Jsonl(metrics, print), []
+        if mirrors:
+            identity = wandb.Identity("test", self.mode, "test", {"lineage": lineage}, lineage)
+            reached.append(TensorBoard(self.logs / "tensorboard", metrics, until, "cut-1.events"))
+            reached.append(wandb.WandbLogger(self.logs / "wandb", metrics, identity, self.told.append))
+        return Fanout(truth, reached, print)
+
+    def logged(self, restored: int, last: int, scale: float, *, mirrors: bool = True) -> None:
+        """Train to a step, with values that come from `scale`."""
+        fanout = self.opened(Until(restored), str(scale), mirrors=mirrors)
+        for step in range(restored + 1, last + 1):
+            fanout.log(step, "train", {"loss": scale / step, "lr": 0.1})
+            if step % 2 == 0:
+                fanout.log(step, "eval", {"loss": scale * step})
+        fanout.close()
+
+    def agree(self) -> None:
+        wandb.wandb.teardown()  # as the end of a process does: it waits until all is in the file
+        truth = curves.metrics(self.logs)
+        assert curves.concatenated(self.logs) == curves.as_float32(truth)
+        assert curves.wandb_offline(self.logs) == truth
+
+
+def test_sinks_opened_again_at_a_lower_step_hold_the_new_values_once(tmp_path: Path) -> None:
+    """As after a step back: in one process, within a second, and what is done again comes out different."""
+    sinks = Sinks(tmp_path)
+    for restored, last, scale in ((0, 9, 1.0), (4, 8, 2.0), (6, 7, 3.0), (2, 5, 4.0), (0, 3, 5.0), (3, 10, 6.0)):
+        sinks.logged(restored, last, scale)
+    sinks.agree()
+    losses = dict(curves.metrics(tmp_path)["train/loss"])
+    assert losses[3] == 5.0 / 3
+    assert losses[4] == 6.0 / 4
+    assert len(list((tmp_path / "tensorboard").glob("*tfevents*"))) == 6  # none was written over
+
+
+def test_what_a_mirror_has_missed_is_filled_in(tmp_path: Path) -> None:
+    """It was not wanted, or not there, or had stopped."""
+    sinks = Sinks(tmp_path)
+    sinks.logged(0, 3, 1.0, mirrors=False)
+    sinks.logged(3, 6, 1.0)
+    sinks.logged(5, 9, 1.0, mirrors=False)
+    sinks.logged(8, 12, 1.0)
+    sinks.agree()
+
+
+@pytest.mark.parametrize("end", ["torn", "zeros", "flipped"])
+def test_an_event_torn_by_a_kill_or_a_power_loss_is_dropped_and_filled_in(tmp_path: Path, end: str) -> None:
+    sinks = Sinks(tmp_path)
+    sinks.logged(0, 6, 1.0)
+    (path,) = (tmp_path / "tensorboard").glob("*tfevents*")
+    whole = path.read_bytes()
+    ends = {"torn": whole[:-5], "zeros": whole[:-50] + bytes(50), "flipped": whole[:-6] + b"\0" + whole[-5:]}
+    path.write_bytes(ends[end])
+    sinks.logged(6, 8, 1.0)
+    sinks.agree()
+    assert (tmp_path / "tensorboard/cut-1.events").stat().st_size > 0
+
+
+def test_a_tensorboard_that_is_looking_forgets_what_was_cut(tmp_path: Path) -> None:
+    """`tensorboard --load_fast=false` takes no notice of the first START it meets: so each file has one."""
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+    sinks = Sinks(tmp_path)
+    sinks.logged(0, 9, 1.0)
+    looking = EventMultiplexer(tensor_size_guidance={"scalars": 0})
+    looking.AddRunsFromDirectory(str(tmp_path / "tensorboard")).Reload()
+    sinks.logged(4, 6, 2.0)
+    looking.Reload()
+    (run,) = looking.Runs()
+    assert [event.step for event in looking.Tensors(run, "train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """What wandb sends to; with or without rewinding."""
+    wandb.wandb.teardown()
+    with serving(rewinds=request.param) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield server
+        wandb.wandb.teardown()
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_online_wandb_gets_each_line_once_without_rewinding(tmp_path: Path, server: Server) -> None:
+    """What it has and what is computed again is passed over; what it lacks is filled in."""
+    sinks = Sinks(tmp_path, "online")
+    for restored, last in ((0, 6), (4, 5), (2, 8)):
+        sinks.logged(restored, last, 1.0)
+    sinks.logged(8, 10, 1.0, mirrors=False)
+    sinks.logged(9, 12, 1.0)
+    assert server.curves(run_id := (tmp_path / "wandb/run_id").read_text()) == curves.metrics(tmp_path)
+    assert server.runs.keys() == {run_id}
+    assert "mutation RewindRun" not in server.asked
+
+
+@pytest.mark.parametrize("server", [True], indirect=True)
+def test_online_wandb_rewinds_where_values_come_out_different(tmp_path: Path, server: Server) -> None:
+    sinks = Sinks(tmp_path, "online")
+    for restored, last, scale in ((0, 9, 1.0), (4, 6, 2.0), (5, 8, 2.0), (2, 5, 3.0)):
+        sinks.logged(restored, last, scale)
+        assert server.curves((tmp_path / "wandb/run_id").read_text()) == curves.metrics(tmp_path)
+    assert len(server.runs) == 1
+    assert server.asked.count("mutation RewindRun") == 2
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_online_wandb_gets_a_new_run_where_it_cannot_rewind(tmp_path: Path, server: Server) -> None:
+    sinks = Sinks(tmp_path, "online")
+    sinks.logged(0, 9, 1.0)
+    before = (tmp_path / "wandb/run_id").read_text()
+    sinks.logged(4, 6, 2.0)
+    after = (tmp_path / "wandb/run_id").read_text()
+    assert server.curves(after) == curves.metrics(tmp_path)
+    assert server.runs.keys() == {before, after}
+    (told,) = sinks.told
+    assert f"{before} keeps what was taken back" in told
+    assert f"goes on as {after}" in told
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_a_sync_of_offline_data_sends_each_line_once(tmp_path: Path, server: Server) -> None:
+    sinks = Sinks(tmp_path)
+    for restored, last, scale in ((0, 6, 1.0), (4, 9, 2.0)):
+        sinks.logged(restored, last, scale)
+    sinks.agree()
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, tmp_path.glob("wandb/wandb/offline-run-*"))]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert server.curves((tmp_path / "wandb/run_id").read_text()) == curves.metrics(tmp_path)
+
+
+def test_a_mirror_that_cannot_be_had_is_told_and_left_out() -> None:
+    told: list[str] = []
+    assert reached("wandb", Broken().close, told.append) == []  # type: ignore[arg-type]
+    assert told == ["warning: wandb is left out: still gone"]
+
+
+def test_a_run_taken_back_has_the_new_curves_once(door: Door) -> None:
+    """Every fourth step is logged now, and no longer every fifth."""
     small = [override for override in SMALL if not override.startswith("log.")]
-    command = (*small, "log=wandb", "log.wandb.mode=offline", "ckpt.save.periodic.steps=10")
-    door.kill_at(35, *command)
-    done = door.run(*command)
+    command = (*small, "log=wandb", "log.wandb.mode=offline", "ckpt.save.periodic.steps=10", "retention.last.n=3")
+    assert door.run(*command).returncode == 0
+    logs, run_id = door.the_run / "logs", (door.the_run / "logs/wandb/run_id").read_text()
+    done = door.run(*command, f"dir={door.the_run}", "step=40", "train.log_steps=4")
     assert done.returncode == 0, done.stderr
-    events = EventAccumulator(str(door.the_run / "logs/tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(5, 61, 5))
-    assert [event.step for event in events.Scalars("eval/loss")] == list(range(10, 61, 10))
-    wandb = door.the_run / "logs/wandb"
-    run_id = (wandb / "run_id").read_text()
-    runs = [path.name for path in (wandb / "wandb").iterdir() if path.name.startswith("offline-run-")]
-    assert len(runs) == 2  # one a process; one id, so that one run arrives
-    assert all(name.endswith(run_id) for name in runs)
+    assert [step for step, _ in curves.metrics(logs)["train/loss"]] == [*range(5, 41, 5), *range(44, 61, 4)]
+    assert curves.data_server(logs) == curves.as_float32(curves.metrics(logs)) == curves.concatenated(logs)
+    assert curves.wandb_offline(logs) == curves.metrics(logs)
+    assert (logs / "wandb/run_id").read_text() == run_id

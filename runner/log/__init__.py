@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -70,6 +70,15 @@ class Fanout:
                 self._tell(f"warning: {type(mirror).__name__} did not close: {error}")
         if not complete:
             raise StorageError("the last lines of metrics.jsonl could not be written; free space, run the same command")
+
+
+def reached(name: str, sink: Callable[[], Logger], tell: Teller) -> list[Logger]:
+    """A mirror, or none where it cannot be had: no server, no disk, no package. The next start fills it in."""
+    try:
+        return [sink()]
+    except Exception as error:  # a mirror must not kill a run
+        tell(f"warning: {name} is left out: {' '.join(str(error).split())}")
+        return []
 
 
 class Teller(Protocol):

@@ -1,7 +1,8 @@
 """metrics.jsonl, the truth about metrics, and timing.jsonl, the truth about seconds: one JSON object a line.
 
 metrics.jsonl holds no clock, and after a resume exactly what an uninterrupted run would hold: it is cut back to the
-restored step, and what was cut is kept beside it. Each line reaches the system before the step's checkpoint does.
+restored step, and what was cut is kept beside it. A step's lines are durable before its checkpoint is made; what other
+sinks lack is filled in from here.
 """
 
 from __future__ import annotations
@@ -9,13 +10,28 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+BLOCK_BYTES = 1 << 16
+Line = tuple[int, str, dict[str, float]]  # step, split, metrics
+
+
+@dataclass(frozen=True)
+class Until:
+    """Up to where logs go when a step is restored: without its evaluation, where that is still owed."""
+
+    step: int
+    owes: bool = False
+
+    def holds(self, step: int, split: str) -> bool:
+        return step < self.step or (step == self.step and not (self.owes and split == "eval"))
+
 
 class Jsonl:
-    """Appends one line a (step, split), each on its way to disk when `write` returns.
+    """Appends one line a (step, split), each in the file when `write` returns, and on disk after `flush`.
 
     What a full disk does not take is told once, kept in memory and tried again with the next line.
     """
@@ -24,16 +40,33 @@ class Jsonl:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._out, self._name, self._tell = path.open("ab", buffering=0), path.name, tell
         self._waiting, self._failing = b"", False
+        for directory in (path.parent, path.parent.parent):
+            _sync_directory(directory)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         self.write({"step": step, "split": split, **metrics})
 
     def write(self, record: Mapping[str, Any]) -> None:
         self._waiting += json.dumps(record).encode() + b"\n"
-        self.flush()
+        self._written()
 
     def flush(self) -> bool:
+        """Whether every line so far is durable: a power loss does not take it."""
+        if not self._written():
+            return False
+        try:
+            os.fsync(self._out.fileno())
+        except OSError as error:
+            return self._failed(f"is not durable ({error.strerror}); no checkpoint is made")
+        return True
+
+    def close(self) -> None:
+        self._out.close()
+
+    def _written(self) -> bool:
         """Whether every line so far is in the file."""
+        if not self._waiting:
+            return True
         size = os.fstat(self._out.fileno()).st_size
         try:
             count = self._out.write(self._waiting) or 0
@@ -41,28 +74,101 @@ class Jsonl:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._out.fileno(), size)  # no torn line: all of it comes later
-            if not self._failing:
-                self._tell(f"warning: {self._name} cannot be written ({error.strerror}); its lines wait in memory")
-            self._failing = True
-            return False
+            return self._failed(f"cannot be written ({error.strerror}); its lines wait in memory")
         self._waiting, self._failing = b"", False
         return True
 
-    def close(self) -> None:
-        self._out.close()
+    def _failed(self, what: str) -> bool:
+        if not self._failing:
+            self._tell(f"warning: {self._name} {what}")
+        self._failing = True
+        return False
 
 
-def cut(path: Path, step: int, aside: Path) -> None:
-    """Drop the lines after `step` from a log, and a torn last line; keep them in `aside`."""
+def cut(path: Path, until: Until, aside: Path) -> None:
+    """Drop what comes later from a log, and torn lines; keep them in `aside`. Reads only the end of the file.
+
+    A line of training comes in order, after everything older. Others may come late: timing.jsonl tells of a save when
+    it is durable. So the end goes back to the first line of training that stays.
+    """
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
-    if len(kept) == len(lines):
+    kept, dropped, start = [], [], 0
+    for offset, line in _backwards(path):
+        step, kind = _place(line)
+        if step is None or not until.holds(step, kind):
+            dropped.append(line.rstrip(b"\n") + b"\n")
+        elif kind == "train":
+            start = offset + len(line)
+            break
+        else:
+            kept.append(line)
+    if not dropped:
         return
-    dropped = [line for line in lines if not line.endswith(b"\n") or json.loads(line)["step"] > step]
     with aside.open("ab") as out:
-        out.writelines(line.rstrip(b"\n") + b"\n" for line in dropped)
-    fresh = path.with_name(f".{path.name}")
-    fresh.write_bytes(b"".join(kept))
-    fresh.replace(path)
+        out.writelines(reversed(dropped))
+    with path.open("r+b", buffering=0) as file:  # a kill between the two leaves a torn line, which the next cut drops
+        os.pwrite(file.fileno(), b"".join(reversed(kept)), start)
+        file.truncate(start + sum(map(len, kept)))
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """Every line of metrics.jsonl, in order."""
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                yield _taken_apart(json.loads(line))
+
+
+def lines_after(path: Path, step: int, split: str) -> list[Line]:
+    """The lines of metrics.jsonl that come after one of them, in order. Reads only the end of the file."""
+    found: list[Line] = []
+    if path.exists():
+        for _, raw in _backwards(path):
+            line = _taken_apart(json.loads(raw))
+            if line[:2] == (step, split) or line[0] < step:
+                break
+            found.append(line)
+    return found[::-1]
+
+
+def _taken_apart(record: dict[str, Any]) -> Line:
+    return record.pop("step"), record.pop("split"), record
+
+
+def _place(line: bytes) -> tuple[int | None, str]:
+    """The step of a line, and what it tells of: a split or an event. No step: it is torn."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None, ""
+    if not line.endswith(b"\n") or not isinstance(record, dict):
+        return None, ""
+    return record.get("step"), record.get("split") or record.get("event", "")
+
+
+def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file from its last to its first, each with where it begins."""
+    with path.open("rb") as file:
+        position, tail = file.seek(0, os.SEEK_END), b""
+        while position > 0:
+            size = min(BLOCK_BYTES, position)
+            position -= size
+            file.seek(position)
+            first, *whole = (file.read(size) + tail).splitlines(keepends=True)
+            offset = position + len(first) + sum(map(len, whole))
+            for line in reversed(whole):
+                offset -= len(line)
+                yield offset, line
+            tail = first  # it may begin in the block before
+        if tail:
+            yield 0, tail
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,37 +1,113 @@
-"""TensorBoard event files, without TensorFlow. After a resume, steps that are done again replace the old ones."""
+"""TensorBoard event files, without TensorFlow: each (step, split) once, for a reader that knows nothing of restarts.
+
+After a resume the files are cut back to the restored step, what they lack is filled in from metrics.jsonl, and a file
+of its own is begun, so that a TensorBoard that is looking goes on. A START event tells it to forget what it has seen
+and we have cut.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import socket
+import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-from tensorboardX.event_file_writer import EventsWriter
+from google.protobuf.message import DecodeError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+from runner.log.jsonl import Until, lines_after
+
+PROVEN_BYTES = 1 << 16  # at the end of a file, where a power loss may have left anything, checksums are looked at
 
 
 class TensorBoard:
-    """Scalars named `split/metric`: one event a line of the log, on its way to disk when `log` returns.
+    """Scalars named `split/metric`: one event a line of the log, with the system when `log` returns.
 
     The package's own SummaryWriter hands every scalar to a thread, which cost a small step ten times as much
     (measured), and a kill lost what was queued.
     """
 
-    def __init__(self, directory: Path, first_step: int):
+    def __init__(self, directory: Path, truth: Path, until: Until, aside: str):
         directory.mkdir(parents=True, exist_ok=True)
-        self._events = EventsWriter(str(directory / "events"))
-        if first_step > 1:  # a reader drops what it has from this step on
-            self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        held = cut(directory, until, directory / aside)
+        self._out = _next_name(directory).open("xb", buffering=0)
+        self._write(Event(file_version="brain.Event:2"))
+        # In every file: TensorBoard takes no notice of the first START it meets (measured on 2.21).
+        self._write(Event(step=until.step + 1, session_log=SessionLog(status=SessionLog.START)))
+        for line in lines_after(truth, *held):
+            self.log(*line)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
-        self._events.close()
+        os.fsync(self._out.fileno())
+        self._out.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._events.write_event(event)
-        self._events.flush()
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        record = length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+        if self._out.write(record) != len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def cut(directory: Path, until: Until, aside: Path) -> tuple[int, str]:
+    """Drop the events that come later, and torn ones; keep them in `aside`. Returns the last (step, split) held.
+
+    Only the newest files are read: those before the first event that stays hold older ones alone.
+    """
+    for path in sorted(directory.glob("*tfevents*"), reverse=True):
+        held, end = (0, ""), 0
+        with path.open("r+b") as file:
+            for after, event in _events(file):
+                split = event.summary.value[0].tag.partition("/")[0] if event.summary.value else ""
+                if not until.holds(event.step, split):
+                    break
+                end = after
+                if split:
+                    held = event.step, split
+            file.seek(end)
+            if rest := file.read():
+                with aside.open("ab") as out:
+                    out.write(rest)
+                file.truncate(end)
+                os.fsync(file.fileno())
+        if held[0] > 0:
+            return held
+    return 0, ""
+
+
+def _events(file: BinaryIO) -> Iterator[tuple[int, Event]]:
+    """The whole events of a file, each with where it ends. Stops at a torn one."""
+    size, end = os.fstat(file.fileno()).st_size, 0
+    while len(header := file.read(12)) == 12:
+        (length,) = struct.unpack("<Q", header[:8])
+        if end + length + 16 > size:
+            return
+        data, checksum = file.read(length), file.read(4)
+        end += length + 16
+        if end > size - PROVEN_BYTES and struct.pack("<I", masked_crc32c(data)) != checksum:
+            return
+        try:
+            yield end, Event.FromString(data)
+        except DecodeError:
+            return
+
+
+def _next_name(directory: Path) -> Path:
+    """A file name that readers take for the newest, whatever the clocks of the machines say, and that is not there."""
+    stamps = [int(found[1]) for path in directory.iterdir() if (found := re.search(r"tfevents\.(\d+)", path.name))]
+    return (
+        directory
+        / f"events.out.tfevents.{max([int(time.time()), *(stamp + 1 for stamp in stamps)])}.{socket.gethostname()}"
+    )
