@@ -129,7 +129,10 @@ MAY_KNOW = {
     ),
     "runner.tools.digest": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
-    "runner.tools.supervise": ("runner.tools",),
+    "runner.tools.supervise": (
+        "runner.preempt",
+        "runner.tools",
+    ),
     "runner.tools.recipe": ("runner.explain", "runner.tools"),
     "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
     "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.tools"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Signal = Literal["TERM", "INT", "USR1", "USR2", "HUP"]
 Seconds = Annotated[float, Gt(0.0)]
+STOP_FILE = "STOP file"  # the reason of a stop that somebody asked for by `touch RUN/STOP`
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 SERVICE = "http://169.254.169.254"  # where a machine in a cloud asks about itself; each of the three answers there
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from runner.preempt import Preempt, Source, seconds_of
+from runner.preempt import STOP_FILE, Preempt, Source, seconds_of
 from runner.preempt.notice import Notice, Question, Silence
 from runner.preempt.watch import Watcher
 from runner.rundir import Run
@@ -81,7 +81,7 @@ def _look(ear: Ear, preempt: Preempt, began: float) -> None:
     wants_file = preempt.stop_file
     while wants_file or ends is not None:
         if wants_file and os.path.exists(ear.run.stop):  # which takes every trouble for a no
-            _act(ear, Notice("STOP file"))
+            _act(ear, Notice(STOP_FILE))
             wants_file = False
         if ends is not None and time.monotonic() >= ends:
             _act(ear, Notice(f"walltime {preempt.walltime}"))

@@ -73,7 +73,7 @@ def next_move(ending: Ending, streak: Streak, budget: int, wait: float, chance: 
         # Killed by that very signal: it was not listening yet, so nothing was done that could have been lost.
         return Leave(STOPPED if ending.code == -ending.asked else code, f"{said} after {name_of(ending.asked)}")
     if ending.code == STOPPED and ending.stop_file:
-        return Leave(code, f"{said} by the file STOP; take that away to go on")
+        return Leave(code, f"{said} by the file STOP: somebody wants the run to rest")
     if ending.code == STOPPED:
         nowhere = f", {streak.stops} times in a row with nothing new saved" if streak.stops > 1 else ""
         return Rerun(pause(streak.stops - 1, wait, chance), f"{said}{nowhere}")

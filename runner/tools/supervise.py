@@ -25,6 +25,7 @@ from types import FrameType
 
 from runner.checkpoint.record import records_in
 from runner.errors import CRASHED, STOPPED, ConfigError
+from runner.preempt import STOP_FILE
 from runner.rundir import SUPERVISOR, Run
 from runner.tools import Answer, Say
 from runner.tools.rerun import Ending, Leave, Rerun, Streak, exit_code, is_crash, name_of, next_move
@@ -143,7 +144,7 @@ def _supervised(command: Command, folder: Path, budget: int, wait: float) -> Ans
             saved_more=any(step > newest.get(path, 0) for path, step in steps.items()),
             in_use=in_use,
             gave_up=code == CRASHED and any(run.read_status().get("gave_up") is True for run in held),
-            stop_file=any(run.stop.exists() for run in held),
+            stop_file=any(run.read_status().get("why") == STOP_FILE for run in held),
             asked=command.asked,
         )
         newest |= {path: max(step, newest.get(path, 0)) for path, step in steps.items()}
