@@ -60,7 +60,7 @@ def _listen(ours: socket.socket, watcher: Watcher, numbers: set[int], notice_sec
         if number not in numbers:
             continue
         name = signal.Signals(number).name
-        if heard and time.monotonic() - since < ECHO_SECONDS:
+        if number in heard and time.monotonic() - since < ECHO_SECONDS:
             continue  # `timeout` and service managers signal a process and then its group: one wish, told twice
         if heard and "SLURM_JOB_ID" in os.environ and number != signal.SIGINT:
             continue  # Slurm repeats itself; a person who cannot wait presses Ctrl-C, and Slurm itself kills
