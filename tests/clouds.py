@@ -56,6 +56,7 @@ class Clouds:
     action: dict[str, Any] | None = None
     rebalance: dict[str, Any] | None = None
     events: list[Any] = field(default_factory=list)
+    flavor: str = "Google"
     token_uses: int = 5
     noise: tuple[str, ...] = ()
     quiet: int = 2  # so many answers between two that are wrong
@@ -151,9 +152,7 @@ class Answering(BaseHTTPRequestHandler):
         if query.get("wait_for_change") == "true":
             self._wait(name, query.get("last_etag"), float(query.get("timeout_sec", "600")))
         value = getattr(self.clouds, name)
-        return self._send(
-            200, value, {"Metadata-Flavor": "Google", "ETag": _etag(value), "Content-Type": "application/text"}
-        )
+        return self._send(200, value, {"Metadata-Flavor": self.clouds.flavor, "ETag": _etag(value)})
 
     def _wait(self, name: str, known: str | None, seconds: float) -> None:
         before = known if known is not None else _etag(getattr(self.clouds, name))

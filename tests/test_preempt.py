@@ -387,6 +387,13 @@ def test_the_noise_would_be_a_notice_without_care() -> None:
     assert azure.soonest(NOTICES[AZURE], MACHINE, NOW, 120.0)
 
 
+def test_who_does_not_say_that_he_is_google_is_not_believed() -> None:
+    with clouds(preempted="TRUE", maintenance="TERMINATE_ON_HOST_MAINTENANCE", flavor="Vanilla") as world:
+        for question in option("gce", world.url).questions():
+            with pytest.raises(Silence):
+                question.ask()
+
+
 def test_nobody_there_is_no_notice() -> None:
     with clouds() as world:
         gone = world.url
@@ -417,7 +424,11 @@ def test_a_change_is_awaited_and_not_asked_for_again_and_again() -> None:
 def test_the_first_answer_of_azure_may_be_slow() -> None:
     with clouds(seconds=0.8) as world:
         patient = Azure(url=world.url, timeout_seconds=0.3, first_timeout_seconds=HANG_SECONDS)
-        assert list(heard(patient)) == [None]
+        (question,) = patient.questions()
+        assert question.ask() is None
+        world.say(seconds=0.8)
+        with pytest.raises(Silence):
+            question.ask()
 
 
 def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
