@@ -92,7 +92,7 @@ def _events(file: BinaryIO) -> Iterator[tuple[int, Event]]:
     size, end = os.fstat(file.fileno()).st_size, 0
     while len(header := file.read(12)) == 12:
         (length,) = struct.unpack("<Q", header[:8])
-        if end + length + 16 > size:
+        if length == 0 or end + length + 16 > size:
             return
         data, checksum = file.read(length), file.read(4)
         end += length + 16
@@ -107,7 +107,5 @@ def _events(file: BinaryIO) -> Iterator[tuple[int, Event]]:
 def _next_name(directory: Path) -> Path:
     """A file name that readers take for the newest, whatever the clocks of the machines say, and that is not there."""
     stamps = [int(found[1]) for path in directory.iterdir() if (found := re.search(r"tfevents\.(\d+)", path.name))]
-    return (
-        directory
-        / f"events.out.tfevents.{max([int(time.time()), *(stamp + 1 for stamp in stamps)])}.{socket.gethostname()}"
-    )
+    stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
+    return directory / f"events.out.tfevents.{stamp}.{socket.gethostname()}"

@@ -18,6 +18,9 @@ from tests.conftest import SMALL, Door, last_logged, plant
 from tests.laws.faults import compiled, forks, missing
 from tests.laws.test_stop import SLOW_EVALUATION, slow, wait_until
 from tests.laws.test_storage import RUN, Laboratory, Place, Window
+from tests.laws.test_trouble import NAN, fault
+from tests.laws.test_trouble import RUN as DIGITS
+from tests.wandb_standin import serving
 
 COMMAND = (
     *(override for override in SMALL if not override.startswith("log.")),
@@ -114,6 +117,28 @@ def test_an_evaluation_that_a_stop_and_a_kill_cut_short_is_there_once(killed: Pa
     assert door.run(*command).returncode == 0
     assert (logs / "metrics.jsonl").read_bytes() == (killed / "metrics.jsonl").read_bytes()
     assert curves.concatenated(logs) == curves.as_float32(curves.metrics(logs))
+
+
+POISONED = fault("number == 26", NAN)  # step 27: back to 20
+SKIPPING = (*(one for one in DIGITS if not one.startswith("log.")), "train.log_steps=1", "ckpt.save.periodic.steps=10")
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_that_went_back_and_skipped_a_batch_has_each_step_once(door: Door, tmp_path: Path, mode: str) -> None:
+    """The logs are opened again in the same process, at an older step; what comes now is different."""
+    with serving(rewinds=True) as server:
+        there = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, **plant(tmp_path, POISONED)}
+        done = door.run(*SKIPPING, "log=wandb", f"log.wandb.mode={mode}", **there)
+    assert done.returncode == 0, done.stderr
+    assert "restored step 20" in done.stdout
+    logs = door.the_run / "logs"
+    assert [step for step, _ in curves.metrics(logs)["train/loss"]] == list(range(1, 61))
+    assert curves.concatenated(logs) == curves.data_server(logs) == curves.as_float32(curves.metrics(logs))
+    if mode == "offline":
+        assert curves.wandb_offline(logs) == curves.metrics(logs)
+    else:
+        assert server.curves((logs / "wandb/run_id").read_text()) == curves.metrics(logs)
+        assert "mutation RewindRun" in server.asked
 
 
 # --- before every change ---
