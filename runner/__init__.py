@@ -12,7 +12,7 @@
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
                      record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run
     remat/           what each name recomputes
-    preempt/         one flag, raised by signals, read at step boundaries
+    preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     ledger.py        attempts, and where their seconds went
     errors.py        every way to end badly, with its exit code

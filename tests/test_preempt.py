@@ -578,6 +578,7 @@ def test_a_source_raises_the_flag(what: str, run: Run, capfd: pytest.CaptureFixt
         else:
             wait_until(lambda: watcher.notice)
             assert watcher.notice == reason
+            assert watcher.take_wish() is None
             assert watcher.deadline is not None
             assert 0 < watcher.deadline - time.monotonic() <= 120
     assert run.log.read_text().count(reason) == 1

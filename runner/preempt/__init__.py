@@ -134,7 +134,7 @@ class Slurm:
     """In a Slurm job: stop `lead_seconds` before its end, be that its time limit or a preemption with GraceTime.
 
     Outside a job it does nothing. The end is read again every `poll_seconds`; no faster, since the answer comes from
-    the one controller of a whole cluster.
+    the one controller of a whole cluster. A GraceTime that is shorter than that may be missed.
     """
 
     kind: Literal["slurm"] = "slurm"
