@@ -61,8 +61,8 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}
-PartitionName=batch  Nodes=ALL Default=YES PriorityTier=1  PreemptMode=REQUEUE GraceTime=60 MaxTime=60 State=UP
-PartitionName=hasty  Nodes=ALL Default=NO  PriorityTier=1  PreemptMode=REQUEUE GraceTime=2  MaxTime=60 State=UP
+PartitionName=batch  Nodes=ALL Default=YES PriorityTier=1  PreemptMode=REQUEUE GraceTime=20 MaxTime=60 State=UP
+PartitionName=hasty  Nodes=ALL Default=NO  PriorityTier=1  PreemptMode=REQUEUE GraceTime=0  MaxTime=60 State=UP
 PartitionName=urgent Nodes=ALL Default=NO  PriorityTier=10 PreemptMode=OFF                  MaxTime=60 State=UP
 """
 
