@@ -2,7 +2,8 @@
 
 It has a munge key and socket, ports and a slurm.conf of its own, and only what is given `slurm.environment` sees it: a
 Slurm that is installed on this machine for other purposes is neither asked nor changed. Needs root and Debian's
-packages; installs nothing. By hand: `python -m tests.slurm` opens a shell in it.
+packages; installs nothing. Where the session is SIGKILLed its daemons end as well, but jobs that run stay.
+By hand: `python -m tests.slurm` opens a shell in it.
 """
 
 from __future__ import annotations
