@@ -24,6 +24,7 @@ STEPS = 200
 RUN = (*SMALL, f"train.steps={STEPS}")
 LONG = (*SMALL, "train.steps=1500", "model.width=128", "data.seq_len=64")  # about half a minute
 SRUN = "step=(srun --kill-on-bad-exit=1)"
+PREEMPTED = ("SIGTERM", "the end of the Slurm job")  # told by the signal or by the books, whichever comes first
 FORMS = {"srun": SRUN, "plain": "step=()"}
 
 
@@ -88,7 +89,7 @@ def attempts(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
 
 
-def assert_went_on(run: Path, why: str) -> None:
+def assert_went_on(run: Path, *why: str) -> None:
     """One attempt was stopped in the middle, with everything saved; the next one, of the same job, finished."""
     first, second = attempts(run)
     assert (first["ending"], second["ending"]) == ("preempted", "finished")
@@ -115,7 +116,7 @@ def test_an_array_goes_on_where_one_member_was_preempted(
     assert [end["JobState"] for end in ends] == ["COMPLETED", "COMPLETED"]
     assert sorted(end["Restarts"] for end in ends) == ["0", "1"]  # one was preempted, and one only
     hit = [end["Restarts"] for end in ends].index("1")
-    assert_went_on(run_of_seed(desk, hit), "SIGTERM")
+    assert_went_on(run_of_seed(desk, hit), *PREEMPTED)
     assert attempts(run_of_seed(desk, hit))[0]["slurm"]["array_task_id"] == hit
     assert [line["ending"] for line in attempts(run_of_seed(desk, 1 - hit))] == ["finished"]
     assert_same(run_of_seed(desk, 0), reference(), STEPS)
@@ -145,7 +146,7 @@ def test_a_plain_batch_job_is_preempted(
     output = (desk.cwd / f"holdfast-{job}.out").read_text()
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), output
     assert "DUE TO PREEMPTION" in output
-    assert_went_on(desk.the_run, "SIGTERM")
+    assert_went_on(desk.the_run, *PREEMPTED)
     assert_same(desk.the_run, reference(), STEPS)
 
 
@@ -221,7 +222,8 @@ def test_a_cancelled_job_saves_and_does_not_come_back(desk: Door, slurm: Slurm) 
     assert (end["JobState"], end["Restarts"]) == ("CANCELLED", "0")
     wait(lambda: len(attempts(desk.the_run)) == 1 if (desk.the_run / "attempts.jsonl").exists() else False)
     (line,) = attempts(desk.the_run)
-    assert (line["ending"], line["why"][:7], line["lost_steps"]) == ("preempted", "SIGTERM", 0)
+    assert (line["ending"], line["lost_steps"]) == ("preempted", 0)
+    assert line["why"].startswith(PREEMPTED)
 
 
 @pytest.fixture(scope="session")
