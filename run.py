@@ -2,6 +2,7 @@
 
     python run.py                                        # the default experiment
     python run.py ckpt=combined remat=attention_only     # choose by name; type it again to resume
+    python run.py hydra/launcher=slurm …                 # the same as a Slurm job
     python run.py --help                                 # what there is to choose
 
 Neither jax nor flax is imported before the configuration is valid.
@@ -12,15 +13,31 @@ import sys
 
 from runner.compose import Command, compose
 from runner.config import Config
-from runner.errors import STOPPED
+from runner.errors import STOPPED, ConfigError
+from runner.sweep.slurm import Slurm
 
 
 def start(config: Config, command: Command) -> tuple[int, float | None]:
     """Work on one run. Gives the exit code and the score (less or more is better, as `score.mode` says)."""
-    from runner.experiment import run
+    from runner import experiment
 
-    outcome = run(config, command.overrides, command.began)
+    if command.slurm is not None:
+        return submit(config, command, command.slurm), None
+    outcome = experiment.run(config, command.overrides, command.began)
     return outcome.exit_code, outcome.score
+
+
+def submit(config: Config, command: Command, options: Slurm) -> int:
+    """Leave the run to a Slurm job, unless it is finished."""
+    from runner import experiment
+    from runner.sweep import slurm
+
+    if config.resume == "never":
+        raise ConfigError("resume=never: a requeued job goes on with its run; leave it out with hydra/launcher=slurm")
+    place, _, done = experiment.standing(config, command.overrides)
+    if done is None:
+        slurm.submit(place, command.words, options)
+    return 0
 
 
 if __name__ == "__main__":

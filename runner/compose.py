@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import hydra
@@ -22,12 +22,14 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 
 from runner import rundir
-from runner.config import Config, continued, load, read
+from runner.config import Config, checked, continued, load, read
 from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
 from runner.explain import suggest
 from runner.provenance import process_began
+from runner.sweep.slurm import Slurm
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+LAUNCHER = "hydra.launcher."
 FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--cfg", "-c", "--resolve"),
     *("--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
@@ -41,6 +43,8 @@ class Command:
 
     overrides: tuple[str, ...]
     began: float = 0.0  # seconds since 1970
+    words: tuple[str, ...] = ()  # all that was typed, flags as well, but not how it is launched
+    slurm: Slurm | None = None  # to be submitted as this job instead of running here
 
 
 Start = Callable[[Config, Command], tuple[int, float | None]]
@@ -55,7 +59,7 @@ def compose(argv: Sequence[str], start: Start) -> int:
         os.environ.pop("HYDRA_FULL_ERROR", None)
         try:
             config, overrides = _validated(composed)
-            code, score = start(config, Command(overrides, time.time() if codes else began))
+            code, score = start(config, Command(overrides, time.time() if codes else began, _words(argv), _slurm()))
         except HoldfastError as error:
             code, score = _say(error), None
         codes.append(code)
@@ -64,6 +68,8 @@ def compose(argv: Sequence[str], start: Start) -> int:
         return score
 
     try:
+        if "hydra/launcher=slurm" in argv and {"-m", "--multirun"} & set(argv):
+            raise ConfigError("hydra/launcher=slurm: submits one run, not yet a sweep; leave -m out, or the launcher")
         sys.argv[1:] = [_forced(argument) for argument in argv]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
         # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
@@ -91,6 +97,22 @@ def _validated(composed: DictConfig) -> tuple[Config, tuple[str, ...]]:
     if "experiment" in keys:
         return load(composed), overrides
     return load(continued(read(saved), composed, keys)), overrides
+
+
+def _words(argv: Sequence[str]) -> tuple[str, ...]:
+    """What starts the same run here, without a launcher."""
+    return tuple(word for word in argv if not word.lstrip("+~").startswith(("hydra/launcher", LAUNCHER)))
+
+
+def _slurm() -> Slurm | None:
+    """What a job is to ask for, where `hydra/launcher=slurm` was chosen."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.runtime.choices.get("hydra/launcher") != "slurm":
+        return None
+    try:
+        return checked(Slurm, hydra_config.launcher)
+    except ConfigError as error:
+        raise ConfigError(f"{LAUNCHER}{error}") from None
 
 
 def _forced(argument: str) -> str:
@@ -129,8 +151,19 @@ def _plain_line(error: HydraException) -> str:
     if first.startswith("Could not delete from config. "):
         return f"{first.split(chr(39))[1]}: nothing to take away; the configuration has no such key"
     if first.startswith("Could not override "):
-        return f"{first.split(chr(39))[1]}: unknown key"
+        return _unknown(first.split("'")[1])
     return first
+
+
+def _unknown(key: str) -> str:
+    """Hydra judges its own keys; of ours only a launcher's are among them."""
+    known = [f.name for f in fields(Slurm)]
+    name = key.removeprefix(LAUNCHER)
+    if key == name:
+        return f"{key}: unknown key"
+    if name in known:
+        return f"{key}: belongs to hydra/launcher=slurm; add that"
+    return f"{key}: unknown key" + (suggest(name, known) or f"; hydra.launcher has: {', '.join(known)}")
 
 
 def _say(error: HoldfastError) -> int:

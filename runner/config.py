@@ -135,7 +135,7 @@ class Config:
     @property
     def document(self) -> dict[str, Any]:
         """The validated document, defaults included, as plain JSON values."""
-        return _adapter().dump_python(self, mode="json")
+        return _adapter(Config).dump_python(self, mode="json")
 
 
 # Where a run lives, what it prints and when it gives up: not part of what it computes or of the files it leaves.
@@ -198,11 +198,16 @@ def identity(document: Mapping[str, Any]) -> str:
 
 def load(document: Any) -> Config:
     """Validate a composed document (a DictConfig or plain values). Raises ConfigError with every way out it knows."""
+    return checked(Config, document)
+
+
+def checked(schema: Any, document: Any) -> Any:
+    """Validate a document as any dataclass of options. Raises ConfigError likewise."""
     plain = _plain(document)
     try:
-        return _adapter().validate_json(json.dumps(plain), strict=True)
+        return _adapter(schema).validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
-        raise ConfigError(explain(error.errors(include_url=False), plain, Config)) from None
+        raise ConfigError(explain(error.errors(include_url=False), plain, schema)) from None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -240,10 +245,10 @@ def continued(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str
 
 
 @functools.cache
-def _adapter() -> TypeAdapter[Config]:
-    for option in _options(Config):
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    for option in _options(schema):
         option.__pydantic_config__ = {"extra": "forbid"}  # the default would drop an unknown key in silence
-    return TypeAdapter(Config)
+    return TypeAdapter(schema)
 
 
 def _options(annotation: Any) -> Iterator[Any]:

@@ -35,9 +35,8 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
 
     Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
     """
-    place = _place(config, overrides)
-    drifts = _admit(config, place)
-    if done := _finished(config, place):
+    place, drifts, done = standing(config, overrides)
+    if done:
         return done
     watcher = Watcher()
     with listening(watcher, config.preempt.signals, config.preempt.notice_seconds):
@@ -47,6 +46,12 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
         with rundir.locked(place), watching(config.preempt, place, watcher, began):
             attempt = Attempt(place, config.score, config.train.steps, identity(config.document), began)
             return _worked_on(config, place, overrides, drifts, attempt, watcher)
+
+
+def standing(config: Config, overrides: Sequence[str]) -> tuple[Run, list[Drift], Outcome | None]:
+    """Where the run is, what differs from how it was started, its outcome if nothing is left to do. Changes nothing."""
+    place = _place(config, overrides)
+    return place, _admit(config, place), _finished(config, place)
 
 
 def _place(config: Config, overrides: Sequence[str]) -> Run:

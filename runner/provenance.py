@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def made_by() -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git": _git(),
         "code": code(),
+        **_slurm(os.environ),
     }
 
 
@@ -45,6 +47,13 @@ def process_began() -> float:
     except (OSError, AttributeError, ValueError):  # not Linux
         return time.time()
     return time.time() - age
+
+
+def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The job this process is part of, and how often Slurm has started it again; nothing outside Slurm."""
+    names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
+    found = {name.lower(): int(environment[f"SLURM_{name}"]) for name in names if f"SLURM_{name}" in environment}
+    return {"slurm": {"restart_count": 0, **found}} if "job_id" in found else {}
 
 
 def _git() -> str | None:

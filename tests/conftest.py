@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.slurm import Slurm, cluster, lacking
 
 REPO = Path(__file__).resolve().parent.parent
 # A run of a few seconds that has what is hard: dropout, several epochs of data, evaluations, saves that overlap.
@@ -77,9 +79,9 @@ class Door:
         return {str(path.relative_to(self.cwd)) for path in self.cwd.rglob("*")}
 
 
-def last_logged(cwd: Path) -> int:
+def last_logged(cwd: Path, run: str = "*") -> int:
     """The last step in metrics.jsonl; 0 where there is none yet."""
-    for path in cwd.glob("outputs/*/*/logs/metrics.jsonl"):
+    for path in cwd.glob(f"outputs/*/{run}/logs/metrics.jsonl"):
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         if lines:
             return int(json.loads(lines[-1])["step"])
@@ -135,6 +137,22 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A real Slurm, which is gone after the session. Where there can be none, what needs it is skipped, loudly."""
+    if reason := lacking():
+        pytest.skip(reason)
+    with cluster() as running:
+        yield running
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was not tested for want of Slurm is said in the last lines, without being asked."""
+    skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    if unable := [reason for reason in skipped if "needs Slurm" in reason]:
+        terminalreporter.write_line(f"NOT TESTED: {len(unable)} laws on a real Slurm. {unable[0]}", red=True, bold=True)
 
 
 @pytest.fixture

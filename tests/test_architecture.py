@@ -47,6 +47,7 @@ NO_JAX = (
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt", "runner.preempt.sources"),
+    "runner.sweep.slurm",
     *("runner.log", "runner.log.console", "models", "data"),
     *("runner.__main__", "runner.tools", "runner.tools.place", "runner.tools.settings", "runner.tools.text"),
     *("runner.tools.ls", "runner.tools.show", "runner.tools.diff", "runner.tools.verify", "runner.tools.why"),
@@ -57,10 +58,10 @@ EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
 # Beyond that, runner modules know: (module, or package with a dot) → what it may import from us.
 MAY_KNOW = {
-    "run": ("runner.compose", "runner.config", "runner.experiment"),
+    "run": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep.slurm"),
     "runner": ("runner.tools.load",),
     "runner.__main__": ("runner.explain",),  # and each verb by its name, when it is asked for
-    "runner.compose": ("runner.config", "runner.explain", "runner.provenance"),
+    "runner.compose": ("runner.config", "runner.explain", "runner.provenance", "runner.sweep.slurm"),
     "runner.config": (
         *(
             "data",

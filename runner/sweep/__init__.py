@@ -1,0 +1,1 @@
+"""Where runs are sent to, when they do not run here and now."""

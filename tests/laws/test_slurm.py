@@ -1,0 +1,253 @@
+"""The law, on a real Slurm: preempted, out of time or requeued by hand, a run loses no step and ends bit for bit.
+
+In the short form a run is frozen in the middle, so that whatever Slurm sends finds it there, however fast the machine
+is; Slurm itself lets it go on (it sends SIGCONT with SIGTERM). In the full form nothing is frozen.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.sweep.slurm import RECIPE
+from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged
+from tests.slurm import Slurm, wait
+
+STEPS = 200
+RUN = (*SMALL, f"train.steps={STEPS}")
+LONG = (*SMALL, "train.steps=1500", "model.width=128", "data.seq_len=64")  # about half a minute
+SRUN = "step=(srun --kill-on-bad-exit=1)"
+PREEMPTED = ("SIGTERM", "the end of the Slurm job")  # told by the signal or by the books, whichever comes first
+FORMS = {"srun": SRUN, "plain": "step=()"}
+
+
+@pytest.fixture(scope="session")
+def reference(make_door: Callable[[str], Door]) -> Iterator[Callable[[], Path]]:
+    """The same run, uninterrupted and outside Slurm. It trains beside the first job, and is waited for when compared."""
+    door = make_door("reference")
+    with door.start(*RUN) as process:
+
+        @functools.cache
+        def finished() -> Path:
+            _, err = process.communicate(timeout=HANG_SECONDS)
+            assert process.returncode == 0, err
+            return door.the_run
+
+        yield finished
+        process.kill()
+
+
+@pytest.fixture
+def desk(door: Door, slurm: Slurm) -> Iterator[Door]:
+    """A directory to submit from, with the recipe in both forms. What is left in the queue goes with it."""
+    recipe = RECIPE.read_text()
+    assert recipe.count(SRUN) == 1
+    for form, line in FORMS.items():
+        (door.cwd / f"{form}.sbatch").write_text(recipe.replace(SRUN, line))
+    (door.cwd / "run.py").symlink_to(REPO / "run.py")
+    yield door
+    slurm.clear()
+
+
+def fake_run(desk: Door, source: str) -> None:
+    """In the place of run.py: a process that only ends, and says how often Slurm has started it again."""
+    (desk.cwd / "run.py").unlink()
+    head = "import os, signal, sys, time\nrestarts = int(os.environ.get('SLURM_RESTART_COUNT', 0))\n"
+    (desk.cwd / "run.py").write_text(head + source)
+
+
+def freeze(run: Callable[[], Path], step: int) -> int:
+    """Stop the process of a run as soon as it has logged `step`, in the middle of its work. Gives its pid."""
+    wait(lambda: _logged(run) >= step, every=0.002)
+    pid = json.loads((run() / "status.json").read_text())["attempt"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    assert _logged(run) < STEPS, "was over before it could be frozen"
+    return pid
+
+
+def _logged(run: Callable[[], Path]) -> int:
+    try:
+        return last_logged(run().parent.parent.parent, run().name)
+    except ValueError:  # there is no run yet
+        return 0
+
+
+def preempt(slurm: Slurm, desk: Door, nodes: int) -> None:
+    """A job that is more important, wants so many whole nodes, and is over at once."""
+    options = ("--partition=urgent", f"--nodes={nodes}", "--exclusive", "--time=1", "--output=/dev/null")
+    slurm.submit(*options, "--wrap=sleep 1", cwd=desk.cwd)
+
+
+def attempts(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
+
+
+def assert_went_on(run: Path, *why: str) -> None:
+    """One attempt was stopped in the middle, with everything saved; the next one, of the same job, finished."""
+    first, second = attempts(run)
+    assert (first["ending"], second["ending"]) == ("preempted", "finished")
+    assert first["why"].startswith(why), first["why"]
+    assert 20 <= first["to_step"] == second["from_step"] < STEPS
+    assert first["lost_steps"] == second["lost_steps"] == 0
+    assert first["slurm"]["job_id"] == second["slurm"]["job_id"]
+    assert (first["slurm"]["restart_count"], second["slurm"]["restart_count"]) == (0, 1)
+
+
+def test_an_array_goes_on_where_one_member_was_preempted(
+    desk: Door, slurm: Slurm, reference: Callable[[], Path]
+) -> None:
+    """With srun, in a partition of long grace: the run is told at once, leaves early and is requeued by the recipe."""
+    array = slurm.submit("--array=0-1", "--time=10", "--partition=batch", "srun.sbatch", *RUN, cwd=desk.cwd)
+    jobs = [f"{array}_{member}" for member in (0, 1)]
+    pids = {member: freeze(lambda member=member: run_of_seed(desk, member), 20) for member in (0, 1)}
+    preempt(slurm, desk, nodes=1)
+    wait(lambda: "1" in [slurm.job(job)["Restarts"] for job in jobs])
+    for pid in pids.values():
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGCONT)
+    ends = [slurm.ended(job) for job in jobs]
+    assert [end["JobState"] for end in ends] == ["COMPLETED", "COMPLETED"]
+    assert sorted(end["Restarts"] for end in ends) == ["0", "1"]  # one was preempted, and one only
+    hit = [end["Restarts"] for end in ends].index("1")
+    assert_went_on(run_of_seed(desk, hit), *PREEMPTED)
+    assert attempts(run_of_seed(desk, hit))[0]["slurm"]["array_task_id"] == hit
+    assert [line["ending"] for line in attempts(run_of_seed(desk, 1 - hit))] == ["finished"]
+    assert_same(run_of_seed(desk, 0), reference(), STEPS)
+    if hit == 1:
+        uninterrupted = desk.run(*RUN, "seed=1", "root=alone")
+        assert uninterrupted.returncode == 0, uninterrupted.stderr
+        (config,) = desk.cwd.glob("alone/*/*/config.yaml")
+        assert_same(run_of_seed(desk, 1), config.parent, STEPS)
+
+
+def run_of_seed(desk: Door, seed: int) -> Path:
+    """Raises ValueError where it is not there yet."""
+    configs = list(desk.cwd.glob("outputs/*/*/config.yaml"))
+    (found,) = [path.parent for path in configs if f"\nseed: {seed}\n" in path.read_text()]
+    return found
+
+
+@pytest.mark.parametrize("partition", ["hasty", pytest.param("batch", marks=pytest.mark.slow)])
+def test_a_plain_batch_job_is_preempted(
+    partition: str, desk: Door, slurm: Slurm, reference: Callable[[], Path]
+) -> None:
+    """Without srun SIGTERM comes at the end of the grace (in `hasty` there is none); then Slurm requeues by itself."""
+    job = slurm.submit("--time=10", f"--partition={partition}", "plain.sbatch", *RUN, cwd=desk.cwd)
+    freeze(lambda: run_of_seed(desk, 0), 20)
+    preempt(slurm, desk, nodes=2)
+    end = slurm.ended(job)
+    output = (desk.cwd / f"holdfast-{job}.out").read_text()
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), output
+    assert "DUE TO PREEMPTION" in output
+    assert_went_on(desk.the_run, *PREEMPTED)
+    assert_same(desk.the_run, reference(), STEPS)
+
+
+def test_the_launcher_submits_once_and_its_job_outlives_its_time_limit(
+    desk: Door, slurm: Slurm, reference: Callable[[], Path]
+) -> None:
+    launcher = ("hydra/launcher=slurm", "hydra.launcher.time=10", "hydra.launcher.signal_seconds=80")
+    wrong = desk.run(*RUN, *launcher, "train.stepps=3", **slurm.environment)
+    assert (wrong.returncode, slurm.jobs()) == (2, []), wrong.stderr
+    assert "did you mean steps?" in wrong.stderr
+    submitted = desk.run(*RUN, *launcher, **slurm.environment)
+    assert submitted.returncode == 0, submitted.stderr
+    (job,) = slurm.jobs()
+    assert f"job {job} submitted" in submitted.stdout
+    again = desk.run(*RUN, *launcher, **slurm.environment)
+    assert (again.returncode, slurm.jobs()) == (0, [job]), again.stderr
+    assert f"job {job} has it already" in again.stdout
+
+    pid = freeze(lambda: run_of_seed(desk, 0), 20)
+    slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # the end comes near: no minutes of waiting for it
+    wait(lambda: is_pending(pid, signal.SIGUSR1))
+    slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+    os.kill(pid, signal.SIGCONT)
+    end = slurm.ended(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1")
+    assert_went_on(desk.the_run, "SIGUSR1")
+    assert_same(desk.the_run, reference(), STEPS)
+    said = next(line for line in submitted.stdout.splitlines() if line.startswith("its output: "))
+    assert "finished 200 steps" in (desk.cwd / said.removeprefix("its output: ")).read_text()
+    finished = desk.run(*RUN, *launcher, **slurm.environment)
+    assert (finished.returncode, slurm.jobs()) == (0, [])
+    assert "is finished: 200 steps" in finished.stdout
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal was sent to a stopped process: it stands in its mask until it goes on."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["ShdPnd"], 16) >> (number - 1) & 1)
+
+
+def test_every_ending_of_the_recipe(desk: Door, slurm: Slurm) -> None:
+    """The exit code of the run is the job's; 75 and a signal before it could listen are requeued, nothing else is."""
+    fake_run(desk, "code = int(sys.argv[1])\nsys.exit(code if not restarts else 0)\n")
+    jobs = {
+        code: slurm.submit("--time=5", "srun.sbatch", str(code), cwd=desk.cwd) for code in (75, 143, 0, 1, 2, 3, 4, 5)
+    }
+    never = slurm.submit("--time=5", "--no-requeue", "plain.sbatch", "75", cwd=desk.cwd)
+    (desk.cwd / "scontrol").write_text('#!/bin/sh\n[ "$1" = requeue ] && exit 1\necho JobState=RUNNING\n')
+    (desk.cwd / "scontrol").chmod(0o755)
+    path = f"--export=ALL,PATH={desk.cwd}:{slurm.environment['PATH']}"
+    deaf = slurm.submit("--time=5", path, "plain.sbatch", "75", cwd=desk.cwd)
+
+    for code, job in jobs.items():
+        end = slurm.ended(job)
+        requeued = code in (75, 143)
+        assert end["Restarts"] == ("1" if requeued else "0"), code
+        assert end["ExitCode"] == (f"{code}:0" if not requeued else "0:0")
+        assert end["JobState"] == ("COMPLETED" if requeued or code == 0 else "FAILED")
+    for job, said in (
+        (never, "was submitted with --no-requeue; submit it again"),
+        (deaf, "could not be requeued; submit"),
+    ):
+        end = slurm.ended(job)
+        assert (end["JobState"], end["Restarts"], end["ExitCode"]) == ("FAILED", "0", "75:0")
+        assert said in (desk.cwd / f"holdfast-{job}.out").read_text()
+
+
+def test_a_cancelled_job_saves_and_does_not_come_back(desk: Door, slurm: Slurm) -> None:
+    job = slurm.submit("--time=10", "srun.sbatch", *RUN, cwd=desk.cwd)
+    freeze(lambda: run_of_seed(desk, 0), 20)
+    slurm.ask("scancel", job)
+    end = slurm.ended(job)
+    assert (end["JobState"], end["Restarts"]) == ("CANCELLED", "0")
+    wait(lambda: len(attempts(desk.the_run)) == 1 if (desk.the_run / "attempts.jsonl").exists() else False)
+    (line,) = attempts(desk.the_run)
+    assert (line["ending"], line["lost_steps"]) == ("preempted", 0)
+    assert line["why"].startswith(PREEMPTED)
+
+
+@pytest.fixture(scope="session")
+def long_reference(make_door: Callable[[str], Door]) -> Path:
+    door = make_door("long-reference")
+    done = door.run(*LONG)
+    assert done.returncode == 0, done.stderr
+    return door.the_run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "partition"), [("srun", "batch"), ("srun", "hasty"), ("plain", "hasty")])
+def test_preempted_twice_at_full_speed(
+    form: str, partition: str, desk: Door, slurm: Slurm, long_reference: Path
+) -> None:
+    """While it trains: Slurm preempts a run that nothing holds still."""
+    job = slurm.submit("--time=10", f"--partition={partition}", f"{form}.sbatch", *LONG, cwd=desk.cwd)
+    for restarts, step in (("1", 100), ("2", 500)):
+        wait(lambda step=step: last_logged(desk.cwd) >= step)
+        preempt(slurm, desk, nodes=2)
+        wait(lambda restarts=restarts: restarts == slurm.job(job)["Restarts"] or not slurm.jobs())
+    end = slurm.ended(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2")
+    lines = attempts(desk.the_run)
+    assert [line["ending"] for line in lines] == ["preempted", "preempted", "finished"]
+    assert [line["lost_steps"] for line in lines] == [0, 0, 0]
+    assert_same(desk.the_run, long_reference, 1500)
