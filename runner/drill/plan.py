@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -112,8 +113,12 @@ def _with_terms(aims: Sequence[Aim], past: Past, rng: random.Random) -> list[Aim
     """One of a few as a polite request, and not for the only kill in its moment where that can be helped."""
     heard = [index for index, aim in enumerate(aims) if aim.moment in HEARD and aim.step <= LAST * past.steps]
     rng.shuffle(heard)
-    heard.sort(key=lambda index: sum(aim.moment == aims[index].moment for aim in aims) == 1)
-    polite = set(heard[: (len(aims) + 2) // ONE_IN])
+    hard, spare = Counter(aim.moment for aim in aims), []
+    for index in heard:
+        if hard[aims[index].moment] > 1:
+            hard[aims[index].moment] -= 1
+            spare.append(index)
+    polite = [*spare, *(index for index in heard if index not in spare)][: (len(aims) + 2) // ONE_IN]
     return [replace(aim, signal=signal.SIGTERM) if index in polite else aim for index, aim in enumerate(aims)]
 
 

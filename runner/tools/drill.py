@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     """Run, kill, compare, report. Exit code 0: identical; 1: not; a run that fails untouched has its own."""
     overrides, place = _checked(arguments), _place(arguments)
     before = [(each, signal.signal(each, signal.default_int_handler)) for each in (signal.SIGTERM, signal.SIGHUP)]
-    kept = arguments.keep
+    kept, made = arguments.keep, [folder for folder in place.parents if not folder.exists()]
     try:
         story = Story(place, asked=arguments.kills)
         answer = _drilled(story, overrides, arguments.seed, say)
@@ -60,7 +61,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
         for number, handler in before:
             signal.signal(number, handler)
         if not kept:
-            _leave_only_results(place)
+            _leave_only_results(place, made)
 
 
 def _checked(arguments: Namespace) -> tuple[str, ...]:
@@ -85,15 +86,15 @@ def _place(arguments: Namespace) -> Path:
     return place.resolve()
 
 
-def _leave_only_results(place: Path) -> None:
-    """Delete the runs; the folder too, where there is no report in it."""
-    if not (place / REPORT).exists():
-        shutil.rmtree(place, ignore_errors=True)
-        with suppress(OSError):  # not empty: other drills are there
-            place.parent.rmdir()
+def _leave_only_results(place: Path, made: Sequence[Path]) -> None:
+    """Delete the runs; where there is no report, also the folder and what was made to hold it."""
     for name in ("uninterrupted", "interrupted", "again"):
         shutil.rmtree(place / name, ignore_errors=True)
         (place / f"{name}.txt").unlink(missing_ok=True)
+    if not (place / REPORT).exists():
+        for folder in (place, *made):
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
 
 def _drilled(story: Story, overrides: tuple[str, ...], seed: int, say: Say) -> Answer:
