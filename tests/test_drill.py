@@ -29,7 +29,7 @@ from runner.drill.evidence import Evidence, Line, evidence
 from runner.drill.plan import HEARD, MOMENTS, STARTING, Aim, Past, plan
 from runner.pulse import Beat
 from runner.rundir import Run
-from tests.conftest import HANG_SECONDS, REPO, SMALL, Door
+from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, plant
 
 DRILLED = (*SMALL, "ckpt.save.periodic.steps=7")
 
@@ -99,7 +99,8 @@ PAST = Past(100, [50], [50], {"eval": 2.0, "startup": 4.0})
         (Aim("eval", 50, 60, depth=0.5), _beat("eval", 50), 1.1, True),
         (Aim("eval", 50, 60), _beat("step", 60), 0.0, True),  # it did not come: at once
         (Aim("eval", 50, 600), _beat("finish", 100), 0.0, True),  # the last chance
-        (Aim("eval", 50, 600), _beat("finish", 50), 0.0, False),  # between restoring and training
+        (Aim("eval", 50, 60), _beat("finish", 70), 0.0, False),  # between restoring and training
+        (Aim("step", 50, 51), _beat("finish", 50), 0.0, False),
         (Aim("eval", 50, 60), _beat("restore", 0), 0.0, False),
         (Aim("eval", 50, 60), None, 9.0, False),
         (Aim("step", 7, 8), _beat("data", 7), 0.0, True),
@@ -259,11 +260,10 @@ def test_what_tells_most_comes_first() -> None:
 
 
 def _drill(door: Door, *words: str, **environment: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [environment.pop("plant", ""), str(REPO), os.environ.get("PYTHONPATH", "")]))
     return subprocess.Popen(
         [sys.executable, "-m", "runner", "drill", *words],
         cwd=door.cwd,
-        env={**os.environ, **environment, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": str(REPO), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -328,51 +328,30 @@ def test_the_picture_is_one(identical: tuple[Door, str, dict[str, Any]]) -> None
 
 PLANTS = {
     "rng": """
-        import runner.build as build
-        restore = build.restore
-        def planted(built, directory):
-            return {**restore(built, directory), "rng": built.init()["rng"]}
-        build.restore = planted
-    """,
+import runner.build as module
+original = module.restore
+def planted(built, directory):
+    return {**original(built, directory), "rng": built.init()["rng"]}
+module.restore = planted
+""",
     "data": """
-        from data.pipeline import Stream
-        restore = Stream.restore
-        Stream.restore = lambda self, state: restore(self, {**state, "next_index": 0})
-    """,
+from data.pipeline import Stream
+original = Stream.restore
+Stream.restore = lambda self, state: original(self, {**state, "next_index": 0})
+""",
     "noise": """
-        import os
-        import runner.step as step
-        make = step.train_step
-        def planted(*parts):
-            inner, noise = make(*parts), 1e-6 * os.urandom(4)[0] + 1e-7 * os.urandom(4)[0]
-            def noisy(state, batch):
-                state, metrics = inner(state, batch)
-                return state, {**metrics, "loss": metrics["loss"] + noise}
-            return noisy
-        step.train_step = planted
-    """,
+import os
+import runner.step as module
+original = module.train_step
+def planted(*parts):
+    inner, noise = original(*parts), 1e-7 * int.from_bytes(os.urandom(3))
+    def noisy(state, batch):
+        state, metrics = inner(state, batch)
+        return state, {**metrics, "loss": metrics["loss"] + noise}
+    return noisy
+module.train_step = planted
+""",
 }
-HOOK = """
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
-class Planter(MetaPathFinder):  # plants when a run is built, and not in the drill's own process
-    def find_spec(self, name, path, target=None):
-        if name != "runner.build":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        execute = spec.loader.exec_module
-        def exec_module(module):
-            execute(module)
-            sys.modules[name] = module
-            __import__("runner").build = module
-            plant()
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Planter())
-def plant():
-"""
 
 
 @pytest.mark.parametrize(
@@ -383,11 +362,9 @@ def plant():
         ("noise", "the computation does not repeat, also without a kill", None),
     ],
 )
-def test_a_planted_bug_is_found_and_named(bug: str, cause: str, leaf: str | None, door: Door) -> None:
-    (door.cwd / "plant").mkdir()
-    (door.cwd / "plant/sitecustomize.py").write_text(HOOK + PLANTS[bug])
+def test_a_planted_bug_is_found_and_named(bug: str, cause: str, leaf: str | None, door: Door, tmp_path: Path) -> None:
     words = ("--kills", "2", "--json", "--to", "place", "--", *DRILLED)
-    code, out, err = _drilled(door, *words, plant=str(door.cwd / "plant"))
+    code, out, err = _drilled(door, *words, **plant(tmp_path, PLANTS[bug]))
     assert code == 1, out + err
     report = json.loads(out)
     assert report["verdict"] == "different"

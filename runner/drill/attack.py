@@ -17,7 +17,7 @@ from statistics import median
 
 from runner import pulse
 from runner.checkpoint.record import records_in
-from runner.drill.plan import STARTING, WRITING, Aim, Past
+from runner.drill.plan import STARTING, TRAINING, WRITING, Aim, Past
 from runner.errors import STOPPED
 from runner.pulse import Beat
 from runner.rundir import Run
@@ -28,7 +28,6 @@ QUIET = ("log.console=false", "log.wandb=null")
 POLL_SECONDS, CLOSE_SECONDS = 1e-3, 1e-4
 CLOSE_STEPS = 2
 REACHED_SECONDS = 0.05  # when a step was reached is noted so often
-TRAINING = ("step", "data", "save")  # one phase to whoever looks from afar
 
 See = Callable[[float, Beat | None], None]
 

@@ -82,7 +82,8 @@ def _title(figure: Figure, story: Story, first: Run) -> None:
     colour = INK if story.identical else KILL
     figure.text(LEFT, 1 - 0.45 / high, story.title, fontsize=21, fontweight="bold", color=colour, va="center")
     figure.text(LEFT, 1 - 0.84 / high, "  ·  ".join(facts), color=GREY, va="center")
-    figure.text(LEFT, 1 - 1.08 / high, f"in {story.moments}", color=GREY, va="center")
+    why = shortened((story.broken or story.cause or " ").splitlines()[0], 118) if not story.identical else ""
+    figure.text(LEFT, 1 - 1.08 / high, why or f"in {story.moments}", color=colour if why else GREY, va="center")
     figure.text(LEFT, 1 - 1.32 / high, story.price, color=GREY, va="center")
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from runner.pulse import Beat
 
 STARTING = ("startup", "restore", "compile")  # phases before training goes on
+TRAINING = ("step", "data", "save")  # one phase to whoever looks from afar
 WRITING = ("write", "seal", "publish", "prune")  # phases of the thread that writes checkpoints
 MOMENTS = ("step", "eval", "write", "restore", "prune", "compile", "publish", "seal", "startup")
 HEARD = ("step", "eval", "write", "restore", "compile")  # moments at which a run surely listens for SIGTERM
@@ -59,7 +60,9 @@ class Aim:
             return self.moment == ("startup" if beat is None else beat.phase)
         if beat.phase in STARTING or beat.step < self.step:
             return False
-        return beat.writing == self.moment if self.moment in WRITING else self.moment in ("step", beat.phase)
+        if self.moment in WRITING:
+            return beat.writing == self.moment
+        return beat.phase in TRAINING if self.moment == "step" else beat.phase == self.moment
 
     def is_due(self, beat: Beat | None, into: float | None, past: Past) -> bool:
         """Whether to kill now, `into` seconds after the moment began; None where it has not."""
@@ -71,7 +74,7 @@ class Aim:
             return beat.phase not in STARTING[: STARTING.index(self.moment) + 1]
         if beat.phase in STARTING:
             return False
-        return beat.step >= self.late or (beat.phase == "finish" and beat.step >= past.steps)
+        return beat.step >= (past.steps if beat.phase == "finish" else self.late)  # at the end it is any moment
 
 
 def plan(seed: int, count: int, past: Past) -> list[Aim]:

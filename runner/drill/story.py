@@ -47,7 +47,16 @@ class Story:
         times = {1: "once", 2: "twice"}.get(count, f"{count} times")
         if self.broken:
             return f"Killed {times}. It did not come back."
-        return f"Killed {times}. {'Identical, bit for bit.' if self.identical else 'DIFFERENT.'}"
+        return f"Killed {times}. {'Identical, bit for bit.' if self.identical else f'DIFFERENT{self._where}.'}"
+
+    @property
+    def _where(self) -> str:
+        """The first difference, where it has a name."""
+        found = self.evidence
+        if found is None:
+            return ""
+        worst = tell_tale(found.differing)
+        return f": {worst}" if worst else f": the log, at step {found.line.step}" if found.line else ""
 
     @property
     def moments(self) -> str:
