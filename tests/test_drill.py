@@ -120,6 +120,14 @@ def test_it_kills_in_the_moment_or_once_it_has_passed(aim: Aim, beat: Beat | Non
     assert aim.is_due(beat, into if aim.is_in(beat) else None, PAST) is due
 
 
+def test_a_polite_request_that_comes_too_late_is_none() -> None:
+    aim = Aim("eval", 50, 60, signal.SIGTERM)
+    assert aim.at_last(_beat("eval", 50), PAST) == aim
+    assert aim.at_last(None, PAST) == aim
+    assert aim.at_last(_beat("step", 95), PAST).signal == signal.SIGKILL
+    assert aim.at_last(_beat("finish", 50), PAST).signal == signal.SIGKILL
+
+
 # What it sees.
 
 LEAVES: dict[str, Any] = {

@@ -17,7 +17,7 @@ from statistics import median
 
 from runner import pulse
 from runner.checkpoint.record import records_in
-from runner.drill.plan import STARTING, TRAINING, WRITING, Aim, Past
+from runner.drill.plan import STARTING, TRAINING, Aim, Past
 from runner.errors import STOPPED
 from runner.pulse import Beat
 from runner.rundir import Run
@@ -157,6 +157,7 @@ def follow(case: Case, aim: Aim | None, past: Past, origin: float, see: See) -> 
             if aim is not None and not struck:
                 entered = None if not aim.is_in(beat) else now if entered is None else entered
                 if aim.is_due(beat, None if entered is None else now - entered, past):
+                    aim = aim.at_last(beat, past)
                     process.send_signal(aim.signal)
                     struck.append(beat)
             time.sleep(CLOSE_SECONDS if aim and _is_close(aim, beat) else POLL_SECONDS)
@@ -202,7 +203,7 @@ def _started(case: Case, aim: Aim | None) -> Iterator[subprocess.Popen[bytes]]:
 
 def _is_close(aim: Aim, beat: Beat | None) -> bool:
     """Whether a short moment may come any time now."""
-    return aim.moment in ("step", *WRITING) and beat is not None and beat.step >= aim.step - CLOSE_STEPS
+    return aim.moment not in STARTING and beat is not None and beat.step >= aim.step - CLOSE_STEPS
 
 
 def attempts(case: Case, aims: Sequence[Aim], past: Past, see: See) -> Iterator[Attempt]:

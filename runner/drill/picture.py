@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, which people who see few colours can tell ap
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,19 @@ def _title(figure: Figure, story: Story, first: Run) -> None:
         equal, num = found.found.num_equal, found.found.num_equal + len(found.differing)
         facts.append(f"{equal} of {plural(num, 'array')} equal ({size_text(found.num_bytes)})")
     colour = INK if story.identical else KILL
-    figure.text(LEFT, 1 - 0.45 / high, story.title, fontsize=21, fontweight="bold", color=colour, va="center")
+    figure.text(
+        LEFT,
+        1 - 0.45 / high,
+        shortened(story.title, 66),
+        fontsize=21 if len(story.title) < 46 else 15,
+        fontweight="bold",
+        color=colour,
+        va="center",
+    )
     figure.text(LEFT, 1 - 0.84 / high, "  ·  ".join(facts), color=GREY, va="center")
-    why = shortened((story.broken or story.cause or " ").splitlines()[0], 118) if not story.identical else ""
-    figure.text(LEFT, 1 - 1.08 / high, why or f"in {story.moments}", color=colour if why else GREY, va="center")
-    figure.text(LEFT, 1 - 1.32 / high, story.price, color=GREY, va="center")
+    why = textwrap.wrap(" ".join((story.broken or story.cause or "").split()), 128)[:2]
+    for row, line in enumerate(why or [f"in {story.moments}", story.price]):
+        figure.text(LEFT, 1 - (1.08 + 0.24 * row) / high, line, color=colour if why else GREY, va="center")
 
 
 def _losses(axes: Axes, story: Story, here: Mapping[str, Curve], there: Mapping[str, Curve]) -> None:
@@ -125,27 +134,26 @@ def _resumed(story: Story) -> list[int]:
 
 def _apart(axes: Axes, here: Mapping[str, Curve], there: Mapping[str, Curve]) -> None:
     """|uninterrupted − interrupted|, at each step that both have logged."""
-    points = [
-        (step, abs(value - there[split][step]))
-        for split, curve in here.items()
-        for step, value in curve.items()
-        if step in there.get(split, {})
-    ]
-    points.sort()
-    steps, values = [step for step, _ in points], [value for _, value in points]
+    points: dict[int, float] = {}
+    for split, curve in here.items():
+        for step in sorted(curve.keys() & there.get(split, {}).keys()):
+            points[step] = max(points.get(step, 0.0), abs(curve[step] - there[split][step]))
+    steps, values = sorted(points), [points[step] for step in sorted(points)]
     axes.set_ylabel("apart")
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if any(values):
-        axes.set_yscale("symlog", linthresh=min(value for value in values if value))
         axes.plot(steps, values, ".-", color=KILL, lw=1, ms=5)
-        axes.set_title(f"they part at step {next(step for step, value in points if value)}", loc="left", color=KILL)
+        axes.set_ylim(0, 1.25 * max(values))
+        axes.set_yticks([0, max(values)], ["0", f"{max(values):.1g}"])
+        where = next(step for step in steps if points[step])
+        axes.text(0.01, 0.8, f"apart from step {where} on", transform=axes.transAxes, color=KILL, fontweight="bold")
         return
     axes.plot(steps, values, ".", color=GOOD, ms=5)
     axes.set_ylim(-1, 1)
     axes.set_yticks([0])
     if steps:
-        words = f"0, in every bit, at each of the {len(steps)} logged points"
+        words = f"0, in every bit, at each of the {len(steps)} logged steps"
         axes.text(0.5, 0.8, words, transform=axes.transAxes, ha="center", va="center", color=GOOD, fontweight="bold")
 
 

@@ -76,6 +76,11 @@ class Aim:
             return False
         return beat.step >= (past.steps if beat.phase == "finish" else self.late)  # at the end it is any moment
 
+    def at_last(self, beat: Beat | None, past: Past) -> Aim:
+        """The kill to be made now: where a polite request might come too late to be obeyed, it is none."""
+        too_late = beat is not None and (beat.phase == "finish" or beat.step > LAST * past.steps)
+        return replace(self, signal=signal.SIGKILL) if too_late else self
+
 
 def plan(seed: int, count: int, past: Past) -> list[Aim]:
     """So many kills, in the order in which they fall. Equal for equal arguments."""
