@@ -14,7 +14,7 @@ from runner.drill.diagnose import tell_tale
 from runner.drill.evidence import Evidence
 from runner.drill.plan import MOMENTS, Past
 from runner.rundir import shown
-from runner.tools.text import plural
+from runner.tools.text import plural, wrapped
 
 PICTURE = "drill.png"
 
@@ -115,7 +115,7 @@ def told(story: Story) -> list[str]:
     if story.broken:
         lines.append(f"  broken    {story.broken}")
     if story.cause:
-        lines.append(f"  probably  {story.cause}")
+        lines += wrapped("  probably  ", story.cause)
     if not story.identical:
         lines.append(f"  both runs are in {shown(story.place)}")
     return [*lines, f"  picture   {shown(story.place / PICTURE)}"]
