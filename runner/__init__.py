@@ -17,6 +17,7 @@
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     ledger.py        attempts, and where their seconds went
     errors.py        every way to end badly, with its exit code
+    drill/           a run untouched and again while it is killed: where to kill, what differs, why, and the picture
     tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`
     recipes/         files that make a scheduler run the command again: `python -m runner recipe`
 

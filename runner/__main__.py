@@ -33,6 +33,7 @@ VERBS = {
     "export": ("export", "the weights alone, as safetensors or npz, with a model card"),
     "supervise": ("supervise", "run a command again until it is done: after stops, and within a budget after crashes"),
     "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
+    "drill": ("drill", "a configuration untouched and again while it is killed: every bit compared; exit 1 where not"),
 }
 
 

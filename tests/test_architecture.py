@@ -36,6 +36,7 @@ FENCES = {
     "tensorboardX": ("runner.log.tensorboard",),
     "rich": ("runner.log.console",),
     "fcntl": ("runner.rundir",),
+    "matplotlib": ("runner.drill.picture",),
     "flax": ("models", "runner.step", "runner.build"),
     "optax": ("runner.optim", "runner.step", "models.objectives"),
 }
@@ -53,6 +54,8 @@ NO_JAX = (
     *("runner.tools.ls", "runner.tools.show", "runner.tools.diff", "runner.tools.verify", "runner.tools.why"),
     *("runner.tools.pin", "runner.tools.prune", "runner.tools.digest", "runner.tools.export", "runner.tools.card"),
     *("runner.tools.supervise", "runner.tools.rerun", "runner.tools.recipe"),
+    *("runner.tools.drill", "runner.drill", "runner.drill.plan", "runner.drill.attack", "runner.drill.evidence"),
+    *("runner.drill.diagnose", "runner.drill.story", "runner.drill.picture"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
@@ -116,6 +119,14 @@ MAY_KNOW = {
     "runner.log.console": ("runner.ledger",),
     "runner.log.tensorboard": ("runner.log.jsonl",),  # the truth, from which the mirrors are filled in
     "runner.log.wandb": ("runner.log.jsonl",),
+    # The drill: a run is a process and a directory to it; it compares checkpoints as `diff` does.
+    "runner.drill.plan": ("runner.pulse",),
+    "runner.drill.attack": ("runner.drill.plan", "runner.pulse"),
+    "runner.drill.evidence": ("runner.checkpoint.arrays", "runner.checkpoint.digest", "runner.tools"),
+    "runner.drill.diagnose": ("runner.drill.evidence",),
+    "runner.drill.story": ("runner.drill", "runner.tools.text"),
+    "runner.drill.picture": ("runner.drill", "runner.tools.text"),
+    "runner.tools.drill": ("runner.drill", "runner.ledger", "runner.pulse", "runner.tools"),
     # Beside each other (runner.tools); of checkpoints only what reads them, and what deletes one.
     "runner.tools.settings": ("runner.checkpoint.retention",),
     "runner.tools.place": ("runner.checkpoint.digest", "runner.ledger"),

@@ -60,7 +60,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     drifts = drift(*(document_of(each.run, maker_of(each).get("drift", ())) for each in (a, b)))
     try:
         found = compared(a, b)
-        progress = _differing_progress(progress_of(a.directory), progress_of(b.directory))
+        progress = differing_progress(progress_of(a.directory), progress_of(b.directory))
     except (OSError, ValueError) as error:
         problem = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise RefusedError(f"cannot be compared: {problem or str(error).splitlines()[0]}") from None
@@ -109,7 +109,8 @@ def _distance(a: np.ndarray, b: np.ndarray) -> tuple[str, float | int]:
     return "float", float(np.nan_to_num(apart.reshape(-1)[unequal], nan=np.inf, posinf=np.inf).max())
 
 
-def _differing_progress(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+def differing_progress(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """Both values of each key of two checkpoints' progress that are not the same."""
     keys = sorted(a.keys() | b.keys())
     return {key: {"a": a.get(key), "b": b.get(key)} for key in keys if a.get(key) != b.get(key)}
 
