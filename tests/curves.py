@@ -40,6 +40,7 @@ def concatenated(logs: Path) -> Curves:
         content, start = path.read_bytes(), 0
         while start < len(content):
             (length,) = struct.unpack_from("<Q", content, start)
+            assert length, f"{path} has zeros in it"
             event = Event.FromString(content[start + 12 : start + 12 + length])
             for value in event.summary.value:
                 curves[value.tag].append((event.step, value.simple_value))
