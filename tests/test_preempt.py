@@ -23,6 +23,7 @@ from runner.preempt import Auto, Aws, Azure, Gce, Preempt, Slurm, Source, aws, a
 from runner.preempt.line import Line
 from runner.preempt.notice import Notice, Silence
 from runner.preempt.reading import moment
+from runner.preempt.signals import ECHO_SECONDS
 from runner.preempt.sources import watching
 from runner.preempt.watch import Stopped, Watcher
 from runner.rundir import Run
@@ -136,7 +137,9 @@ with listening(watcher, ["TERM", "HUP"], 30.0):
 
 @pytest.mark.parametrize("script", [CHAINED, NOHUP], ids=["chained", "nohup"])
 def test_handlers_of_others_are_respected(script: str) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT + script], cwd=REPO, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + script], cwd=REPO, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
@@ -147,12 +150,16 @@ def test_a_second_signal_leaves_while_the_main_thread_is_inside_c() -> None:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    assert process.stdout.readline() == "stuck\n"
-    process.send_signal(signal.SIGHUP)
-    while "SIGHUP: saving" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=HANG_SECONDS)
+    try:
+        assert process.stdout.readline() == "stuck\n"
+        process.send_signal(signal.SIGHUP)
+        while "SIGHUP: saving" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(2 * ECHO_SECONDS)  # sooner it would count as the same wish
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=HANG_SECONDS)
+    finally:
+        process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM again: leaving at once" in err
 
