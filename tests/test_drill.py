@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -455,3 +455,47 @@ def test_a_run_that_fails_untouched_says_so_with_its_own_code(door: Door) -> Non
     assert code == 4, err
     assert err.startswith("error: drill: also untouched the run ends with exit code 4: ")
     assert not (door.cwd / "place").exists()
+
+
+SLOW_EVALUATION = """
+import time
+import data.pipeline as module
+original = module.in_order
+def slow(*words, **options):
+    for batch in original(*words, **options):
+        time.sleep(0.5)
+        yield batch
+module.in_order = slow
+"""
+NO_SAVE = """
+import time
+from runner.checkpoint.checkpointer import Checkpointer
+Checkpointer._write = lambda self, *words: time.sleep(600)
+"""
+
+
+def test_an_evaluation_made_up_for_and_then_killed_is_logged_once(door: Door, tmp_path: Path) -> None:
+    """Found by the drill: a stop in an evaluation, and a kill before it was saved that it had been made up for."""
+    stopped = door.start(*SMALL, **plant(tmp_path, SLOW_EVALUATION))
+    _wait(stopped, lambda: any(b"eval" in path.read_bytes() for path in door.cwd.glob("outputs/*/*/.pulse")))
+    stopped.terminate()
+    stopped.communicate()
+    assert stopped.returncode == 75
+    killed = door.start(*SMALL, **plant(tmp_path, NO_SAVE))
+    _wait(killed, lambda: '"step": 10, "split": "eval"' in (door.the_run / "logs/metrics.jsonl").read_text())
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert door.run(*SMALL).returncode == 0
+    lines = [json.loads(line) for line in (door.the_run / "logs/metrics.jsonl").read_text().splitlines()]
+    steps = [(line["step"], line["split"]) for line in lines]
+    assert steps.count((10, "eval")) == 1
+    assert len(set(steps)) == len(steps) == 18
+
+
+def _wait(process: subprocess.Popen[str], for_what: Callable[[], bool]) -> None:
+    until = time.monotonic() + HANG_SECONDS
+    while not for_what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)

@@ -123,7 +123,9 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
     attempt.restored(0, None, "bench")
     watcher = Watcher()
     parts = stack.enter_context(
-        building.live(config, built, compile_all(built, config, attempt, Kept()), run, attempt, console, watcher, 0)
+        building.live(
+            config, built, compile_all(built, config, attempt, Kept()), run, attempt, console, watcher, Reached({}, 0)
+        )
     )
     held = {"state": built.init(), "step": 0}
     console.begin(0, 10**9)
