@@ -44,7 +44,7 @@ FENCES = {
 NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
-    *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse"),
+    *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse", "runner.stopwatch"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt", "runner.preempt.sources"),
@@ -91,7 +91,8 @@ MAY_KNOW = {
     ),
     "runner.programs": ("models", "runner.compiled", "runner.config", "runner.mesh", "runner.preempt.watch"),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
-    "runner.ledger": ("runner.provenance", "runner.pulse"),
+    "runner.ledger": ("runner.provenance", "runner.pulse", "runner.stopwatch"),
+    "runner.stopwatch": ("runner.pulse",),
     "runner.readme": ("runner.ledger",),
     "runner.checkpoint.checkpointer": (
         *("runner.checkpoint.digest", "runner.checkpoint.retention", "runner.checkpoint.strategy"),
