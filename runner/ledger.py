@@ -248,16 +248,14 @@ def _exactly(seconds: float) -> str:
 
 
 def attempts(run: Run) -> list[dict[str, Any]]:
-    """Every line of attempts.jsonl; a torn last line (power loss) is left out."""
+    """Every line of attempts.jsonl; what is torn (power loss) is left out."""
     if not run.attempts.exists():
         return []
     lines = []
     for line in run.attempts.read_text().splitlines():
-        try:
+        with suppress(ValueError):
             lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def interruptions(run: Run) -> tuple[int, float]:

@@ -36,7 +36,7 @@ FENCES = {
     "tensorboardX": ("runner.log.tensorboard",),
     "rich": ("runner.log.console",),
     "fcntl": ("runner.rundir",),
-    "matplotlib": ("runner.drill.picture",),
+    "matplotlib": ("runner.drill.picture", "runner.tools.timeline"),
     "flax": ("models", "runner.step", "runner.build"),
     "optax": ("runner.optim", "runner.step", "models.objectives"),
 }
@@ -56,6 +56,7 @@ NO_JAX = (
     *("runner.tools.supervise", "runner.tools.rerun", "runner.tools.recipe"),
     *("runner.tools.drill", "runner.drill", "runner.drill.plan", "runner.drill.attack", "runner.drill.evidence"),
     *("runner.drill.diagnose", "runner.drill.story", "runner.drill.picture"),
+    *("runner.tools.goodput", "runner.tools.account", "runner.tools.timeline"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
@@ -148,6 +149,8 @@ MAY_KNOW = {
     ),
     "runner.tools.recipe": ("runner.explain", "runner.tools"),
     "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
+    "runner.tools.goodput": ("runner.ledger", "runner.pulse", "runner.tools"),
+    "runner.tools.timeline": ("runner.tools",),
     "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.tools"),
 }
 
