@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from runner import rundir
+from runner import garbage, rundir
 from runner.checkpoint.record import Record, best_of, durable_step, locate, progress_of, records_in
 from runner.checkpoint.restore import exactly, newest_good, take_back
 from runner.compiled import keep
@@ -97,6 +97,7 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
                     living = building.live(config, built, programs, run, attempt, console, watcher, start)
                     parts = opened.enter_context(living)
                     console.begin(start.step, config.train.steps)
+                garbage.as_usual()
                 with attempt.spend("step"):
                     reached = train(parts, start, watcher)
                 if config.ckpt.last and reached.step > 0 and not parts.saver.holds(reached.step):

@@ -44,7 +44,8 @@ FENCES = {
 NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
-    *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse", "runner.stopwatch"),
+    *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse"),
+    *("runner.stopwatch", "runner.garbage"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt", "runner.preempt.sources"),
@@ -62,7 +63,7 @@ EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
 # Beyond that, runner modules know: (module, or package with a dot) → what it may import from us.
 MAY_KNOW = {
-    "run": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep.slurm"),
+    "run": ("runner.compose", "runner.garbage", "runner.config", "runner.experiment", "runner.sweep.slurm"),
     "runner": ("runner.tools.load",),
     "runner.__main__": ("runner.explain",),  # and each verb by its name, when it is asked for
     "runner.compose": ("runner.config", "runner.explain", "runner.provenance", "runner.sweep.slurm"),
@@ -83,7 +84,8 @@ MAY_KNOW = {
         *("runner.provenance", "runner.readme", "runner.training"),
     ),
     "runner.training": (
-        *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.ledger"),
+        *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.garbage"),
+        *("runner.ledger",),
         *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.programs", "runner.readme"),
     ),
     "runner.build": (
