@@ -11,6 +11,7 @@ Neither jax nor flax is imported before the configuration is valid.
 import os
 import sys
 
+from runner import garbage
 from runner.compose import Command, compose
 from runner.config import Config
 from runner.errors import STOPPED, ConfigError
@@ -19,6 +20,7 @@ from runner.sweep.slurm import Slurm
 
 def start(config: Config, command: Command) -> tuple[int, float | None]:
     """Work on one run. Gives the exit code and the score (less or more is better, as `score.mode` says)."""
+    garbage.seldom()  # importing and tracing make none worth looking for, until training begins
     from runner import experiment
 
     if command.slurm is not None:

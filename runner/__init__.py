@@ -16,6 +16,7 @@
     sweep/           where runs are sent to: slurm.py submits one as a job; recipes/ is what people copy
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     ledger.py        attempts, and where their seconds went
+    garbage.py              how often Python looks for garbage
     errors.py        every way to end badly, with its exit code
     drill/           a run untouched and again while it is killed: where to kill, what differs, why, and the picture
     tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`

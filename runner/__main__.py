@@ -34,6 +34,7 @@ VERBS = {
     "supervise": ("supervise", "run a command again until it is done: after stops, and within a budget after crashes"),
     "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
     "drill": ("drill", "a configuration untouched and again while it is killed: every bit compared; exit 1 where not"),
+    "goodput": ("goodput", "where the wall-clock of all attempts went: progress, start-up, saving, lost, down; money"),
 }
 
 

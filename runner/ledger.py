@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,41 +19,10 @@ from runner.checkpoint.record import Score
 from runner.provenance import made_by
 from runner.pulse import Beat, Pulse
 from runner.rundir import Run
+from runner.stopwatch import Stopwatch
 
 STATUS_SECONDS = 1.0  # status.json is replaced at most once in this time
 TRAINING = ("step", "data", "eval", "save")  # buckets that steps are paid from
-
-
-class Stopwatch:
-    """Where the seconds of a process go: every moment since its beginning counts towards exactly one bucket."""
-
-    def __init__(self, pulse: Pulse, began: float):
-        self._pulse, self._bucket = pulse, "startup"
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.seconds["import"] = max(time.time() - began, 0.0)
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def spend(self, bucket: str) -> Iterator[None]:
-        """Count the time of a block towards a bucket, and not towards the one around it."""
-        outer = self._turn_to(bucket)
-        try:
-            yield
-        finally:
-            self._turn_to(outer)
-
-    def _turn_to(self, bucket: str) -> str:
-        now, outer = time.perf_counter(), self._bucket
-        self.seconds[outer] += now - self._since
-        self._since, self._bucket = now, bucket
-        self._pulse.phase(bucket)
-        return outer
-
-    def read(self) -> dict[str, float]:
-        """Seconds by bucket so far, and in total."""
-        seconds = dict(self.seconds)
-        seconds[self._bucket] = seconds.get(self._bucket, 0.0) + time.perf_counter() - self._since
-        return {bucket: round(spent, 3) for bucket, spent in {**seconds, "total": sum(seconds.values())}.items()}
 
 
 class Attempt:
@@ -157,15 +125,16 @@ class Attempt:
         number = int(previous.get("attempt", {}).get("attempt", 0)) + 1
         self._status |= {"step": int(previous.get("step", 0)), "skipped": previous.get("skipped", [])}
         self._status |= {key: previous.get(key) for key in ("best", "taken_back_to", "last_committed_step")}
-        killed = [_killed(previous, pulse.read(self.run.pulse))] if previous.get("state") == "running" else []
-        self._status["unburied"] = [*previous.get("unburied", []), *killed]
+        last = [killed(previous, pulse.read(self.run.pulse))] if previous.get("state") == "running" else []
+        self._status["unburied"] = [*previous.get("unburied", []), *last]
+        maker = made_by()  # before the pulse is written over: a kill between the two would blame the one before
         self._pulse = Pulse(self.run.pulse)
         self._watch = Stopwatch(self._pulse, self._began)
         self._record = {
             "attempt": number,
             "started": _exactly(self._began),
             "command": ["python", "run.py", *overrides],
-            **made_by(),
+            **maker,
             "drift": list(drift),
         }
         self.write("running", durable=False)
@@ -178,6 +147,8 @@ class Attempt:
     def restored(self, step: int, best: dict[str, Any] | None, hardware: str) -> None:
         """Training goes on from here: steps after it that a killed attempt had done are done again."""
         self.bury(step)
+        if self._trains:  # a rollback: what this very attempt had done since is done again
+            self._record["redone_steps"] = self._record.get("redone_steps", 0) + max(self.step - step, 0)
         self._record.setdefault("from_step", step)
         self._record |= {"hardware": hardware}
         self._status |= {"step": step, "best": best, "last_committed_step": step or None}
@@ -245,7 +216,7 @@ class Attempt:
         return float("inf") if rank is None or best["metric"] != self._score.metric else rank
 
 
-def _killed(previous: Mapping[str, Any], beat: Beat | None) -> dict[str, Any]:
+def killed(previous: Mapping[str, Any], beat: Beat | None) -> dict[str, Any]:
     """The line of an attempt that wrote none, from what status.json said and from its last sign of life."""
     line, seconds = dict(previous["attempt"]), dict(previous.get("seconds", {}))
     last, ended = int(previous.get("step", 0)), previous["updated"]
@@ -277,16 +248,14 @@ def _exactly(seconds: float) -> str:
 
 
 def attempts(run: Run) -> list[dict[str, Any]]:
-    """Every line of attempts.jsonl; a torn last line (power loss) is left out."""
+    """Every line of attempts.jsonl; what is torn (power loss) is left out."""
     if not run.attempts.exists():
         return []
     lines = []
     for line in run.attempts.read_text().splitlines():
-        try:
+        with suppress(ValueError):
             lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def interruptions(run: Run) -> tuple[int, float]:

@@ -15,7 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -138,13 +138,15 @@ def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
                     measured = _evaluate(parts, state, step)
                     owes = False
                 moment = Moment(step, measured, parts.epoch_steps, flight.losses)
-                reason = parts.saver.due(moment) or flag.take_wish() or ("evaluated after a stop" if late else None)
+                reason = _due(parts, moment) or flag.take_wish() or ("evaluated after a stop" if late else None)
                 if reason:
                     flight.land_all()
                     _save(parts, flight, Reached(state, step), moment, reason)
         flight.land_all()
         parts.ledger.note(step, {}, parts.saver.newest)
-        if step > start.step and parts.last and not parts.saver.holds(step):
+        with parts.ledger.spend("save"):
+            saved = step == start.step or not parts.last or parts.saver.holds(step)  # may wait for one under way
+        if not saved:
             parts.time.check()
             _save(parts, flight, Reached(state, step, owes), Moment(step), flag.notice or "end of training")
     except Stopped:
@@ -222,14 +224,20 @@ def _bad(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
     return next(((name, value) for name, value in values if not math.isfinite(value)), None)
 
 
+def _due(parts: Parts, moment: Moment) -> str | None:
+    """Why to save now, or None. After an evaluation this may wait for the save that is under way."""
+    with parts.ledger.spend("save") if moment.metrics else nullcontext():
+        return parts.saver.due(moment)
+
+
 def _save(parts: Parts, flight: Flight, at: Reached, moment: Moment, reason: str) -> None:
     """Save a state that is finite, unless the log does not hold its lines yet."""
     flight.prove()
-    if not parts.is_finite(at.state):
-        raise flight.diverged(at.step, "the parameters are not finite")
-    if not parts.logger.flush():
-        return
     with parts.ledger.spend("save"):
+        if not parts.is_finite(at.state):
+            raise flight.diverged(at.step, "the parameters are not finite")
+        if not parts.logger.flush():
+            return
         parts.saver.save(reason, moment, parts.items(at, parts.data.state()))
 
 

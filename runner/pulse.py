@@ -48,16 +48,20 @@ class Pulse:
 
     def beat(self, step: int) -> None:
         """This many steps are completed."""
-        struct.pack_into("<qd", self._bytes, STEP, step, time.time())
+        self._put(STEP, struct.pack("<qd", step, time.time()))
 
     def phase(self, name: str) -> None:
         """What the training thread does from now on."""
         now = time.time()
-        struct.pack_into("<dd16s", self._bytes, CHANGED, now, now, name.encode())
+        self._put(CHANGED, struct.pack("<dd16s", now, now, name.encode()))
 
     def writing(self, name: str) -> None:
         """What the thread that writes checkpoints does from now on."""
-        struct.pack_into("<16s", self._bytes, WRITING, name.encode())
+        self._put(WRITING, struct.pack("<16s", name.encode()))
+
+    def _put(self, offset: int, fresh: bytes) -> None:
+        """One copy: `struct.pack_into` clears the place first, and a kill (or a reader) between finds step 0."""
+        self._bytes[offset : offset + len(fresh)] = fresh
 
     def read(self) -> Beat:
         """What was written last."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from runner import rundir
+from runner import garbage, rundir
 from runner.checkpoint.record import Record, best_of, durable_step, locate, progress_of, records_in
 from runner.checkpoint.restore import exactly, newest_good, take_back
 from runner.compiled import keep
@@ -38,8 +39,9 @@ class Session:
 
 def work(session: Session) -> tuple[Outcome, str]:
     """Train until the run is finished or stopped. Gives the outcome, and why it was stopped."""
-    from runner import build as building
-    from runner import programs as compiling
+    with session.attempt.spend("import"):
+        from runner import build as building
+        from runner import programs as compiling
 
     config, watcher = session.config, session.watcher
     try:
@@ -90,11 +92,12 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
         attempt.restored(start.step, best, building.hardware(built))
         rundir.replace(run.readme, readme(run))
         try:
-            with (
-                attempt.spend("finish"),
-                building.live(config, built, programs, run, attempt, console, watcher, start) as parts,
-            ):
-                console.begin(start.step, config.train.steps)
+            with attempt.spend("finish"), ExitStack() as opened:
+                with attempt.spend("startup"):
+                    living = building.live(config, built, programs, run, attempt, console, watcher, start)
+                    parts = opened.enter_context(living)
+                    console.begin(start.step, config.train.steps)
+                garbage.as_usual()
                 with attempt.spend("step"):
                     reached = train(parts, start, watcher)
                 if config.ckpt.last and reached.step > 0 and not parts.saver.holds(reached.step):

@@ -36,7 +36,7 @@ FENCES = {
     "tensorboardX": ("runner.log.tensorboard",),
     "rich": ("runner.log.console",),
     "fcntl": ("runner.rundir",),
-    "matplotlib": ("runner.drill.picture",),
+    "matplotlib": ("runner.drill.picture", "runner.tools.timeline"),
     "flax": ("models", "runner.step", "runner.build"),
     "optax": ("runner.optim", "runner.step", "models.objectives"),
 }
@@ -45,6 +45,7 @@ NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
     *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse"),
+    *("runner.stopwatch", "runner.garbage"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt", "runner.preempt.sources"),
@@ -56,12 +57,13 @@ NO_JAX = (
     *("runner.tools.supervise", "runner.tools.rerun", "runner.tools.recipe"),
     *("runner.tools.drill", "runner.drill", "runner.drill.plan", "runner.drill.attack", "runner.drill.evidence"),
     *("runner.drill.diagnose", "runner.drill.story", "runner.drill.picture"),
+    *("runner.tools.goodput", "runner.tools.account", "runner.tools.timeline"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
 # Beyond that, runner modules know: (module, or package with a dot) → what it may import from us.
 MAY_KNOW = {
-    "run": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep.slurm"),
+    "run": ("runner.compose", "runner.garbage", "runner.config", "runner.experiment", "runner.sweep.slurm"),
     "runner": ("runner.tools.load",),
     "runner.__main__": ("runner.explain",),  # and each verb by its name, when it is asked for
     "runner.compose": ("runner.config", "runner.explain", "runner.provenance", "runner.sweep.slurm"),
@@ -82,7 +84,8 @@ MAY_KNOW = {
         *("runner.provenance", "runner.readme", "runner.training"),
     ),
     "runner.training": (
-        *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.ledger"),
+        *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.garbage"),
+        *("runner.ledger",),
         *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.programs", "runner.readme"),
     ),
     "runner.build": (
@@ -91,7 +94,8 @@ MAY_KNOW = {
     ),
     "runner.programs": ("models", "runner.compiled", "runner.config", "runner.mesh", "runner.preempt.watch"),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
-    "runner.ledger": ("runner.provenance", "runner.pulse"),
+    "runner.ledger": ("runner.provenance", "runner.pulse", "runner.stopwatch"),
+    "runner.stopwatch": ("runner.pulse",),
     "runner.readme": ("runner.ledger",),
     "runner.checkpoint.checkpointer": (
         *("runner.checkpoint.digest", "runner.checkpoint.retention", "runner.checkpoint.strategy"),
@@ -147,6 +151,8 @@ MAY_KNOW = {
     ),
     "runner.tools.recipe": ("runner.explain", "runner.tools"),
     "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
+    "runner.tools.goodput": ("runner.ledger", "runner.pulse", "runner.tools"),
+    "runner.tools.timeline": ("runner.tools",),
     "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.tools"),
 }
 

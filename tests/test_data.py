@@ -10,7 +10,7 @@ import pytest
 
 from data import Digits, Stdlib, Synthetic, Text
 from data.pipeline import Stream, in_order
-from data.sources import Table, Windows
+from data.sources import Table, Windows, _digits, _modules
 
 
 def counting(size: int) -> Table:
@@ -100,3 +100,26 @@ def test_synthetic_data_is_the_same_on_every_machine() -> None:
     features = Synthetic(gives="features", size=64, num_features=3).sources()
     assert features.num_inputs == 3
     assert set(features.train.take(np.arange(56))["label"].tolist()) <= set(range(10))
+
+
+def test_the_standard_library_is_what_it_was_said_to_be(tmp_path: Path) -> None:
+    """Skipped folders are not entered, at any depth; what is found is what a search of everything would give."""
+    skip = {"test", "site-packages"}
+    for name in ("b.py", "a/c.py", "a/test/d.py", "site-packages/x/e.py", "a/b/f.py", "a/notes.txt", "test.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("pass\n")
+    everything = (path for path in tmp_path.rglob("*.py") if not skip.intersection(path.relative_to(tmp_path).parts))
+    assert sorted(_modules(tmp_path, skip)) == sorted(everything)
+    assert len(sorted(_modules(tmp_path, skip))) == 4
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from its file or through its function: the same, bit for bit."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    table = _digits()
+    assert table[:, :-1].tobytes() == pixels.tobytes()
+    assert (table[:, -1] == labels).all()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert _digits().tobytes() == table.tobytes()

@@ -15,9 +15,10 @@ import pytest
 
 from runner import pulse
 from runner.checkpoint.record import Score
-from runner.ledger import Attempt, Stopwatch, attempts
+from runner.ledger import Attempt, attempts
 from runner.pulse import Pulse
 from runner.rundir import Run, in_use, locked, standing
+from runner.stopwatch import Stopwatch
 from tests.conftest import REPO
 
 
@@ -186,3 +187,27 @@ def test_changed_code_has_another_hash(tmp_path: Path, monkeypatch: Any) -> None
     one = provenance.code()
     (tmp_path / "runner/x.py").write_text("2")
     assert len({empty, one, provenance.code()}) == 3
+
+
+def test_a_reader_of_a_pulse_never_finds_it_cleared(tmp_path: Path) -> None:
+    """A kill at any moment leaves what a reader at that moment sees."""
+    code = (
+        "import sys; from pathlib import Path; from runner.pulse import Pulse\n"
+        "pulse = Pulse(Path(sys.argv[1])); pulse.beat(1); print('there', flush=True); step = 1\n"
+        "while True:\n    step += 1; pulse.beat(step); pulse.phase('save')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pulse")], cwd=REPO, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        last = 0
+        for _ in range(20_000):
+            beat = pulse.read(tmp_path / "pulse")
+            assert beat is not None
+            assert beat.step >= max(last, 1)
+            assert beat.changed > 0
+            last = beat.step
+    finally:
+        process.kill()
+        process.wait()
+    assert last > 1000

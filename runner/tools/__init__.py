@@ -6,6 +6,7 @@ table of runner/__main__.py.
 
     place.py settings.py text.py    what verbs share: runs and checkpoints by name, what was chosen for a run, tables
     rerun.py                        when `supervise` runs a command again
+    account.py timeline.py          what goodput adds up, and draws
     card.py load.py                 the page beside exported weights; `from runner import load`
 """
 

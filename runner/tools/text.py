@@ -84,3 +84,17 @@ def measured(metrics: Mapping[str, float]) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 checkpoint`, `2 checkpoints`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(milliseconds: float) -> str:
+    """`0.4 s`, `12.3 s`, `2m05s`, `3h07m`."""
+    seconds = milliseconds / 1000
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
+
+
+def share(part: float, whole: float) -> str:
+    """`71.3 %`."""
+    return f"{100 * part / whole if whole else 0.0:.1f} %"
