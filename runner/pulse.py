@@ -23,8 +23,8 @@ STEP, CHANGED, SINCE, PHASE, WRITING = 8, 16, 24, 32, 48  # where each begins, i
 class Beat:
     """What was true when the process last changed it. Times are wall-clock seconds since 1970.
 
-    `phase` is what the training thread does: startup, restore, compile, step, data, eval, save, finish. `writing` is
-    what the thread that writes checkpoints does: "", write, seal, publish, prune.
+    `phase` is what the training thread does: import, startup, restore, compile, step, data, eval, save, finish.
+    `writing` is what the thread that writes checkpoints does: "", write, seal, publish, prune.
     """
 
     step: int

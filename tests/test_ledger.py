@@ -211,3 +211,19 @@ def test_a_reader_of_a_pulse_never_finds_it_cleared(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert last > 1000
+
+
+def test_what_a_rollback_does_again_is_counted(run: Run) -> None:
+    """Also in the line of an attempt that is killed later."""
+    attempt = begun(run)
+    attempt.restored(10, None, "cpu")
+    attempt.note(35, {}, 20)
+    attempt.restored(20, None, "cpu")
+    attempt.note(40, {}, 40)
+    attempt.write("running")
+    later = begun(run)
+    later.restored(40, None, "cpu")
+    (line,) = attempts(run)
+    assert (line["from_step"], line["redone_steps"], line["lost_steps"]) == (10, 15, 0)
+    later.end("finished", 50, "")
+    assert "redone_steps" not in attempts(run)[1]

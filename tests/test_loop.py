@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -275,3 +275,36 @@ def test_a_wish_saves_once_and_training_goes_on() -> None:
     world.flag.wish = "rebalance"
     assert world.train().step == 20
     assert {step: saved[2] for step, saved in world.saved.items()} == {1: "rebalance", 20: "end of training"}
+
+
+def test_waiting_for_a_save_is_saving() -> None:
+    """Where a saver may wait for one under way (after an evaluation, at the end), and all that making one takes."""
+
+    class Asks(World):
+        def __init__(self) -> None:
+            super().__init__(save_every=20)
+            self.inside: list[str] = []
+            self.asked: list[tuple[str, int, list[str]]] = []
+
+        @contextmanager
+        def spend(self, bucket: str) -> Iterator[None]:  # type: ignore[override]
+            self.inside.append(bucket)
+            yield
+            self.inside.pop()
+
+        def holds(self, step: int) -> bool:
+            self.asked.append(("holds", step, [*self.inside]))
+            return super().holds(step)
+
+        def due(self, moment: Moment) -> str | None:
+            self.asked.append(("due after evaluation" if moment.metrics else "due", moment.step, [*self.inside]))
+            return super().due(moment)
+
+        def flush(self) -> bool:
+            self.asked.append(("flush", 0, [*self.inside]))
+            return super().flush()
+
+    world = Asks()
+    world.train()
+    buckets = {(what, *inside) for what, _, inside in world.asked}
+    assert buckets == {("holds", "save"), ("due after evaluation", "save"), ("due",), ("flush", "save")}

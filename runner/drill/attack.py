@@ -17,7 +17,7 @@ from statistics import median
 
 from runner import pulse
 from runner.checkpoint.record import records_in
-from runner.drill.plan import STARTING, TRAINING, Aim, Past
+from runner.drill.plan import STARTING, TRAINING, Aim, Past, doing
 from runner.errors import STOPPED
 from runner.pulse import Beat
 from runner.rundir import Run
@@ -77,7 +77,7 @@ class Trace:
 
     def see(self, now: float, beat: Beat | None) -> None:
         """Note what has changed."""
-        phase = "startup" if beat is None else "train" if beat.phase in TRAINING else beat.phase
+        phase = "train" if beat is not None and beat.phase in TRAINING else doing(beat)
         phase = "finish" if self.reached and phase == "startup" else phase  # what is left to do after training
         if not self.spans or self.spans[-1][0] != phase:
             self.spans.append((phase, now, now))
@@ -134,7 +134,7 @@ class Attempt:
         """What it was doing at the end, by its own word."""
         if self.at is None:
             return "startup"
-        phase = "step" if self.at.phase in TRAINING else self.at.phase
+        phase = "step" if self.at.phase in TRAINING else doing(self.at)
         aimed = self.aim is not None and self.aim.moment == phase
         return self.at.writing if self.at.writing and not aimed else phase
 

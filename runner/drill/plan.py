@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from runner.pulse import Beat
 
-STARTING = ("startup", "restore", "compile")  # phases before training goes on
+STARTING = ("import", "startup", "restore", "compile")  # phases before training goes on
 TRAINING = ("step", "data", "save")  # one phase to whoever looks from afar
 WRITING = ("write", "seal", "publish", "prune")  # phases of the thread that writes checkpoints
 MOMENTS = ("step", "eval", "write", "restore", "prune", "compile", "publish", "seal", "startup")
@@ -57,7 +57,7 @@ class Aim:
     def is_in(self, beat: Beat | None) -> bool:
         """Whether the process is in the moment."""
         if self.moment in STARTING or beat is None:
-            return self.moment == ("startup" if beat is None else beat.phase)
+            return self.moment == doing(beat)
         if beat.phase in STARTING or beat.step < self.step:
             return False
         if self.moment in WRITING:
@@ -80,6 +80,11 @@ class Aim:
         """The kill to be made now: where a polite request might come too late to be obeyed, it is none."""
         too_late = beat is not None and (beat.phase == "finish" or beat.step > LAST * past.steps)
         return replace(self, signal=signal.SIGKILL) if too_late else self
+
+
+def doing(beat: Beat | None) -> str:
+    """The phase a process is in; importing is starting up, also before it gives a sign of life."""
+    return "startup" if beat is None or beat.phase == "import" else beat.phase
 
 
 def plan(seed: int, count: int, past: Past) -> list[Aim]:

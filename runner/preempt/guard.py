@@ -24,7 +24,7 @@ from runner.rundir import Run
 
 TICK_SECONDS = 0.1
 MARGIN_SECONDS = 1.0  # what it takes to write down how it ended
-PATIENT = ("startup", "compile", "finish")  # phases whose length says nothing about health
+PATIENT = ("import", "startup", "compile", "finish")  # phases whose length says nothing about health
 
 
 class Ledger(Protocol):
