@@ -101,6 +101,8 @@ class Bar(Quiet):
 
     def begin(self, step: int, steps: int) -> None:
         super().begin(step, steps)
+        for task in self._progress.task_ids:  # of before a rollback
+            self._progress.remove_task(task)
         self._task = self._progress.add_task("", total=steps, completed=step, loss="…", speed="…", saved="")
         self._progress.start()
 
