@@ -94,10 +94,9 @@ class Attempt:
         self._status["taken_back_to"] = where
 
     def skip(self, batch: int, step: int, why: str) -> None:
-        """Remember, durably and before training goes on, that a batch is skipped."""
+        """Remember that a batch is skipped; it is on disk before training goes on, with what was restored."""
         self._status["skipped"] = [*self.skipped, {"batch": batch, "step": step, "why": why}]
         self._record["rollbacks"] = self._record.get("rollbacks", 0) + 1
-        self.write("running")
 
     def record(self, **facts: Any) -> None:
         """Add facts to this attempt's line: what compiling cost, whether the cache was hit."""
