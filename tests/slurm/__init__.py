@@ -26,6 +26,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sque
 INSTALL = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # jobs find this very python
 NODES = ("n1", "n2")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")  # others pass; SIGNALING within milliseconds
 HANG_SECONDS = 300  # what takes longer hangs: not a limit on speed
 
 CONFIGURATION = """\
@@ -106,7 +107,7 @@ class Slurm:
 
     def ended(self, job: str) -> dict[str, str]:
         """Wait until a job is over for good; what Slurm knows of it then."""
-        wait(lambda: self.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"))
+        wait(lambda: self.job(job)["JobState"] in ENDED)
         return self.job(job)
 
     def clear(self) -> None:
