@@ -79,7 +79,7 @@ def test_a_plan_is_spread_and_another_seed_kills_elsewhere() -> None:
 
 def test_nothing_to_evaluate_and_nothing_to_save_leaves_the_other_moments() -> None:
     moments = {aim.moment for aim in plan(0, 20, Past(50))}
-    assert moments == {"step", *STARTING}
+    assert moments == {"step", *STARTING} - {"import"}  # which is starting up
 
 
 def _beat(phase: str, step: int = 0, writing: str = "") -> Beat:
