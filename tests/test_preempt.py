@@ -700,3 +700,15 @@ def test_the_stand_in_is_strict() -> None:
         assert status(world, aws.ACTION, {token: "guess"}) == 401
         assert status(world, azure.EVENTS, {}) == 400
         assert status(world, azure.EVENTS.partition("?")[0], {"Metadata": "true"}) == 400
+
+
+def test_a_short_slurm_job_does_not_stop_as_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of a minute and a lead of two: it would be requeued for ever."""
+    now = time.time()
+    ends = [now + 60, now + 60, now + 25]
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(slurm, "_said", lambda name, timeout: f"{ends.pop(0):.0f}\n")
+    (question,) = slurm.questions(Slurm(lead_seconds=120.0))
+    notices = [question.ask() for _ in range(3)]
+    assert all(notice is not None for notice in notices)
+    assert [round(notice.due - now) for notice in notices if notice] == pytest.approx([30, 30, -5], abs=2)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 END = "SLURM_JOB_END_TIME"
+MOST_OF_THE_JOB = 0.5  # a job shorter than its lead would stop as it begins, be requeued, and stop again, for ever
 THIS_CENTURY, NEXT_CENTURY = 10**9, 4 * 10**9
 
 
@@ -47,8 +48,13 @@ def questions(option: Slurm) -> list[Question]:
     if name is None:
         return []
 
+    leads: list[float] = []  # one, from the first answer on
+
     def ask() -> Notice | None:
-        return notice(_said(name, option.timeout_seconds), time.time(), option.lead_seconds)
+        said, now = _said(name, option.timeout_seconds), time.time()
+        if not leads and (first := notice(said, now, 0.0)) and first.ends:
+            leads.append(min(option.lead_seconds, (first.ends - now) * MOST_OF_THE_JOB))
+        return notice(said, now, leads[0] if leads else option.lead_seconds)
 
     return [Question(ask, nothing_to_end, option.poll_seconds)]
 
