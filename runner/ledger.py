@@ -40,6 +40,7 @@ class Attempt:
         self._before: str | None = None  # status.json as it was found
         self._written = -STATUS_SECONDS
         self._writing = threading.RLock()
+        self.first_step = threading.Event()  # its first step is complete
         self._watch: Stopwatch
 
     @property
@@ -111,6 +112,7 @@ class Attempt:
         self._pulse.beat(step)
         if "first_step_seconds" not in self._record:
             self._record["first_step_seconds"] = round(self.seconds, 3)
+            self.first_step.set()
 
     def beat_now(self) -> Beat:
         """The last sign of life: which step, doing what."""

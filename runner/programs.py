@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runner.build import Built
     from runner.ledger import Attempt
 
+HEAD_START_SECONDS = 1.0  # for the first step
 State = dict[str, Any]
 Batch = Mapping[str, Any]
 TrainStep = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
@@ -49,6 +50,7 @@ def compile_all(built: Built, config: Config, attempt: Attempt, kept: Kept) -> P
 
     def compile_evaluation() -> EvalStep:
         wait([train])
+        attempt.first_step.wait(HEAD_START_SECONDS)  # on few cores tracing would make training begin later
         return built.eval_step.lower(built.abstract, *_abstract_batch(built, config)).compile()
 
     return Programs(train, begin(compile_evaluation, "compile evaluation"))

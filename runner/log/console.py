@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
-
-from rich.console import Console as Rich
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from runner.ledger import now
 
@@ -82,9 +78,13 @@ class Bar(Quiet):
     """A live bar on a terminal, with lines that stay above it."""
 
     def __init__(self, log: Path):
+        from rich.console import Console as Rich  # here: a job without a terminal starts sooner without it
+        from rich.markup import escape
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         super().__init__(log)
-        self._rich = Rich(highlight=False)
-        columns: Sequence[TextColumn | BarColumn | MofNCompleteColumn | TaskProgressColumn | TimeRemainingColumn] = (
+        self._rich, self._escape = Rich(highlight=False), escape
+        columns = (
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TextColumn("[bold]loss {task.fields[loss]}"),
@@ -97,7 +97,7 @@ class Bar(Quiet):
     def say(self, line: str) -> None:
         super().say(line)
         style = "yellow" if line.startswith("warning") else None
-        self._rich.print(escape(line), style=style, soft_wrap=True)
+        self._rich.print(self._escape(line), style=style, soft_wrap=True)
 
     def begin(self, step: int, steps: int) -> None:
         super().begin(step, steps)
