@@ -10,11 +10,12 @@ Neither jax nor flax is imported before the configuration is valid.
 
 import os
 import sys
+from contextlib import suppress
 
 from runner import garbage
 from runner.compose import Command, compose
 from runner.config import Config
-from runner.errors import STOPPED, ConfigError
+from runner.errors import ConfigError
 from runner.sweep.slurm import Slurm
 
 
@@ -47,7 +48,6 @@ if __name__ == "__main__":
         code = compose(sys.argv[1:], start)
     except KeyboardInterrupt:  # before there was anything to save; later the run listens for it
         sys.exit(130)
-    if code == STOPPED:  # everything is saved and closed; a compiler may still be at work in a thread of its own
+    with suppress(BrokenPipeError):
         sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)  # all is saved and closed; a thread that still compiles must not meet an interpreter that ends

@@ -201,12 +201,12 @@ def _stopped(session: Session, trouble: str) -> Outcome:
     notice, attempt, durable = session.watcher.notice, session.attempt, durable_step(session.run.checkpoints)
     lost = attempt.lost(durable)
     reasons = [trouble, "" if session.config.ckpt.last else "ckpt.last=false"]
-    reason = f" ({'; '.join(filter(None, reasons))})" if lost else ""
-    saved = f"checkpoint {durable} stands" if lost else "saved" if durable else "nothing to save yet"
-    fate = f"{saved}, {lost} steps are lost{reason}" if lost else saved
+    reason = f" ({'; '.join(filter(None, reasons))})" if any(reasons) else ""
+    saved = f"checkpoint {durable} stands" if durable else "nothing is saved"
+    fate = f"{saved}, {lost} steps are lost{reason}" if lost else "saved" if durable else "nothing to save yet"
+    then = "goes on from here" if durable or not lost else "starts over"
     session.console.say(
-        f"stopped by {notice} at step {durable + lost} of {session.config.train.steps}, {fate}; "
-        "the same command goes on from here"
+        f"stopped by {notice} at step {durable + lost} of {session.config.train.steps}, {fate}; the same command {then}"
     )
     best = attempt.best
     return Outcome("preempted", durable, best["value"] if best else None, STOPPED)

@@ -137,7 +137,9 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, whose children would ignore Ctrl-C
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # a shell's background job, whose children would ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

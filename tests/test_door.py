@@ -205,7 +205,8 @@ def test_a_stopped_sweep_exits_75_and_the_same_command_finishes_it(door: Door) -
 
 def test_without_checkpoints_a_stopped_run_says_that_it_starts_over(door: Door) -> None:
     said = door.kill_at(20, *SMALL, "ckpt=none", number=signal.SIGTERM)
-    assert "not saved (ckpt.last=false); the same command starts over" in said
+    assert "nothing is saved, " in said
+    assert "steps are lost (ckpt.last=false); the same command starts over" in said
     done = door.run(*SMALL, "ckpt=none")
     assert done.returncode == 0
     assert "finished 60 steps" in done.stdout
