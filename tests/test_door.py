@@ -225,7 +225,7 @@ def test_changed_data_is_refused_and_the_run_left_as_it_was(door: Door) -> None:
     assert "the data is not what this run was trained on" in done.stderr
     after = {path: path.read_bytes() for path in door.the_run.rglob("*") if path.is_file()}
     changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    assert changed <= {".lock", "run.log", "README.md"}
+    assert changed <= {".lock", ".pulse", "run.log", "README.md"}
 
 
 def test_a_full_disk_at_the_end_is_exit_5(door: Door) -> None:
