@@ -113,6 +113,12 @@ def test_an_account_by_hand() -> None:
     assert found.dollars == pytest.approx(3.6 * 95 / 3600)
 
 
+def test_who_claims_more_seconds_than_there_were_is_scaled_down() -> None:
+    """Two clocks need not agree: every bucket gives its share."""
+    found = account([line(1, 0, 10, (0, 5), seconds={"step": 15, "finish": 5})])
+    assert (found.buckets["progress"], found.buckets["finish"]) == (7_500, 2_500)
+
+
 def test_lost_is_what_a_later_attempt_began_before() -> None:
     """Also where the line knows better or worse: it was written before anybody knew."""
     taken_back = [line(1, 0, 10, (0, 30), lost_steps=0), line(2, 10, 20, (30, 60)), line(3, 20, 30, (20, 60))]
