@@ -5,7 +5,7 @@
 The default experiment, shortened. First it runs uninterrupted; then each strategy goes through the same trace: at these
 fractions of the uninterrupted wall-clock, counted while an attempt runs, it is sent SIGKILL (the machine is gone) or
 SIGTERM (thirty seconds of notice), and started again two seconds later. Where a run is finished before the trace is,
-the rest of the trace is not used. What is printed is what `python -m runner goodput` says. About ten minutes on two
+the rest of the trace is not used. What is printed is what `python -m runner goodput` says. About six minutes on two
 quiet cores; once each, so differences of a few per cent say nothing.
 """
 
