@@ -279,8 +279,14 @@ def test_a_run_at_work_counts_up_to_its_last_sign_of_life(killed: tuple[Path, di
     assert spans[1].started + (spans[1].end - spans[1].start) / 1000 == pytest.approx(beat.changed, abs=0.01)
 
 
-def test_the_verb(killed: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_verb(
+    killed: tuple[Path, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path, facts = killed
+    monkeypatch.setenv("COLUMNS", "160")  # a narrow terminal shortens why it ended
     picture = tmp_path / "time.png"
     assert main(["goodput", str(path), "--to", str(picture)]) == 0
     out = capsys.readouterr().out
