@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -712,3 +713,23 @@ def test_a_short_slurm_job_does_not_stop_as_it_begins(monkeypatch: pytest.Monkey
     notices = [question.ask() for _ in range(3)]
     assert all(notice is not None for notice in notices)
     assert [round(notice.due - now) for notice in notices if notice] == pytest.approx([30, 30, -5], abs=2)
+
+
+def test_slurm_repeats_itself_and_only_a_person_hurries() -> None:
+    code = (
+        "import os, signal, time\n"
+        "from runner.preempt.signals import ECHO_SECONDS, listening\n"
+        "from runner.preempt.watch import Watcher\n"
+        "with listening(Watcher(), ['TERM', 'INT'], 30.0):\n"
+        "    for number in (signal.SIGTERM, signal.SIGTERM):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "        time.sleep(2 * ECHO_SECONDS)\n"
+        "    print('still here', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(600)\n"
+    )
+    for job, number, said in (("17", signal.SIGINT, "still here"), (None, signal.SIGTERM, "")):
+        environment = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_ID"}
+        environment |= {"SLURM_JOB_ID": job} if job else {}
+        done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (128 + number, said), done.stderr
