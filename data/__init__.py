@@ -1,7 +1,7 @@
 """The data there is: option, default and range of each. Free of jax and grain, so a wrong command is answered at once.
 
-A data option says what it gives (`tokens` or `features`); `sources()` reads it and returns the training and the
-evaluation source. To add one: a dataclass here, a function in sources.py, a YAML in conf/data/.
+A data option says what it gives (`tokens`, `features` or `images`); `sources()` reads it and returns the training and
+the evaluation source. To add one: a dataclass here, a function in sources.py, a YAML in conf/data/.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """scikit-learn's real handwritten digits: 1,797 images of 8 × 8 pixels, as 64 features, in 10 classes."""
+    """scikit-learn's real handwritten digits: 1,797 images of 8 × 8 × 1 pixels in 10 classes."""
 
     kind: Literal["digits"] = "digits"
     batch_size: Count = 64
     eval_fraction: Fraction = 0.2
 
-    gives: ClassVar[str] = "features"
+    gives: ClassVar[str] = "images"
 
     def sources(self) -> Sources:
         from data.sources import digits

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sysconfig
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -36,10 +36,11 @@ class Sources:
 
     train: Source
     eval: Source
-    num_inputs: int  # features per example, or values per position
+    inputs: tuple[int, ...]  # the shape of one example: (features,), (height, width, channels) or (tokens,)
     num_outputs: int  # classes, or the vocabulary
     fingerprint: str  # hash of everything the examples are made of
     summary: str  # for a person: "12.1 MB of text in 734 files"
+    decode: Callable[[np.ndarray], str] | None = None  # tokens Int[seq] as text; None where they are none
     waits: bool = False  # whether taking examples may take long: then they are fetched ahead, by a thread
 
 
@@ -113,21 +114,28 @@ def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: f
     return _windows(*sides, seq_len, whole.hexdigest(), number)
 
 
+def as_text(tokens: Int[np.ndarray, "seq"]) -> str:
+    """Bytes as UTF-8."""
+    return np.asarray(tokens, np.uint8).tobytes().decode(errors="replace")
+
+
 def _windows(
     train: Iterable[np.ndarray], held_out: Iterable[np.ndarray], seq_len: int, fingerprint: str, files: str
 ) -> Sources:
     empty = np.zeros(0, np.uint8)
     mine, theirs = (Windows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out))
     sizes = f"{len(mine.corpus) / 1e6:.1f} + {len(theirs.corpus) / 1e6:.1f}"
-    return Sources(mine, theirs, 1, NUM_BYTES, fingerprint, f"{sizes} MB of text (train + eval) in {files}")
+    summary = f"{sizes} MB of text (train + eval) in {files}"
+    return Sources(mine, theirs, (seq_len,), NUM_BYTES, fingerprint, summary, as_text)
 
 
 def digits(eval_fraction: float) -> Sources:
-    """The UCI handwritten digits as scikit-learn ships them, features scaled to [0, 1]; the split is fixed."""
+    """The UCI handwritten digits as scikit-learn ships them, pixels scaled to [0, 1]; the split is fixed."""
     table = _digits()
     pixels, labels = table[:, :-1], table[:, -1]
     return _split_table(
-        {"features": (pixels / 16.0).astype(np.float32), "label": labels.astype(np.int32)}, eval_fraction
+        {"inputs": (pixels / 16.0).astype(np.float32).reshape(-1, 8, 8, 1), "label": labels.astype(np.int32)},
+        eval_fraction,
     )
 
 
@@ -149,9 +157,13 @@ def _split_table(columns: dict[str, np.ndarray], eval_fraction: float) -> Source
     cut = int(len(whole) * (1.0 - eval_fraction))
     digest = hashlib.sha256(b"".join(column.tobytes() for column in columns.values())).hexdigest()
     summary = f"{cut} + {len(whole) - cut} examples (train + eval)"
-    num_inputs = columns["features"].shape[1]
     return Sources(
-        Table(whole.take(order[:cut])), Table(whole.take(order[cut:])), num_inputs, NUM_CLASSES, digest, summary
+        Table(whole.take(order[:cut])),
+        Table(whole.take(order[cut:])),
+        columns["inputs"].shape[1:],
+        NUM_CLASSES,
+        digest,
+        summary,
     )
 
 
@@ -180,7 +192,9 @@ def synthetic_tokens(size: int, seq_len: int) -> Sources:
     content: UInt8[np.ndarray, "bytes"] = np.random.default_rng(0).integers(0, NUM_BYTES, size * seq_len + 1, np.uint8)
     source = Windows(content, seq_len)
     held_out = Windows(content[: max(size // 8, 1) * seq_len + 1], seq_len)
-    return Sources(source, held_out, 1, NUM_BYTES, f"synthetic tokens {size} {seq_len}", f"{size} random windows")
+    return Sources(
+        source, held_out, (seq_len,), NUM_BYTES, f"synthetic tokens {size} {seq_len}", f"{size} random windows"
+    )
 
 
 def synthetic_features(size: int, num_features: int) -> Sources:
@@ -188,4 +202,4 @@ def synthetic_features(size: int, num_features: int) -> Sources:
     rng = np.random.default_rng(0)
     features: Float[np.ndarray, "size features"] = rng.standard_normal((size, num_features)).astype(np.float32)
     label = (features @ rng.standard_normal((num_features, NUM_CLASSES))).argmax(axis=1).astype(np.int32)
-    return _split_table({"features": features, "label": label}, eval_fraction=1 / 8)
+    return _split_table({"inputs": features, "label": label}, eval_fraction=1 / 8)

@@ -1,11 +1,12 @@
 """The models there are: option, default and range of each. Free of jax, so a wrong command is answered at once.
 
-A model option says what it takes (`tokens` or `features`), which remat scopes it declares, and which objective trains
-it; `build` imports the heavy module. To add one: a dataclass here, a module beside it, a YAML in conf/model/.
+A model option says what it takes (`tokens`, `features`, `images`), which remat scopes it declares, and which objective
+trains it; `build` imports the heavy module. To add one: a dataclass here, a module beside it, a YAML in conf/model/.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -29,7 +30,7 @@ class Gpt:
     hidden: Count = 512
     dropout: Rate = 0.0
 
-    takes: ClassVar[str] = "tokens"
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "ffn")
     objective: ClassVar[str] = "next_token"
 
@@ -39,8 +40,8 @@ class Gpt:
                 f"width={self.width} must be a multiple of 2 × num_heads={2 * self.num_heads} (rotary pairs per head)"
             )
 
-    def build(self, num_inputs: int, num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """A fresh model; `num_inputs` (values per position) is not used, `num_outputs` is the vocabulary."""
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A fresh model; `inputs` is the shape of an example, `num_outputs` the vocabulary."""
         from models.gpt import GPT
 
         return GPT(self, vocab=num_outputs, rngs=rngs)
@@ -55,15 +56,15 @@ class Mlp:
     width: Count = 128
     dropout: Rate = 0.0
 
-    takes: ClassVar[str] = "features"
+    takes: ClassVar[tuple[str, ...]] = ("features", "images")
     scopes: ClassVar[tuple[str, ...]] = ("block",)
     objective: ClassVar[str] = "classify"
 
-    def build(self, num_inputs: int, num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """A fresh model from `num_inputs` features to `num_outputs` classes."""
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A fresh model from examples of the shape `inputs` to `num_outputs` classes."""
         from models.mlp import MLP
 
-        return MLP(self, num_inputs=num_inputs, num_classes=num_outputs, rngs=rngs)
+        return MLP(self, num_inputs=math.prod(inputs), num_classes=num_outputs, rngs=rngs)
 
 
 Model = Gpt | Mlp

@@ -34,9 +34,9 @@ class MLP(nnx.Module):
         )
         self.head = nnx.Linear(option.width, num_classes, rngs=rngs)
 
-    def __call__(self, features: Float[Array, "batch inputs"]) -> Float[Array, "batch classes"]:
-        """Logits of the classes."""
-        x = features
+    def __call__(self, inputs: Float[Array, "batch *inputs"]) -> Float[Array, "batch classes"]:
+        """Logits of the classes; an image is a long row of features."""
+        x = inputs.reshape(len(inputs), -1)
         for layer in self.hidden:
             x = layer(x)
         return self.head(x)

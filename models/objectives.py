@@ -29,8 +29,8 @@ def next_token(model: nnx.Module, batch: Batch) -> Examples:
 
 
 def classify(model: nnx.Module, batch: Batch) -> Examples:
-    """Cross-entropy (nats) and accuracy; batch: features Float[batch inputs], label Int[batch]."""
-    logits = model(batch["features"])
+    """Cross-entropy (nats) and accuracy; batch: inputs Float[batch *inputs], label Int[batch]."""
+    logits = model(batch["inputs"])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     return {"loss": loss, "accuracy": (logits.argmax(axis=-1) == batch["label"]).astype(loss.dtype)}
 

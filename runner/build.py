@@ -24,8 +24,9 @@ from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, prefligh
 from runner.checkpoint.record import PROGRESS, STATE, save_seconds
 from runner.checkpoint.strategy import Failures
 from runner.checkpoint.transfer import Report, transfer
-from runner.config import Config, fingerprint
+from runner.config import Config
 from runner.errors import ConfigError
+from runner.identity import fingerprint
 from runner.ledger import Attempt, interruptions
 from runner.log import Fanout, Logger, Wandb, reached
 from runner.log.console import Console
@@ -66,7 +67,7 @@ def build(config: Config) -> Built:
     stream = Stream(sources.train, batch_size=config.data.batch_size, seed=config.seed)
 
     def make_model() -> nnx.Module:
-        return config.model.build(sources.num_inputs, sources.num_outputs, nnx.Rngs(config.seed))
+        return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
 
     network = steps.take_apart(make_model)
     objective = OBJECTIVES[config.model.objective]

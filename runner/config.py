@@ -2,14 +2,13 @@
 
 The only file that knows omegaconf and pydantic. The option dataclasses live with the parts they configure; here they
 are put together, validated strictly (no coercion, no unknown key) and checked against each other, before jax starts
-and before anything is written. A key is free, resumable or part of a run's identity: that is decided here as well.
+and before anything is written.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -119,10 +118,10 @@ class Config:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.model.takes != self.data.gives:
+        if self.data.gives not in self.model.takes:
             raise ValueError(
-                f"model={self.model.kind} takes {self.model.takes}, but data={self.data.kind} gives {self.data.gives}; "
-                f"choose {_fitting(self.model.takes)} or {_fitting_model(self.data.gives)}"
+                f"model={self.model.kind} takes {' or '.join(self.model.takes)}, but data={self.data.kind} gives "
+                f"{self.data.gives}; choose {_fitting(self.model.takes)} or {_fitting_model(self.data.gives)}"
             )
         if unknown := sorted(self.remat.scopes - set(self.model.scopes)):
             raise ValueError(
@@ -136,64 +135,6 @@ class Config:
     def document(self) -> dict[str, Any]:
         """The validated document, defaults included, as plain JSON values."""
         return _adapter(Config).dump_python(self, mode="json")
-
-
-# Where a run lives, what it prints and when it gives up: not part of what it computes or of the files it leaves.
-PLACE = (
-    *("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt", "compile_cache"),
-    *("train.hang_seconds", "train.max_crashes", "train.max_rollbacks", "train.dollars_per_hour"),
-)
-# May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
-FREE = (
-    *(*PLACE, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
-    *("ckpt", "retention", "score", "mesh", "remat"),
-)
-RESUMABLE = ("train.steps", "optim")
-IDENTITY_WITHIN = ("optim.kind",)  # the optimizer's state has another shape
-
-Class = Literal["free", "resumable", "identity"]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """One key that differs between the configuration a run was started with and the one it is continued with."""
-
-    key: str
-    old: Any
-    new: Any
-
-    @property
-    def kind(self) -> Class:
-        return class_of(self.key)
-
-    def __str__(self) -> str:
-        return f"{self.key}: {json.dumps(self.old)} → {json.dumps(self.new)}"
-
-
-def class_of(key: str) -> Class:
-    """Whether a key may change in a continued run."""
-    if _within(key, IDENTITY_WITHIN):
-        return "identity"
-    if _within(key, FREE):
-        return "free"
-    return "resumable" if _within(key, RESUMABLE) else "identity"
-
-
-def drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
-    """What differs between two documents, key by key; where a run lives and what it prints is left out."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    keys = [key for key in {**before, **after} if not _within(key, PLACE)]
-    return [Drift(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
-
-
-def fingerprint(document: Mapping[str, Any]) -> str:
-    """Eight hex digits over every key that can change the result or the files of a run, in no order."""
-    return _hash({key: value for key, value in _leaves(document) if not _within(key, PLACE)})
-
-
-def identity(document: Mapping[str, Any]) -> str:
-    """Eight hex digits over the identity keys only: equal where one run could be continued as the other."""
-    return _hash({key: value for key, value in _leaves(document) if class_of(key) == "identity"})
 
 
 def load(document: Any) -> Config:
@@ -276,25 +217,9 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and (node or not prefix):
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
+def _fitting(takes: tuple[str, ...]) -> str:
+    return " or ".join(f"data={data.kind}" for data in get_args(Data) if data.gives in takes)
 
 
-def _within(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _hash(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _fitting(gives: str) -> str:
-    return " or ".join(f"data={data.kind}" for data in get_args(Data) if data.gives == gives)
-
-
-def _fitting_model(takes: str) -> str:
-    return " or ".join(f"model={model.kind}" for model in get_args(Model) if model.takes == takes)
+def _fitting_model(gives: str) -> str:
+    return " or ".join(f"model={model.kind}" for model in get_args(Model) if gives in model.takes)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from runner import rundir
 from runner.checkpoint.record import durable_step, locate
-from runner.config import PLACE, Config, Drift, drift, fingerprint, identity, read, write
+from runner.config import Config, read, write
 from runner.crashes import give_up, relapse
 from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
+from runner.identity import PLACE, Drift, drift, fingerprint, identity
 from runner.ledger import Attempt, attempts
 from runner.log.console import Console, choose
 from runner.moment import Outcome

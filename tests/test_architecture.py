@@ -43,6 +43,7 @@ FENCES = {
 # Modules that must answer without jax: they are imported before the configuration is valid, or by tools that only look.
 NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
+    "runner.identity",
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
     *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse"),
     *("runner.stopwatch", "runner.garbage"),
@@ -80,7 +81,14 @@ MAY_KNOW = {
         *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy"),
     ),
     "runner.experiment": (
-        *("runner.config", "runner.crashes", "runner.ledger", "runner.log.console", "runner.preempt"),
+        *(
+            "runner.config",
+            "runner.crashes",
+            "runner.identity",
+            "runner.ledger",
+            "runner.log.console",
+            "runner.preempt",
+        ),
         *("runner.provenance", "runner.readme", "runner.training"),
     ),
     "runner.training": (
@@ -89,7 +97,8 @@ MAY_KNOW = {
         *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.programs", "runner.readme"),
     ),
     "runner.build": (
-        *("data", "models", "runner.checkpoint", "runner.config", "runner.ledger", "runner.log", "runner.loop"),
+        *("data", "models", "runner.checkpoint", "runner.config", "runner.identity", "runner.ledger", "runner.log"),
+        "runner.loop",
         *("runner.mesh", "runner.preempt", "runner.programs", "runner.step"),
     ),
     "runner.programs": ("models", "runner.compiled", "runner.config", "runner.mesh", "runner.preempt.watch"),
@@ -136,7 +145,7 @@ MAY_KNOW = {
     "runner.tools.place": ("runner.checkpoint.digest", "runner.ledger"),
     "runner.tools.ls": ("runner.checkpoint.restore", "runner.checkpoint.retention", "runner.tools"),
     "runner.tools.show": ("runner.checkpoint.arrays", "runner.tools"),
-    "runner.tools.diff": ("runner.checkpoint.arrays", "runner.checkpoint.digest", "runner.config", "runner.tools"),
+    "runner.tools.diff": ("runner.checkpoint.arrays", "runner.checkpoint.digest", "runner.identity", "runner.tools"),
     "runner.tools.verify": ("runner.tools",),
     "runner.tools.why": ("runner.checkpoint.digest", "runner.checkpoint.restore", "runner.tools"),
     "runner.tools.pin": ("runner.checkpoint.digest", "runner.tools"),

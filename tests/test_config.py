@@ -10,8 +10,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runner.config import class_of, continued, drift, fingerprint, identity, load, read, write
+from runner.config import continued, load, read, write
 from runner.errors import ConfigError, RefusedError
+from runner.identity import class_of, drift, fingerprint, identity
 from runner.rundir import slug
 
 DOCUMENT: dict[str, Any] = {

@@ -86,19 +86,19 @@ def test_a_folder_of_text_is_read_in_the_order_of_names(tmp_path: Path) -> None:
 
 def test_digits_are_real_and_split_without_overlap() -> None:
     sources = Digits().sources()
-    assert (len(sources.train), len(sources.eval), sources.num_inputs, sources.num_outputs) == (1437, 360, 64, 10)
+    assert (len(sources.train), len(sources.eval), sources.inputs, sources.num_outputs) == (1437, 360, (8, 8, 1), 10)
     rows = [
-        {row.tobytes() for row in side.take(np.arange(len(side)))["features"]} for side in (sources.train, sources.eval)
+        {row.tobytes() for row in side.take(np.arange(len(side)))["inputs"]} for side in (sources.train, sources.eval)
     ]
     assert len(rows[0] & rows[1]) == 0
-    assert sources.train.take(np.arange(5))["features"].max() == 1.0
+    assert sources.train.take(np.arange(5))["inputs"].max() == 1.0
 
 
 def test_synthetic_data_is_the_same_on_every_machine() -> None:
     tokens = Synthetic(size=8, seq_len=4).sources().train.take(np.array([0]))["tokens"]
     assert tokens.tolist() == [[95, 130, 194, 217, 207]]
     features = Synthetic(gives="features", size=64, num_features=3).sources()
-    assert features.num_inputs == 3
+    assert features.inputs == (3,)
     assert set(features.train.take(np.arange(56))["label"].tolist()) <= set(range(10))
 
 

@@ -39,7 +39,7 @@ def flops(jaxpr: Any) -> int:
 
 def loss_and_grads(option: Model, batch: dict[str, Any]) -> Any:
     """A function of parameters to ((loss, variables after), gradients), and parameters."""
-    model = option.build(batch["features"].shape[1] if "features" in batch else 1, 256, nnx.Rngs(0))
+    model = option.build(batch["inputs"].shape[1:] if "inputs" in batch else (SEQ,), 256, nnx.Rngs(0))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params: nnx.State) -> Any:
@@ -115,13 +115,13 @@ def test_an_inner_jit_is_not_reused_under_another_plan() -> None:
 
 @pytest.mark.parametrize("option", [GPT, Mlp(width=16, dropout=0.1)], ids=lambda option: option.kind)
 def test_every_declared_scope_is_entered(option: Model) -> None:
-    batch = TOKENS if option.takes == "tokens" else {"features": jnp.ones((4, 8)), "label": jnp.zeros(4, jnp.int32)}
+    batch = TOKENS if "tokens" in option.takes else {"inputs": jnp.ones((4, 8)), "label": jnp.zeros(4, jnp.int32)}
     for name in option.scopes:
         assert traced(type("One", (), {"scopes": frozenset({name})}), option, batch)[2] == {name}
 
 
 def test_a_token_does_not_see_the_future() -> None:
-    model = GPT.build(1, 256, nnx.Rngs(0))
+    model = GPT.build((SEQ,), 256, nnx.Rngs(0))
     model.eval()
     tokens = TOKENS["tokens"].astype(jnp.int32)
     changed = tokens.at[:, 9:].set(7)
@@ -131,14 +131,14 @@ def test_a_token_does_not_see_the_future() -> None:
 
 def test_positions_matter() -> None:
     """Rotary embedding: attention without it could not tell the order of earlier tokens."""
-    model = GPT.build(1, 256, nnx.Rngs(0))
+    model = GPT.build((SEQ,), 256, nnx.Rngs(0))
     model.eval()
     one, two = model(jnp.array([[1, 2, 3]])), model(jnp.array([[2, 1, 3]]))
     assert np.abs(np.asarray(one[:, -1] - two[:, -1])).max() > 1e-6
 
 
 def test_layers_differ_and_drop_differently() -> None:
-    model = GPT.build(1, 256, nnx.Rngs(0))
+    model = GPT.build((SEQ,), 256, nnx.Rngs(0))
     kernels = np.asarray(model.blocks.attention.qkv.kernel[...])
     assert kernels.shape[0] == GPT.num_layers
     assert not np.array_equal(kernels[0], kernels[1])

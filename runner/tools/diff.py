@@ -15,8 +15,8 @@ from runner.checkpoint import arrays
 from runner.checkpoint.arrays import Leaf
 from runner.checkpoint.digest import problem_of
 from runner.checkpoint.record import STATE, progress_of
-from runner.config import Drift, drift
 from runner.errors import RefusedError
+from runner.identity import Drift, drift
 from runner.tools import Answer, Say
 from runner.tools.place import Checkpoint, checkpoint_at, maker_of
 from runner.tools.settings import document_of

@@ -32,7 +32,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 option = models.Gpt() if kind == "gpt" else models.Mlp()
 choice = data.Stdlib() if kind == "gpt" else data.Digits()
-num_inputs, num_outputs = (1, 256) if kind == "gpt" else (64, 10)
+inputs, num_outputs = ((128,), 256) if kind == "gpt" else ((8, 8, 1), 10)
 stored = folder / "batch.npz"
 if what == "go" and sys.argv[4:] == ["batch"]:
     batch = dict(np.load(stored))
@@ -51,7 +51,7 @@ tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, 
 
 
 def make():
-    return option.build(num_inputs, num_outputs, nnx.Rngs(0))
+    return option.build(inputs, num_outputs, nnx.Rngs(0))
 
 
 graphdef, abstract_params, abstract_rest = nnx.split(nnx.eval_shape(make), nnx.Param, ...)

@@ -77,7 +77,7 @@ def configuration(model: dict[str, object], gives: str, seq_len: int, batch_size
 def bare(config: Config, num_steps: int) -> Callable[[], float]:
     """A loop as one would write it by hand. Gives seconds for a segment of steps."""
     sources = config.data.sources()
-    model = config.model.build(sources.num_inputs, sources.num_outputs, nnx.Rngs(0))
+    model = config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(0))
     objective = OBJECTIVES[config.model.objective]
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(4e-3, b2=0.99, weight_decay=0.1))

@@ -1,0 +1,82 @@
+"""What makes two configurations the same run: which keys may change when one is continued, and the hash of the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# Where a run lives, what it prints and when it gives up: not part of what it computes or of the files it leaves.
+PLACE = (
+    *("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt", "compile_cache"),
+    *("train.hang_seconds", "train.max_crashes", "train.max_rollbacks", "train.dollars_per_hour"),
+)
+# May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
+FREE = (
+    *(*PLACE, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
+    *("ckpt", "retention", "score", "mesh", "remat"),
+)
+RESUMABLE = ("train.steps", "optim")
+IDENTITY_WITHIN = ("optim.kind",)  # the optimizer's state has another shape
+
+Class = Literal["free", "resumable", "identity"]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One key that differs between the configuration a run was started with and the one it is continued with."""
+
+    key: str
+    old: Any
+    new: Any
+
+    @property
+    def kind(self) -> Class:
+        return class_of(self.key)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {json.dumps(self.old)} → {json.dumps(self.new)}"
+
+
+def class_of(key: str) -> Class:
+    """Whether a key may change in a continued run."""
+    if _within(key, IDENTITY_WITHIN):
+        return "identity"
+    if _within(key, FREE):
+        return "free"
+    return "resumable" if _within(key, RESUMABLE) else "identity"
+
+
+def drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
+    """What differs between two documents, key by key; where a run lives and what it prints is left out."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = [key for key in {**before, **after} if not _within(key, PLACE)]
+    return [Drift(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """Eight hex digits over every key that can change the result or the files of a run, in no order."""
+    return _hash({key: value for key, value in _leaves(document) if not _within(key, PLACE)})
+
+
+def identity(document: Mapping[str, Any]) -> str:
+    """Eight hex digits over the identity keys only: equal where one run could be continued as the other."""
+    return _hash({key: value for key, value in _leaves(document) if class_of(key) == "identity"})
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and (node or not prefix):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _within(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
