@@ -1,7 +1,8 @@
 """The models there are: option, default and range of each. Free of jax, so a wrong command is answered at once.
 
-A model option says what it takes (`tokens`, `features`, `images`), which remat scopes it declares, and which objective
-trains it; `build` imports the heavy module. To add one: a dataclass here, a module beside it, a YAML in conf/model/.
+A model option says what it takes (`tokens`, `features`, `images`), which remat scopes it declares, which objective
+trains it, and what it can show (kinds of `eval`); `build` imports the heavy module. To add one: a dataclass here, a
+module beside it, a YAML in conf/model/.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Gpt:
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "ffn")
     objective: ClassVar[str] = "next_token"
+    shows: ClassVar[tuple[str, ...]] = ("text",)
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
@@ -59,6 +61,7 @@ class Mlp:
     takes: ClassVar[tuple[str, ...]] = ("features", "images")
     scopes: ClassVar[tuple[str, ...]] = ("block",)
     objective: ClassVar[str] = "classify"
+    shows: ClassVar[tuple[str, ...]] = ()
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model from examples of the shape `inputs` to `num_outputs` classes."""

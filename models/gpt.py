@@ -39,9 +39,19 @@ class GPT(nnx.Module):
             x = through(self.dropout(self.embed(tokens)), self.blocks)
         return self.embed.attend(self.norm(x))
 
+    def sample(
+        self, prompt: Int[Array, "seq"], key: Key[Array, ""], temperature: Float[Array, ""], num_tokens: int
+    ) -> Int[Array, "total"]:
+        """`prompt` and `num_tokens` more tokens after it."""
+        return sample(self, prompt, num_tokens, key, temperature)
+
 
 def sample(
-    model: GPT, prompt: Int[Array, "seq"], num_tokens: int, key: Key[Array, ""], temperature: float = 0.8
+    model: GPT,
+    prompt: Int[Array, "seq"],
+    num_tokens: int,
+    key: Key[Array, ""],
+    temperature: float | Float[Array, ""] = 0.8,
 ) -> Int[Array, "total"]:
     """`prompt` and `num_tokens` more tokens after it. One forward pass over the whole length per token, no cache."""
     start, total = prompt.shape[0], prompt.shape[0] + num_tokens

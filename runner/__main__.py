@@ -31,6 +31,7 @@ VERBS = {
     "prune": ("prune", "delete now what retention lets go"),
     "digest": ("digest", "one SHA-256 of what a checkpoint means, however it was written"),
     "export": ("export", "the weights alone, as safetensors or npz, with a model card"),
+    "eval": ("eval", "what the evaluations of a run, or others, measure on one of its checkpoints"),
     "supervise": ("supervise", "run a command again until it is done: after stops, and within a budget after crashes"),
     "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
     "drill": ("drill", "a configuration untouched and again while it is killed: every bit compared; exit 1 where not"),

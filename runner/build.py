@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from data import Data
-from data.pipeline import Stream, in_order
+from data.pipeline import Stream
 from data.sources import Sources
 from models.objectives import OBJECTIVES
 from models.scopes import Plan
@@ -26,6 +25,8 @@ from runner.checkpoint.strategy import Failures
 from runner.checkpoint.transfer import Report, transfer
 from runner.config import Config
 from runner.errors import ConfigError
+from runner.evaluate import Text, cadences, due
+from runner.evaluate.measure import Evaluator
 from runner.identity import fingerprint
 from runner.ledger import Attempt, interruptions
 from runner.log import Fanout, Logger, Wandb, reached
@@ -33,14 +34,14 @@ from runner.log.console import Console
 from runner.log.jsonl import Jsonl, Until, cut
 from runner.loop import Cadence, Parts, Reached
 from runner.mesh import batched, replicated
+from runner.moment import Values
 from runner.preempt.ahead import Ahead
 from runner.preempt.grace import Grace
 from runner.preempt.watch import Watcher
-from runner.programs import EvalStep, Programs
+from runner.programs import Programs
 from runner.rundir import Run
 
 State = steps.State
-Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Built:
     train_step: jax.stages.Wrapped  # not compiled yet
     eval_step: jax.stages.Wrapped
     model: Callable[[State], nnx.Module]
+    evaluator: Evaluator
     put: Callable[[Any], Any]
     plan: Plan
 
@@ -75,6 +77,16 @@ def build(config: Config) -> Built:
     tx = config.optim.build(schedule, steps.decays)
     init, abstract = steps.place(partial(steps.init, make_model, tx), replicated(mesh))
     sharding = batched(mesh)
+
+    def model(state: State) -> nnx.Module:
+        return steps.assemble(network.eval, network, state)
+
+    def put(batch: Any) -> Any:
+        return jax.device_put(batch, sharding)
+
+    evaluator = Evaluator(
+        config.eval, sources, model, put, config.data.batch_size, config.train.eval_batches, config.seed
+    )
     return Built(
         sources=sources,
         stream=stream,
@@ -84,8 +96,9 @@ def build(config: Config) -> Built:
         abstract=abstract,
         train_step=jax.jit(steps.train_step(network, objective, tx, schedule), donate_argnums=0),
         eval_step=jax.jit(steps.eval_step(network, objective)),
-        model=lambda state: steps.assemble(network.eval, network, state),
-        put=lambda batch: jax.device_put(batch, sharding),
+        model=model,
+        evaluator=evaluator,
+        put=put,
         plan=Plan(config.remat.scopes),
     )
 
@@ -98,23 +111,6 @@ def restore(built: Built, checkpoint: Path) -> State:
 def warm(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, Report]:
     """A fresh state with the weights of another run's checkpoint, and what did not fit."""
     return transfer(built.init(), checkpoint, partial=partial, stacked=steps.is_stacked)
-
-
-def evaluate(
-    built: Built, config: Config, eval_step: EvalStep, between: Callable[[], None], state: State
-) -> dict[str, float]:
-    """The mean of every metric over the evaluation data (its first `train.eval_batches` batches).
-
-    `between` is called before each batch: it may raise to end it.
-    """
-    sums: dict[str, Any] = {}
-    num_batches = config.train.eval_batches
-    for batch, weights in in_order(built.sources.eval, batch_size=config.data.batch_size, num_batches=num_batches):
-        between()
-        new = eval_step(state, built.put(batch), built.put(weights))
-        sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
-    weight = float(sums.pop("weight"))
-    return {name: float(value) / weight for name, value in sums.items()}
 
 
 @contextmanager
@@ -143,9 +139,9 @@ def live(
         is_finite = jax.jit(steps.is_finite)
         data = opened.enter_context(closing(Ahead(built.stream, watcher))) if built.sources.waits else built.stream
         yield Parts(
-            cadence=Cadence(config.train.steps, config.train.log_steps, config.train.eval_steps),
+            cadence=Cadence(config.train.steps, config.train.log_steps, cadences(config.eval, config.train.eval_steps)),
             train_step=programs.train.result(),
-            evaluate=partial(_evaluate, built, config, programs, attempt, watcher),
+            evaluate=partial(_evaluate, built, config, programs, run, attempt, watcher),
             is_finite=lambda state: bool(is_finite(state["params"])),
             items=partial(_items, built, attempt),
             data=data,
@@ -167,15 +163,24 @@ def _items(built: Built, attempt: Attempt, at: Reached, position: Mapping[str, A
 
 
 def _evaluate(
-    built: Built, config: Config, programs: Programs, attempt: Attempt, watcher: Watcher, state: State
-) -> dict[str, float]:
-    """An evaluation that gives signs of life, and ends where a stop is asked for."""
+    built: Built,
+    config: Config,
+    programs: Programs,
+    run: Run,
+    attempt: Attempt,
+    watcher: Watcher,
+    state: State,
+    step: int,
+) -> dict[str, Values]:
+    """The evaluations due at a step, with signs of life; they end where a stop is asked for."""
 
     def between() -> None:
         watcher.check()
         attempt.pulse.phase("eval")
 
-    return evaluate(built, config, watcher.wait_for(programs.eval), between, state)
+    names = due(config.eval, config.train.eval_steps, step, config.train.steps)
+    program = watcher.wait_for(programs.eval)
+    return built.evaluator(names, state, program, run.path, f"media/{{}}/{step:08}", between)
 
 
 def _jsonl(path: Path, until: Until, attempt: int, console: Console) -> Jsonl:
@@ -226,17 +231,11 @@ def _checkpointer(
 
 
 def showcase(built: Built, config: Config, state: State) -> str | None:
-    """A sample of what the model has learned, for a person; None for a model that has nothing to show."""
-    if config.model.kind != "gpt" or config.data.kind == "synthetic":
+    """How a language model goes on after a text it has not seen; None for a model, or data, without words."""
+    if "text" not in config.model.shows or built.sources.decode is None:
         return None
-    from models.gpt import GPT, sample
-
-    model = built.model(state)
-    assert isinstance(model, GPT)
-    prompt = np.frombuffer(b"def ", np.uint8).astype(np.int32)
-    tokens = jax.jit(partial(sample, num_tokens=252))(model, prompt, key=jax.random.key(config.seed))
-    text = bytes(np.asarray(tokens, np.uint8)).decode(errors="replace")
-    return "".join(char if char.isprintable() or char == "\n" else "·" for char in text)  # a terminal obeys the rest
+    ((prompt, text),) = built.evaluator.written(Text(count=1, new_tokens=240), built.model(state))
+    return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)  # a terminal obeys
 
 
 def num_bytes(built: Built) -> int:

@@ -29,6 +29,7 @@ from runner.checkpoint.record import Score
 from runner.checkpoint.retention import Keep
 from runner.checkpoint.strategy import Rule
 from runner.errors import ConfigError, RefusedError
+from runner.evaluate import Evaluation, Metrics
 from runner.explain import explain
 from runner.log import Log
 from runner.mesh import Mesh
@@ -37,18 +38,20 @@ from runner.remat.policy import Remat
 
 Count = Annotated[int, Ge(1)]
 BY_KIND = Field(discriminator="kind")
+Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """How long to train, how often to look, which weights a finished run ends on, and when to give up.
 
+    `steps=0` evaluates a run that is there (with dir=RUN, or as `python -m runner eval`).
     `hang_seconds`: without a sign of life for so long, the process ends (exit 1); null: never. `max_crashes`: a step
     that failed so often in a row is tried once more from an older checkpoint, then no more. `max_rollbacks`: so often
     a run goes back and skips a batch on which the loss was not finite. `dollars_per_hour` is for the goodput report.
     """
 
-    steps: Count = 600
+    steps: Annotated[int, Ge(0)] = 600
     log_steps: Count = 10
     eval_steps: Count = 100
     eval_batches: Count = 40
@@ -110,6 +113,7 @@ class Config:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     root: str = "outputs"
     seed: Annotated[int, Ge(0)] = 0
+    eval: Mapping[Split, Annotated[Evaluation, BY_KIND]] = field(default_factory=lambda: {"eval": Metrics()})
     init_from: InitFrom = field(default_factory=InitFrom)
     compile_cache: str = "auto"
     dir: str | None = None
@@ -128,8 +132,26 @@ class Config:
                 f"remat={self.remat.kind} recomputes the scope '{unknown[0]}', which model={self.model.kind} does not "
                 f"declare (it has: {', '.join(self.model.scopes)}); choose another remat"
             )
+        if self.train.steps == 0 and self.dir is None:
+            raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
+        self._check_evaluations()
         if self.overwrite and self.resume != "never":
             raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
+
+    def _check_evaluations(self) -> None:
+        if self.eval.keys() & {"train", "save"}:
+            raise ValueError("eval.train: this name is taken by training itself; choose another")
+        for name, option in self.eval.items():
+            if not isinstance(option, Metrics) and option.kind not in self.model.shows:
+                shows = ", ".join(self.model.shows) or "nothing"
+                raise ValueError(f"eval.{name}: model={self.model.kind} makes no {option.kind} (it has: {shows})")
+        split = self.score.metric.partition("/")[0]
+        if not isinstance(self.eval.get(split), Metrics):
+            measured = ", ".join(name for name, option in self.eval.items() if isinstance(option, Metrics))
+            raise ValueError(
+                f"score.metric={self.score.metric}: no evaluation named '{split}' measures anything "
+                f"({f'there is: {measured}' if measured else 'add it: eval=[metrics,…]'})"
+            )
 
     @property
     def document(self) -> dict[str, Any]:

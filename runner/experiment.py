@@ -36,6 +36,8 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
 
     Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
     """
+    if config.train.steps == 0:
+        return evaluated(config, overrides)
     place, drifts, done = standing(config, overrides)
     if done:
         return done
@@ -47,6 +49,16 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
         with rundir.locked(place), watching(config.preempt, place, watcher, began):
             attempt = Attempt(place, config.score, config.train.steps, identity(config.document), began)
             return _worked_on(config, place, overrides, drifts, attempt, watcher)
+
+
+def evaluated(config: Config, overrides: Sequence[str]) -> Outcome:
+    """A run that is there, evaluated as this configuration says; it is only read."""
+    place = _place(config, overrides)
+    _admit(config, place)
+    from runner.evaluate.again import again
+
+    found = again(config, place, print)
+    return Outcome("evaluated", found.step, found.score(config.score.metric), 0)
 
 
 def standing(config: Config, overrides: Sequence[str]) -> tuple[Run, list[Drift], Outcome | None]:

@@ -16,7 +16,7 @@ PLACE = (
 # May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
 FREE = (
     *(*PLACE, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
-    *("ckpt", "retention", "score", "mesh", "remat"),
+    *("ckpt", "retention", "score", "mesh", "remat", "eval"),
 )
 RESUMABLE = ("train.steps", "optim")
 IDENTITY_WITHIN = ("optim.kind",)  # the optimizer's state has another shape

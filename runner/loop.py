@@ -81,7 +81,11 @@ class Cadence:
 
     steps: int
     log_steps: int
-    eval_steps: int
+    eval_steps: frozenset[int]  # one for each evaluation
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is something to evaluate after a step."""
+        return step == self.steps or any(step % every == 0 for every in self.eval_steps)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Parts:
 
     cadence: Cadence
     train_step: Callable[[State, Mapping[str, Any]], tuple[State, Mapping[str, Any]]]
-    evaluate: Callable[[State], dict[str, float]]  # raises Stopped where a stop is asked for
+    evaluate: Callable[[State, int], Mapping[str, Mapping[str, Any]]]  # by split; raises Stopped where one is asked for
     is_finite: Callable[[State], bool]
     items: Callable[[Reached, dict[str, Any]], Mapping[str, Any]]  # what a checkpoint holds; the position of the data
     data: Data
@@ -131,7 +135,7 @@ def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
                     state, metrics = parts.train_step(state, batch)
                     step += 1
                     flight.take_off(step, metrics)
-                    owes = step % cadence.eval_steps == 0 or step == cadence.steps
+                    owes = cadence.evaluates(step)
                 measured: dict[str, float] = {}
                 if owes:
                     flight.land_all()
@@ -242,11 +246,14 @@ def _save(parts: Parts, flight: Flight, at: Reached, moment: Moment, reason: str
 
 
 def _evaluate(parts: Parts, state: State, step: int) -> dict[str, float]:
+    """All that is due at this step, then its lines: where it is cut short, none of it is in the log."""
     start = time.perf_counter()
     with parts.ledger.spend("eval"):
-        values = parts.evaluate(state)
-    parts.logger.log(step, "eval", values)
-    measured = {f"eval/{name}": value for name, value in values.items()}
+        found = parts.evaluate(state, step)
+    measured: dict[str, float] = {}
+    for split, values in found.items():
+        parts.logger.log(step, split, values)
+        measured |= {f"{split}/{name}": value for name, value in values.items() if isinstance(value, float)}
     parts.ledger.note(step, measured, parts.saver.newest)
     parts.timing({"step": step, "event": "eval", "seconds": round(time.perf_counter() - start, 6)})
     return measured

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Ending = Literal["finished", "preempted", "diverged", "failed"]
+Ending = Literal["finished", "preempted", "diverged", "failed", "evaluated"]
+Values = Mapping[str, float | str]  # metrics by name; text is the name of a file in the run's directory
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,14 @@ def compile_all(built: Built, config: Config, attempt: Attempt, kept: Kept) -> P
     def compile_evaluation() -> EvalStep:
         wait([train])
         attempt.first_step.wait(HEAD_START_SECONDS)  # on few cores tracing would make training begin later
-        return built.eval_step.lower(built.abstract, *_abstract_batch(built, config)).compile()
+        return compile_eval(built, config)
 
     return Programs(train, begin(compile_evaluation, "compile evaluation"))
+
+
+def compile_eval(built: Built, config: Config) -> EvalStep:
+    """The evaluation step, compiled for the shapes of this run."""
+    return built.eval_step.lower(built.abstract, *_abstract_batch(built, config)).compile()
 
 
 def compile_step(built: Built, config: Config) -> TrainStep:

@@ -164,14 +164,14 @@ def set_aside(run: Run) -> Path:
     return aside
 
 
-def replace(path: Path, content: str, *, durable: bool = True) -> None:
+def replace(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new one, and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(
         f".{path.name}"
     )  # one name: what a kill leaves is overwritten by the next; a run has one writer
-    with fresh.open("w") as out:
-        out.write(content)
+    with fresh.open("wb") as out:
+        out.write(content if isinstance(content, bytes) else content.encode())
         out.flush()
         if durable:
             os.fsync(out.fileno())

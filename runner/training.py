@@ -13,6 +13,7 @@ from runner.checkpoint.restore import exactly, newest_good, take_back
 from runner.compiled import keep
 from runner.config import Config
 from runner.errors import STOPPED, DivergedError, RefusedError, StorageError
+from runner.evaluate import Metrics
 from runner.ledger import Attempt
 from runner.log.console import Console
 from runner.moment import Outcome
@@ -189,9 +190,10 @@ def _best(session: Session, built: Built, programs: Programs, last: Any) -> Any:
         say(f"warning: train.final=best: no checkpoint has a finite {config.score.metric}; ending on the last")
         return last
     _, state = exactly(checkpoints / str(best.step), partial(building.restore, built))
-    measured = building.evaluate(built, config, programs.eval.result(), lambda: None, state)
+    names = [name for name, option in config.eval.items() if isinstance(option, Metrics)]
+    found = built.evaluator(names, state, programs.eval.result(), session.run.path, "", lambda: None)
     session.attempt.ends_on(best.step)
-    values = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    values = ", ".join(f"{split}/{name} {value:.4f}" for split in names for name, value in found[split].items())
     say(f"ends on the best weights, of step {best.step}: {values}")
     return state
 

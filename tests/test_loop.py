@@ -69,11 +69,12 @@ class World:
         loss = Number(step, self.losses.get(step, 1.0), self)
         return {"step": step}, {"loss": loss, "grad_norm": Number(step, 1.0, self)}
 
-    def evaluate(self, state: dict[str, Any]) -> dict[str, float]:
+    def evaluate(self, state: dict[str, Any], step: int) -> dict[str, dict[str, float]]:
+        assert step == state["step"]
         if state["step"] == self.stop_in_evaluation:
             self.flag.notice = "SIGTERM"
             raise Stopped
-        return {"loss": 1.0 / state["step"]}
+        return {"eval": {"loss": 1.0 / state["step"]}}
 
     def holds(self, step: int) -> bool:
         return step in self.saved
@@ -113,7 +114,7 @@ class World:
 
     def parts(self, *, steps: int = 20, last: bool = True) -> Parts:
         return Parts(
-            cadence=Cadence(steps=steps, log_steps=2, eval_steps=10),
+            cadence=Cadence(steps=steps, log_steps=2, eval_steps=frozenset({10})),
             train_step=self.train_step,
             evaluate=self.evaluate,
             is_finite=lambda state: state["step"] not in self.poisoned,
@@ -214,7 +215,7 @@ def test_an_exception_anywhere_leaves_what_there_is_and_goes_on_its_way(where: s
         parts,
         data=world if where != "__next__" else Feeds(world),
         train_step=lambda state, batch: world.train_step(state, batch),
-        evaluate=lambda state: world.evaluate(state),
+        evaluate=lambda state, step: world.evaluate(state, step),
     )
     with pytest.raises(KeyError, match="boom"):
         train(broken, Reached({"step": 0}, 0), world.flag)

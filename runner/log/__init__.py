@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from runner.errors import StorageError
+from runner.moment import Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Log:
 class Logger(Protocol):
     """A sink of metrics. A (step, split) comes once in a run, in order, over all attempts."""
 
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, split: str, metrics: Values) -> None: ...
 
     def close(self) -> None: ...
 
@@ -46,7 +47,7 @@ class Fanout:
     def __init__(self, truth: Truth, mirrors: Sequence[Logger], tell: Teller):
         self._truth, self._mirrors, self._tell = truth, list(mirrors), tell
 
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, split: str, metrics: Values) -> None:
         self._truth.log(step, split, metrics)
         for mirror in list(self._mirrors):
             try:

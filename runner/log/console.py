@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.ledger import now
+from runner.moment import Values
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
 
@@ -21,7 +22,7 @@ class Console(Protocol):
     def say(self, line: str) -> None: ...
     def begin(self, step: int, steps: int) -> None: ...
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, split: str, metrics: Values) -> None: ...
     def close(self) -> None: ...
 
 
@@ -42,7 +43,7 @@ class Quiet:
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         return None
 
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, split: str, metrics: Values) -> None:
         """Evaluations are worth a line that stays."""
         if split != "train":
             self.say(f"step {step:>6}  {split}  {_values(metrics)}")
@@ -130,9 +131,9 @@ def _show(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _values(metrics: Mapping[str, float]) -> str:
+def _values(metrics: Values) -> str:
     ordered = sorted(metrics.items(), key=lambda item: (item[0] != "loss", item[0]))
-    return "  ".join(f"{name} {value:.4f}" for name, value in ordered)
+    return "  ".join(value if isinstance(value, str) else f"{name} {value:.4f}" for name, value in ordered)
 
 
 def _duration(seconds: float) -> str:

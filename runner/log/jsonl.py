@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.moment import Values
+
 BLOCK_BYTES = 1 << 16
-Line = tuple[int, str, dict[str, float]]  # step, split, metrics
+Line = tuple[int, str, dict[str, float | str]]  # step, split, values
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Until:
     owes: bool = False
 
     def holds(self, step: int, split: str) -> bool:
-        return step < self.step or (step == self.step and not (self.owes and split == "eval"))
+        late = split not in ("train", "save")  # what is measured or made by an evaluation
+        return step < self.step or (step == self.step and not (self.owes and late))
 
 
 class Jsonl:
@@ -43,7 +46,7 @@ class Jsonl:
         for directory in (path.parent, path.parent.parent):
             _sync_directory(directory)
 
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, split: str, metrics: Values) -> None:
         self.write({"step": step, "split": split, **metrics})
 
     def write(self, record: Mapping[str, Any]) -> None:

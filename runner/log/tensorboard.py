@@ -13,22 +13,25 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
+from tensorboardX.proto.types_pb2 import DT_STRING
 from tensorboardX.record_writer import masked_crc32c
 
 from runner.log.jsonl import Until, lines_after
+from runner.moment import Values
 
 PROVEN_BYTES = 1 << 16  # at the end of a file, where a power loss may have left anything, checksums are looked at
 
 
 class TensorBoard:
-    """Scalars named `split/metric`: one event a line of the log, with the system when `log` returns.
+    """Scalars, pictures and texts named `split/name`: one event a line of the log, with the system when `log` returns.
 
     The package's own SummaryWriter hands every scalar to a thread, which cost a small step ten times as much
     (measured), and a kill lost what was queued.
@@ -37,16 +40,27 @@ class TensorBoard:
     def __init__(self, directory: Path, truth: Path, until: Until, aside: str):
         directory.mkdir(parents=True, exist_ok=True)
         held = cut(directory, until, directory / aside)
-        self._out = _next_name(directory).open("xb", buffering=0)
+        self._out, self._run = _next_name(directory).open("xb", buffering=0), truth.parent.parent
         self._write(Event(file_version="brain.Event:2"))
         # In every file: TensorBoard takes no notice of the first START it meets (measured on 2.21).
         self._write(Event(step=until.step + 1, session_log=SessionLog(status=SessionLog.START)))
         for line in lines_after(truth, *held):
             self.log(*line)
 
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
+    def log(self, step: int, split: str, metrics: Values) -> None:
+        values = [self._value(f"{split}/{name}", value) for name, value in metrics.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
+
+    def _value(self, tag: str, value: float | str) -> Summary.Value:
+        if not isinstance(value, str):
+            return Summary.Value(tag=tag, simple_value=value)
+        content = (self._run / value).read_bytes()
+        if value.endswith(".png"):
+            width, height = struct.unpack(">II", content[16:24])  # where a PNG says it
+            return Summary.Value(tag=tag, image=Summary.Image(height=height, width=width, encoded_image_string=content))
+        fenced = b"```\n" + content + b"\n```"  # it is shown as Markdown
+        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        return Summary.Value(tag=tag, metadata=kind, tensor=TensorProto(dtype=DT_STRING, string_val=[fenced]))
 
     def close(self) -> None:
         os.fsync(self._out.fileno())

@@ -8,10 +8,11 @@ so each holds the run from its first line, and those before are deleted.
 
 from __future__ import annotations
 
+import html
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import wandb
 
 from runner import rundir
 from runner.log.jsonl import lines
+from runner.moment import Values
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class WandbLogger:
 
     def __init__(self, directory: Path, truth: Path, run: Identity, tell: Callable[[str], None]):
         directory.mkdir(parents=True, exist_ok=True)
+        self._directory = truth.parent.parent
         superseded = _set_aside(directory)
         options = {"project": run.project, "name": run.name, "config": run.document, "dir": directory}
         if run.mode == "online" or (run.mode == "auto" and wandb.login(prompt=False)):
@@ -52,14 +55,23 @@ class WandbLogger:
             self.log(*line)
         shutil.rmtree(superseded, ignore_errors=True)
 
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, split: str, metrics: Values) -> None:
         if self._number >= self._held:
-            values = {f"{split}/{name}": value for name, value in metrics.items()}
+            values = {f"{split}/{name}": self._shown(value) for name, value in metrics.items()}
             self._run.log({"step": step, **values}, step=self._number, commit=True)
         self._number += 1
 
     def close(self) -> None:
         self._run.finish()
+
+    def _shown(self, value: float | str) -> Any:
+        """A number as it is; a file as wandb shows it."""
+        if not isinstance(value, str):
+            return value
+        path = self._directory / value
+        if path.suffix == ".png":
+            return wandb.Image(str(path))
+        return wandb.Html(f"<pre>{html.escape(path.read_text())}</pre>")
 
 
 def _online(directory: Path, num_lines: int, lineage: str, options: dict[str, Any], tell: Callable[[str], None]) -> Any:

@@ -1,0 +1,116 @@
+"""The evaluations, done: numbers for the log, and files for the run's directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from data.pipeline import in_order
+from data.sources import Source, Sources
+from runner import rundir
+from runner.errors import ConfigError
+from runner.evaluate import Evaluation, Metrics, Named, Reconstructions, Samples, Text
+from runner.evaluate.media import in_pairs, mosaic, pages
+from runner.moment import Values
+
+State = dict[str, Any]
+EvalStep = Callable[[State, Any, Any], Any]
+MADE_BY = {"text": "sample", "samples": "generate", "reconstructions": "reconstruct"}  # the method a model has for it
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Does evaluations by name: with these models and data, in batches of one size, for one seed."""
+
+    named: Named
+    sources: Sources
+    model: Callable[[State], nnx.Module]
+    put: Callable[[Any], Any]
+    batch_size: int
+    batches: int  # where an evaluation does not say how many
+    seed: int
+
+    def __call__(
+        self,
+        names: Sequence[str],
+        state: State,
+        eval_step: EvalStep,
+        run: Path,
+        place: str,
+        between: Callable[[], None],
+    ) -> dict[str, Values]:
+        """What each evaluation measured, or the name of the file it left in the run's directory: `place`, with its name
+        for {} and a suffix.
+
+        `between` is called before each batch: it may raise to end it all, and then nothing was measured.
+        """
+        return {name: self._done(name, state, eval_step, run, place.format(name), between) for name in names}
+
+    def _done(
+        self, name: str, state: State, eval_step: EvalStep, run: Path, place: str, between: Callable[[], None]
+    ) -> Values:
+        option = self.named[name]
+        state = {**state, "params": state["ema"]} if option.weights == "ema" else state
+        between()
+        if isinstance(option, Metrics):
+            source = self.sources.train if option.split == "train" else self.sources.eval
+            return self._means(source, option.batches or self.batches, state, eval_step, between)
+        content = self._made(name, option, self.model(state))
+        file = place + (".txt" if isinstance(content, str) else ".png")
+        rundir.replace(run / file, content)
+        return {"file": file}
+
+    def _means(
+        self, source: Source, num_batches: int, state: State, eval_step: EvalStep, between: Callable[[], None]
+    ) -> Values:
+        """The mean of every metric over the first batches of a source."""
+        sums: dict[str, Any] = {}
+        for batch, weights in in_order(source, batch_size=self.batch_size, num_batches=num_batches):
+            between()
+            new = eval_step(state, self.put(batch), self.put(weights))
+            sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
+        weight = float(sums.pop("weight"))
+        return {name: float(value) / weight for name, value in sums.items()}
+
+    def _made(self, name: str, option: Evaluation, model: nnx.Module) -> str | bytes:
+        """A text or a PNG. Raises ConfigError where the model cannot make it."""
+        method = getattr(model, MADE_BY[option.kind], None)
+        if method is None:
+            raise ConfigError(
+                f"eval.{name}: {type(model).__name__} has no method `{MADE_BY[option.kind]}`; leave eval.{name} out"
+            )
+        if isinstance(option, Text):
+            return pages(self.written(option, model))
+        if isinstance(option, Samples):
+            images = _called(*nnx.split(model), "generate", option.count, jax.random.key(self.seed))
+            return mosaic(np.asarray(images, np.float32), round(option.count**0.5))
+        assert isinstance(option, Reconstructions)
+        images = self.sources.eval.take(np.arange(min(option.count, len(self.sources.eval))))["inputs"]
+        return in_pairs(images, np.asarray(_called(*nnx.split(model), "reconstruct", None, images), np.float32))
+
+    def written(self, option: Text, model: nnx.Module) -> list[tuple[str, str]]:
+        """Beginnings of examples that lie apart in the held-out data, and how the model goes on after each."""
+        source, decode = self.sources.eval, self.sources.decode or (lambda tokens: " ".join(map(str, tokens)))
+        indices = np.linspace(0, len(source) - 1, option.count).astype(np.int64)
+        prompts = source.take(indices)["tokens"][:, : option.prompt_tokens].astype(np.int32)
+        keys = jax.random.split(jax.random.key(self.seed), option.count)
+        split = nnx.split(model)
+        tokens = [
+            np.asarray(_called(*split, "sample", option.new_tokens, prompt, key, option.temperature))
+            for prompt, key in zip(prompts, keys, strict=True)
+        ]
+        return [(decode(prompt), decode(all_[len(prompt) :])) for prompt, all_ in zip(prompts, tokens, strict=True)]
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _called(graphdef: nnx.GraphDef, variables: nnx.State, method: str, count: int | None, *arrays: Any) -> jax.Array:
+    """What a method of a model makes of arrays (and of how many it is to make), compiled once."""
+    counts = () if count is None else (count,)
+    return getattr(nnx.merge(graphdef, variables), method)(*arrays, *counts)

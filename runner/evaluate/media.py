@@ -1,0 +1,52 @@
+"""Pictures and texts that an evaluation leaves in the run's directory: the same bytes for the same values."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+GAP, LEAST_PIXELS = 2, 48  # between pictures; what is smaller is enlarged, so that a person sees something
+PAPER = 255
+
+
+def mosaic(images: Float[np.ndarray, "count height width channels"], columns: int) -> bytes:
+    """Images of values in [0, 1], grey (1 channel) or colour (3), side by side as one PNG."""
+    from PIL import Image
+
+    pixels = (np.clip(np.nan_to_num(images), 0.0, 1.0) * 255.0).round().astype(np.uint8)
+    factor = max(1, math.ceil(LEAST_PIXELS / min(pixels.shape[1:3])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, channels = pixels.shape
+    rows = math.ceil(count / columns)
+    sheet = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), PAPER, np.uint8)
+    for index, picture in enumerate(pixels):
+        top, left = (
+            GAP + place * (size + GAP) for place, size in zip(divmod(index, columns), (height, width), strict=True)
+        )
+        sheet[top : top + height, left : left + width] = picture
+    out = io.BytesIO()
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(out, format="PNG")
+    return out.getvalue()
+
+
+def in_pairs(
+    above: Float[np.ndarray, "count height width channels"], below: Float[np.ndarray, "count height width channels"]
+) -> bytes:
+    """Each image of `above` with its counterpart below it, as one PNG."""
+    columns = math.ceil(math.sqrt(2 * len(above)))
+    blank = np.ones_like(above[:1])
+    lines = []
+    for start in range(0, len(above), columns):
+        for side in (above, below):
+            part = side[start : start + columns]
+            lines += [part, np.repeat(blank, columns - len(part), axis=0)]
+    return mosaic(np.concatenate(lines), columns)
+
+
+def pages(texts: Sequence[tuple[str, str]]) -> str:
+    """Prompts and what came after them, as text."""
+    return "\n".join(f"── {number} ── after {prompt!r}\n{text}\n" for number, (prompt, text) in enumerate(texts, 1))
