@@ -1,12 +1,14 @@
 """Holdfast's inside, in reading order.
 
     compose.py       a command line becomes a document: Hydra merges, its complaints become plain lines
-    config.py        a document becomes a frozen, typed `Config`; which keys identify a run
+    config.py        a document becomes a frozen, typed `Config`
+    identity.py      which keys identify a run, and which may change when it goes on
     experiment.py    run(config) → Outcome: open → build → restore → train → finish
     rundir.py        the directory of a run: names, lock, atomic writes
     build.py         Config → Parts: the only file that knows every concrete class
     loop.py          the order of things in training, stated as a law
     step.py          the train state, and the pure functions that map it to its successor
+    evaluate/        what is looked at while training, by name: numbers, texts, pictures; and again afterwards
     optim.py  mesh.py
     checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
@@ -16,7 +18,7 @@
     sweep/           where runs are sent to: slurm.py submits one as a job; recipes/ is what people copy
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     ledger.py        attempts, and where their seconds went
-    garbage.py              how often Python looks for garbage
+    garbage.py       how often Python looks for garbage
     errors.py        every way to end badly, with its exit code
     drill/           a run untouched and again while it is killed: where to kill, what differs, why, and the picture
     tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`

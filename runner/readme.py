@@ -32,6 +32,7 @@ def readme(run: Run) -> str:
         f"{command}    # resumes; a finished run says so",
         f"python run.py dir={run} train.steps=N    # continue it under a changed configuration",
         f"python -m runner ls {run}                # its checkpoints: why saved, why kept, whether good",
+        f"python -m runner eval {run}@best         # its evaluations on the best weights, or others",
         f"python -m runner export {run}@best DIR   # the best weights, as safetensors, with a model card",
         f"python -m runner goodput {run}           # where the time of all attempts went",
         "```",
