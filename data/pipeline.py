@@ -94,11 +94,13 @@ class Stream:
 
 
 def in_order(source: Source, *, batch_size: int, num_batches: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """At most `num_batches` batches of a source from its beginning, each with a weight per example.
+    """A source in order, each batch with a weight per example; at most `num_batches`, which then lie evenly apart.
 
-    The last batch is filled up with repeated examples of weight 0, so that every batch has one shape.
+    Not its beginning: in text that is one file, and may be a strange one. The last batch is filled up with repeated
+    examples of weight 0, so that every batch has one shape.
     """
-    for start in range(0, min(len(source), num_batches * batch_size), batch_size):
-        indices = np.arange(start, start + batch_size)
-        weights = (indices < len(source)).astype(np.float32)
-        yield source.take(np.minimum(indices, len(source) - 1)), weights
+    count = min(len(source), num_batches * batch_size)
+    for start in range(0, count, batch_size):
+        places = np.arange(start, start + batch_size)
+        weights = (places < count).astype(np.float32)
+        yield source.take(np.minimum(places, count - 1) * len(source) // count), weights

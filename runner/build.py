@@ -37,7 +37,7 @@ from runner.mesh import batched, replicated
 from runner.moment import Values
 from runner.preempt.ahead import Ahead
 from runner.preempt.grace import Grace
-from runner.preempt.watch import Watcher
+from runner.preempt.watch import Watcher, begin
 from runner.programs import Programs
 from runner.rundir import Run
 
@@ -172,7 +172,7 @@ def _evaluate(
     state: State,
     step: int,
 ) -> dict[str, Values]:
-    """The evaluations due at a step, with signs of life; they end where a stop is asked for."""
+    """The evaluations due at a step, with signs of life. A thread does them, for a stop does not wait for one."""
 
     def between() -> None:
         watcher.check()
@@ -180,7 +180,8 @@ def _evaluate(
 
     names = due(config.eval, config.train.eval_steps, step, config.train.steps)
     program = watcher.wait_for(programs.eval)
-    return built.evaluator(names, state, program, run.path, f"media/{{}}/{step:08}", between)
+    work = partial(built.evaluator, names, state, program, run.path, f"media/{{}}/{step:08}", between)
+    return watcher.wait_for(begin(work, "evaluation"))
 
 
 def _jsonl(path: Path, until: Until, attempt: int, console: Console) -> Jsonl:

@@ -53,7 +53,13 @@ def test_in_order_pads_the_last_batch_with_weight_zero() -> None:
     batches = list(in_order(counting(10), batch_size=4, num_batches=99))
     assert [batch["n"].tolist() for batch, _ in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
     assert [weights.tolist() for _, weights in batches] == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
-    assert len(list(in_order(counting(10), batch_size=4, num_batches=2))) == 2
+
+
+def test_a_part_of_a_source_lies_evenly_in_all_of_it() -> None:
+    """The first files of a text would not do for the rest."""
+    batches = list(in_order(counting(100), batch_size=4, num_batches=2))
+    assert [batch["n"].tolist() for batch, _ in batches] == [[0, 12, 25, 37], [50, 62, 75, 87]]
+    assert all(weights.tolist() == [1, 1, 1, 1] for _, weights in batches)
 
 
 def test_windows_share_only_the_border_token() -> None:

@@ -56,7 +56,19 @@ def test_its_commands_run(command: str, door: Door) -> None:
 
 
 def test_its_tables_name_every_choice() -> None:
-    groups = ("model", "data", "ckpt", "retention", "remat", "mesh", "eval", "preempt", "log", "experiment", "hydra/launcher")
+    groups = (
+        "model",
+        "data",
+        "ckpt",
+        "retention",
+        "remat",
+        "mesh",
+        "eval",
+        "preempt",
+        "log",
+        "experiment",
+        "hydra/launcher",
+    )
     for group in groups:
         row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
         assert set(re.findall(r"`([\w/]+)`", row)[1:]) == {path.stem for path in (REPO / "conf" / group).glob("*.yaml")}

@@ -20,7 +20,7 @@ Weights = Literal["trained", "ema"]
 class Metrics:
     """The mean of every metric of the objective, over data that is held out or (`split: train`) over training data.
 
-    `steps`: every so many (null: train.eval_steps). `batches`: the first so many (null: train.eval_batches).
+    `steps`: every so many (null: train.eval_steps). `batches`: so many, evenly apart (null: train.eval_batches).
     `weights: ema` measures the moving average of the weights (optim.ema).
     """
 

@@ -70,7 +70,7 @@ class Evaluator:
     def _means(
         self, source: Source, num_batches: int, state: State, eval_step: EvalStep, between: Callable[[], None]
     ) -> Values:
-        """The mean of every metric over the first batches of a source."""
+        """The mean of every metric over batches of a source that lie evenly apart."""
         sums: dict[str, Any] = {}
         for batch, weights in in_order(source, batch_size=self.batch_size, num_batches=num_batches):
             between()
