@@ -154,6 +154,10 @@ def test_tensorboard_has_the_pictures_and_texts(tmp_path: Path) -> None:
     (picture,) = events.Images("samples/file")
     assert picture.encoded_image_string == (tmp_path / found["samples"]["file"]).read_bytes()
     assert (picture.step, picture.width) == (7, 2 * 50 + 2)
+    (tmp_path / found["samples"]["file"]).unlink()
+    board = TensorBoard(tmp_path / "logs/again", tmp_path / "logs/metrics.jsonl", Until(0), "aside")
+    board.log(7, "samples", found["samples"])  # gone: left out, and no harm
+    board.close()
     (text,) = events.Tensors("text/file")
     assert (tmp_path / found["text"]["file"]).read_text() in text.tensor_proto.string_val[0].decode()
 

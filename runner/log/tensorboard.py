@@ -48,8 +48,13 @@ class TensorBoard:
             self.log(*line)
 
     def log(self, step: int, split: str, metrics: Values) -> None:
-        values = [self._value(f"{split}/{name}", value) for name, value in metrics.items()]
+        there = {name: value for name, value in metrics.items() if not self._is_gone(value)}
+        values = [self._value(f"{split}/{name}", value) for name, value in there.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
+
+    def _is_gone(self, value: float | str) -> bool:
+        """Whether it is a file that somebody has deleted: the curves are worth having without it."""
+        return isinstance(value, str) and not (self._run / value).exists()
 
     def _value(self, tag: str, value: float | str) -> Summary.Value:
         if not isinstance(value, str):

@@ -66,9 +66,9 @@ class WandbLogger:
 
     def _shown(self, value: float | str) -> Any:
         """A number as it is; a file as wandb shows it."""
-        if not isinstance(value, str):
+        path = self._directory / str(value)
+        if not isinstance(value, str) or not path.exists():  # somebody has deleted it: its name is what is left
             return value
-        path = self._directory / value
         if path.suffix == ".png":
             return wandb.Image(str(path))
         return wandb.Html(f"<pre>{html.escape(path.read_text())}</pre>")
