@@ -18,7 +18,8 @@ from runner.rundir import slug
 DOCUMENT: dict[str, Any] = {
     "model": {"kind": "gpt"},
     "data": {"kind": "stdlib"},
-    "optim": {},
+    "optim": {"kind": "adamw"},
+    "schedule": {"kind": "cosine"},
     "train": {},
     "ckpt": {"save": {"periodic": {"kind": "steps", "steps": 5}, "best": {"kind": "best"}}},
     "retention": {"last": {"kind": "last"}},

@@ -12,7 +12,7 @@ from tests.conftest import REPO, SMALL, Door
 CHOICES = sorted(
     f"{path.parent.relative_to(REPO / 'conf')}={path.stem}"
     for path in (REPO / "conf").glob("*/*.yaml")
-    if path.parent.name not in ("model", "data", "experiment")
+    if path.parent.name not in ("model", "data", "experiment", "optim", "schedule")  # tests/test_optim.py has these two
 )
 TINY = ("model.num_layers=1", "model.width=16", "train.steps=2", "train.eval_steps=1", "train.eval_batches=1")
 MODELS_AND_DATA = [
