@@ -9,7 +9,8 @@
     loop.py          the order of things in training, stated as a law
     step.py          the train state, and the pure functions that map it to its successor
     evaluate/        what is looked at while training, by name: numbers, texts, pictures; and again afterwards
-    optim.py  mesh.py
+    optim.py  schedule.py  roles.py     how parameters move, how fast, and what each of them is
+    mesh.py          devices and shardings
     checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
                      record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run

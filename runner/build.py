@@ -39,6 +39,7 @@ from runner.preempt.ahead import Ahead
 from runner.preempt.grace import Grace
 from runner.preempt.watch import Watcher, begin
 from runner.programs import Programs
+from runner.roles import is_stacked
 from runner.rundir import Run
 
 State = steps.State
@@ -65,7 +66,7 @@ class Built:
 def build(config: Config) -> Built:
     """Put the parts together. Raises ConfigError where the data or the machine does not fit."""
     sources = _read(config.data)
-    mesh = config.mesh.build(config.data.batch_size)
+    mesh = config.mesh.build(config.data.batch_size, config.train.microbatches)
     stream = Stream(sources.train, batch_size=config.data.batch_size, seed=config.seed)
 
     def make_model() -> nnx.Module:
@@ -73,9 +74,11 @@ def build(config: Config) -> Built:
 
     network = steps.take_apart(make_model)
     objective = OBJECTIVES[config.model.objective]
-    schedule = config.optim.schedule(config.train.steps)
-    tx = config.optim.build(schedule, steps.decays)
-    init, abstract = steps.place(partial(steps.init, make_model, tx), replicated(mesh))
+    train, ema = config.train, config.optim.ema
+    schedule = config.schedule.build(config.optim.lr, train.steps)
+    tx = config.optim.build(schedule)
+    update = steps.Update(train.precision, train.microbatches, ema)
+    init, abstract = steps.place(partial(steps.init, make_model, tx, ema=ema is not None), replicated(mesh))
     sharding = batched(mesh)
 
     def model(state: State) -> nnx.Module:
@@ -94,8 +97,8 @@ def build(config: Config) -> Built:
         mesh=mesh,
         init=init,
         abstract=abstract,
-        train_step=jax.jit(steps.train_step(network, objective, tx, schedule), donate_argnums=0),
-        eval_step=jax.jit(steps.eval_step(network, objective)),
+        train_step=jax.jit(steps.train_step(network, objective, tx, schedule, update), donate_argnums=0),
+        eval_step=jax.jit(steps.eval_step(network, objective, "params", train.precision)),
         model=model,
         evaluator=evaluator,
         put=put,
@@ -110,7 +113,7 @@ def restore(built: Built, checkpoint: Path) -> State:
 
 def warm(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, Report]:
     """A fresh state with the weights of another run's checkpoint, and what did not fit."""
-    return transfer(built.init(), checkpoint, partial=partial, stacked=steps.is_stacked)
+    return transfer(built.init(), checkpoint, partial=partial, stacked=is_stacked)
 
 
 @contextmanager
@@ -136,13 +139,13 @@ def live(
             console.say(warning)
         grace = Grace(watcher, config.preempt.shortest_notice, console.say, save_seconds(run.checkpoints))
         saver = opened.enter_context(closing(_checkpointer(config, run, attempt, console, timing, grace)))
-        is_finite = jax.jit(steps.is_finite)
+        is_finite, kept = jax.jit(steps.is_finite), built.abstract.keys() & {"params", "ema", "extra"}
         data = opened.enter_context(closing(Ahead(built.stream, watcher))) if built.sources.waits else built.stream
         yield Parts(
             cadence=Cadence(config.train.steps, config.train.log_steps, cadences(config.eval, config.train.eval_steps)),
             train_step=programs.train.result(),
             evaluate=partial(_evaluate, built, config, programs, run, attempt, watcher),
-            is_finite=lambda state: bool(is_finite(state["params"])),
+            is_finite=lambda state: bool(is_finite({name: state[name] for name in kept})),
             items=partial(_items, built, attempt),
             data=data,
             epoch_steps=len(built.sources.train) / config.data.batch_size,

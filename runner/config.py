@@ -35,6 +35,7 @@ from runner.log import Log
 from runner.mesh import Mesh
 from runner.optim import Optim
 from runner.remat.policy import Remat
+from runner.schedule import Schedule
 
 Count = Annotated[int, Ge(1)]
 BY_KIND = Field(discriminator="kind")
@@ -49,6 +50,9 @@ class Train:
     `hang_seconds`: without a sign of life for so long, the process ends (exit 1); null: never. `max_crashes`: a step
     that failed so often in a row is tried once more from an older checkpoint, then no more. `max_rollbacks`: so often
     a run goes back and skips a batch on which the loss was not finite. `dollars_per_hour` is for the goodput report.
+
+    `microbatches`: a batch is computed in so many parts, whose gradients are averaged: memory for one part at a time.
+    `precision`: bf16 computes in bfloat16; parameters, averages, statistics and the optimizer stay in float32.
     """
 
     steps: Annotated[int, Ge(0)] = 600
@@ -56,6 +60,8 @@ class Train:
     eval_steps: Count = 100
     eval_batches: Count = 40
     final: Literal["last", "best"] = "last"
+    microbatches: Count = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
     hang_seconds: Annotated[float, Gt(0.0)] | None = 1800.0
     max_crashes: Count = 3
     max_rollbacks: Annotated[int, Ge(0)] = 3
@@ -101,7 +107,8 @@ class Config:
 
     model: Annotated[Model, BY_KIND]
     data: Annotated[Data, BY_KIND]
-    optim: Optim
+    optim: Annotated[Optim, BY_KIND]
+    schedule: Annotated[Schedule, BY_KIND]
     train: Train
     ckpt: Ckpt
     retention: Mapping[str, Annotated[Keep, BY_KIND]]
@@ -135,6 +142,11 @@ class Config:
         if self.train.steps == 0 and self.dir is None:
             raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
         self._check_evaluations()
+        if self.data.batch_size % self.train.microbatches:
+            raise ValueError(
+                f"train.microbatches={self.train.microbatches} must divide data.batch_size={self.data.batch_size}; "
+                "change one of them"
+            )
         if self.overwrite and self.resume != "never":
             raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
 
@@ -145,6 +157,8 @@ class Config:
             if not isinstance(option, Metrics) and option.kind not in self.model.shows:
                 shows = ", ".join(self.model.shows) or "nothing"
                 raise ValueError(f"eval.{name}: model={self.model.kind} makes no {option.kind} (it has: {shows})")
+            if option.weights == "ema" and self.optim.ema is None:
+                raise ValueError(f"eval.{name}.weights=ema: no average is kept; add optim.ema=0.999")
         split = self.score.metric.partition("/")[0]
         if not isinstance(self.eval.get(split), Metrics):
             measured = ", ".join(name for name, option in self.eval.items() if isinstance(option, Metrics))
@@ -179,10 +193,19 @@ def read(path: Path) -> dict[str, Any]:
     Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
     """
     try:
-        saved = yaml.safe_load(path.read_text())
-        return load(saved).document
+        return load(of_now(yaml.safe_load(path.read_text()))).document
     except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
         raise RefusedError(f"{path}: not a configuration of this version ({_first_line(error)}); restore it") from None
+
+
+def of_now(saved: Any) -> Any:
+    """A saved document with its schedule where it is now: it was the optimizer's once, and always a cosine."""
+    optim = saved.get("optim") if isinstance(saved, dict) else None
+    if not isinstance(optim, dict) or "schedule" in saved:
+        return saved
+    moved = {key: optim[key] for key in ("warmup_steps", "end_lr_fraction") if key in optim}
+    kept = {key: value for key, value in optim.items() if key not in moved}
+    return {**saved, "optim": kept, "schedule": {"kind": "cosine", **moved}}
 
 
 def write(document: Mapping[str, Any]) -> str:

@@ -18,8 +18,10 @@ FREE = (
     *(*PLACE, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
     *("ckpt", "retention", "score", "mesh", "remat", "eval"),
 )
-RESUMABLE = ("train.steps", "optim")
-IDENTITY_WITHIN = ("optim.kind",)  # the optimizer's state has another shape
+# They change the numbers that come, by more than rounding, but not what is in a state: precision rounds otherwise,
+# microbatches draw other dropout masks and other batch statistics.
+RESUMABLE = ("train.steps", "optim", "schedule", "train.microbatches", "train.precision")
+IDENTITY_WITHIN = ("optim.kind", "optim.ema")  # the state has another shape
 
 Class = Literal["free", "resumable", "identity"]
 

@@ -21,7 +21,7 @@ class Mesh:
         if self.data < 1 and self.data != -1:
             raise ValueError(f"data={self.data} must be a number of devices, or -1 for all of them")
 
-    def build(self, batch_size: int) -> jax.sharding.Mesh:
+    def build(self, batch_size: int, microbatches: int = 1) -> jax.sharding.Mesh:
         """The mesh of this process. Raises ConfigError where the machine or the batch does not allow it."""
         import jax
 
@@ -29,9 +29,10 @@ class Mesh:
         count = len(devices) if self.data == -1 else self.data
         if count > len(devices):
             raise ConfigError(f"mesh.data: got {count}; this machine has {len(devices)} device(s); use mesh.data=-1")
-        if batch_size % count:
+        if batch_size % (count * microbatches):
+            parts = f" times train.microbatches={microbatches}" if microbatches > 1 else ""
             raise ConfigError(
-                f"data.batch_size: got {batch_size}; it must divide evenly among mesh.data={count} devices"
+                f"data.batch_size: got {batch_size}; it must divide evenly among mesh.data={count} devices{parts}"
             )
         return jax.make_mesh((count,), ("data",), (jax.sharding.AxisType.Auto,), devices=devices[:count])
 

@@ -3,34 +3,36 @@
 The state is a plain dict of arrays, donated to the step: flattening NNX variables in Python costs 8-15 times a small
 step, a dict almost nothing (measured on flax 0.12.8).
 
-    {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …}
+    {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …, "ema": …}
 
 `params` are the trained variables; `extra` every other variable that lasts (batch statistics, a user's own);
-`rng` the random streams of the model (dropout). Keys are strings, so that any reader of a checkpoint sees one tree.
+`rng` the random streams of the model (dropout); `ema` an average of `params`, where one is kept. Keys are strings, so
+that any reader of a checkpoint sees one tree.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from runner.errors import ConfigError
+
 Tree = dict[str, Any]
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Objective = Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]
+Gradients = Callable[[Tree, State, Mapping[str, jax.Array]], Any]  # → ((loss, (means, what moved)), gradients)
 
-STACKED = "blocks"  # models keep layers that are stacked for a scan under this name: one more leading dimension
-
-
-def is_stacked(name: str) -> bool:
-    """Whether a leaf of the state (`params.blocks.ffn.up.kernel`) holds the same weight of every stacked layer."""
-    return name.split(".")[1:2] == [STACKED]
+Batch = Mapping[str, jax.Array]
+Precision = Literal["fp32", "bf16"]
+Weights = Literal["params", "ema"]
 
 
 @dataclass(frozen=True)
@@ -58,60 +60,151 @@ def assemble(graphdef: nnx.GraphDef, network: Network, state: State) -> nnx.Modu
     return nnx.merge(graphdef, *filled, copy=True)
 
 
-def init(make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation) -> State:
+def init(make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, ema: bool = False) -> State:
     """The state of a fresh model at step 0."""
     _, *variables = nnx.split(make_model(), nnx.Param, nnx.RngState, ...)
     params, rng, extra = variables
     trees = {"params": _tree(params), "rng": _tree(rng), "extra": _tree(extra)}
-    return {"step": jnp.zeros((), jnp.int32), **trees, "opt": tx.init(trees["params"])}
+    average = {"ema": jax.tree.map(jnp.copy, trees["params"])} if ema else {}
+    return {"step": jnp.zeros((), jnp.int32), **trees, "opt": tx.init(trees["params"]), **average}
+
+
+@dataclass(frozen=True)
+class Update:
+    """How one update is computed: in which precision, in how many parts, and whether an average is kept."""
+
+    precision: Precision = "fp32"
+    microbatches: int = 1
+    ema: float | None = None
 
 
 def train_step(
-    network: Network, objective: Objective, tx: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, Metrics]]:
+    network: Network,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    update: Update = Update(),
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """(state, batch) → (next state, metrics): one update. Metrics are means over the batch, and stay on the device."""
 
-    def loss_of(params: Tree, state: State, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+    def loss_of(params: Tree, state: State, batch: Batch) -> tuple[jax.Array, Any]:
+        params, batch = cast(params, update.precision), cast(batch, update.precision)
         model = assemble(network.train, network, {**state, "params": params})
         means = {name: values.mean() for name, values in objective(model, batch).items()}
         _, *variables = nnx.split(model, nnx.Param, nnx.Intermediate, nnx.RngState, ...)
         _, _, rng, extra = variables
-        return means["loss"], (means, {"rng": _tree(rng), "extra": _tree(extra)})
+        return means["loss"], (means, like(state, {"rng": _tree(rng), "extra": _tree(extra)}))
 
-    def train_step(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
-        (_, (means, moved)), grads = jax.value_and_grad(loss_of, has_aux=True)(state["params"], state, batch)
+    gradients = accumulated(jax.value_and_grad(loss_of, has_aux=True), update.microbatches)
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        (_, (means, moved)), grads = gradients(state["params"], state, batch)
         updates, opt = tx.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {**means, "grad_norm": optax.global_norm(grads), "lr": jnp.asarray(schedule(state["step"]))}
-        return {"step": state["step"] + 1, "params": params, "opt": opt, **moved}, metrics
+        average = {} if update.ema is None else {"ema": averaged(state["ema"], params, update.ema, state["step"])}
+        return {"step": state["step"] + 1, "params": params, "opt": opt, **moved, **average}, metrics
 
     return train_step
 
 
-def eval_step(network: Network, objective: Objective) -> Callable[[State, Mapping[str, jax.Array], jax.Array], Metrics]:
-    """(state, batch, weights) → weighted sums of every metric over the batch, and the sum of the weights."""
+def accumulated(gradients: Gradients, parts: int) -> Gradients:
+    """The same mean loss, metrics and gradients, computed in `parts` one after the other: memory for one at a time.
 
-    def eval_step(state: State, batch: Mapping[str, jax.Array], weights: jax.Array) -> Metrics:
-        examples = objective(assemble(network.eval, network, state), batch)
-        return {**{name: (values * weights).sum() for name, values in examples.items()}, "weight": weights.sum()}
+    Sums are kept in float32. Random streams and batch statistics pass from part to part: with dropout or BatchNorm the
+    result is that of smaller batches, without them it is the same to rounding. One part is the function itself.
+    """
+    if parts == 1:
+        return gradients
+
+    def divided(params: Tree, state: State, batch: Batch) -> Any:
+        def add(carry: tuple[State, Tree], part: Batch) -> tuple[tuple[State, Tree], Metrics]:
+            moved, total = carry
+            (_, (means, moved)), grads = gradients(params, {**state, **moved}, part)
+            return (moved, jax.tree.map(lambda sum, grad: sum + grad.astype(sum.dtype), total, grads)), means
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        begin = ({name: state[name] for name in ("rng", "extra")}, zeros)
+        (moved, total), means = jax.lax.scan(add, begin, interleaved(batch, parts))
+        means = {name: values.mean(axis=0) for name, values in means.items()}
+        grads = jax.tree.map(lambda sum, leaf: (sum / parts).astype(leaf.dtype), total, params)
+        return (means["loss"], (means, moved)), grads
+
+    return divided
+
+
+def interleaved(batch: Batch, parts: int) -> Batch:
+    """[batch …] → [parts batch/parts …]: part i holds the examples i, i + parts, …
+
+    So each device of a mesh has its share of every part already; with consecutive examples, most would have to move.
+    """
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+
+
+def averaged(ema: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
+    """The mean of the parameters after every update so far, each weighted by decay^age (Polyak & Juditsky 1992).
+
+    The weights add up to one from the first update on, so the fresh parameters never count and nothing is left to
+    correct: while there are few updates this is their plain mean, later an exponential moving average.
+    """
+    new = (1.0 - decay) / -jnp.expm1((step + 1) * math.log(decay))  # 1 - decay^(step + 1), without cancellation
+    return jax.tree.map(lambda old, now: old + (new * (now - old)).astype(old.dtype), ema, params)
+
+
+def weighed(state: State, weights: Weights) -> State:
+    """The state with these weights in the place of the parameters. Raises ConfigError where it has no average."""
+    if weights == "params":
+        return state
+    if "ema" not in state:
+        raise ConfigError("weights=ema: this run keeps no average of its weights; one is kept with optim.ema=0.999")
+    return {**state, "params": state["ema"]}
+
+
+def eval_step(
+    network: Network, objective: Objective, weights: Weights = "params", precision: Precision = "fp32"
+) -> Callable[[State, Batch, jax.Array], Metrics]:
+    """(state, batch, weights of the examples) → weighted sums of every metric over the batch, and that of the weights.
+
+    `weights` chooses between the parameters and their average; batch statistics are the live model's, either way.
+    """
+
+    def eval_step(state: State, batch: Batch, counts: jax.Array) -> Metrics:
+        chosen = weighed(state, weights)
+        chosen = {**chosen, "params": cast(chosen["params"], precision)}
+        examples = objective(assemble(network.eval, network, chosen), cast(batch, precision))
+        return {**{name: (values * counts).sum() for name, values in examples.items()}, "weight": counts.sum()}
 
     return eval_step
 
 
-def is_finite(params: Tree) -> jax.Array:
-    """Bool[]: whether every parameter is a finite number."""
-    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack(leaves).all()
+def cast(tree: Any, precision: Precision) -> Any:
+    """Floating-point arrays as the model computes with them. Gradients come back through this in the original type."""
+    if precision == "fp32":
+        return tree
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if _is_float(leaf) else leaf, tree)
 
 
-def decays(params: Tree) -> Tree:
-    """True for what weight decay applies to: matrices, not counting the dimension that stacks layers."""
+def like(state: State, moved: State) -> State:
+    """What the model changed beside its parameters, in the types the state has: statistics stay float32."""
+    return {name: jax.tree.map(lambda new, old: new.astype(old.dtype), moved[name], state[name]) for name in moved}
 
-    def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-        stacked = getattr(path[0], "key", None) == STACKED
-        return leaf.ndim - stacked >= 2
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+def is_finite(state: State) -> jax.Array:
+    """Bool[]: whether every parameter and every average is finite, and what lasts beside them holds no NaN.
+
+    Beside them infinity may be meant (a mask).
+    """
+    weights, beside = (_floats([state.get(name, {}) for name in names]) for names in (("params", "ema"), ("extra",)))
+    fine = [jnp.isfinite(leaf).all() for leaf in weights] + [~jnp.isnan(leaf).any() for leaf in beside]
+    return jnp.stack(fine).all()
+
+
+def _floats(tree: Any) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _tree(variables: nnx.State) -> Tree:

@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.slurm import Slurm, cluster, lacking
+
+if TYPE_CHECKING:
+    from runner.config import Config
 
 REPO = Path(__file__).resolve().parent.parent
 # A run of a few seconds that has what is hard: dropout, several epochs of data, evaluations, saves that overlap.
@@ -77,6 +80,16 @@ class Door:
 
     def tree(self) -> set[str]:
         return {str(path.relative_to(self.cwd)) for path in self.cwd.rglob("*")}
+
+
+def composed(*overrides: str) -> Config:
+    """The configuration of a command line, from the real files of conf/, in this process."""
+    import hydra
+
+    from runner.config import load
+
+    with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        return load(hydra.compose("config", list(overrides)))
 
 
 def last_logged(cwd: Path, run: str = "*") -> int:

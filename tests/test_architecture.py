@@ -39,12 +39,12 @@ FENCES = {
     "fcntl": ("runner.rundir",),
     "matplotlib": ("runner.drill.picture", "runner.tools.timeline"),
     "flax": ("models", "runner.step", "runner.build", "runner.evaluate.measure"),
-    "optax": ("runner.optim", "runner.step", "models.objectives"),
+    "optax": ("runner.optim", "runner.schedule", "runner.step", "models.objectives"),
 }
 # Modules that must answer without jax: they are imported before the configuration is valid, or by tools that only look.
 NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
-    "runner.identity",
+    *("runner.identity", "runner.schedule"),
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
     *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse"),
     *("runner.stopwatch", "runner.garbage"),
@@ -81,13 +81,13 @@ MAY_KNOW = {
             "runner.evaluate",
             "runner.log",
         ),
-        *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy"),
+        *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy", "runner.schedule"),
     ),
     "runner.experiment": (
         *(
             "runner.config",
             "runner.crashes",
-            "runner.identity",
+            *("runner.identity", "runner.schedule"),
             "runner.ledger",
             "runner.log.console",
             "runner.preempt",
@@ -102,12 +102,13 @@ MAY_KNOW = {
     "runner.build": (
         *("data", "models", "runner.checkpoint", "runner.config", "runner.identity", "runner.ledger", "runner.log"),
         *("runner.evaluate", "runner.loop"),
-        *("runner.mesh", "runner.preempt", "runner.programs", "runner.step"),
+        *("runner.mesh", "runner.preempt", "runner.programs", "runner.roles", "runner.step"),
     ),
-    "runner.evaluate.measure": ("data", "runner.evaluate"),
+    "runner.evaluate.measure": ("data", "runner.evaluate", "runner.step"),
     "runner.evaluate.again": (
         *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.programs"),
     ),
+    "runner.optim": ("runner.roles",),
     "runner.programs": ("models", "runner.compiled", "runner.config", "runner.mesh", "runner.preempt.watch"),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
     "runner.ledger": ("runner.provenance", "runner.pulse", "runner.stopwatch"),
@@ -170,7 +171,7 @@ MAY_KNOW = {
     "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
     "runner.tools.goodput": ("runner.ledger", "runner.pulse", "runner.tools"),
     "runner.tools.timeline": ("runner.tools",),
-    "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.tools"),
+    "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.step", "runner.tools"),
 }
 
 

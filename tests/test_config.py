@@ -18,7 +18,8 @@ from runner.rundir import slug
 DOCUMENT: dict[str, Any] = {
     "model": {"kind": "gpt"},
     "data": {"kind": "stdlib"},
-    "optim": {},
+    "optim": {"kind": "adamw"},
+    "schedule": {"kind": "cosine"},
     "train": {},
     "ckpt": {"save": {"periodic": {"kind": "steps", "steps": 5}, "best": {"kind": "best"}}},
     "retention": {"last": {"kind": "last"}},
@@ -53,7 +54,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"train__steps": "five"}, 'train.steps: got "five"; expected a whole number'),
         ({"train__steps": True}, "train.steps: got true; expected a whole number"),
         ({"train__steps": 1.5}, "train.steps: got 1.5; expected a whole number"),
-        ({"train__steps": 0}, "train.steps: got 0; expected at least 1"),
+        ({"train__steps": 0}, "train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N"),
         ({"optim__lr": -1}, "optim.lr: got -1; expected more than 0"),
         ({"optim__lr": float("nan")}, "optim.lr: got NaN; expected more than 0"),
         ({"model__dropout": 1.0}, "model.dropout: got 1.0; expected less than 1"),

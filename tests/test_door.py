@@ -159,7 +159,7 @@ def test_a_bug_is_told_in_full_and_recorded(door: Door) -> None:
 
 def test_a_diverging_run_stops_and_keeps_its_last_good_state(door: Door) -> None:
     done = door.run(
-        *SMALL, "optim.lr=1e30", "optim.clip_norm=null", "optim.warmup_steps=0", "ckpt.save.periodic.steps=1"
+        *SMALL, "optim.lr=1e30", "optim.clip_norm=null", "schedule.warmup_steps=0", "ckpt.save.periodic.steps=1"
     )
     assert done.returncode == 4, done.stderr
     assert "is nan" in done.stderr or "is inf" in done.stderr

@@ -12,7 +12,8 @@ from tests.conftest import REPO, SMALL, Door
 CHOICES = sorted(
     f"{path.parent.relative_to(REPO / 'conf')}={path.stem}"
     for path in (REPO / "conf").glob("*/*.yaml")
-    if path.parent.name not in ("model", "data", "eval", "experiment")
+    if path.parent.name
+    not in ("model", "data", "eval", "experiment", "optim", "schedule")  # test_optim.py has the last
 )
 TINY = ("model.num_layers=1", "model.width=16", "train.steps=2", "train.eval_steps=1", "train.eval_batches=1")
 MODELS_AND_DATA = [

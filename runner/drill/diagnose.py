@@ -41,7 +41,7 @@ def tell_tale(arrays: Sequence[str]) -> str | None:
     """The array that says most about the cause: random streams and counters before what merely follows from them."""
 
     def rank(name: str) -> tuple[int, str]:
-        groups = ("rng", "step", "extra", "params", "opt")
+        groups = ("rng", "step", "extra", "params", "opt", "ema")
         group = name.split(".")[0]
         counter = group == "opt" and name.endswith("count")
         return (1 if counter else groups.index(group) * 2 if group in groups else 99), name

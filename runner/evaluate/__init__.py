@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 Count = Annotated[int, Ge(1)]
-Weights = Literal["trained", "ema"]
+Weights = Literal["params", "ema"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Metrics:
     split: Literal["eval", "train"] = "eval"
     steps: Count | None = None
     batches: Count | None = None
-    weights: Weights = "trained"
+    weights: Weights = "params"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Text:
     new_tokens: Count = 200
     temperature: Annotated[float, Gt(0.0)] = 0.8
     steps: Count | None = None
-    weights: Weights = "trained"
+    weights: Weights = "params"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Samples:
     kind: Literal["samples"] = "samples"
     count: Count = 64
     steps: Count | None = None
-    weights: Weights = "trained"
+    weights: Weights = "params"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Reconstructions:
     kind: Literal["reconstructions"] = "reconstructions"
     count: Count = 16
     steps: Count | None = None
-    weights: Weights = "trained"
+    weights: Weights = "params"
 
 
 Evaluation = Metrics | Text | Samples | Reconstructions

@@ -19,6 +19,7 @@ from runner.errors import ConfigError
 from runner.evaluate import Evaluation, Metrics, Named, Reconstructions, Samples, Text
 from runner.evaluate.media import in_pairs, mosaic, pages
 from runner.moment import Values
+from runner.step import weighed
 
 State = dict[str, Any]
 EvalStep = Callable[[State, Any, Any], Any]
@@ -57,7 +58,7 @@ class Evaluator:
         self, name: str, state: State, eval_step: EvalStep, run: Path, place: str, between: Callable[[], None]
     ) -> Values:
         option = self.named[name]
-        state = {**state, "params": state["ema"]} if option.weights == "ema" else state
+        state = weighed(state, option.weights)
         between()
         if isinstance(option, Metrics):
             source = self.sources.train if option.split == "train" else self.sources.eval

@@ -32,6 +32,7 @@ class Exported:
     file: str
     kinds: Mapping[str, Leaf]
     written: Mapping[str, str]
+    weights: str = "params"  # or "ema"
 
 
 def card(about: Exported) -> str:
@@ -39,15 +40,16 @@ def card(about: Exported) -> str:
     document = document_of(about.checkpoint.run, about.attempt.get("drift", ()))
     model, data = (document.get(part, {}).get("kind", "unknown") for part in ("model", "data"))
     counts = {part: _count(about.kinds, part) for part in ("params", "extra")}
+    which = "weights" if about.weights == "params" else "average of the weights (`optim.ema`)"
     lines = [
         f"# {about.checkpoint.run.path.name}, step {about.checkpoint.step}",
         "",
-        f"The weights of `model={model}` after {about.checkpoint.step:,} updates on `data={data}`: "
+        f"The {which} of `model={model}` after {about.checkpoint.step:,} updates on `data={data}`: "
         f"{counts['params']:,} parameters"
         + (f", and {counts['extra']:,} values beside them (`extra`)." if counts["extra"] else "."),
         "`config.yaml` is the configuration the run was started with.",
         "",
-        "## Measured at this step",
+        "## Measured at this step" + ("" if about.weights == "params" else ", of the live weights"),
         "",
         *([f"- {name}: {value:.6g}" for name, value in sorted(about.record.metrics.items())] or ["Nothing."]),
         "",
@@ -82,7 +84,8 @@ def _loading(about: Exported) -> Iterator[str]:
     yield ""
     yield "```python"
     yield "from runner import load"
-    yield f'model, config = load("{about.checkpoint}")'
+    chosen = "" if about.weights == "params" else f', weights="{about.weights}"'
+    yield f'model, config = load("{about.checkpoint}"{chosen})'
     yield "```"
     if widened := sorted({leaf.dtype for name, leaf in about.kinds.items() if about.written[name] != leaf.dtype}):
         yield ""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from runner.checkpoint import arrays
+from runner.checkpoint.arrays import Leaf
 from runner.checkpoint.record import STATE, size_text
 from runner.errors import ConfigError
 from runner.tools import Answer, Say
@@ -24,6 +25,7 @@ from runner.tools.place import Checkpoint, maker_of, proven_at
 from runner.tools.text import plural
 
 WEIGHTS = ("params.", "extra.")  # trained variables, and those that last beside them
+AVERAGE = "ema."  # of the trained variables, in a run that keeps one
 NATIVE = "biufc"  # kinds of numbers that numpy itself knows
 
 
@@ -31,6 +33,7 @@ def arguments(parser: ArgumentParser) -> None:
     """A checkpoint, a format and a new directory."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named; often RUN@best")
     parser.add_argument("--to", choices=tuple(FORMATS), default="safetensors", help="safetensors unless said otherwise")
+    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="ema: the average of optim.ema")
     parser.add_argument("directory", metavar="DIR", help="a directory that is new, or empty")
 
 
@@ -41,15 +44,15 @@ def run(arguments: Namespace, say: Say) -> Answer:
         raise ConfigError(f"{target}: is there already, and not empty; name a new directory")
     checkpoint, record = proven_at(arguments.checkpoint)
     state = checkpoint.directory / STATE
-    kinds = {name: leaf for name, leaf in arrays.leaves(state).items() if name.startswith(WEIGHTS)}
-    if not kinds:
-        raise ConfigError(f"{checkpoint}: has no weights: no array is named params.… or extra.…")
+    stored = _stored(arrays.leaves(state), arguments.weights, checkpoint)
+    kinds = {name: leaf for name, (_, leaf) in stored.items()}
     name, write = FORMATS[arguments.to]
     fresh = target.parent / f".{target.name}.{os.getpid()}"
     fresh.mkdir(parents=True)
     try:
-        written = write(fresh / name, arrays.read(state, kinds))
-        about = Exported(checkpoint, record, maker_of(checkpoint), name, kinds, written)
+        read = arrays.read(state, [there for there, _ in stored.values()])
+        written = write(fresh / name, {here: read[there] for here, (there, _) in stored.items()})
+        about = Exported(checkpoint, record, maker_of(checkpoint), name, kinds, written, arguments.weights)
         (fresh / "README.md").write_text(card(about))
         shutil.copyfile(checkpoint.run.config, fresh / "config.yaml")
         shutil.copymode(fresh / "README.md", fresh / name)  # safetensors would let nobody else read it
@@ -60,6 +63,19 @@ def run(arguments: Namespace, say: Say) -> Answer:
     say(f"{target / name}  {plural(len(kinds), 'array')}, {size_text(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
     return Answer(_plain(checkpoint, target / name, num_bytes, written))
+
+
+def _stored(leaves: Mapping[str, Leaf], weights: str, checkpoint: Checkpoint) -> dict[str, tuple[str, Leaf]]:
+    """By the name in the file: the name in the checkpoint, and what it is. An average has the names of the weights."""
+    stored = {name: (name, leaf) for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
+    if not stored:
+        raise ConfigError(f"{checkpoint}: has no weights: no array is named params.… or extra.…")
+    if weights == "params":
+        return stored
+    averages = {name: leaf for name, leaf in leaves.items() if name.startswith(AVERAGE)}
+    if not averages:
+        raise ConfigError(f"--weights ema: {checkpoint} keeps no average; train with optim.ema=0.999, or export params")
+    return {**stored, **{f"params.{name.removeprefix(AVERAGE)}": (name, leaf) for name, leaf in averages.items()}}
 
 
 def _safetensors(path: Path, values: Mapping[str, Any]) -> dict[str, str]:

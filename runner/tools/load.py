@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runner.build import build, restore
-from runner.config import Config
+from runner.config import Config, of_now
 from runner.config import load as validated
 from runner.mesh import Mesh
+from runner.step import Weights, weighed
 from runner.tools.place import maker_of, proven_at
 from runner.tools.settings import document_of
 
@@ -16,17 +17,18 @@ if TYPE_CHECKING:
     from flax import nnx
 
 
-def load(reference: str) -> tuple[nnx.Module, Config]:
+def load(reference: str, weights: Weights = "params") -> tuple[nnx.Module, Config]:
     """The model of `RUN`, `RUN@STEP` or `RUN@best`, in evaluation mode, and the configuration it was trained with.
 
         model, config = load("outputs/NAME/RUN@best")
 
     Every byte is proven first (RefusedError), and no code of the run is executed: config.yaml is data. The model lies
     on one device, whatever the run had. The data of the run is read as well, in order to learn how many inputs and
-    outputs the model has: it must still be where the configuration says (ConfigError).
+    outputs the model has: it must still be where the configuration says (ConfigError). `weights="ema"` takes the
+    average that optim.ema keeps (ConfigError where there is none).
     """
     checkpoint, _ = proven_at(reference)
     document = document_of(checkpoint.run, maker_of(checkpoint).get("drift", ()))
-    config = replace(validated(document), mesh=Mesh(data=1))
+    config = replace(validated(of_now(document)), mesh=Mesh(data=1))
     built = build(config)
-    return built.model(restore(built, checkpoint.directory)), config
+    return built.model(weighed(restore(built, checkpoint.directory), weights)), config

@@ -61,7 +61,8 @@ def configuration(model: dict[str, object], gives: str, seq_len: int, batch_size
         {
             "model": model,
             "data": {"kind": "synthetic", "gives": gives, "seq_len": seq_len, "batch_size": batch_size},
-            "optim": {},
+            "optim": {"kind": "adamw"},
+            "schedule": {"kind": "cosine", "warmup_steps": 20},
             "train": {"steps": 10**9, "log_steps": 10, "eval_steps": 10**9},
             "ckpt": {"save": rules, "write": "background"},
             "retention": {"last": {"kind": "last", "n": 2}, "best": {"kind": "best", "n": 1}},
