@@ -1,14 +1,16 @@
 """The data there is: option, default and range of each. Free of jax and grain, so a wrong command is answered at once.
 
 A data option says what it gives (`tokens`, `features` or `images`); `sources()` reads it and returns the training and
-the evaluation source. To add one: a dataclass here, a function in sources.py, a YAML in conf/data/.
+the evaluation source. To add one: a dataclass here, a function in sources.py, a YAML in conf/data/. A user's own needs
+none of that: it is named by `target`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
@@ -101,4 +103,34 @@ class Synthetic:
         return slowed(synthetic_features(self.size, self.num_features), self.delay_seconds)
 
 
-Data = Stdlib | Text | Digits | Synthetic
+@dataclass(frozen=True, kw_only=True)
+class External:
+    """Data of your own. `target` is `module:function`, in a file of the current directory or in an installed package.
+
+        target(**options) -> dict[str, np.ndarray]
+
+    The arrays have a row per example: "inputs" (features, or images of height × width × channels) and mostly a "label",
+    or "tokens" (each row one longer than what the model sees), and whatever else your objective reads. A fixed share is
+    put aside for evaluation. What is no array, or too large, comes as data.sources.Sources, which says all by itself.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: Count = 64
+    eval_fraction: Fraction = 0.1
+
+    gives: ClassVar[str] = ""  # known when it is read
+
+    def sources(self) -> Sources:
+        """Raises Unfit where the target returns something else."""
+        from data.external import sources
+
+        return sources(self.target, self.options, self.eval_fraction)
+
+
+class Unfit(TypeError):
+    """What a user's own data returned is not what is asked of it."""
+
+
+Data = Stdlib | Text | Digits | Synthetic | External

@@ -2,19 +2,22 @@
 
 A model option says what it takes (`tokens`, `features`, `images`), which remat scopes it declares, which objective
 trains it, and what it can show (kinds of `eval`); `build` imports the heavy module. To add one: a dataclass here, a
-module beside it, a YAML in conf/model/.
+module beside it, a YAML in conf/model/. A user's own model or objective needs none of that: `target` names it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
 if TYPE_CHECKING:
     from flax import nnx
+
+    from models.objectives import Objective as Function
 
 Count = Annotated[int, Ge(1)]
 Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
@@ -70,4 +73,74 @@ class Mlp:
         return MLP(self, num_inputs=math.prod(inputs), num_classes=num_outputs, rngs=rngs)
 
 
-Model = Gpt | Mlp
+@dataclass(frozen=True, kw_only=True)
+class External:
+    """A model of your own, in a file of the current directory or in an installed package.
+
+    `target` is `module:attribute`: a class or a function, called as
+
+        target(inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs, **options) -> nnx.Module
+
+    `inputs` is the shape of one example; `num_outputs` the number of classes, for tokens the size of the vocabulary,
+    where the label is a number or a vector its length, without a label 0. The target may say what it takes and which
+    remat scopes it marks: `takes = ("images",)`, `scopes = ("block",)`.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    takes: ClassVar[tuple[str, ...]] = ()  # what it takes and has is known when it is imported
+    scopes: ClassVar[tuple[str, ...]] = ()
+    objective: ClassVar[str] = ""  # the usual one for what the data gives: see Named
+    shows: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A fresh model. Raises Unfit where the target makes none."""
+        from models.external import module
+
+        return module(self.target, self.options, inputs, num_outputs, rngs)
+
+
+Model = Gpt | Mlp | External
+
+
+class Unfit(TypeError):
+    """What a user's own model or objective gave is not what is asked of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """An objective by name. `default`: the model's own; for a model of yours next_token on tokens, else classify."""
+
+    kind: Literal["default", "classify", "next_token"] = "default"
+
+    def build(self, own: str) -> Function:
+        """The function that is trained for, where the model's own is `own`."""
+        from models.objectives import OBJECTIVES
+
+        return OBJECTIVES[own if self.kind == "default" else self.kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalObjective:
+    """An objective of your own. `target` is `module:function`, called as
+
+        target(model: nnx.Module, batch: dict[str, Array], **options) -> dict[str, Float[Array, "batch"]]
+
+    It gives "loss", which is minimized, and any other metric: each with one value per example, not a mean.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, own: str) -> Function:
+        """The function; it raises Unfit when it is traced and gives something else."""
+        from models.external import objective
+
+        return objective(self.target, self.options)
+
+
+Objective = Named | ExternalObjective
+READS = {"classify": ("inputs", "label"), "next_token": ("tokens",)}  # what a named objective needs of a batch

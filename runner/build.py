@@ -15,8 +15,8 @@ from flax import nnx
 from data import Data
 from data.pipeline import Stream
 from data.sources import Sources
-from models.objectives import OBJECTIVES
 from models.scopes import Plan
+from runner import external
 from runner import step as steps
 from runner.checkpoint import store
 from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, preflight
@@ -64,16 +64,19 @@ class Built:
 
 
 def build(config: Config) -> Built:
-    """Put the parts together. Raises ConfigError where the data or the machine does not fit."""
+    """Put the parts together. Raises ConfigError where the data, the machine or what is the user's own does not fit."""
+    external.bring(config)
     sources = _read(config.data)
+    own = external.fit(config, sources.eval)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches)
     stream = Stream(sources.train, batch_size=config.data.batch_size, seed=config.seed)
 
     def make_model() -> nnx.Module:
         return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
 
-    network = steps.take_apart(make_model)
-    objective = OBJECTIVES[config.model.objective]
+    with external.told("model"):
+        network = steps.take_apart(make_model)
+    objective = config.objective.build(own)
     train, ema = config.train, config.optim.ema
     schedule = config.schedule.build(config.optim.lr, train.steps)
     tx = config.optim.build(schedule)
@@ -250,7 +253,8 @@ def num_bytes(built: Built) -> int:
 def describe(built: Built, config: Config) -> str:
     """One line: the model, its size, and the data."""
     count = sum(leaf.size for leaf in jax.tree.leaves(built.abstract["params"]))
-    return f"{config.model.kind}, {count / 1e6:.2f} M parameters · {config.data.kind}, {built.sources.summary}"
+    model, data = (getattr(part, "target", part.kind) for part in (config.model, config.data))
+    return f"{model}, {count / 1e6:.2f} M parameters · {data}, {built.sources.summary}"
 
 
 def hardware(built: Built) -> str:
@@ -259,7 +263,8 @@ def hardware(built: Built) -> str:
 
 
 def _read(option: Data) -> Sources:
-    sources = option.sources()
+    with external.told("data"):
+        sources = option.sources()
     for side, source in (("train", sources.train), ("evaluate", sources.eval)):
         if len(source) == 0:
             raise ConfigError(

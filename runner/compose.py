@@ -8,20 +8,22 @@ keys exist; its message knows the whole schema.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from runner import rundir
+from runner import external, rundir, trust
 from runner.config import Config, checked, continued, load, read
 from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
 from runner.explain import suggest
@@ -33,7 +35,7 @@ LAUNCHER = "hydra.launcher."
 FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--cfg", "-c", "--resolve"),
     *("--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
-    *("--shell-completion", "-sc", "--experimental-rerun"),
+    *("--shell-completion", "-sc", "--experimental-rerun", trust.FLAG),
 )
 
 
@@ -58,7 +60,7 @@ def compose(argv: Sequence[str], start: Start) -> int:
     def task(composed: DictConfig) -> float | None:
         os.environ.pop("HYDRA_FULL_ERROR", None)
         try:
-            config, overrides = _validated(composed)
+            config, overrides = _validated(composed, trusted=trust.FLAG in argv)
             code, score = start(config, Command(overrides, time.time() if codes else began, _words(argv), _slurm()))
         except HoldfastError as error:
             code, score = _say(error), None
@@ -70,7 +72,7 @@ def compose(argv: Sequence[str], start: Start) -> int:
     try:
         if "hydra/launcher=slurm" in argv and {"-m", "--multirun"} & set(argv):
             raise ConfigError("hydra/launcher=slurm: submits one run, not yet a sweep; leave -m out, or the launcher")
-        sys.argv[1:] = [_forced(argument) for argument in argv]
+        sys.argv[1:] = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != trust.FLAG]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
         # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
         warnings.filterwarnings("ignore", message="The version_base parameter is deprecated")
@@ -85,18 +87,29 @@ def compose(argv: Sequence[str], start: Start) -> int:
     return STOPPED if STOPPED in codes else next((code for code in codes if code), 0)
 
 
-def _validated(composed: DictConfig) -> tuple[Config, tuple[str, ...]]:
+def _validated(composed: DictConfig, *, trusted: bool) -> tuple[Config, tuple[str, ...]]:
     task = list(HydraConfig.get().overrides.task)
-    overrides = tuple(override.removeprefix("++") for override in task)
+    overrides = (*(override.removeprefix("++") for override in task), *([trust.FLAG] if trusted else []))
+    config = load(_document(composed, task, trusted=trusted))
+    external.find(config.document)
+    return config, overrides
+
+
+def _document(composed: DictConfig, task: list[str], *, trusted: bool) -> Any:
+    """What was composed; with dir=, that run's own document under what was typed. Raises RefusedError without trust."""
     if composed.get("dir") is None:
-        return load(composed), overrides
+        return composed
     saved = rundir.Run(Path(str(composed.dir))).config
     if not saved.exists():
         raise RefusedError(f"dir={composed.dir}: holds no run; leave dir out to start one, or check the path")
     keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]
     if "experiment" in keys:
-        return load(composed), overrides
-    return load(continued(read(saved), composed, keys)), overrides
+        return composed
+    document = continued(read(saved), composed, [*keys, "compile_cache"])  # whose programs would be run, unread
+    if not trusted:
+        typed = OmegaConf.to_container(composed)
+        trust.demand(saved.parent, document, typed, f"add {trust.FLAG}")  # type: ignore[arg-type]
+    return document
 
 
 def _words(argv: Sequence[str]) -> tuple[str, ...]:
@@ -113,6 +126,14 @@ def _slurm() -> Slurm | None:
         return checked(Slurm, hydra_config.launcher)
     except ConfigError as error:
         raise ConfigError(f"{LAUNCHER}{error}") from None
+
+
+def _spelled_out(argument: str) -> tuple[str, ...]:
+    """`model=my_file:MyModel` is short for `model=external model.target=my_file:MyModel`."""
+    group, _, value = argument.partition("=")
+    if re.fullmatch(r"[\w.]+:[\w.]+", value) and (CONF / group / "external.yaml").is_file():
+        return f"{group}=external", f"{group}.target={value}"
+    return (argument,)
 
 
 def _forced(argument: str) -> str:

@@ -22,7 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
 from data import Data
-from models import Model
+from models import Model, Named, Objective
 from runner import preempt
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
@@ -117,6 +117,7 @@ class Config:
     preempt: Preempt
     log: Log
     score: Score
+    objective: Annotated[Objective, BY_KIND] = field(default_factory=Named)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     root: str = "outputs"
     seed: Annotated[int, Ge(0)] = 0
@@ -129,12 +130,17 @@ class Config:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.data.gives not in self.model.takes:
+        if self.model.takes and self.data.gives and self.data.gives not in self.model.takes:
             raise ValueError(
                 f"model={self.model.kind} takes {' or '.join(self.model.takes)}, but data={self.data.kind} gives "
                 f"{self.data.gives}; choose {_fitting(self.model.takes)} or {_fitting_model(self.data.gives)}"
             )
-        if unknown := sorted(self.remat.scopes - set(self.model.scopes)):
+        if self.objective.kind not in ("default", "external", self.model.objective or self.objective.kind):
+            raise ValueError(
+                f"objective={self.objective.kind} does not train model={self.model.kind}, which is made for "
+                f"{self.model.objective}; choose objective=default, or objective=external"
+            )
+        if self.model.kind != "external" and (unknown := sorted(self.remat.scopes - set(self.model.scopes))):
             raise ValueError(
                 f"remat={self.remat.kind} recomputes the scope '{unknown[0]}', which model={self.model.kind} does not "
                 f"declare (it has: {', '.join(self.model.scopes)}); choose another remat"

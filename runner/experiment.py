@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from runner import rundir
+from runner import external, rundir, trust
 from runner.checkpoint.record import durable_step, locate
 from runner.config import Config, read, write
 from runner.crashes import give_up, relapse
@@ -114,7 +114,10 @@ def _finished(config: Config, place: Run) -> Outcome | None:
         return None
     best = status.get("best")
     score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
-    print(f"{place} is finished: {step} steps{score}\nmore steps: python run.py dir={place} train.steps={2 * step}")
+    print(
+        f"{place} is finished: {step} steps{score}\nmore steps: python run.py dir={place} train.steps={2 * step}"
+        f"{trust.flag(config.document)}"
+    )
     return Outcome("finished", step, status.get("score"), 0)
 
 
@@ -128,15 +131,21 @@ def _worked_on(
 ) -> Outcome:
     """One attempt, with its end recorded however it comes."""
     fresh = not place.config.exists()
-    again = relapse(attempts(place), code())
+    own = external.origins(config.document)
+    files = [path for origin in own for path in origin.files]
+    again = relapse(attempts(place), code(files))
     move = again.move(config.train.max_crashes) if again else "try"
     if again and move == "give up":
         give_up(place, again)
     console = choose(place.log, wanted=config.log.console)
     session = Session(config, place, attempt, console, watcher)
-    attempt.begin(overrides, [str(change) for change in drifts])
+    mine, theirs = external.record(own), place.read_status().get("attempt", {}).get("external", {})
+    attempt.begin(overrides, [str(change) for change in drifts], files)
+    attempt.record(**({"external": mine} if mine else {}))
     try:
         _introduce(config, place, drifts, console, fresh=fresh)
+        for line in external.changed(theirs, mine):
+            console.say(f"warning: {line}")
         if move == "step back":
             step_back(session)
         with Guard(watcher, attempt, place, config.train.hang_seconds, console.say).watching():

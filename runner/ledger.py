@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from runner import pulse, rundir
@@ -118,8 +119,11 @@ class Attempt:
         """The last sign of life: which step, doing what."""
         return self._pulse.read()
 
-    def begin(self, overrides: Sequence[str], drift: Sequence[str]) -> None:
-        """Number this attempt; what a killed one left behind is read before it is written over."""
+    def begin(self, overrides: Sequence[str], drift: Sequence[str], own: Iterable[Path] = ()) -> None:
+        """Number this attempt; what a killed one left behind is read before it is written over.
+
+        `own`: files of the user's that take part.
+        """
         previous = self.run.read_status()
         if previous:
             self._before = self.run.status.read_text()
@@ -128,7 +132,7 @@ class Attempt:
         self._status |= {key: previous.get(key) for key in ("best", "taken_back_to", "last_committed_step")}
         last = [killed(previous, pulse.read(self.run.pulse))] if previous.get("state") == "running" else []
         self._status["unburied"] = [*previous.get("unburied", []), *last]
-        maker = made_by()  # before the pulse is written over: a kill between the two would blame the one before
+        maker = made_by(own)  # before the pulse is written over: a kill between the two would blame the one before
         self._pulse = Pulse(self.run.pulse)
         self._watch = Stopwatch(self._pulse, self._began)
         self._record = {

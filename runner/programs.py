@@ -15,6 +15,7 @@ from models.scopes import active
 from runner.compiled import Kept
 from runner.config import Config
 from runner.errors import ConfigError
+from runner.external import told
 from runner.mesh import batched
 from runner.preempt.watch import begin
 
@@ -64,7 +65,7 @@ def compile_eval(built: Built, config: Config) -> EvalStep:
 def compile_step(built: Built, config: Config) -> TrainStep:
     """The train step, compiled for the shapes of this run. Raises ConfigError where a remat scope was never met."""
     batch, _ = _abstract_batch(built, config)
-    with active(built.plan) as hits:
+    with active(built.plan) as hits, told("objective"):
         lowered = built.train_step.lower(built.abstract, batch)
     if missed := built.plan.scopes - hits:
         raise ConfigError(

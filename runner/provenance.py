@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "hydr
 ROOMS = ("runner", "models", "data")
 
 
-def made_by() -> dict[str, Any]:
-    """Everything about this process that may explain a difference later, as JSON values."""
+def made_by(own: Iterable[Path] = ()) -> dict[str, Any]:
+    """Everything about this process that may explain a difference later, as JSON values; `own`: files of the user's."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git": _git(),
-        "code": code(),
+        "code": code(own),
         **_slurm(os.environ),
     }
 
 
-def code() -> str:
-    """Eight hex digits over every source file of the runner, the models and the data: other code, another hash."""
+def code(own: Iterable[Path] = ()) -> str:
+    """Eight hex digits over every source file of the runner, the models, the data and the user: other code, another."""
     root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
+    for path in (*sorted(path for room in ROOMS for path in (root / room).rglob("*.py")), *own):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 

@@ -14,7 +14,9 @@ def readme(run: Run) -> str:
     status, past = run.read_status(), attempts(run)
     current = status.get("attempt", {})
     command = shlex.join(current["command"])
-    changed = (past[0] if past else current)["command"][2:]  # what the run was begun with
+    begun = (past[0] if past else current)["command"][2:]
+    changed = [word for word in begun if not word.startswith("-")]
+    trust = " --trust" if current.get("external") else ""
     drifts = {change: None for attempt in [*past, current] for change in attempt["drift"]}
     best, last = status.get("best"), status.get("last")
     lines = [
@@ -30,7 +32,7 @@ def readme(run: Run) -> str:
         "",
         "```",
         f"{command}    # resumes; a finished run says so",
-        f"python run.py dir={run} train.steps=N    # continue it under a changed configuration",
+        f"python run.py dir={run} train.steps=N{trust}    # continue it under a changed configuration",
         f"python -m runner ls {run}                # its checkpoints: why saved, why kept, whether good",
         f"python -m runner eval {run}@best         # its evaluations on the best weights, or others",
         f"python -m runner export {run}@best DIR   # the best weights, as safetensors, with a model card",
@@ -62,9 +64,11 @@ def readme(run: Run) -> str:
 
 def _made_by(attempt: dict[str, Any]) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
+    own = attempt.get("external", {})
     return [
         f"- command: `{shlex.join(attempt.get('command', []))}`",
         f"- code: {attempt.get('git') or 'not in a git checkout'}",
+        *[f"- {key}: `{one['target']}` from {one['file']} ({one['hash']})" for key, one in own.items()],
         f"- hardware: {attempt.get('hardware', 'unknown')}, host {attempt.get('host')}",
         f"- Python {attempt.get('python')}, {packages}",
     ]

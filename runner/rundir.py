@@ -84,8 +84,11 @@ def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
     words = []
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0].split("/")[0] in places:
+        if key.split(".")[0].split("/")[0] in places or key.startswith("-"):
             continue
+        if value == "external":  # the target says more
+            continue
+        key = "" if key.endswith(".target") else key
         words.append(re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_.") or "x")
     return "-".join(words)[:SLUG_CHARS].rstrip("-_.") or "default"
 

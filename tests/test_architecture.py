@@ -44,7 +44,7 @@ FENCES = {
 # Modules that must answer without jax: they are imported before the configuration is valid, or by tools that only look.
 NO_JAX = (
     *("run", "runner", "runner.compose", "runner.config", "runner.explain", "runner.errors", "runner.experiment"),
-    *("runner.identity", "runner.schedule"),
+    *("runner.identity", "runner.schedule", "runner.external", "runner.trust"),
     *("runner.rundir", "runner.ledger", "runner.readme", "runner.moment", "runner.optim", "runner.mesh"),
     *("runner.training", "runner.compiled", "runner.crashes", "runner.provenance", "runner.pulse"),
     *("runner.stopwatch", "runner.garbage"),
@@ -69,7 +69,10 @@ MAY_KNOW = {
     "run": ("runner.compose", "runner.garbage", "runner.config", "runner.experiment", "runner.sweep.slurm"),
     "runner": ("runner.tools.load",),
     "runner.__main__": ("runner.explain",),  # and each verb by its name, when it is asked for
-    "runner.compose": ("runner.config", "runner.explain", "runner.provenance", "runner.sweep.slurm"),
+    "runner.compose": (
+        *("runner.external", "runner.trust"),
+        *("runner.config", "runner.explain", "runner.provenance", "runner.sweep.slurm"),
+    ),
     "runner.config": (
         *(
             "data",
@@ -87,7 +90,7 @@ MAY_KNOW = {
         *(
             "runner.config",
             "runner.crashes",
-            *("runner.identity", "runner.schedule"),
+            *("runner.identity", "runner.external", "runner.trust"),
             "runner.ledger",
             "runner.log.console",
             "runner.preempt",
@@ -101,7 +104,7 @@ MAY_KNOW = {
     ),
     "runner.build": (
         *("data", "models", "runner.checkpoint", "runner.config", "runner.identity", "runner.ledger", "runner.log"),
-        *("runner.evaluate", "runner.loop"),
+        *("runner.evaluate", "runner.external", "runner.loop"),
         *("runner.mesh", "runner.preempt", "runner.programs", "runner.roles", "runner.step"),
     ),
     "runner.evaluate.measure": ("data", "runner.evaluate", "runner.step"),
@@ -109,7 +112,10 @@ MAY_KNOW = {
         *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.programs"),
     ),
     "runner.optim": ("runner.roles",),
-    "runner.programs": ("models", "runner.compiled", "runner.config", "runner.mesh", "runner.preempt.watch"),
+    "runner.external": ("data", "models", "runner.explain", "runner.trust"),
+    "runner.programs": (
+        *("models", "runner.compiled", "runner.config", "runner.external", "runner.mesh", "runner.preempt.watch"),
+    ),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
     "runner.ledger": ("runner.provenance", "runner.pulse", "runner.stopwatch"),
     "runner.stopwatch": ("runner.pulse",),
@@ -161,7 +167,7 @@ MAY_KNOW = {
         *("runner.checkpoint.checkpointer", "runner.checkpoint.restore", "runner.checkpoint.retention", "runner.tools"),
     ),
     "runner.tools.digest": ("runner.checkpoint.arrays", "runner.tools"),
-    "runner.tools.eval": ("runner.compose", "runner.config", "runner.evaluate", "runner.tools"),
+    "runner.tools.eval": ("runner.trust", "runner.compose", "runner.config", "runner.evaluate", "runner.tools"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.supervise": (
         "runner.preempt",
@@ -171,7 +177,14 @@ MAY_KNOW = {
     "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
     "runner.tools.goodput": ("runner.ledger", "runner.pulse", "runner.tools"),
     "runner.tools.timeline": ("runner.tools",),
-    "runner.tools.load": ("runner.build", "runner.config", "runner.mesh", "runner.step", "runner.tools"),
+    "runner.tools.load": (
+        "runner.build",
+        "runner.config",
+        "runner.mesh",
+        "runner.step",
+        "runner.tools",
+        "runner.trust",
+    ),
 }
 
 

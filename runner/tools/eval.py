@@ -8,6 +8,7 @@ from runner.config import Config
 from runner.errors import ConfigError
 from runner.tools import Answer, Say
 from runner.tools.place import checkpoint_at
+from runner.trust import FLAG
 
 OURS = ("dir", "step", "train.steps", "resume", "overwrite")
 
@@ -15,6 +16,7 @@ OURS = ("dir", "step", "train.steps", "resume", "overwrite")
 def arguments(parser: ArgumentParser) -> None:
     """A checkpoint, and what is to be different from the run's own configuration."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named; often RUN@best")
+    parser.add_argument(FLAG, action="store_true", help="import the code that the run names as its own")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="as eval=[metrics,text] train.eval_batches=100"
     )
@@ -38,4 +40,5 @@ def run(arguments: Namespace, say: Say) -> Answer:
         return 0, None
 
     words = [f"dir={checkpoint.run.path}", f"step={checkpoint.step}", "train.steps=0", *arguments.overrides]
+    words += [FLAG] if arguments.trust else []
     return Answer(document, compose(words, start))

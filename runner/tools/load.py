@@ -12,23 +12,27 @@ from runner.mesh import Mesh
 from runner.step import Weights, weighed
 from runner.tools.place import maker_of, proven_at
 from runner.tools.settings import document_of
+from runner.trust import demand
 
 if TYPE_CHECKING:
     from flax import nnx
 
 
-def load(reference: str, weights: Weights = "params") -> tuple[nnx.Module, Config]:
+def load(reference: str, weights: Weights = "params", *, trust: bool = False) -> tuple[nnx.Module, Config]:
     """The model of `RUN`, `RUN@STEP` or `RUN@best`, in evaluation mode, and the configuration it was trained with.
 
         model, config = load("outputs/NAME/RUN@best")
 
-    Every byte is proven first (RefusedError), and no code of the run is executed: config.yaml is data. The model lies
+    Every byte is proven first (RefusedError), and no code of the run is executed: config.yaml is data. A run that names
+    a model, data or an objective of somebody's own is refused without `trust=True` (RefusedError). The model lies
     on one device, whatever the run had. The data of the run is read as well, in order to learn how many inputs and
     outputs the model has: it must still be where the configuration says (ConfigError). `weights="ema"` takes the
     average that optim.ema keeps (ConfigError where there is none).
     """
     checkpoint, _ = proven_at(reference)
     document = document_of(checkpoint.run, maker_of(checkpoint).get("drift", ()))
+    if not trust:
+        demand(checkpoint.run.path, document, {}, "say trust=True")
     config = replace(validated(of_now(document)), mesh=Mesh(data=1))
     built = build(config)
     return built.model(weighed(restore(built, checkpoint.directory), weights)), config
