@@ -1,28 +1,37 @@
 """The data there is: option, default and range of each. Free of jax and grain, so a wrong command is answered at once.
 
 A data option says what it gives (`tokens`, `features` or `images`); `sources()` reads it and returns the training and
-the evaluation source. To add one: a dataclass here, a function in sources.py, a YAML in conf/data/. A user's own needs
-none of that: it is named by `target`.
+the evaluation source. One that reads a user's files has `look()`, which finds what is wrong with them without reading
+much. Here is what every machine has, and a user's own code; a user's own files are in own.py. To add one: a dataclass,
+a function that reads it, a YAML in conf/data/. A user's own code needs none of that: it is named by `target`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge
+
+from data.fields import Batches, Count, Fraction, Pictured
+from data.own import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
 
 if TYPE_CHECKING:
     from data.sources import Sources
 
-Count = Annotated[int, Ge(1)]
-Fraction = Annotated[float, Interval(gt=0.0, lt=1.0)]
+
+@runtime_checkable
+class Looks(Protocol):
+    """An option whose data may be missing."""
+
+    def look(self) -> None:
+        """Raises ValueError, which begins with a key of the option, where the data cannot be what it should be."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stdlib:
+class Stdlib(Batches):
     """The source of Python's standard library, as bytes. Real text that is already on the machine."""
 
     kind: Literal["stdlib"] = "stdlib"
@@ -33,39 +42,13 @@ class Stdlib:
     gives: ClassVar[str] = "tokens"
 
     def sources(self) -> Sources:
-        from data.sources import stdlib
+        from data.text import stdlib
 
         return stdlib(self.seq_len, self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
-    """A text file or a folder of the user's, as bytes; split by file, or by position where the files are few."""
-
-    kind: Literal["text"] = "text"
-    path: str
-    pattern: str = "**/*.txt"
-    seq_len: Count = 128
-    batch_size: Count = 16
-    eval_fraction: Fraction = 0.05
-
-    gives: ClassVar[str] = "tokens"
-
-    def __post_init__(self) -> None:
-        path = Path(self.path).expanduser()
-        if not path.exists():
-            raise ValueError(f"path={self.path} does not exist")
-        if path.is_dir() and not any(path.glob(self.pattern)):
-            raise ValueError(f"path={self.path} holds no file that matches pattern={self.pattern}")
-
-    def sources(self) -> Sources:
-        from data.sources import text
-
-        return text(Path(self.path).expanduser(), self.pattern, self.seq_len, self.eval_fraction)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(Pictured):
     """scikit-learn's real handwritten digits: 1,797 images of 8 × 8 × 1 pixels in 10 classes."""
 
     kind: Literal["digits"] = "digits"
@@ -75,36 +58,41 @@ class Digits:
     gives: ClassVar[str] = "images"
 
     def sources(self) -> Sources:
-        from data.sources import digits
+        from data.built_in import digits
 
         return digits(self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthetic:
+class Synthetic(Pictured):
     """Random examples made on the spot, the same on every machine. For benchmarks.
 
     `delay_seconds`: each batch takes that much longer, as from slow storage.
     """
 
     kind: Literal["synthetic"] = "synthetic"
-    gives: Literal["tokens", "features"] = "tokens"
+    gives: Literal["tokens", "features", "images"] = "tokens"
     size: Count = 4096
     seq_len: Count = 128
     num_features: Count = 64
+    image_size: Count = 32
     batch_size: Count = 16
     delay_seconds: Annotated[float, Ge(0.0)] = 0.0
 
     def sources(self) -> Sources:
-        from data.sources import slowed, synthetic_features, synthetic_tokens
+        from data import built_in
 
         if self.gives == "tokens":
-            return slowed(synthetic_tokens(self.size, self.seq_len), self.delay_seconds)
-        return slowed(synthetic_features(self.size, self.num_features), self.delay_seconds)
+            made = built_in.synthetic_tokens(self.size, self.seq_len)
+        elif self.gives == "images":
+            made = built_in.synthetic_images(self.size, self.image_size)
+        else:
+            made = built_in.synthetic_features(self.size, self.num_features)
+        return built_in.slowed(made, self.delay_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
-class External:
+class External(Batches):
     """Data of your own. `target` is `module:function`, in a file of the current directory or in an installed package.
 
         target(**options) -> dict[str, np.ndarray]
@@ -133,4 +121,4 @@ class Unfit(TypeError):
     """What a user's own data returned is not what is asked of it."""
 
 
-Data = Stdlib | Text | Digits | Synthetic | External
+Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Arrayrecord | Hub | External

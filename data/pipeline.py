@@ -1,19 +1,20 @@
-"""In which order examples come: shuffled anew each epoch, for ever, batched. The position is a value to save.
+"""In which order examples come: shuffled anew each epoch, for ever, batched. The position is a number to save.
 
-grain's iterator state is exact, with read-ahead too: it counts batches that were handed out, not those prepared. The
-shuffling is ours: one sort an epoch, instead of grain's 14 µs for each example (measured), which for a batch of 64 is
-as much as a small train step.
+A batch is a function of its number: who makes it, and how far ahead, changes nothing. So the position is ours and not
+that of grain's iterators, which depends on how they are put together: the number of the first batch that was not yet
+handed out. A run may go on with other workers. The shuffling is ours: one sort an epoch, instead of grain's 14 µs for
+each example (measured), which for a batch of 64 is as much as a small train step.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-import grain
 import numpy as np
 
+from data.fields import Augment
 from data.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -22,56 +23,108 @@ Batch = dict[str, np.ndarray]
 class Shuffled:
     """Endless batches by number: each epoch has every example once, in an order that depends on seed and epoch alone.
 
-    Takes 8 bytes an example for each of the two epochs that a batch may touch.
+    Takes 8 bytes an example for each of the two epochs that a batch may touch. `begin`: the number of batch 0.
+    `again`: reads the source in another process, so that what is sent there is small.
     """
 
-    def __init__(self, source: Source, *, batch_size: int, seed: int):
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
+        again: Callable[[], Source] | None = None,
+        begin: int = 0,
+    ):
         self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._augment, self._again, self._begin = augment if augment != Augment() else None, again, begin
         self._orders: dict[int, np.ndarray] = {}
 
-    def __len__(self) -> int:
-        return sys.maxsize
+    def __reduce__(self) -> tuple[Any, ...]:
+        rest = {"batch_size": self._batch_size, "seed": self._seed, "augment": self._augment, "begin": self._begin}
+        return _shuffled, (None if self._again else self._source, self._again, rest)
 
-    def __getitem__(self, number: int) -> Batch:
-        size = len(self._source)
+    def since(self, begin: int) -> Shuffled:
+        """The same batches, of which the one with this number comes first."""
+        fresh = Shuffled(self._source, batch_size=self._batch_size, seed=self._seed, again=self._again, begin=begin)
+        fresh._augment, fresh._orders = self._augment, self._orders
+        return fresh
+
+    def __len__(self) -> int:
+        return sys.maxsize - self._begin
+
+    def __getitem__(self, index: int) -> Batch:
+        number, size = self._begin + index, len(self._source)
         positions = np.arange(number * self._batch_size, (number + 1) * self._batch_size)
         epochs = positions // size
         indices = np.empty(self._batch_size, np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             here = epochs == epoch
             indices[here] = self._order(epoch)[positions[here] % size]
-        return self._source.take(indices)
+        batch = self._source.take(indices)
+        if self._augment is None:
+            return batch
+        from data.transforms import augmented
+
+        return {**batch, "inputs": augmented(batch["inputs"], self._augment, seed=self._seed, number=number)}
 
     def _order(self, epoch: int) -> np.ndarray:
         """The permutation of an epoch: random keys, sorted. Raw Philox output never changes between numpy versions."""
-        if epoch not in self._orders:
+        order = self._orders.get(epoch)
+        if order is None:
             keys = np.random.Philox(key=[self._seed % 2**64, epoch]).random_raw(len(self._source))
-            kept = {old: order for old, order in self._orders.items() if old == epoch - 1}
-            self._orders = {**kept, epoch: np.argsort(keys, kind="stable")}
-        return self._orders[epoch]
+            order = np.argsort(keys, kind="stable")
+            kept = {old: kept for old, kept in list(self._orders.items()) if old == epoch - 1}
+            self._orders = {**kept, epoch: order}  # one assignment: threads may be at it together
+        return order
+
+
+def _shuffled(source: Source | None, again: Callable[[], Source] | None, rest: Mapping[str, Any]) -> Shuffled:
+    """Put together again in a worker."""
+    read = again() if again is not None else source
+    assert read is not None
+    return Shuffled(read, **rest)
 
 
 class Stream:
     """The endless training batches of one source. `state()` is the position of the first batch not yet handed out."""
 
-    def __init__(self, source: Source, *, batch_size: int, seed: int):
-        batches = grain.MapDataset.source(Shuffled(source, batch_size=batch_size, seed=seed))
-        # Every source is in memory so far: a thread that reads ahead would cost more than it saves (measured).
-        self._batches = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
+        workers: int = 0,
+        prefetch: int = 0,
+        again: Callable[[], Source] | None = None,
+    ):
+        self._batches = Shuffled(source, batch_size=batch_size, seed=seed, augment=augment, again=again)
+        self._workers, self._prefetch = workers, prefetch
+        self._number = 0
+        self._coming: Any = None  # grain's iterator, from the first batch on that is asked for
         self._skipped: frozenset[int] = frozenset()
 
+    @property
+    def waits(self) -> bool:
+        """Whether a batch may be long in coming."""
+        return self._workers > 0
+
     def __next__(self) -> Batch:
-        if self._skipped:
-            self._pass_over()
-        return next(self._batches)
+        while self._number in self._skipped:
+            self._take()
+        return self._take()
 
     def state(self) -> dict[str, Any]:
         """The position, as plain JSON values."""
-        return self._batches.get_state()
+        return {"next_index": self._number}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a position that `state()` gave."""
-        self._batches.set_state(state)
+        self.close()
+        self._number = int(state["next_index"])
 
     def skip(self, numbers: Collection[int]) -> None:
         """Pass over the batches with these numbers, counted from 0 at the beginning of training."""
@@ -86,11 +139,23 @@ class Stream:
                 number -= 1
         return number
 
-    def _pass_over(self) -> None:
-        number = int(self.state()["next_index"])
-        while number in self._skipped:
-            number += 1
-            self._batches.set_state({**self.state(), "next_index": number})
+    def close(self) -> None:
+        """End the workers. Whoever asks for another batch starts them again."""
+        if self._coming is not None:
+            self._coming.close()
+            self._coming = None
+
+    def _take(self) -> Batch:
+        if not (self._workers or self._prefetch):
+            batch = self._batches[self._number]
+        else:
+            if self._coming is None:
+                from data.workers import ahead
+
+                self._coming = ahead(self._batches.since(self._number), self._workers, self._prefetch)
+            batch = next(self._coming)
+        self._number += 1
+        return batch
 
 
 def in_order(source: Source, *, batch_size: int, num_batches: int) -> Iterator[tuple[Batch, np.ndarray]]:

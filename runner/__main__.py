@@ -34,6 +34,7 @@ VERBS = {
     "eval": ("eval", "what the evaluations of a run, or others, measure on one of its checkpoints"),
     "supervise": ("supervise", "run a command again until it is done: after stops, and within a budget after crashes"),
     "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
+    "tokenize": ("tokenize", "text files become token files for data=tokens, in parallel"),
     "drill": ("drill", "a configuration untouched and again while it is killed: every bit compared; exit 1 where not"),
     "goodput": ("goodput", "where the wall-clock of all attempts went: progress, start-up, saving, lost, down; money"),
 }

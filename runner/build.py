@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-from data import Data
 from data.pipeline import Stream
 from data.sources import Sources
 from models.scopes import Plan
@@ -24,7 +23,7 @@ from runner.checkpoint.record import PROGRESS, STATE, save_seconds
 from runner.checkpoint.strategy import Failures
 from runner.checkpoint.transfer import Report, transfer
 from runner.config import Config
-from runner.errors import ConfigError
+from runner.dataset import advice, read, stream_of
 from runner.evaluate import Text, cadences, due
 from runner.evaluate.measure import Evaluator
 from runner.identity import fingerprint
@@ -41,6 +40,7 @@ from runner.preempt.watch import Watcher, begin
 from runner.programs import Programs
 from runner.roles import is_stacked
 from runner.rundir import Run
+from runner.waiting import Fed
 
 State = steps.State
 
@@ -63,13 +63,17 @@ class Built:
     plan: Plan
 
 
-def build(config: Config) -> Built:
-    """Put the parts together. Raises ConfigError where the data, the machine or what is the user's own does not fit."""
+def build(config: Config, sources: Sources | None = None) -> Built:
+    """Put the parts together, and read the data unless it is given.
+
+    Raises ConfigError where the data, the machine or what is the user's own does not fit.
+    """
     external.bring(config)
-    sources = _read(config.data)
+    with external.told("data"):
+        sources = sources or read(config.data)
     own = external.fit(config, sources.eval)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches)
-    stream = Stream(sources.train, batch_size=config.data.batch_size, seed=config.seed)
+    stream = stream_of(config.data, sources, config.seed)
 
     def make_model() -> nnx.Module:
         return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
@@ -133,6 +137,7 @@ def live(
     """Everything the loop works with, open; closed in reverse, the checkpoints durable, whatever happens."""
     until = Until(start.step, start.owes)
     with ExitStack() as opened:
+        opened.enter_context(closing(built.stream))  # its workers end last: a save must not wait for that
         timing = opened.enter_context(closing(_jsonl(run.timing, until, attempt.number, console)))
         truth = _jsonl(run.metrics, until, attempt.number, console)
         logger = opened.enter_context(
@@ -143,14 +148,16 @@ def live(
         grace = Grace(watcher, config.preempt.shortest_notice, console.say, save_seconds(run.checkpoints))
         saver = opened.enter_context(closing(_checkpointer(config, run, attempt, console, timing, grace)))
         is_finite, kept = jax.jit(steps.is_finite), built.abstract.keys() & {"params", "ema", "extra"}
-        data = opened.enter_context(closing(Ahead(built.stream, watcher))) if built.sources.waits else built.stream
+        waits = built.sources.waits or built.stream.waits
+        data = opened.enter_context(closing(Ahead(built.stream, watcher))) if waits else built.stream
+        fed = Fed(data, programs.train.result(), console.say, advice(config.data))
         yield Parts(
             cadence=Cadence(config.train.steps, config.train.log_steps, cadences(config.eval, config.train.eval_steps)),
-            train_step=programs.train.result(),
+            train_step=fed.train,
             evaluate=partial(_evaluate, built, config, programs, run, attempt, watcher),
             is_finite=lambda state: bool(is_finite({name: state[name] for name in kept})),
             items=partial(_items, built, attempt),
-            data=data,
+            data=fed,
             epoch_steps=len(built.sources.train) / config.data.batch_size,
             saver=saver,
             last=config.ckpt.last,
@@ -260,15 +267,3 @@ def describe(built: Built, config: Config) -> str:
 def hardware(built: Built) -> str:
     """The devices of the mesh: `1 × cpu`."""
     return f"{built.mesh.size} × {built.mesh.devices.flat[0].device_kind}"
-
-
-def _read(option: Data) -> Sources:
-    with external.told("data"):
-        sources = option.sources()
-    for side, source in (("train", sources.train), ("evaluate", sources.eval)):
-        if len(source) == 0:
-            raise ConfigError(
-                f"data={option.kind}: nothing is left to {side} on ({sources.summary}); give it more data, a shorter "
-                "data.seq_len, or another data.eval_fraction"
-            )
-    return sources

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
-from data import Data
+from data import Data, Looks
 from models import Model, Named, Objective
 from runner import preempt
 from runner.checkpoint.checkpointer import Verify
@@ -180,8 +180,17 @@ class Config:
 
 
 def load(document: Any) -> Config:
-    """Validate a composed document (a DictConfig or plain values). Raises ConfigError with every way out it knows."""
-    return checked(Config, document)
+    """Validate a composed document (a DictConfig or plain values), and see whether its data is there.
+
+    Raises ConfigError with every way out it knows.
+    """
+    config: Config = checked(Config, document)
+    if isinstance(config.data, Looks):
+        try:
+            config.data.look()
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from None
+    return config
 
 
 def checked(schema: Any, document: Any) -> Any:
@@ -199,7 +208,7 @@ def read(path: Path) -> dict[str, Any]:
     Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
     """
     try:
-        return load(of_now(yaml.safe_load(path.read_text()))).document
+        return checked(Config, of_now(yaml.safe_load(path.read_text()))).document
     except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
         raise RefusedError(f"{path}: not a configuration of this version ({_first_line(error)}); restore it") from None
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 # Where a run lives, what it prints and when it gives up: not part of what it computes or of the files it leaves.
 PLACE = (
     *("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt", "compile_cache"),
+    *("data.workers", "data.prefetch"),
     *("train.hang_seconds", "train.max_crashes", "train.max_rollbacks", "train.dollars_per_hour"),
 )
 # May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.

@@ -27,6 +27,7 @@ class Run:
     path: Path
 
     config = property(lambda self: self.path / "config.yaml")
+    data = property(lambda self: self.path / "data.json")
     readme = property(lambda self: self.path / "README.md")
     status = property(lambda self: self.path / "status.json")
     attempts = property(lambda self: self.path / "attempts.jsonl")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from runner import garbage, rundir
+from data.sources import UnreadableError
+from runner import dataset, garbage, rundir
 from runner.checkpoint.record import Record, best_of, durable_step, locate, progress_of, records_in
 from runner.checkpoint.restore import exactly, newest_good, take_back
 from runner.compiled import keep
 from runner.config import Config
-from runner.errors import STOPPED, DivergedError, RefusedError, StorageError
+from runner.errors import STOPPED, DivergedError, HoldfastError, RefusedError, StorageError
 from runner.evaluate import Metrics
 from runner.ledger import Attempt
 from runner.log.console import Console
@@ -48,6 +49,7 @@ def work(session: Session) -> tuple[Outcome, str]:
     try:
         kept = keep(config.compile_cache, session.console.say)
         built = building.build(config)
+        dataset.admit(session.run, built.sources)
         session.console.say(building.describe(built, config))
         programs = compiling.compile_all(built, config, session.attempt, kept)
         reached = _trained(session, built, programs)
@@ -109,6 +111,8 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
             return reached
         except DivergedError as error:
             _roll_back(session, built, error)
+        except UnreadableError as error:
+            raise HoldfastError(f"the data broke while training: {error}; then run the same command") from error
         finally:
             console.close()
 
@@ -139,10 +143,7 @@ def _restored(session: Session, built: Built) -> tuple[Reached, dict[str, Any] |
     record, state = found
     progress = progress_of(session.run.checkpoints / str(record.step))
     if progress["data"] != built.sources.fingerprint:
-        raise RefusedError(
-            f"{session.run}: the data is not what this run was trained on ({built.sources.summary} now); "
-            "bring the old data back (for data=stdlib: the same Python), or start a new run"
-        )
+        raise RefusedError(dataset.refusal(session.run, built.sources.summary, ""))
     built.stream.restore(progress["position"])
     session.console.say(f"restored step {record.step} (saved: {record.reason})")
     return Reached(state, record.step, progress.get("owes_evaluation", False)), progress["best"]

@@ -104,7 +104,7 @@ def test_a_mistake_gets_one_plain_line(changes: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"data": {"kind": "digits"}}, "choose data=stdlib or data=text or data=synthetic or model=mlp"),
+        ({"data": {"kind": "digits"}}, "choose data=stdlib or data=text or data=synthetic or data=tokens or model=mlp"),
         ({"model": {"kind": "mlp"}, "data": {"kind": "digits"}, "remat": {"kind": "ffn_only"}}, "(it has: block)"),
         ({"model__width": 130}, "must be a multiple of 2 × num_heads=8"),
         ({"overwrite": True}, "say resume=never with it"),
@@ -153,7 +153,6 @@ def test_a_document_comes_back_from_its_file_and_newer_keys_get_their_defaults(t
     "planted",
     [
         "name: !!python/object/apply:os.system ['touch PLANTED']",
-        "data: {kind: text, path: '${oc.env:HOME}'}",
         "[1",
         "7",
     ],
@@ -166,6 +165,11 @@ def test_reading_a_configuration_runs_nothing_from_it(
     with pytest.raises(RefusedError, match="not a configuration of this version"):
         read(Path("config.yaml"))
     assert not Path("PLANTED").exists()
+
+
+def test_an_interpolation_in_a_run_is_text_and_its_data_need_not_be_there(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(write(load(DOCUMENT).document) + "data: {kind: text, path: '${oc.env:HOME}'}")
+    assert read(tmp_path / "config.yaml")["data"]["path"] == "${oc.env:HOME}"
 
 
 def test_continuing_changes_what_was_typed_and_nothing_else() -> None:

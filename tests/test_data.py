@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from data import Digits, Stdlib, Synthetic, Text
+from data.built_in import _digits
 from data.pipeline import Stream, in_order
-from data.sources import Table, Windows, _digits, _modules
+from data.sources import Table
+from data.text import Windows, _modules
 
 
 def counting(size: int) -> Table:

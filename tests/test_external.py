@@ -295,6 +295,7 @@ VERB_WORDS: dict[str, tuple[str, ...]] = {
     "recipe": ("vm",),
     "supervise": ("--", sys.executable, str(REPO / "run.py"), "dir=RUN", "train.steps=41"),
     "drill": ("--", "dir=RUN"),
+    "tokenize": ("RUN", "--to", "tokens"),
 }
 
 
@@ -317,7 +318,7 @@ def trap(here: Path, own_run: Door) -> Path:
 def test_no_verb_runs_code_of_a_run(verb: str, trap: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = [word.replace("RUN", str(trap)) for word in VERB_WORDS.get(verb, ("RUN",))]
     code = main([verb, *words])
-    assert code in ((2, 3) if verb in ("supervise", "drill") else (0,)), capfd.readouterr().err
+    assert code in ((2, 3) if verb in ("supervise", "drill", "eval") else (0,)), capfd.readouterr().err
     assert "evil" not in sys.modules
     assert not [*here.rglob("SPRUNG")]
 

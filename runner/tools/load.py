@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from runner import dataset
 from runner.build import build, restore
-from runner.config import Config, of_now
-from runner.config import load as validated
+from runner.config import Config, checked, of_now
 from runner.mesh import Mesh
 from runner.step import Weights, weighed
 from runner.tools.place import maker_of, proven_at
@@ -25,14 +25,14 @@ def load(reference: str, weights: Weights = "params", *, trust: bool = False) ->
 
     Every byte is proven first (RefusedError), and no code of the run is executed: config.yaml is data. A run that names
     a model, data or an objective of somebody's own is refused without `trust=True` (RefusedError). The model lies
-    on one device, whatever the run had. The data of the run is read as well, in order to learn how many inputs and
-    outputs the model has: it must still be where the configuration says (ConfigError). `weights="ema"` takes the
-    average that optim.ema keeps (ConfigError where there is none).
+    on one device, whatever the run had. How many inputs and outputs the model has is in data.json; for a run without
+    one the data is read: it must still be where the configuration says (ConfigError). `weights="ema"` takes the average
+    that optim.ema keeps (ConfigError where there is none).
     """
     checkpoint, _ = proven_at(reference)
     document = document_of(checkpoint.run, maker_of(checkpoint).get("drift", ()))
     if not trust:
         demand(checkpoint.run.path, document, {}, "say trust=True")
-    config = replace(validated(of_now(document)), mesh=Mesh(data=1))
-    built = build(config)
+    config = replace(checked(Config, of_now(document)), mesh=Mesh(data=1))
+    built = build(config, dataset.as_recorded(checkpoint.run))
     return built.model(weighed(restore(built, checkpoint.directory), weights)), config

@@ -58,7 +58,7 @@ module.Flight.take_off = slow
 """
 SLOW_DATA = """
 import dataclasses, time
-import data.sources as module
+import data.text as module
 original = module.text
 class Slow:
     def __init__(self, source): self.source, self.count = source, 0

@@ -1,0 +1,106 @@
+"""Data that every machine has: scikit-learn's digits, and what is made on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from data.identity import of_bytes
+from data.sources import NUM_BYTES, NUM_CLASSES, Source, Sources, Table
+from data.text import Windows
+
+
+def digits(eval_fraction: float) -> Sources:
+    """The UCI handwritten digits as scikit-learn ships them, pixels scaled to [0, 1]; the split is fixed."""
+    table = _digits()
+    pixels, labels = table[:, :-1], table[:, -1]
+    return _split_table(
+        {"inputs": (pixels / 16.0).astype(np.float32).reshape(-1, 8, 8, 1), "label": labels.astype(np.int32)},
+        eval_fraction,
+        "digits.csv.gz",
+    )
+
+
+def _digits() -> Float[np.ndarray, "1797 65"]:
+    """Pixels and label of each image, from the file in scikit-learn: importing it takes half as long as a restart."""
+    package = importlib.util.find_spec("sklearn")
+    path = Path(package.origin or "").parent / "datasets/data/digits.csv.gz" if package else Path()
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack([pixels, labels])
+
+
+def _split_table(columns: dict[str, np.ndarray], eval_fraction: float, name: str) -> Sources:
+    whole = Table(columns)
+    order = np.random.default_rng(0).permutation(len(whole))
+    cut = int(len(whole) * (1.0 - eval_fraction))
+    content = [column.tobytes() for column in columns.values()]
+    return Sources(
+        Table(whole.take(order[:cut])),
+        Table(whole.take(order[cut:])),
+        columns["inputs"].shape[1:],
+        NUM_CLASSES,
+        hashlib.sha256(b"".join(content)).hexdigest(),
+        f"{cut} + {len(whole) - cut} examples (train + eval)",
+        files={name: of_bytes(*content)},
+    )
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A source that takes its time: what slow storage does to training."""
+
+    source: Source
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        time.sleep(self.seconds)
+        return self.source.take(indices)
+
+
+def slowed(sources: Sources, seconds: float) -> Sources:
+    """The same data, each batch of training after a delay."""
+    return replace(sources, train=Slow(sources.train, seconds), waits=True) if seconds else sources
+
+
+def synthetic_tokens(size: int, seq_len: int) -> Sources:
+    """Uniformly random bytes, the same on every machine."""
+    content: UInt8[np.ndarray, "bytes"] = np.random.default_rng(0).integers(0, NUM_BYTES, size * seq_len + 1, np.uint8)
+    source = Windows(content, seq_len)
+    held_out = Windows(content[: max(size // 8, 1) * seq_len + 1], seq_len)
+    name = f"synthetic tokens {size} {seq_len}"
+    files = {name: of_bytes(content.tobytes())}
+    return Sources(source, held_out, (seq_len,), NUM_BYTES, name, f"{size} random windows", files=files)
+
+
+def synthetic_features(size: int, num_features: int) -> Sources:
+    """Gaussian features whose class is the largest of ten fixed random projections: learnable, and made anywhere."""
+    rng = np.random.default_rng(0)
+    features: Float[np.ndarray, "size features"] = rng.standard_normal((size, num_features)).astype(np.float32)
+    return _split_table(_judged(features, rng), 1 / 8, f"synthetic features {size} {num_features}")
+
+
+def synthetic_images(size: int, image_size: int) -> Sources:
+    """The same, as square images of three channels."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((size, image_size, image_size, 3)).astype(np.float32)
+    return _split_table(_judged(images, rng), 1 / 8, f"synthetic images {size} {image_size}")
+
+
+def _judged(inputs: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Inputs, and for each the number of the projection that is the largest."""
+    flat = inputs.reshape(len(inputs), -1)
+    label = (flat @ rng.standard_normal((flat.shape[1], NUM_CLASSES))).argmax(axis=1).astype(np.int32)
+    return {"inputs": inputs, "label": label}

@@ -1,0 +1,69 @@
+"""What makes data the same data: the size and the content of each file, short enough to write down and compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import xxhash
+
+WHOLE_BYTES = 256 * 2**20  # up to here every byte of a file is looked at: a tenth of a second
+SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
+MOST_LINES = 20_000
+
+
+def of_bytes(*parts: bytes | memoryview) -> str:
+    """`SIZE HASH` of bytes that are read anyway."""
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return f"{sum(map(len, parts))} {digest.hexdigest()}"
+
+
+def of_file(path: Path) -> str:
+    """`SIZE HASH` of a file that need not be read: of all bytes, or of 256 blocks where it is large.
+
+    Enough to notice a file that was made again: another tokenizer, order or version changes nearly every block. A
+    single byte that changed in a large file is not noticed.
+    """
+    size = path.stat().st_size
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            while block := file.read(2**20):
+                digest.update(block)
+        else:
+            for number in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return f"{size} {digest.hexdigest()}"
+
+
+def fingerprint(files: Mapping[str, str], *more: object) -> str:
+    """One hash of every file and of whatever else decides which examples there are."""
+    return hashlib.sha256(json.dumps([sorted(files.items()), *map(str, more)]).encode()).hexdigest()
+
+
+def folded(files: Mapping[str, str]) -> dict[str, str]:
+    """The same in at most 20,000 lines or so: where there are more files, a line for each folder."""
+    if len(files) <= MOST_LINES:
+        return dict(files)
+    folders: dict[str, list[tuple[str, str]]] = {}
+    for name, content in sorted(files.items()):
+        folders.setdefault(f"{Path(name).parent.as_posix()}/", []).append((name, content))
+    return {folder: _sum(inside) for folder, inside in folders.items()}
+
+
+def _sum(files: Iterable[tuple[str, str]]) -> str:
+    size, digest = 0, xxhash.xxh3_64()
+    for name, content in files:
+        size += int(content.split()[0])
+        digest.update(f"{name} {content}\n".encode())
+    return f"{size} {digest.hexdigest()}"
+
+
+def draw(name: bytes) -> float:
+    """A number in [0, 1) that depends on a name alone: which side a file is on, whatever else is there."""
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64

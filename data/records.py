@@ -1,0 +1,86 @@
+"""ArrayRecord files through grain, which finds any record at once. A record is an .npz with `inputs` and `label`."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.identity import of_file
+from data.sources import Sources, UnreadableError, classes, parts
+from data.tables import DIMENSIONS, ready, two
+
+if TYPE_CHECKING:
+    from data.own import Arrayrecord
+
+NAMES = ("inputs", "label")
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file, or the .array_record files of a folder. Raises ValueError where there are none or one is empty."""
+    files = sorted(file for file in path.rglob("*.array_record*") if file.is_file()) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"path={path} holds no .array_record file")
+    if empty := [file for file in files if file.stat().st_size == 0]:
+        raise ValueError(f"path={empty[0]} is empty; copy it again")
+    return files
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of some files, read where they lie."""
+
+    files: tuple[Path, ...]
+    gives: str
+
+    def __post_init__(self) -> None:
+        from grain.sources import ArrayRecordDataSource
+
+        object.__setattr__(self, "_records", ArrayRecordDataSource([str(file) for file in self.files]))
+
+    def __len__(self) -> int:
+        return len(self._records)  # type: ignore[attr-defined]
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        numbers = [int(index) for index in np.asarray(indices)]
+        records = self._records.__getitems__(numbers)  # type: ignore[attr-defined]
+        rows = [self._row(number, record) for number, record in zip(numbers, records, strict=True)]
+        try:
+            inputs, labels = (np.stack([row[name] for row in rows]) for name in NAMES)
+        except ValueError:
+            raise UnreadableError(
+                f"{self.files[0].parent}: records have inputs of several shapes; expected one"
+            ) from None
+        return {"inputs": ready(inputs, self.gives), "label": labels.astype(np.int32)}
+
+    def _row(self, number: int, record: bytes) -> dict[str, Any]:
+        try:
+            with np.load(io.BytesIO(record), allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in NAMES}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            raise UnreadableError(
+                f"{self.files[0].parent}: record {number} is no .npz with inputs and label; write it again"
+            ) from None
+
+
+def arrayrecord(option: Arrayrecord) -> Sources:
+    """Every record of every file. A sample of a thousand is looked at: reading all would take long."""
+    path = Path(option.path).expanduser()
+    files = files_of(path)
+    try:
+        source = Records(tuple(files), option.gives)
+        sample = source.take(np.unique(np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(np.int64)))
+    except (RuntimeError, IndexError) as error:  # what the reader raises where a file is none of its own
+        raise ValueError(f"{path} is no ArrayRecord file ({str(error).splitlines()[0]}); write it again") from None
+    shape = sample["inputs"].shape[1:]
+    if len(shape) + 1 not in DIMENSIONS[option.gives]:
+        raise ValueError(f"an example is {shape}, which is no {option.gives}; set data.gives")
+    if option.num_classes is None:
+        raise ValueError("records are not counted through: say how many classes there are, data.num_classes=N")
+    number = classes(sample["label"], option.num_classes)
+    named = {file.relative_to(path if path.is_dir() else path.parent).as_posix(): of_file(file) for file in files}
+    return two(*parts(source, option.eval_fraction), shape, number, named, option.eval_fraction, waits=True)

@@ -1,0 +1,156 @@
+"""Token files: a folder with `train.bin`, `eval.bin` and `tokens.json`, which says what they are. Mapped, never read.
+
+Documents lie one behind the other, each ended by the token `eos` where there is one. A token is a little-endian
+unsigned number of one, two or four bytes, the least that holds the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.identity import fingerprint, of_file
+from data.sources import Source, Sources
+from data.text import Windows
+
+HEADER, SIDES, VERSION = "tokens.json", ("train", "eval"), 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """One file of tokens."""
+
+    tokens: int
+    documents: int
+    text_bytes: int  # of the documents as UTF-8: bits per byte = bits per token × tokens / text_bytes
+    identity: str  # "SIZE HASH"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What tokens.json says. `encoding` is the name that decides what a token means."""
+
+    encoding: str
+    vocab_size: int
+    eos: int | None
+    train: Side
+    eval: Side
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return dtype_for(self.vocab_size)
+
+    def to_json(self) -> str:
+        return json.dumps({"version": VERSION, "dtype": self.dtype.str, **asdict(self)}, indent=1) + "\n"
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every token."""
+    return np.dtype("u1" if vocab_size <= 2**8 else "<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def header_of(folder: Path, encoding: str | None = None) -> Header:
+    """What a folder says of its tokens. Raises ValueError where it is none, is torn, or has another encoding."""
+    try:
+        said = json.loads((folder / HEADER).read_text())
+        if said.pop("version") != VERSION:
+            raise ValueError(f"path={folder} was written by another version; tokenize again")
+        dtype = said.pop("dtype")
+        header = Header(**{**said, **{side: Side(**said[side]) for side in SIDES}})
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise ValueError(
+            f"path={folder} holds no token files (no valid {HEADER}); "
+            "python -m runner tokenize PATH --to DIR writes them"
+        ) from None
+    if encoding is not None and encoding != header.encoding:
+        raise ValueError(f"encoding={encoding}, but {folder} holds tokens of {header.encoding}; tokenize again")
+    if dtype != header.dtype.str:
+        raise ValueError(f"path={folder}: {HEADER} says {dtype} for {header.vocab_size} tokens; tokenize again")
+    for side in SIDES:
+        _check_size(folder / f"{side}.bin", getattr(header, side).tokens * header.dtype.itemsize)
+    return header
+
+
+def _check_size(file: Path, expected: int) -> None:
+    size = file.stat().st_size if file.is_file() else None
+    if size != expected:
+        got = "is missing" if size is None else f"has {size:,} bytes"
+        raise ValueError(
+            f"path={file.parent}: {file.name} {got}; expected {expected:,}; copy it again, or tokenize again"
+        )
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Windows over a token file, mapped anew in whichever process it comes to."""
+
+    file: Path
+    dtype: np.dtype[Any]
+    seq_len: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        empty = self.file.stat().st_size == 0
+        corpus = np.zeros(0, self.dtype) if empty else np.memmap(self.file, self.dtype, "r")
+        object.__setattr__(self, "_windows", Windows(corpus, self.seq_len))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mapped, (self.file, self.dtype, self.seq_len, self.vocab_size)
+
+    def __len__(self) -> int:
+        return len(self._windows)  # type: ignore[attr-defined]
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        tokens = self._windows.take(indices)["tokens"]  # type: ignore[attr-defined]
+        if int(tokens.max(initial=0)) >= self.vocab_size:
+            from data.sources import UnreadableError
+
+            raise UnreadableError(
+                f"{self.file}: holds the token {tokens.max()}, but its vocabulary has {self.vocab_size}; tokenize again"
+            )
+        return {"tokens": tokens if tokens.dtype != np.uint32 else tokens.astype(np.int32)}
+
+
+def tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
+    """The two token files of a folder. Raises ValueError where they are not what tokens.json says."""
+    header = header_of(folder, encoding)
+    files = {HEADER: of_file(folder / HEADER)}
+    for side in SIDES:
+        files[f"{side}.bin"] = of_file(folder / f"{side}.bin")
+    mine, theirs = (Mapped(folder / f"{side}.bin", header.dtype, seq_len, header.vocab_size) for side in SIDES)
+    for source in (mine, theirs):
+        _check_tokens(source)
+    documents = header.train.documents + header.eval.documents
+    return Sources(
+        mine,
+        theirs,
+        (seq_len,),
+        header.vocab_size,
+        fingerprint(files),
+        f"{header.train.tokens / 1e6:.1f} + {header.eval.tokens / 1e6:.1f} M tokens of {header.encoding} "
+        f"(train + eval) in {documents:,} documents",
+        partial(decoded, folder, header),
+        files=files,
+    )
+
+
+def _check_tokens(source: Source) -> None:
+    """Look at a few windows from all over the file: those of another vocabulary show at once."""
+    if len(source):
+        source.take(np.linspace(0, len(source) - 1, 64).astype(np.int64))
+
+
+def decoded(folder: Path, header: Header, values: np.ndarray) -> str:
+    """Tokens as text, without the one that ends a document; as numbers where the encoding cannot be had here."""
+    from data.encodings import decoder
+
+    kept = [int(value) for value in np.asarray(values).ravel() if value != header.eos]
+    try:
+        return decoder(header.encoding, folder)(kept)
+    except (ImportError, OSError):
+        return " ".join(map(str, kept))
