@@ -26,7 +26,7 @@ def faulty(self, number):
     return batch
 module.Shuffled.__getitem__ = faulty
 """
-NAN = "batch = {**batch, 'features': batch['features'] * float('nan')}"
+NAN = "batch = {**batch, 'inputs': batch['inputs'] * float('nan')}"
 
 
 def fault(when: str, what: str) -> str:
