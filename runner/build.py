@@ -72,7 +72,12 @@ def build(config: Config) -> Built:
     stream = Stream(sources.train, batch_size=config.data.batch_size, seed=config.seed)
 
     def make_model() -> nnx.Module:
-        return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
+        try:
+            return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
+        except ValueError as error:
+            if config.model.kind == "external":
+                raise  # a bug of the user's, with its traceback
+            raise ConfigError(f"model={config.model.kind}: {error}") from error
 
     with external.told("model"):
         network = steps.take_apart(make_model)
