@@ -31,9 +31,9 @@ Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
 class Gpt:
     """A decoder-only transformer over tokens. Choose it for text.
 
-    `num_kv_heads`: how many heads share keys and values (null: every head has its own). `hidden`: units of the
-    feed-forward part. `context`: the longest sequence there are positions for, where they are `learned`. `biases`: in
-    every linear map. `tied`: the embedding also is the output layer. tests/test_models.py has GPT-2 and Llama 2 written in these.
+    `num_kv_heads`: keys and values there are for all heads to share (null: every head has its own). `context`: the
+    longest sequence, where positions are `learned`. `biases`: in every linear map. `tied`: the embedding is the output
+    layer as well. tests/test_papers.py has GPT-2, Llama 2 and others written in these.
     """
 
     kind: Literal["gpt"] = "gpt"

@@ -18,6 +18,7 @@ from models.scopes import scope
 
 Tokens = Float[Array, "batch seq width"]
 Heads = Float[Array, "batch seq heads head_dim"]
+SharedHeads = Float[Array, "batch seq kv_heads head_dim"]
 
 
 class Cache(NamedTuple):
@@ -65,7 +66,7 @@ class Attention(nnx.Module):
         mixed = jax.nn.dot_product_attention(q, *cache, mask=seen[None, None])
         return self.out(mixed.reshape(x.shape)), cache
 
-    def _heads(self, x: Tokens, start: int | Int[Array, ""]) -> tuple[Heads, Heads, Heads]:
+    def _heads(self, x: Tokens, start: int | Int[Array, ""]) -> tuple[Heads, SharedHeads, SharedHeads]:
         heads = self.qkv(x).reshape(*x.shape[:2], -1, self.head_dim)
         q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
         if self.base is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,9 +32,8 @@ class GPT(nnx.Module):
         self.norm = norm(option, rngs)
         learned = option.positions == "learned"
         self.positions = nnx.Embed(option.context, option.width, embedding_init=init, rngs=rngs) if learned else None
-        self.head = None
-        if not option.tied:
-            self.head = nnx.Linear(option.width, vocab, use_bias=False, kernel_init=init, rngs=rngs)
+        head = partial(nnx.Linear, option.width, vocab, use_bias=False, kernel_init=init, rngs=rngs)
+        self.head = None if option.tied else head()
 
     def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
         """Logits of the next token at every position."""

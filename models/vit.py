@@ -11,7 +11,7 @@ from models import Vit
 from models.scopes import scanned, scope
 
 XAVIER = nnx.initializers.xavier_uniform()  # as in the paper's code
-Tokens = Float[Array, "batch tokens width"]
+Tokens = Float[Array, "batch tokens features"]
 
 
 class Attention(nnx.Module):
@@ -114,7 +114,7 @@ class ViT(nnx.Module):
         return x.at[:, x.shape[1] - len(table) :].add(table)
 
 
-def sincos(rows: int, columns: int, width: int) -> Float[Array, "tokens width"]:
+def sincos(rows: int, columns: int, width: int) -> Float[Array, "tokens features"]:
     """Fixed positions: sines and cosines of the row, then of the column (Vaswani et al. 2017, in two dimensions)."""
     frequency = 10_000.0 ** (-jnp.arange(width // 4) / max(width // 4 - 1, 1))
     row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
