@@ -2,7 +2,8 @@
 
 A model option says what it takes (`tokens`, `features`, `images`), which remat scopes it declares, which objective
 trains it, and what it can show (kinds of `eval`); `build` imports the heavy module. To add one: a dataclass here, a
-module beside it, a YAML in conf/model/. A user's own model or objective needs none of that: `target` names it.
+module beside it, a YAML in conf/model/; the options of those for images are in vision.py. A user's own model or
+objective needs none of that: `target` names it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Interval
+
+from models.vision import Cnn, Resnet, Vae, Vit
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -20,18 +23,33 @@ if TYPE_CHECKING:
     from models.objectives import Objective as Function
 
 Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0.0)]
 Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpt:
-    """A decoder-only transformer over tokens. Choose it for text."""
+    """A decoder-only transformer over tokens. Choose it for text.
+
+    `num_kv_heads`: keys and values there are for all heads to share (null: every head has its own). `context`: the
+    longest sequence, where positions are `learned`. `biases`: in every linear map. `tied`: the embedding is the output
+    layer as well. tests/test_papers.py has GPT-2, Llama 2 and others written in these.
+    """
 
     kind: Literal["gpt"] = "gpt"
     num_layers: Count = 4
     num_heads: Count = 4
+    num_kv_heads: Count | None = None
     width: Count = 128
     hidden: Count = 512
+    activation: Literal["relu2", "gelu", "swiglu"] = "relu2"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_epsilon: Positive = 1e-6
+    positions: Literal["rotary", "learned"] = "rotary"
+    rotary_base: Positive = 10_000.0
+    context: Count = 1024
+    biases: bool = False
+    tied: bool = True
     dropout: Rate = 0.0
 
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -40,13 +58,25 @@ class Gpt:
     shows: ClassVar[tuple[str, ...]] = ("text",)
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.num_heads):
+        if self.positions == "rotary" and self.width % (2 * self.num_heads):
             raise ValueError(
                 f"width={self.width} must be a multiple of 2 × num_heads={2 * self.num_heads} (rotary pairs per head)"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}")
+        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads} (each is shared by "
+                "as many heads)"
             )
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model; `inputs` is the shape of an example, `num_outputs` the vocabulary."""
+        if self.positions == "learned" and inputs[0] > self.context:
+            raise ValueError(
+                f"positions are learned for model.context={self.context} tokens, but the data has sequences of "
+                f"{inputs[0]}; shorten those, or raise it"
+            )
         from models.gpt import GPT
 
         return GPT(self, vocab=num_outputs, rngs=rngs)
@@ -102,7 +132,7 @@ class External:
         return module(self.target, self.options, inputs, num_outputs, rngs)
 
 
-Model = Gpt | Mlp | External
+Model = Gpt | Mlp | Cnn | Resnet | Vit | Vae | External
 
 
 class Unfit(TypeError):
@@ -113,7 +143,7 @@ class Unfit(TypeError):
 class Named:
     """An objective by name. `default`: the model's own; for a model of yours next_token on tokens, else classify."""
 
-    kind: Literal["default", "classify", "next_token"] = "default"
+    kind: Literal["default", "classify", "next_token", "elbo"] = "default"
 
     def build(self, own: str) -> Function:
         """The function that is trained for, where the model's own is `own`."""
@@ -143,4 +173,5 @@ class ExternalObjective:
 
 
 Objective = Named | ExternalObjective
-READS = {"classify": ("inputs", "label"), "next_token": ("tokens",)}  # what a named objective needs of a batch
+# What a named objective needs of a batch.
+READS = {"classify": ("inputs", "label"), "next_token": ("tokens",), "elbo": ("inputs",)}

@@ -1,91 +1,150 @@
-"""The parts transformers are made of: pre-norm block, causal self-attention with rotary positions, feed-forward."""
+"""The parts that decoder-only transformers are made of: pre-norm block, causal self-attention, feed-forward.
+
+Which norm and which feed-forward a model has are two mappings; nothing here asks for a choice twice.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from models import Gpt
 from models.scopes import scope
 
-
-@runtime_checkable
-class BlockShape(Protocol):
-    """What a block needs to know of its model's options."""
-
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def dropout(self) -> float: ...
+Tokens = Float[Array, "batch seq width"]
+Heads = Float[Array, "batch seq heads head_dim"]
+SharedHeads = Float[Array, "batch seq kv_heads head_dim"]
 
 
-def rotate(
-    x: Float[Array, "batch seq heads head_dim"], base: float = 10_000.0
-) -> Float[Array, "batch seq heads head_dim"]:
-    """Rotary position embedding, halves convention (Su et al. 2021, arXiv:2104.09864)."""
+class Cache(NamedTuple):
+    """Keys and values of one layer (of all layers: one more dimension), at every position there will be."""
+
+    keys: Float[Array, "*layers batch total kv_heads head_dim"]
+    values: Float[Array, "*layers batch total kv_heads head_dim"]
+
+
+def rotate(x: Heads, base: float = 10_000.0, start: int | Int[Array, ""] = 0) -> Heads:
+    """Rotary position embedding, halves convention (Su et al. 2021, arXiv:2104.09864); `start`: the first position."""
     seq, half = x.shape[1], x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.arange(seq, dtype=jnp.float32)[:, None, None] * frequency
+    angle = (start + jnp.arange(seq, dtype=jnp.float32))[:, None, None] * frequency
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
     left, right = x[..., :half], x[..., half:]
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
 
 class Attention(nnx.Module):
-    """Causal multi-head self-attention without biases."""
+    """Causal self-attention; groups of heads may share keys and values (Ainslie et al. 2023, arXiv:2305.13245)."""
 
-    def __init__(self, shape: BlockShape, residual_init: nnx.Initializer, rngs: nnx.Rngs):
-        self.num_heads = shape.num_heads
-        init = nnx.initializers.normal(0.02)
-        self.qkv = nnx.Linear(shape.width, 3 * shape.width, use_bias=False, kernel_init=init, rngs=rngs)
-        self.out = nnx.Linear(shape.width, shape.width, use_bias=False, kernel_init=residual_init, rngs=rngs)
+    def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
+        self.head_dim = option.width // option.num_heads
+        self.num_heads, self.num_kv_heads = option.num_heads, option.num_kv_heads or option.num_heads
+        self.base = option.rotary_base if option.positions == "rotary" else None
+        init, biases = nnx.initializers.normal(0.02), option.biases
+        outputs = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.qkv = nnx.Linear(option.width, outputs, use_bias=biases, kernel_init=init, rngs=rngs)
+        self.out = nnx.Linear(option.width, option.width, use_bias=biases, kernel_init=residual_init, rngs=rngs)
 
     @scope("attention")
-    def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
-        batch, seq, width = x.shape
-        qkv = self.qkv(x).reshape(batch, seq, 3, self.num_heads, width // self.num_heads)
-        q, k, v = rotate(qkv[:, :, 0]), rotate(qkv[:, :, 1]), qkv[:, :, 2]
+    def __call__(self, x: Tokens) -> Tokens:
+        q, k, v = self._heads(x, 0)
         mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.reshape(batch, seq, width))
+        return self.out(mixed.reshape(x.shape))
+
+    def extend(self, x: Tokens, cache: Cache, start: int | Int[Array, ""]) -> tuple[Tokens, Cache]:
+        """The same for tokens from position `start` on; what came before is in the cache, and they are put there."""
+        q, k, v = self._heads(x, start)
+        cache = Cache(
+            *(jax.lax.dynamic_update_slice(old, new, (0, start, 0, 0)) for old, new in zip(cache, (k, v), strict=True))
+        )
+        seen = jnp.arange(cache.keys.shape[1]) <= start + jnp.arange(x.shape[1])[:, None]
+        mixed = jax.nn.dot_product_attention(q, *cache, mask=seen[None, None])
+        return self.out(mixed.reshape(x.shape)), cache
+
+    def _heads(self, x: Tokens, start: int | Int[Array, ""]) -> tuple[Heads, SharedHeads, SharedHeads]:
+        heads = self.qkv(x).reshape(*x.shape[:2], -1, self.head_dim)
+        q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
+        if self.base is None:
+            return q, k, v
+        return rotate(q, self.base, start), rotate(k, self.base, start), v
 
 
-class FeedForward(nnx.Module):
-    """Two linear maps around a squared ReLU (So et al. 2021, arXiv:2109.08668).
+def relu2(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Squared ReLU (So et al. 2021, arXiv:2109.08668).
 
     It stores one value per hidden unit for the backward pass; a GELU stores several, which made a whole step of the
     default model 1.5 times slower on a CPU (measured).
     """
+    return jnp.square(jax.nn.relu(x))
 
-    def __init__(self, shape: BlockShape, residual_init: nnx.Initializer, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        self.up = nnx.Linear(shape.width, shape.hidden, use_bias=False, kernel_init=init, rngs=rngs)
-        self.down = nnx.Linear(shape.hidden, shape.width, use_bias=False, kernel_init=residual_init, rngs=rngs)
+
+class FeedForward(nnx.Module):
+    """Two linear maps around an activation."""
+
+    activation = staticmethod(relu2)
+
+    def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
+        init, biases = nnx.initializers.normal(0.02), option.biases
+        self.up = nnx.Linear(option.width, option.hidden, use_bias=biases, kernel_init=init, rngs=rngs)
+        self.down = nnx.Linear(option.hidden, option.width, use_bias=biases, kernel_init=residual_init, rngs=rngs)
 
     @scope("ffn")
-    def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
-        return self.down(jnp.square(jax.nn.relu(self.up(x))))
+    def __call__(self, x: Tokens) -> Tokens:
+        return self.down(self.activation(self.up(x)))
+
+
+class Gelu(FeedForward):
+    """Around a GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415), in the approximation that GPT-2 was trained with."""
+
+    activation = staticmethod(partial(jax.nn.gelu, approximate=True))
+
+
+class SwiGlu(FeedForward):
+    """One linear map gates another through a SiLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
+        super().__init__(option, residual_init, rngs)
+        init = nnx.initializers.normal(0.02)
+        self.gate = nnx.Linear(option.width, option.hidden, use_bias=option.biases, kernel_init=init, rngs=rngs)
+
+    @scope("ffn")
+    def __call__(self, x: Tokens) -> Tokens:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+FEED_FORWARD = {"relu2": FeedForward, "gelu": Gelu, "swiglu": SwiGlu}
+NORM = {"rmsnorm": nnx.RMSNorm, "layernorm": nnx.LayerNorm}  # Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016
+
+
+def norm(option: Gpt, rngs: nnx.Rngs) -> nnx.Module:
+    """The norm that is chosen; statistics in float32."""
+    return NORM[option.norm](option.width, epsilon=option.norm_epsilon, rngs=rngs)
 
 
 class Block(nnx.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x))."""
 
-    def __init__(self, shape: BlockShape, num_layers: int, rngs: nnx.Rngs):
+    def __init__(self, option: Gpt, rngs: nnx.Rngs):
         # Residual branches start 1/√(2·layers) smaller, so that the stream keeps its scale (GPT-2 report, §2.3).
-        residual_init = nnx.initializers.normal(0.02 / (2 * num_layers) ** 0.5)
-        self.norm_attention = nnx.RMSNorm(shape.width, rngs=rngs)
-        self.attention = Attention(shape, residual_init, rngs)
-        self.norm_ffn = nnx.RMSNorm(shape.width, rngs=rngs)
-        self.ffn = FeedForward(shape, residual_init, rngs)
-        self.dropout = nnx.Dropout(shape.dropout, rngs=rngs)
+        residual_init = nnx.initializers.normal(0.02 / (2 * option.num_layers) ** 0.5)
+        self.norm_attention = norm(option, rngs)
+        self.attention = Attention(option, residual_init, rngs)
+        self.norm_ffn = norm(option, rngs)
+        self.ffn = FEED_FORWARD[option.activation](option, residual_init, rngs)
+        self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
     @scope("block")
-    def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
+    def __call__(self, x: Tokens) -> Tokens:
         x = x + self.dropout(self.attention(self.norm_attention(x)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
+
+    def extend(self, x: Tokens, cache: Cache, start: int | Int[Array, ""]) -> tuple[Tokens, Cache]:
+        """The same with a cache, and without dropout: it is for sampling."""
+        mixed, cache = self.attention.extend(self.norm_attention(x), cache, start)
+        x = x + mixed
+        return x + self.ffn(self.norm_ffn(x)), cache

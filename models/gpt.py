@@ -1,6 +1,8 @@
-"""A byte- or token-level GPT: pre-norm blocks stacked under one scan, so compile time does not grow with depth."""
+"""A decoder-only transformer: blocks stacked under one scan, so compile time does not grow with depth."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +10,30 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from models import Gpt
-from models.blocks import Block
+from models.blocks import Block, Cache, norm
 from models.scopes import scanned
 
 
 class GPT(nnx.Module):
-    """Decoder-only transformer (Radford et al. 2019) with rotary positions, RMS norms and tied embeddings."""
+    """Decoder-only transformer (Radford et al. 2019); its parts and its positions are chosen by the option."""
 
     def __init__(self, option: Gpt, *, vocab: int, rngs: nnx.Rngs):
         self.num_layers = option.num_layers
-        self.embed = nnx.Embed(vocab, option.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+        init = nnx.initializers.normal(0.02)
+        self.embed = nnx.Embed(vocab, option.width, embedding_init=init, rngs=rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
         @nnx.split_rngs(splits=option.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(option, option.num_layers, rngs)
+            return Block(option, rngs)
 
         self.blocks = stack(rngs)
-        self.norm = nnx.RMSNorm(option.width, rngs=rngs)
+        self.norm = norm(option, rngs)
+        learned = option.positions == "learned"
+        self.positions = nnx.Embed(option.context, option.width, embedding_init=init, rngs=rngs) if learned else None
+        head = partial(nnx.Linear, option.width, vocab, use_bias=False, kernel_init=init, rngs=rngs)
+        self.head = None if option.tied else head()
 
     def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
         """Logits of the next token at every position."""
@@ -36,14 +43,47 @@ class GPT(nnx.Module):
             return block(x)
 
         with scanned(self.num_layers):
-            x = through(self.dropout(self.embed(tokens)), self.blocks)
-        return self.embed.attend(self.norm(x))
+            x = through(self.dropout(self._embedded(tokens, 0)), self.blocks)
+        return self._logits(x)
+
+    def extend(
+        self, tokens: Int[Array, "batch seq"], cache: Cache, start: int | Int[Array, ""]
+    ) -> tuple[Float[Array, "batch seq vocab"], Cache]:
+        """The same logits for tokens from position `start` on, when all before them are in the cache; no dropout."""
+
+        @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
+        def through(x: jax.Array, block: Block, cache: Cache) -> tuple[jax.Array, Cache]:
+            return block.extend(x, cache, start)
+
+        x, cache = through(self._embedded(tokens, start), self.blocks, cache)
+        return self._logits(x), cache
+
+    def empty_cache(self, batch: int, total: int) -> Cache:
+        """Room for `total` positions, in the precision of the weights. Raises ValueError where there are fewer."""
+        if self.positions is not None and total > self.positions.num_embeddings:
+            raise ValueError(
+                f"{total} tokens are more than the {self.positions.num_embeddings} that positions are learned for "
+                "(model.context); ask for fewer"
+            )
+        attention = self.blocks.attention
+        shape = (self.num_layers, batch, total, attention.num_kv_heads, attention.head_dim)
+        return Cache(*(jnp.zeros(shape, attention.qkv.kernel.dtype) for _ in range(2)))
 
     def sample(
         self, prompt: Int[Array, "seq"], key: Key[Array, ""], temperature: Float[Array, ""], num_tokens: int
     ) -> Int[Array, "total"]:
         """`prompt` and `num_tokens` more tokens after it."""
         return sample(self, prompt, num_tokens, key, temperature)
+
+    def _embedded(
+        self, tokens: Int[Array, "batch seq"], start: int | Int[Array, ""]
+    ) -> Float[Array, "batch seq width"]:
+        x = self.embed(tokens)
+        return x if self.positions is None else x + self.positions(start + jnp.arange(tokens.shape[1]))
+
+    def _logits(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
+        x = self.norm(x)
+        return self.embed.attend(x) if self.head is None else self.head(x)
 
 
 def sample(
@@ -52,15 +92,37 @@ def sample(
     num_tokens: int,
     key: Key[Array, ""],
     temperature: float | Float[Array, ""] = 0.8,
+    top_k: int | None = None,
 ) -> Int[Array, "total"]:
-    """`prompt` and `num_tokens` more tokens after it. One forward pass over the whole length per token, no cache."""
+    """`prompt` and `num_tokens` more tokens after it, each drawn from the `top_k` likeliest (null: from all).
+
+    The prompt goes through the model at once; then each token alone, with the keys and values of those before it.
+    Raises ValueError where the whole is longer than a model with learned positions can take.
+    """
     start, total = prompt.shape[0], prompt.shape[0] + num_tokens
-    tokens = jnp.zeros((1, total), jnp.int32).at[0, :start].set(prompt)
     graphdef, state = nnx.split(model)
 
-    def extend(position: Int[Array, ""], tokens: Int[Array, "1 total"]) -> Int[Array, "1 total"]:
-        logits = nnx.merge(graphdef, state, copy=True)(tokens)[0, position - 1]
-        token = jax.random.categorical(jax.random.fold_in(key, position), logits / temperature)
-        return tokens.at[0, position].set(token)
+    def extended(tokens: jax.Array, cache: Cache, position: int | Int[Array, ""]) -> tuple[jax.Array, Cache]:
+        logits, cache = nnx.merge(graphdef, state, copy=True).extend(tokens, cache, position)
+        return logits[0, -1], cache
 
-    return jax.lax.fori_loop(start, total, extend, tokens)[0]
+    def one_more(
+        carry: tuple[jax.Array, Cache], position: Int[Array, ""]
+    ) -> tuple[tuple[jax.Array, Cache], Int[Array, ""]]:
+        logits, cache = carry
+        token = draw(logits, jax.random.fold_in(key, position), temperature, top_k)
+        return extended(token[None, None], cache, position), token
+
+    first = extended(prompt[None], model.empty_cache(1, total), 0)
+    _, tokens = jax.lax.scan(one_more, first, jnp.arange(start, total))
+    return jnp.concatenate([prompt, tokens.astype(prompt.dtype)])
+
+
+def draw(
+    logits: Float[Array, "vocab"], key: Key[Array, ""], temperature: float | Float[Array, ""], top_k: int | None
+) -> Int[Array, ""]:
+    """A token from softmax(logits / temperature), in float32; of the `top_k` likeliest where that is a number."""
+    logits = logits.astype(jnp.float32)
+    if top_k is not None:
+        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
+    return jax.random.categorical(key, logits / temperature)

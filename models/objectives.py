@@ -1,7 +1,7 @@
 """What a model is trained for. An objective maps (model, batch) to one value per example for each metric.
 
 Per example, not averaged: the step averages for training, an evaluation can leave out the padding of its last batch.
-Every objective has a "loss".
+Every objective has a "loss", in float32: logits are raised before the softmax, whatever the model computes in.
 """
 
 from __future__ import annotations
@@ -13,26 +13,47 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Batch = Mapping[str, jax.Array]
 Examples = dict[str, Float[Array, "batch"]]
 Objective = Callable[[nnx.Module, Batch], Examples]
 
+BYTES = 256  # a vocabulary of this size is that of bytes
+
 
 def next_token(model: nnx.Module, batch: Batch) -> Examples:
-    """Mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1]. Tokens here are bytes."""
+    """Mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1].
+
+    The same in bits: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are something longer.
+    """
     tokens = batch["tokens"].astype(jnp.int32)
-    logits = model(tokens[:, :-1]).astype(jnp.float32)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean(axis=-1)
-    return {"loss": loss, "bits_per_byte": loss / math.log(2.0)}
+    logits = model(tokens[:, :-1])
+    loss = cross_entropy(logits, tokens[:, 1:]).mean(axis=-1)
+    unit = "bits_per_byte" if logits.shape[-1] == BYTES else "bits_per_token"
+    return {"loss": loss, unit: loss / math.log(2.0)}
 
 
 def classify(model: nnx.Module, batch: Batch) -> Examples:
     """Cross-entropy (nats) and accuracy; batch: inputs Float[batch *inputs], label Int[batch]."""
-    logits = model(batch["inputs"]).astype(jnp.float32)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    logits = model(batch["inputs"])
+    loss = cross_entropy(logits, batch["label"])
     return {"loss": loss, "accuracy": (logits.argmax(axis=-1) == batch["label"]).astype(loss.dtype)}
 
 
-OBJECTIVES: dict[str, Objective] = {"next_token": next_token, "classify": classify}
+def elbo(model: nnx.Module, batch: Batch) -> Examples:
+    """−ELBO (nats an example), estimated with one sample; batch: inputs Float[batch *inputs].
+
+    The model gives −log p(x|z) and KL(q(z|x) ‖ p(z)), each Float[batch], and may have a `beta`: the weight of the
+    second (1, the bound itself; Higgins et al. 2017).
+    """
+    reconstruction, kl = model(batch["inputs"])
+    return {"loss": reconstruction + getattr(model, "beta", 1.0) * kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """−log softmax(logits)[label] in nats, in float32."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+OBJECTIVES: dict[str, Objective] = {"next_token": next_token, "classify": classify, "elbo": elbo}

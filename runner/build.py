@@ -76,7 +76,12 @@ def build(config: Config, sources: Sources | None = None) -> Built:
     stream = stream_of(config.data, sources, config.seed)
 
     def make_model() -> nnx.Module:
-        return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
+        try:
+            return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
+        except ValueError as error:
+            if config.model.kind == "external":
+                raise  # a bug of the user's, with its traceback
+            raise ConfigError(f"model={config.model.kind}: {error}") from error
 
     with external.told("model"):
         network = steps.take_apart(make_model)

@@ -1,0 +1,122 @@
+"""A vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929): an image is a sequence of patches."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models import Vit
+from models.scopes import scanned, scope
+
+XAVIER = nnx.initializers.xavier_uniform()  # as in the paper's code
+Tokens = Float[Array, "batch tokens features"]
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention of every token to every other."""
+
+    def __init__(self, option: Vit, rngs: nnx.Rngs):
+        self.num_heads = option.num_heads
+        self.qkv = nnx.Linear(option.width, 3 * option.width, kernel_init=XAVIER, rngs=rngs)
+        self.out = nnx.Linear(option.width, option.width, kernel_init=XAVIER, rngs=rngs)
+
+    @scope("attention")
+    def __call__(self, x: Tokens) -> Tokens:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return self.out(mixed.reshape(batch, tokens, width))
+
+
+class FeedForward(nnx.Module):
+    """Two linear maps around a GELU."""
+
+    def __init__(self, option: Vit, rngs: nnx.Rngs):
+        almost_zero = nnx.initializers.normal(1e-6)
+        self.up = nnx.Linear(option.width, option.hidden, kernel_init=XAVIER, bias_init=almost_zero, rngs=rngs)
+        self.down = nnx.Linear(option.hidden, option.width, kernel_init=XAVIER, bias_init=almost_zero, rngs=rngs)
+
+    @scope("ffn")
+    def __call__(self, x: Tokens) -> Tokens:
+        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, option: Vit, rngs: nnx.Rngs):
+        self.norm_attention = nnx.LayerNorm(option.width, rngs=rngs)
+        self.attention = Attention(option, rngs)
+        self.norm_ffn = nnx.LayerNorm(option.width, rngs=rngs)
+        self.ffn = FeedForward(option, rngs)
+        self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
+
+    @scope("block")
+    def __call__(self, x: Tokens) -> Tokens:
+        x = x + self.dropout(self.attention(self.norm_attention(x)))
+        return x + self.dropout(self.ffn(self.norm_ffn(x)))
+
+
+class ViT(nnx.Module):
+    """Patches, positions, blocks stacked under one scan, a norm, a linear head that starts at zero.
+
+    The mean over tokens and fixed sine-cosine positions are as good as a cls token and learned ones, and simpler (Beyer
+    et al. 2022, arXiv:2205.01580). ViT-B/16 has patch_size 16, 12 layers and heads, width 768, hidden 3072, pool cls.
+    """
+
+    def __init__(self, option: Vit, *, image: tuple[int, ...], num_classes: int, rngs: nnx.Rngs):
+        height, width, channels = image
+        side = option.patch_size
+        self.num_layers = option.num_layers
+        self.rows, self.columns = height // side, width // side
+        self.patches = nnx.Conv(channels, option.width, (side, side), side, padding="VALID", rngs=rngs)
+        has_cls = option.pool == "cls"
+        self.cls = nnx.Param(jnp.zeros((1, 1, option.width))) if has_cls else None
+        length = self.rows * self.columns + has_cls
+        learned = option.positions == "learned"
+        start = nnx.initializers.normal(0.02)
+        self.positions = nnx.Param(start(rngs.params(), (length, option.width))) if learned else None
+        self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
+
+        @nnx.split_rngs(splits=option.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(option, rngs)
+
+        self.blocks = stack(rngs)
+        self.norm = nnx.LayerNorm(option.width, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.head = nnx.Linear(option.width, num_classes, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
+        """Logits of the classes."""
+
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def through(x: jax.Array, block: Block) -> jax.Array:
+            return block(x)
+
+        with scanned(self.num_layers):
+            x = self.norm(through(self.dropout(self.embed(images)), self.blocks))
+        return self.head(x[:, 0] if self.cls is not None else x.mean(axis=1))
+
+    def embed(self, images: Float[Array, "batch height width channels"]) -> Tokens:
+        """Patches as tokens, row by row, a cls token before them, positions added."""
+        patches = self.patches(images)
+        x = patches.reshape(len(patches), -1, patches.shape[-1])
+        if self.cls is not None:
+            cls = jnp.broadcast_to(self.cls[...], (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
+        if self.positions is not None:
+            return x + self.positions[...]
+        table = sincos(self.rows, self.columns, x.shape[-1]).astype(x.dtype)
+        return x.at[:, x.shape[1] - len(table) :].add(table)
+
+
+def sincos(rows: int, columns: int, width: int) -> Float[Array, "tokens features"]:
+    """Fixed positions: sines and cosines of the row, then of the column (Vaswani et al. 2017, in two dimensions)."""
+    frequency = 10_000.0 ** (-jnp.arange(width // 4) / max(width // 4 - 1, 1))
+    row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequency for place in (row, column)]
+    return jnp.concatenate([wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)], axis=-1)

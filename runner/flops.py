@@ -1,0 +1,109 @@
+"""What a traced computation costs: the multiply-adds of its products, read from its jaxpr, by part of the model. Pure.
+
+A product belongs to the part whose weights it uses; one without weights (attention scores) to the part whose weights
+were used before it. Counted are matrix products and convolutions, two operations for a multiply-add, the body of a scan
+times its length; everything else is small beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+OUTSIDE = ""  # the part of what comes before any weights
+
+
+@dataclass
+class Costs:
+    """`flops` by part; and for each output of the jaxpr the part it was computed in, None where no data is in it."""
+
+    flops: Counter[str] = field(default_factory=Counter)
+    made_by: list[str | None] = field(default_factory=list)
+    last: str = OUTSIDE
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A value that depends on nothing but the weights of one part, and not on data."""
+
+    part: str
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A value that depends on data, made in a part."""
+
+    part: str
+
+
+Origin = Weights | Activation | None  # None: a constant
+
+
+def count(jaxpr: Any) -> int:
+    """The FLOPs of a jaxpr."""
+    return costs(jaxpr, [Activation(OUTSIDE)] * len(jaxpr.invars)).flops.total()
+
+
+def costs(jaxpr: Any, origins: Sequence[Origin]) -> Costs:
+    """The FLOPs of a jaxpr by part, when its inputs come from there."""
+    found = Costs()
+    outputs = _walk(jaxpr, origins, 1, found)
+    found.made_by = [origin.part if isinstance(origin, Activation) else None for origin in outputs]
+    return found
+
+
+def _walk(jaxpr: Any, origins: Sequence[Origin], times: int, found: Costs) -> list[Origin]:
+    """Where the outputs come from; FLOPs are added to what was found."""
+    known: dict[Any, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
+
+    def origin(atom: Any) -> Origin:
+        return None if hasattr(atom, "val") else known.get(atom)  # a literal has a value
+
+    for equation in jaxpr.eqns:
+        inputs = [origin(atom) for atom in equation.invars]
+        own = _own(equation)
+        if own and (parts := [each.part for each in inputs if isinstance(each, Weights)]):
+            found.last = parts[0]
+        found.flops[found.last] += times * own
+        outputs = [_joined(inputs, found.last)] * len(equation.outvars)
+        for inner, length in _inside(equation):
+            fits = len(inner.invars) == len(inputs)
+            made = _walk(inner, inputs if fits else [outputs[0]] * len(inner.invars), times * length, found)
+            outputs = made if fits and len(made) == len(outputs) else [_joined(inputs, found.last)] * len(outputs)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [origin(atom) for atom in jaxpr.outvars]
+
+
+def _joined(inputs: Sequence[Origin], part: str) -> Origin:
+    """What is made of these, in a part: data wins over weights, weights over constants."""
+    if any(isinstance(each, Activation) for each in inputs):
+        return Activation(part)
+    weights = [each for each in inputs if isinstance(each, Weights)]
+    return weights[0] if weights else None
+
+
+def _inside(equation: Any) -> list[tuple[Any, int]]:
+    """The jaxprs inside an equation, each with how often it runs (a while loop: once, nobody knows)."""
+    length = equation.params["length"] if equation.primitive.name == "scan" else 1
+    values = [
+        value for each in equation.params.values() for value in (each if isinstance(each, list | tuple) else [each])
+    ]
+    jaxprs = [getattr(value, "jaxpr", value) for value in values]
+    return [(inner, length) for inner in jaxprs if hasattr(inner, "eqns")]
+
+
+def _own(equation: Any) -> int:
+    """2 × the multiply-adds of one product."""
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+        zeros = math.prod(equation.params["lhs_dilation"])  # put between the inputs; nothing is multiplied there
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // (outputs * zeros)
+    return 0
