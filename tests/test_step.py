@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from runner.mesh import Mesh
 from runner.optim import AdamW, Sgd
 from runner.schedule import Constant
 from runner.step import Update
-from tests.conftest import REPO
+from tests.conftest import QUICK, REPO
 from tests.test_config import changed
 from tests.test_store import abstract, assert_equal
 
@@ -41,16 +41,18 @@ Parts = tuple[Callable[..., Any], steps.State, steps.Network]
 
 
 class Small(nnx.Module):
-    """Everything a state can hold: parameters, running statistics, random streams."""
+    """Everything a state can hold: parameters, running statistics, random streams, a variable of its own."""
 
     def __init__(self, dropout: float, rngs: nnx.Rngs):
         self.inner = nnx.Linear(FEATURES, 8, rngs=rngs)
         self.norm = nnx.BatchNorm(8, momentum=0.75, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.head = nnx.Linear(8, CLASSES, rngs=rngs)
+        self.seen = nnx.BatchStat(jnp.zeros(8))
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         x = self.inner(inputs)
+        self.seen[...] = x.mean(axis=0)  # in whatever the model computes in
         x = self.norm(x).astype(x.dtype)  # its statistics would raise it to float32
         return self.head(self.dropout(jax.nn.relu(x)))
 
@@ -98,8 +100,9 @@ def made(make: Callable[[], nnx.Module], update: Update, optim: Any, objective: 
     """Compiled once for all tests."""
     schedule = Constant().build(optim.lr, 100)
     tx, network = optim.build(schedule), steps.take_apart(make)
-    step = jax.jit(steps.train_step(network, objective, tx, schedule, update), donate_argnums=0)
-    return step, jax.jit(lambda: steps.init(make, tx, ema=update.ema is not None)), network
+    step = jax.jit(steps.train_step(network, objective, tx, schedule, update), donate_argnums=0, compiler_options=QUICK)
+    init = functools.partial(steps.init, make, tx, ema=update.ema is not None)
+    return step, jax.jit(init, compiler_options=QUICK), network
 
 
 def gradients(make: Callable[[], nnx.Module], update: Update, data: Mapping[str, jax.Array], objective: Any) -> Any:
@@ -157,17 +160,19 @@ def test_an_evaluation_chooses_the_weights_and_has_the_live_statistics() -> None
     step, state, network = parts(update=Update(ema=DECAY))
     for number in range(4):
         state, _ = step(state, batch(number))
-    live, average = jax.jit(steps.eval_step(network, classify)), jax.jit(steps.eval_step(network, classify, "ema"))
-    ones = jnp.ones(BATCH)
-    swapped = {**state, "params": state["ema"]}
-    assert float(live(swapped, batch(9), ones)["loss"]) == float(average(state, batch(9), ones)["loss"])
-    assert float(live(state, batch(9), ones)["loss"]) != float(average(state, batch(9), ones)["loss"])
+    evaluate, ones = jax.jit(steps.eval_step(network, classify), compiler_options=QUICK), jnp.ones(BATCH)
+    model = steps.assemble(network.eval, network, {**state, "params": state["ema"]})
+    by_hand = classify(model, batch(9))["loss"].sum()
+    live, average = (evaluate(steps.weighed(state, weights), batch(9), ones) for weights in get_args(steps.Weights))
+    assert float(average["loss"]) == pytest.approx(float(by_hand), rel=1e-5)
+    assert float(live["loss"]) != pytest.approx(float(by_hand), rel=1e-3)
+    assert float(live["weight"]) == BATCH
 
 
 def test_an_average_that_is_not_kept_is_refused() -> None:
-    _, state, network = parts()
+    _, state, _ = parts()
     with pytest.raises(ConfigError, match=r"weights=ema: this run keeps no average .* optim.ema=0.999"):
-        steps.eval_step(network, classify, "ema")(state, batch(0), jnp.ones(BATCH))
+        steps.weighed(state, "ema")
 
 
 # --- microbatches ---
@@ -195,8 +200,8 @@ def test_one_microbatch_is_the_plain_program() -> None:
     assert steps.accumulated(function, 1) is function
     step, state, _ = parts(plain)
     divided, _, _ = parts(plain, Update(microbatches=2))
-    assert " scan[" not in str(jax.make_jaxpr(step)(state, batch(0)))
-    assert " scan[" in str(jax.make_jaxpr(divided)(state, batch(0)))
+    assert " scan[" not in str(step.trace(state, batch(0)).jaxpr)
+    assert " scan[" in str(divided.trace(state, batch(0)).jaxpr)
 
 
 def test_statistics_and_random_streams_go_through_every_microbatch() -> None:
@@ -257,7 +262,7 @@ def test_bfloat16_computes_and_everything_that_lasts_stays_float32() -> None:
     update = Update("bf16", microbatches=2, ema=DECAY)
     step, state, network = parts(update=update)
     before = shapes(state)
-    products = re.findall(r":(\w+)\[[\d,]+\] = dot_general", str(jax.make_jaxpr(step)(state, batch(0))))
+    products = re.findall(r":(\w+)\[[\d,]+\] = dot_general", str(step.trace(state, batch(0)).jaxpr))
     assert products == ["bf16"] * 5  # two forward, three back
     state, metrics = step(state, batch(0))
     assert shapes(state) == before
@@ -269,7 +274,7 @@ def test_bfloat16_computes_and_everything_that_lasts_stays_float32() -> None:
         if not np.array_equal(leaf, leaf.astype(jnp.bfloat16).astype(jnp.float32))
     ]
     assert len(moments) == len(jax.tree.leaves(state["params"]))  # not rounded to bfloat16 on the way
-    lossy, exact = (jax.jit(steps.eval_step(network, classify, "params", precision)) for precision in ("bf16", "fp32"))
+    lossy, exact = (jax.jit(steps.eval_step(network, classify, precision)) for precision in ("bf16", "fp32"))
     one, other = (float(evaluate(state, batch(1), jnp.ones(BATCH))["loss"]) for evaluate in (lossy, exact))
     assert one != other
     assert one == pytest.approx(other, rel=0.05)
