@@ -52,7 +52,7 @@ class Small(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         x = self.inner(inputs)
-        self.seen[...] = x.mean(axis=0)  # in whatever the model computes in
+        self.seen.set_value(x.mean(axis=0))  # in whatever the model computes in
         x = self.norm(x).astype(x.dtype)  # its statistics would raise it to float32
         return self.head(self.dropout(jax.nn.relu(x)))
 
