@@ -110,7 +110,7 @@ def build(config: Config, sources: Sources | None = None) -> Built:
         init=init,
         abstract=abstract,
         train_step=jax.jit(steps.train_step(network, objective, tx, schedule, update), donate_argnums=0),
-        eval_step=jax.jit(steps.eval_step(network, objective, "params", train.precision)),
+        eval_step=jax.jit(steps.eval_step(network, objective, train.precision)),
         model=model,
         evaluator=evaluator,
         put=put,

@@ -152,7 +152,10 @@ def averaged(ema: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
 
 
 def weighed(state: State, weights: Weights) -> State:
-    """The state with these weights in the place of the parameters. Raises ConfigError where it has no average."""
+    """The state with these weights in the place of the parameters, for an evaluation or an export.
+
+    Batch statistics stay those of the live model. Raises ConfigError where no average is kept.
+    """
     if weights == "params":
         return state
     if "ema" not in state:
@@ -161,24 +164,24 @@ def weighed(state: State, weights: Weights) -> State:
 
 
 def eval_step(
-    network: Network, objective: Objective, weights: Weights = "params", precision: Precision = "fp32"
+    network: Network, objective: Objective, precision: Precision = "fp32"
 ) -> Callable[[State, Batch, jax.Array], Metrics]:
-    """(state, batch, weights of the examples) → weighted sums of every metric over the batch, and that of the weights.
+    """(state, batch, weights) → weighted sums of every metric over the batch, and the sum of the weights."""
 
-    `weights` chooses between the parameters and their average; batch statistics are the live model's, either way.
-    """
-
-    def eval_step(state: State, batch: Batch, counts: jax.Array) -> Metrics:
-        chosen = weighed(state, weights)
-        chosen = {**chosen, "params": cast(chosen["params"], precision)}
-        examples = objective(assemble(network.eval, network, chosen), cast(batch, precision))
-        return {**{name: (values * counts).sum() for name, values in examples.items()}, "weight": counts.sum()}
+    def eval_step(state: State, batch: Batch, weights: jax.Array) -> Metrics:
+        state = {**state, "params": cast(state["params"], precision)}
+        examples = objective(assemble(network.eval, network, state), cast(batch, precision))
+        return {**{name: (values * weights).sum() for name, values in examples.items()}, "weight": weights.sum()}
 
     return eval_step
 
 
 def cast(tree: Any, precision: Precision) -> Any:
-    """Floating-point arrays as the model computes with them. Gradients come back through this in the original type."""
+    """Floating-point arrays as the model computes with them. Gradients come back through this in the original type.
+
+    A layer of flax computes in the type of what comes in. But its BatchNorm gives float32, like its statistics, and so
+    does all that follows: cast its result back, as models/resnet.py does.
+    """
     if precision == "fp32":
         return tree
     return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if _is_float(leaf) else leaf, tree)

@@ -27,6 +27,7 @@ SMALL = (
     *("model.num_layers=2", "model.num_heads=2", "model.width=32", "model.hidden=64", "model.dropout=0.2"),
     *("train.steps=60", "train.log_steps=5", "train.eval_steps=10", "train.eval_batches=4", "log.tensorboard=false"),
 )
+QUICK: Any = {"xla_backend_optimization_level": 0}  # for jax.jit: half the time to compile, for what runs only once
 HANG_SECONDS = 300  # a process that takes longer hangs: not a limit on speed
 
 

@@ -20,7 +20,7 @@ from runner.identity import class_of
 from runner.optim import AdamW, Lion, Muon, Optim, Sgd
 from runner.roles import decays, hidden
 from runner.schedule import Constant, Cosine, InverseSqrt, Linear, Schedule, Wsd
-from tests.conftest import REPO, composed
+from tests.conftest import QUICK, REPO, composed
 from tests.test_config import changed
 
 OPTIMS, SCHEDULES = (
@@ -41,7 +41,7 @@ def names(options: Any) -> list[str]:
 
 def rates(schedule: Schedule, lr: float, num_steps: int) -> np.ndarray[Any, Any]:
     """The learning rate of every step."""
-    return np.asarray(jax.vmap(schedule.build(lr, num_steps))(jnp.arange(num_steps + 1)), np.float64)
+    return np.asarray(schedule.build(lr, num_steps)(jnp.arange(num_steps + 1)) * np.ones(num_steps + 1))
 
 
 def tree(leaf: Any = jnp.ones) -> dict[str, Any]:
@@ -60,14 +60,23 @@ def tree(leaf: Any = jnp.ones) -> dict[str, Any]:
     }
 
 
-def normal(shape: tuple[int, ...]) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(math.prod(shape)).standard_normal(shape), jnp.float32)
+def normal(shape: tuple[int, ...]) -> Any:
+    return np.random.default_rng(math.prod(shape)).standard_normal(shape).astype(np.float32)
+
+
+def size(tree: Any) -> float:
+    """The norm over all leaves."""
+    return float(np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(tree))))
 
 
 def updates(option: Optim, grads: Any, params: Any) -> Any:
     """The first update, at a learning rate of 1."""
     tx = option.build(Constant().build(1.0, 10))
-    return jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])(grads, params)
+
+    def first(grads: Any, params: Any) -> Any:
+        return tx.update(grads, tx.init(params), params)[0]
+
+    return jax.jit(first, compiler_options=QUICK)(grads, params)
 
 
 # --- every choice ---
@@ -83,15 +92,16 @@ def test_every_optimizer_trains_with_the_values_its_file_has(name: str) -> None:
     config = composed(*(GPT if name == "muon" else MLP), f"optim={name}")  # to it alone stacked layers are special
     assert config.optim == next(option for option in OPTIONS if option.kind == name)
     built = build(config)
-    state = first = built.init()
-    first = jax.tree.map(jnp.copy, first)
+    state = built.init()
+    first = jax.tree.map(np.array, state["params"])
+    step = built.train_step.lower(state, next(built.stream)).compile(QUICK)
     for _ in range(2):
-        state, metrics = built.train_step(state, next(built.stream))
+        state, metrics = step(state, next(built.stream))
     assert int(state["step"]) == 2
     assert math.isfinite(float(metrics["loss"]))
-    for path, before in jax.tree_util.tree_leaves_with_path(first["params"]):
+    for path, before in jax.tree_util.tree_leaves_with_path(first):
         after = dict(jax.tree_util.tree_leaves_with_path(state["params"]))[path]
-        assert bool(jnp.isfinite(after).all())
+        assert np.isfinite(after).all()
         assert not np.array_equal(before, after), path
     np.testing.assert_allclose(metrics["lr"], config.schedule.build(config.optim.lr, 10)(1), rtol=1e-6)
 
@@ -100,7 +110,7 @@ def test_every_optimizer_trains_with_the_values_its_file_has(name: str) -> None:
 @pytest.mark.parametrize("optim", OPTIMS)
 def test_the_state_is_the_same_under_every_schedule(name: str, optim: str) -> None:
     """So a run can be continued under another one."""
-    config = composed(*MLP, f"optim={optim}", f"schedule={name}")
+    config = composed(*MLP, f"optim={optim}", f"schedule={name}", "schedule.warmup_steps=null")
     states = [
         jax.eval_shape(config.optim.build(schedule.build(config.optim.lr, 10)).init, tree())
         for schedule in (config.schedule, Cosine())
@@ -126,7 +136,11 @@ def test_every_optimizer_walks_down_a_bowl(option: Any) -> None:
         return (optax.apply_updates(params, change), opt), distance(params)
 
     start = jax.tree.map(lambda leaf: leaf + 1.0, target)
-    _, distances = jax.jit(lambda start: jax.lax.scan(step, (start, tx.init(start)), length=300))(start)
+
+    def walk(start: Any) -> Any:
+        return jax.lax.scan(step, (start, tx.init(start)), length=300)[1]
+
+    distances = jax.jit(walk, compiler_options=QUICK)(start)
     assert distances[-1] < 0.1 * distances[0]
 
 
@@ -152,7 +166,7 @@ def test_weight_decay_is_for_matrices_kernels_and_embeddings() -> None:
 def test_every_optimizer_decays_those_and_no_others(option: Any) -> None:
     params = tree(normal)
     decayed = type(option)(weight_decay=0.125)
-    change = updates(decayed, jax.tree.map(jnp.zeros_like, params), params)
+    change = updates(decayed, jax.tree.map(np.zeros_like, params), params)
     for path, does in jax.tree_util.tree_leaves_with_path(decays(params)):
         before, moved = (dict(jax.tree_util.tree_leaves_with_path(each))[path] for each in (params, change))
         coupled = -0.125 * (1 + Sgd().momentum)  # through Nesterov's momentum
@@ -169,14 +183,14 @@ def test_hidden_matrices_are_kernels_inside() -> None:
 def test_muon_orthogonalizes_each_layer_of_a_stack_and_each_convolution() -> None:
     """Also where one layer's gradient is a million times another's: treated as one matrix, the small one would vanish."""
     params, grads = tree(normal), tree(normal)
-    grads["blocks"]["up"]["kernel"] *= jnp.asarray([1.0, 1e3, 1e-3])[:, None, None]
+    grads["blocks"]["up"]["kernel"] *= np.asarray([1.0, 1e3, 1e-3], np.float32)[:, None, None]
     change = updates(Muon(weight_decay=0.0, clip_norm=None), grads, params)
     matrices = [*change["blocks"]["up"]["kernel"], change["conv"]["kernel"].reshape(36, 5)]
     for matrix in matrices:
         values = np.linalg.svd(np.asarray(matrix), compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
         assert values.shape == (min(matrix.shape),)
         assert (np.abs(values - 1.0) < 0.35).all(), values  # five Newton-Schulz steps bring all to 0.7 - 1.2
-    rms = [float(jnp.sqrt(jnp.square(matrix).mean())) for matrix in matrices]
+    rms = [float(np.sqrt(np.square(matrix).mean())) for matrix in matrices]
     assert np.allclose(rms, 0.2, rtol=0.2)
 
 
@@ -198,16 +212,16 @@ def test_muon_gives_embeddings_heads_norms_and_biases_to_adam() -> None:
 
 def test_lion_moves_by_the_sign() -> None:
     change = updates(Lion(weight_decay=0.0), tree(normal), tree(normal))
-    assert {float(value) for leaf in jax.tree.leaves(change) for value in jnp.unique(jnp.abs(leaf))} == {1.0}
+    assert {float(value) for leaf in jax.tree.leaves(change) for value in np.unique(np.abs(leaf))} == {1.0}
 
 
 def test_gradients_are_clipped_to_their_norm_over_all_parameters() -> None:
     plain = {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
     params, grads = tree(normal), tree(normal)
-    norm = float(optax.global_norm(grads))
+    norm = size(grads)
     clipped, small, free = (updates(Sgd(clip_norm=limit, **plain), grads, params) for limit in (2.0, 2 * norm, None))
-    np.testing.assert_allclose(optax.global_norm(clipped), 2.0, rtol=1e-5)
-    np.testing.assert_allclose(optax.global_norm(free), norm, rtol=1e-5)
+    assert size(clipped) == pytest.approx(2.0, rel=1e-5)
+    assert size(free) == pytest.approx(norm, rel=1e-5)
     np.testing.assert_allclose(small["conv"]["kernel"], free["conv"]["kernel"], rtol=1e-6)
 
 

@@ -669,6 +669,23 @@ def test_export_keeps_bfloat16_where_it_can_and_says_so_where_not(tmp_path: Path
     assert not list(tmp_path.glob("*f8*"))
 
 
+def test_export_gives_the_average_the_names_of_the_weights(tmp_path: Path, ask: Asked) -> None:
+    live, average = np.array([1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
+    state = {"params": {"w": live}, "extra": {"n": np.int32(3)}, "ema": {"w": average}}
+    checkpoint = tiny(tmp_path / "run", 1, state)
+    for weights, expected in (("params", live), ("ema", average)):
+        assert ask("export", checkpoint, "--weights", weights, "--to", "npz", tmp_path / weights)[0] == 0
+        arrays = np.load(tmp_path / weights / "model.npz")
+        assert set(arrays) == {"params.w", "extra.n"}
+        assert arrays["params.w"].tobytes() == expected.tobytes()
+    page = (tmp_path / "ema" / "README.md").read_text()
+    assert "The average of the weights (`optim.ema`) of `model=mlp`" in page
+    assert f'load("{checkpoint}", weights="ema")' in page
+    code, _, err = ask("export", tiny(tmp_path / "no", 1, {"params": {"w": live}}), "--weights", "ema", tmp_path / "x")
+    assert (code, (tmp_path / "x").exists()) == (2, False)
+    assert "keeps no average; train with optim.ema=0.999, or export params" in err
+
+
 def test_export_overwrites_nothing_and_trusts_no_flipped_bit(copy: Path, tmp_path: Path, ask: Asked) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
