@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -9,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import Unfit
-from data.identity import fingerprint, of_bytes
-from data.sources import NUM_BYTES, Source, Sources, Table, parts
+from data.sources import NUM_BYTES, Source, Sources, Table
 
 
 def sources(target: str, options: Mapping[str, Any], eval_fraction: float) -> Sources:
@@ -54,11 +54,17 @@ def _problem(columns: Mapping[str, np.ndarray]) -> str | None:
 
 def _split(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
     """Examples drawn by a fixed permutation are for evaluation: the same ones however often it is run."""
-    train, held_out = parts(Table(columns), eval_fraction)
-    files = {name: of_bytes(column.tobytes()) for name, column in columns.items()}
-    shapes = [(name, column.dtype.str, column.shape) for name, column in columns.items()]
-    summary = f"{len(train):,} + {len(held_out):,} examples (train + eval)"
-    return Sources(train, held_out, *_shape_of(columns), fingerprint(files, shapes), summary, files=files)
+    whole = Table(columns)
+    order = np.random.default_rng(0).permutation(len(whole))
+    cut = int(len(whole) * (1.0 - eval_fraction))
+    digest = hashlib.sha256()
+    for name, column in columns.items():
+        digest.update(f"{name} {column.dtype.str} {column.shape} ".encode())
+        digest.update(column.tobytes())
+    shape, num_outputs = _shape_of(columns)
+    summary = f"{cut} + {len(whole) - cut} examples (train + eval)"
+    train, held_out = Table(whole.take(order[:cut])), Table(whole.take(order[cut:]))
+    return Sources(train, held_out, shape, num_outputs, digest.hexdigest(), summary)
 
 
 def _shape_of(columns: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], int]:

@@ -17,6 +17,8 @@ from annotated_types import Ge, Interval
 if TYPE_CHECKING:
     from flax import nnx
 
+    from models.objectives import Objective as Function
+
 Count = Annotated[int, Ge(1)]
 Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
 
@@ -101,3 +103,44 @@ class External:
 
 
 Model = Gpt | Mlp | External
+
+
+class Unfit(TypeError):
+    """What a user's own model or objective gave is not what is asked of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """An objective by name. `default`: the model's own; for a model of yours next_token on tokens, else classify."""
+
+    kind: Literal["default", "classify", "next_token"] = "default"
+
+    def build(self, own: str) -> Function:
+        """The function that is trained for, where the model's own is `own`."""
+        from models.objectives import OBJECTIVES
+
+        return OBJECTIVES[own if self.kind == "default" else self.kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalObjective:
+    """An objective of your own. `target` is `module:function`, called as
+
+        target(model: nnx.Module, batch: dict[str, Array], **options) -> dict[str, Float[Array, "batch"]]
+
+    It gives "loss", which is minimized, and any other metric: each with one value per example, not a mean.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, own: str) -> Function:
+        """The function; it raises Unfit when it is traced and gives something else."""
+        from models.external import objective
+
+        return objective(self.target, self.options)
+
+
+Objective = Named | ExternalObjective
+READS = {"classify": ("inputs", "label"), "next_token": ("tokens",)}  # what a named objective needs of a batch

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.aims import Unfit
+from models import Unfit
 from models.objectives import Batch, Examples, Objective
 
 

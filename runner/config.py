@@ -22,8 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
 from data import Data, Looks
-from models import Model
-from models.aims import Named, Objective
+from models import Model, Named, Objective
 from runner import preempt
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score

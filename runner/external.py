@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import data
-from models.aims import READS, Unfit
+import models
 from runner.errors import ConfigError
 from runner.explain import suggest
 from runner.rundir import shown
@@ -95,7 +95,7 @@ def fit(config: Config, source: Source) -> str:
         raise ConfigError(f"model={model} takes {' or '.join(takes)}, but data={read} gives {gives}; choose another")
     usual = config.model.objective or ("next_token" if gives == "tokens" else "classify")
     objective = usual if config.objective.kind == "default" else config.objective.kind
-    if lacking := [name for name in READS.get(objective, ()) if name not in names]:
+    if lacking := [name for name in models.READS.get(objective, ()) if name not in names]:
         raise ConfigError(
             f"objective={objective} reads {lacking[0]}, which data={read} does not give (it has: {', '.join(names)}); "
             "choose objective=external with a loss of your own, or other data"
@@ -108,7 +108,7 @@ def told(part: str) -> Iterator[None]:
     """What a target made and cannot be worked with, as an error of the configuration."""
     try:
         yield
-    except (Unfit, data.Unfit) as error:
+    except (models.Unfit, data.Unfit) as error:
         raise ConfigError(f"{part}.target: {error}") from None
 
 

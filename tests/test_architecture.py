@@ -56,7 +56,7 @@ NO_JAX = (
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt", "runner.preempt.sources"),
     "runner.sweep.slurm",
-    *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "models.aims", "data"),
+    *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
     "runner.tools.tokenize",
     *("runner.__main__", "runner.tools", "runner.tools.place", "runner.tools.settings", "runner.tools.text"),
