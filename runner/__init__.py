@@ -3,6 +3,7 @@
     compose.py       a command line becomes a document: Hydra merges, its complaints become plain lines
     config.py        a document becomes a frozen, typed `Config`
     identity.py      which keys identify a run, and which may change when it goes on
+    external.py      a user's own model, data and loss, found and checked · trust.py: whose code may run
     experiment.py    run(config) → Outcome: open → build → restore → train → finish
     rundir.py        the directory of a run: names, lock, atomic writes
     build.py         Config → Parts: the only file that knows every concrete class

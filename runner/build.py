@@ -266,7 +266,8 @@ def describe(built: Built, config: Config) -> str:
     """One line: the model, its size, and the data."""
     count = sum(leaf.size for leaf in jax.tree.leaves(built.abstract["params"]))
     model, data = (getattr(part, "target", part.kind) for part in (config.model, config.data))
-    return f"{model}, {count / 1e6:.2f} M parameters · {data}, {built.sources.summary}"
+    size = f"{count / 1e6:.2f} M" if count >= 10_000 else f"{count}"
+    return f"{model}, {size} parameters · {data}, {built.sources.summary}"
 
 
 def hardware(built: Built) -> str:

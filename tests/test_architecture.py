@@ -96,7 +96,7 @@ MAY_KNOW = {
         *(
             "runner.config",
             "runner.crashes",
-            *("runner.identity", "runner.external", "runner.trust"),
+            *("runner.identity", "runner.schedule", "runner.external", "runner.trust"),
             "runner.ledger",
             "runner.log.console",
             "runner.preempt",

@@ -13,29 +13,53 @@ CHOICES = sorted(
     f"{path.parent.relative_to(REPO / 'conf')}={path.stem}"
     for path in (REPO / "conf").glob("*/*.yaml")
     if path.parent.name
-    not in ("model", "data", "eval", "experiment", "optim", "schedule")  # test_optim.py has the last
+    not in ("model", "data", "objective", "eval", "experiment", "optim", "schedule")  # test_optim.py has the last
 )
 TINY = ("model.num_layers=1", "model.width=16", "train.steps=2", "train.eval_steps=1", "train.eval_batches=1")
 MODELS_AND_DATA = [
-    "model=gpt data=stdlib",
+    "model=gpt data=stdlib objective=default",
     "model=gpt data=text data.path=corpus.txt data.seq_len=16",
     "model=gpt data=synthetic",
     "model=mlp data=digits",
     "model=mlp data=synthetic data.gives=features",
+    "model=own:Net data=own:line objective=external objective.target=own:squared",
+    "model=own:Net data=digits objective=classify",
+    "model=external model.target=own:Words data=external data.target=own:words objective=next_token",
     "experiment=stdlib_gpt",
     "experiment=digits_mlp",
 ]
+OWN = """
+import numpy as np
+from flax import nnx
+
+class Net(nnx.Module):
+    def __init__(self, inputs, num_outputs, *, rngs):
+        self.out = nnx.Linear(int(np.prod(inputs)), num_outputs, rngs=rngs)
+    def __call__(self, x): return self.out(x.reshape(len(x), -1))
+
+class Words(nnx.Module):
+    takes = ("tokens",)
+    def __init__(self, inputs, num_outputs, *, rngs):
+        self.embed = nnx.Embed(num_outputs, num_outputs, rngs=rngs)
+    def __call__(self, x): return self.embed(x)
+
+def line(): return {"inputs": np.ones((640, 2)), "label": np.ones((640, 1))}
+def words(): return {"tokens": np.arange(12800, dtype=np.uint8).reshape(640, 20)}
+def squared(model, batch): return {"loss": ((model(batch["inputs"]) - batch["label"]) ** 2).mean(axis=-1)}
+"""
 
 
 def test_no_choice_is_left_out() -> None:
     named = {word for command in MODELS_AND_DATA for word in command.split()}
-    for group in ("model", "data", "experiment"):
+    for group in ("model", "data", "objective", "experiment"):
         assert {f"{group}={path.stem}" for path in (REPO / "conf" / group).glob("*.yaml")} <= named
 
 
 @pytest.mark.parametrize("command", MODELS_AND_DATA)
 def test_models_data_and_experiments_train(command: str, door: Door) -> None:
-    done = door.run(*command.split(), *TINY, "log.tensorboard=false")
+    (door.cwd / "own.py").write_text(OWN)
+    tiny = [word for word in TINY if not (word.startswith("model.") and "own:" in command)]
+    done = door.run(*command.split(), *tiny, "log.tensorboard=false")
     assert done.returncode == 0, done.stderr
     assert "finished 2 steps" in done.stdout
 

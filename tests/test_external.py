@@ -299,6 +299,7 @@ VERB_WORDS: dict[str, tuple[str, ...]] = {
     "drill": ("--", "dir=RUN"),
     "tokenize": ("RUN", "--to", "tokens"),
 }
+AT_THE_DOOR = ("supervise", "drill", "eval")  # these train or evaluate, and are refused
 
 
 @pytest.fixture
@@ -317,16 +318,22 @@ def trap(here: Path, own_run: Door) -> Path:
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_no_verb_runs_code_of_a_run(verb: str, trap: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = [word.replace("RUN", str(trap)) for word in VERB_WORDS.get(verb, ("RUN",))]
-    if verb == "eval":  # it composes: Hydra sets up logging anew, which closes what pytest captures with
-        ours = {**os.environ, "PYTHONPATH": str(REPO)}
-        code = subprocess.run([sys.executable, "-m", "runner", verb, *words], cwd=here, env=ours).returncode
+def test_no_verb_runs_code_of_a_run(verb: str, trap: Path, here: Path) -> None:
+    words = [verb, *(word.replace("RUN", str(trap)) for word in VERB_WORDS.get(verb, ("RUN",)))]
+    if verb in AT_THE_DOOR:
+        assert asked(here, *words).returncode in (2, 3)
     else:
-        code = main([verb, *words])
-    assert code in ((2, 3) if verb in ("supervise", "drill", "eval") else (0,)), capfd.readouterr().err
+        assert main(words) == 0
     assert "evil" not in sys.modules
     assert not [*here.rglob("SPRUNG")]
+
+
+def asked(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python -m runner …` as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    return subprocess.run(
+        [sys.executable, "-m", "runner", *words], cwd=here, env=environment, capture_output=True, text=True
+    )
 
 
 def test_load_runs_code_of_a_run_only_when_told_to(trap: Path, here: Path) -> None:
@@ -355,6 +362,12 @@ def test_going_on_with_a_foreign_run_asks_for_trust(trap: Path, here: Path) -> N
     assert not (trap / "programs").exists()
     last = json.loads((trap / "attempts.jsonl").read_text().splitlines()[-1])
     assert last["command"][-2:] == ["train.steps=42", "--trust"]
+
+
+def test_a_trusted_run_is_evaluated(trap: Path, here: Path) -> None:
+    done = asked(here, "eval", str(trap), "--trust")
+    assert done.returncode == 0, done.stderr
+    assert (here / "SPRUNG").exists()
 
 
 def test_what_is_typed_is_trusted_and_a_changed_file_is_told(trap: Path, here: Path) -> None:

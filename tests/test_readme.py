@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
@@ -20,7 +21,7 @@ def commands() -> list[str]:
     return [
         line
         for line in lines
-        if line.startswith("python run.py ") and not re.search("dir=outputs|launcher=slurm", line)
+        if line.startswith("python run.py ") and not re.search("dir=outputs|launcher=slurm|waves:", line)
     ]
 
 
@@ -59,6 +60,7 @@ def test_its_tables_name_every_choice() -> None:
     groups = (
         "model",
         "data",
+        "objective",
         "ckpt",
         "retention",
         "remat",
@@ -74,7 +76,33 @@ def test_its_tables_name_every_choice() -> None:
         assert set(re.findall(r"`([\w/]+)`", row)[1:]) == {path.stem for path in (REPO / "conf" / group).glob("*.yaml")}
 
 
+def write_example(door: Door) -> None:
+    """The file of the section about one's own model, as it stands there."""
+    (code,) = re.findall(r"```python\n(# waves.py.*?)```", README, re.S)
+    assert len(code.splitlines()) < 40
+    (door.cwd / "waves.py").write_text(code)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_its_example_of_ones_own_runs_as_written(at: int, door: Door) -> None:
+    """The first command is killed once; typed again it ends near the best possible, -1.21 nats."""
+    write_example(door)
+    lines = [line for block in BLOCKS for line in block.splitlines() if "waves:" in line]
+    assert len(lines) == 2
+    words = shlex.split(lines[at])[2:]
+    if at == 0:
+        door.kill_at(450, *words)
+        done = door.run(*words)
+        assert re.search(r"restored step [1-9]\d\d ", done.stdout)
+    else:
+        done = door.run(*words)
+    assert done.returncode == 0, done.stderr
+    assert "finished 600 steps" in done.stdout
+    assert json.loads((door.the_run / "status.json").read_text())["last"]["eval/loss"] < -1.1
+
+
 def test_its_errors_are_what_is_said(door: Door) -> None:
+    write_example(door)
     for command, said in re.findall(r"\$ python run\.py (.*)\n(error: .*)\n", README):
         assert door.run(*command.split()).stderr.strip() == said
 

@@ -78,15 +78,19 @@ class Window:
 
 @dataclass(frozen=True)
 class Forks:
-    """`python run.py`, with the shim loaded, in processes forked from one that has imported what it imports."""
+    """`python run.py`, with the shim if there is one, in processes forked from one that has imported what it imports."""
 
     server: subprocess.Popen[str]
 
-    def run(self, cwd: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, cwd: Path, *overrides: str, kill_at: int | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """To its end, or until it kills itself when a step is complete."""
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         said = cwd / "said.txt"
         request = {"cwd": str(cwd), "argv": overrides, "environment": environment, "said": str(said)}
+        request["kill_at"] = kill_at
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         code = int(self.server.stdout.readline())
@@ -94,12 +98,12 @@ class Forks:
 
 
 @contextmanager
-def forks(library: Path) -> Iterator[Forks]:
-    """The process to fork from, ended with the block."""
+def forks(library: Path | None = None) -> Iterator[Forks]:
+    """The process to fork from, ended with the block; `library` is the shim."""
     command = [sys.executable, "-m", "tests.laws.faults"]
     environment = {
         **os.environ,
-        "LD_PRELOAD": str(library),
+        **({"LD_PRELOAD": str(library)} if library else {}),
         "OPENBLAS_NUM_THREADS": "1",
     }  # a thread would not be forked
     with subprocess.Popen(
@@ -136,7 +140,22 @@ def _become(request: dict) -> None:
     os.environ.update(request["environment"])
     signal.alarm(HANG_SECONDS)
     sys.argv = ["run.py", *request["argv"]]
+    if request["kill_at"] is not None:
+        _die_at(request["kill_at"])
     runpy.run_path(str(REPO / "run.py"), run_name="__main__")
+
+
+def _die_at(step: int) -> None:
+    from runner.ledger import Attempt
+
+    beat = Attempt.beat
+
+    def beaten(self: Attempt, reached: int) -> None:
+        beat(self, reached)
+        if reached == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Attempt.beat = beaten  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""The law in its breadth: with every model and from every source, killed is uninterrupted, bit for bit.
+
+One run of thirty steps for each model on one source and each source with one model: untouched with the batches made in
+the training process, and again killed by SIGKILL between two saves, and finished, with the batches made as the case
+says. So it also holds that worker processes and threads change nothing. The sources are small: the kill and the end lie
+in different epochs.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, Door, assert_same
+from tests.laws.faults import Forks, forks
+from tests.places import MADE, command
+
+LAST, KILLED_AT = 30, 13
+SHORT = (
+    *(f"train.steps={LAST}", "train.log_steps=1", "train.eval_steps=10", "train.eval_batches=2", "ckpt=combined"),
+    *("ckpt.save.periodic.steps=5", "log.tensorboard=false"),
+)
+OWN = """
+import numpy as np
+from flax import nnx
+
+class Net(nnx.Module):
+    def __init__(self, inputs, num_outputs, *, rngs):
+        self.out = nnx.Linear(*inputs, num_outputs, rngs=rngs)
+        self.norm = nnx.BatchNorm(num_outputs, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+    def __call__(self, x): return self.norm(self.out(self.drop(x)))
+
+def line(size=90):
+    x = np.random.default_rng(0).uniform(-1, 1, (size, 3))
+    return {"inputs": x, "label": x.sum(axis=1, keepdims=True)}
+
+def squared(model, batch): return {"loss": ((model(batch["inputs"]) - batch["label"]) ** 2).mean(axis=-1)}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a source. What is not `quick` is run with `slow`."""
+
+    model: str
+    data: str
+    words: tuple[str, ...]
+    workers: int = 0
+    prefetch: int = 0
+    quick: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.data}"
+
+    def command(self, folder: Path) -> tuple[str, ...]:
+        """What is typed, but for how the batches are made."""
+        return (f"model={self.model}", *self.words, *_data(self.data, folder), *SHORT)
+
+
+GPT = ("model.num_layers=2", "model.num_heads=2", "model.width=16", "model.hidden=32", "model.dropout=0.2")
+MLP = ("model.num_layers=1", "model.width=8", "model.dropout=0.2")
+CASES = (
+    Case("gpt", "tokens", (*GPT, "train.microbatches=2", "train.precision=bf16", "optim.ema=0.9"), quick=True),
+    Case("mlp", "images", MLP, workers=2, quick=True),
+    Case("mlp", "digits", (*MLP, "data.eval_fraction=0.95"), prefetch=2),
+    Case("gpt", "stdlib", GPT, prefetch=2),
+    Case("gpt", "text", GPT, workers=2),
+    Case("mlp", "synthetic", MLP),
+    Case("mlp", "arrays", MLP, prefetch=4),
+    Case("mlp", "parquet", MLP, prefetch=2),
+    Case("mlp", "arrayrecord", MLP, workers=2),
+    Case("mlp", "hub", MLP, prefetch=4),
+    Case("external", "external", ("model.target=own:Net", "objective=own:squared"), workers=2, quick=True),
+)
+
+
+def _data(kind: str, folder: Path) -> list[str]:
+    if kind == "external":
+        return ["data=own:line", "data.batch_size=8"]
+    option = MADE[kind](folder)
+    varied = vars(option.augment) if hasattr(option, "augment") else {}
+    words = [word for word in command(option) if not word.startswith("model=")]
+    return [*words, *(f"data.augment.{key}={value}".lower() for key, value in varied.items())]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Forks]:
+    """Where the processes are forked from."""
+    with forks() as served:
+        yield served
+
+
+def test_no_model_and_no_source_is_left_out() -> None:
+    for group, named in (("model", [case.model for case in CASES]), ("data", [case.data for case in CASES])):
+        assert {path.stem for path in (REPO / "conf" / group).glob("*.yaml")} == set(named)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case.quick else pytest.mark.slow) for case in CASES], ids=str
+)
+def test_killed_is_uninterrupted(case: Case, served: Forks, tmp_path: Path) -> None:
+    words = case.command(tmp_path)
+    untouched, struck = Door(tmp_path / "untouched"), Door(tmp_path / "struck")
+    for door in (untouched, struck):
+        door.cwd.mkdir()
+        (door.cwd / "own.py").write_text(OWN)
+    done = served.run(untouched.cwd, *words, "data.workers=0", "data.prefetch=0")
+    assert done.returncode == 0, done.stdout
+    ahead = (f"data.workers={case.workers}", f"data.prefetch={case.prefetch}")
+    killed = served.run(struck.cwd, *words, *ahead, kill_at=KILLED_AT)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout
+    finished = served.run(struck.cwd, *words, *ahead)
+    assert finished.returncode == 0, finished.stdout
+    assert_same(struck.the_run, untouched.the_run, LAST)
+    endings = [json.loads(line) for line in (struck.the_run / "attempts.jsonl").read_text().splitlines()]
+    assert [(line["ending"], line["from_step"]) for line in endings] == [("killed", 0), ("finished", 10)]
+    assert endings[0]["to_step"] == KILLED_AT
