@@ -110,8 +110,8 @@ def two(
         shape,
         num_classes,
         fingerprint(files, *selected),
-        f"{len(train):,} + {len(held_out):,} examples (train + eval) of {' × '.join(map(str, shape))}, "
-        f"{num_classes} classes",
+        f"{len(train):,} + {len(held_out):,} examples (train + eval) of "
+        f"{' × '.join(map(str, shape))}{' features' if len(shape) == 1 else ''}, {num_classes} classes",
         waits=waits,
         files=files,
     )

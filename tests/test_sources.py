@@ -14,11 +14,13 @@ import pytest
 from data import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
 from data.identity import folded, of_file
 from data.sources import UnreadableError
+from run import start
+from runner.compose import compose
 from runner.dataset import admit, differences, read, recorded
 from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run
 from tests.conftest import Door
-from tests.places import MADE, SIZE, an_arrays, examples, texts
+from tests.places import MADE, SIZE, an_arrays, command, examples, texts
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -45,6 +47,21 @@ def test_a_source_gives_what_it_says(kind: str, tmp_path: Path) -> None:
     again = option.sources()
     assert (again.fingerprint, again.files) == (sources.fingerprint, sources.files)
     assert all(len(content.split()) == 2 and int(content.split()[0]) >= 0 for content in sources.files.values())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in ("digits", "stdlib", "text")])
+def test_a_model_trains_on_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the YAML to a finished run, in this process: the door itself is tested elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    option = MADE[kind](tmp_path)
+    small = ("model.width=16", "log.tensorboard=false", "train.steps=2", "train.eval_steps=1", "train.eval_batches=1")
+    language = ("model.num_layers=1", "model.num_heads=1", "model.hidden=16") if option.gives == "tokens" else ()
+    assert compose([*command(option), *small, *language], start) == 0
+    (status,) = tmp_path.glob("outputs/*/*/status.json")
+    assert json.loads(status.read_text())["state"] == "finished"
+    written = recorded(Run(status.parent))
+    assert written is not None
+    assert written["inputs"] == list(option.sources().inputs)
 
 
 def everything(sources: Any) -> list[tuple[bytes, int]]:
