@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import Unfit
+from data.identity import of_bytes
 from data.sources import NUM_BYTES, Source, Sources, Table
 
 
@@ -57,14 +58,16 @@ def _split(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
     whole = Table(columns)
     order = np.random.default_rng(0).permutation(len(whole))
     cut = int(len(whole) * (1.0 - eval_fraction))
-    digest = hashlib.sha256()
+    digest, files = hashlib.sha256(), {}
     for name, column in columns.items():
+        content = column.tobytes()
         digest.update(f"{name} {column.dtype.str} {column.shape} ".encode())
-        digest.update(column.tobytes())
+        digest.update(content)
+        files[name] = of_bytes(content)
     shape, num_outputs = _shape_of(columns)
     summary = f"{cut} + {len(whole) - cut} examples (train + eval)"
     train, held_out = Table(whole.take(order[:cut])), Table(whole.take(order[cut:]))
-    return Sources(train, held_out, shape, num_outputs, digest.hexdigest(), summary)
+    return Sources(train, held_out, shape, num_outputs, digest.hexdigest(), summary, files=files)
 
 
 def _shape_of(columns: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], int]:

@@ -53,6 +53,7 @@ def decoded(content: bytes, size: int, channels: int, name: str) -> UInt8[np.nda
 
     try:
         with Image.open(io.BytesIO(content)) as image:
+            image.draft(None, (size, size))  # a JPEG need not be decoded larger than twice the size
             fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size))
     except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableError(f"{name}: is no image that can be read ({_why(error)}); replace or remove it") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def shapes_in_npz(path: Path, gives: str) -> dict[str, tuple[tuple[int, ...], np
     return found
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     with file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -110,8 +110,8 @@ def two(
         shape,
         num_classes,
         fingerprint(files, *selected),
-        f"{len(train):,} + {len(held_out):,} examples (train + eval) of {' × '.join(map(str, shape))}, "
-        f"{num_classes} classes",
+        f"{len(train):,} + {len(held_out):,} examples (train + eval) of "
+        f"{' × '.join(map(str, shape))}{' features' if len(shape) == 1 else ''}, {num_classes} classes",
         waits=waits,
         files=files,
     )

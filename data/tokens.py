@@ -135,6 +135,7 @@ def tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
         f"{header.train.tokens / 1e6:.1f} + {header.eval.tokens / 1e6:.1f} M tokens of {header.encoding} "
         f"(train + eval) in {documents:,} documents",
         partial(decoded, folder, header),
+        header.eval.text_bytes / max(header.eval.tokens, 1),
         files=files,
     )
 

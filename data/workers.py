@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,3 +65,4 @@ def _held_back() -> Iterator[None]:
 def _begin(number: int, workers: int) -> None:
     """The first thing a worker does."""
     end_with_parent()
+    atexit.register(os._exit, 0)  # its queues are flushed by then; to take the interpreter apart would take a second

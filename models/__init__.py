@@ -123,7 +123,7 @@ class External:
     takes: ClassVar[tuple[str, ...]] = ()  # what it takes and has is known when it is imported
     scopes: ClassVar[tuple[str, ...]] = ()
     objective: ClassVar[str] = ""  # the usual one for what the data gives: see Named
-    shows: ClassVar[tuple[str, ...]] = ()
+    shows: ClassVar[tuple[str, ...]] = ("text", "samples", "reconstructions")  # if it has the method
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model. Raises Unfit where the target makes none."""

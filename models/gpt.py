@@ -58,11 +58,16 @@ class GPT(nnx.Module):
         x, cache = through(self._embedded(tokens, start), self.blocks, cache)
         return self._logits(x), cache
 
+    @property
+    def context(self) -> int | None:
+        """The longest sequence there are positions for; None: any."""
+        return None if self.positions is None else self.positions.num_embeddings
+
     def empty_cache(self, batch: int, total: int) -> Cache:
         """Room for `total` positions, in the precision of the weights. Raises ValueError where there are fewer."""
-        if self.positions is not None and total > self.positions.num_embeddings:
+        if self.context is not None and total > self.context:
             raise ValueError(
-                f"{total} tokens are more than the {self.positions.num_embeddings} that positions are learned for "
+                f"{total} tokens are more than the {self.context} that positions are learned for "
                 "(model.context); ask for fewer"
             )
         attention = self.blocks.attention

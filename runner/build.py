@@ -24,6 +24,7 @@ from runner.checkpoint.strategy import Failures
 from runner.checkpoint.transfer import Report, transfer
 from runner.config import Config
 from runner.dataset import advice, read, stream_of
+from runner.errors import ConfigError
 from runner.evaluate import Text, cadences, due
 from runner.evaluate.measure import Evaluator
 from runner.identity import fingerprint

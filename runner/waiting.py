@@ -68,7 +68,7 @@ class Fed:
             return
         fetch, step = (1000 * value / self._batches for value in (self._fetching, seconds))
         self._say(
-            f"warning: training waits for data {share:.0%} of the time ({fetch:.3g} ms of {step:.3g} ms a step); "
-            f"{self._advice}"
+            f"warning: training waits for data: a batch takes {fetch:.3g} ms of {step:.3g} ms a step ({share:.0%}), "
+            f"and the device runs dry meanwhile; {self._advice}"
         )
         self._told = True

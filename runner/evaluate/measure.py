@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,10 +102,12 @@ class Evaluator:
         source, decode = self.sources.eval, self.sources.decode or (lambda tokens: " ".join(map(str, tokens)))
         indices = np.linspace(0, len(source) - 1, option.count).astype(np.int64)
         prompts = source.take(indices)["tokens"][:, : option.prompt_tokens].astype(np.int32)
+        room = (getattr(model, "context", None) or math.inf) - option.prompt_tokens
+        num_tokens = int(max(0, min(option.new_tokens, room)))
         keys = jax.random.split(jax.random.key(self.seed), option.count)
         split = nnx.split(model)
         tokens = [
-            np.asarray(_called(*split, "sample", option.new_tokens, prompt, key, option.temperature))
+            np.asarray(_called(*split, "sample", num_tokens, prompt, key, option.temperature))
             for prompt, key in zip(prompts, keys, strict=True)
         ]
         return [(decode(prompt), decode(all_[len(prompt) :])) for prompt, all_ in zip(prompts, tokens, strict=True)]
