@@ -20,6 +20,9 @@ from tests.slurm import Slurm, cluster, lacking
 if TYPE_CHECKING:
     from runner.config import Config
 
+if TYPE_CHECKING:
+    from tests.laws.faults import Forks
+
 REPO = Path(__file__).resolve().parent.parent
 # A run of a few seconds that has what is hard: dropout, several epochs of data, evaluations, saves that overlap.
 SMALL = (
@@ -171,6 +174,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     if unable := [reason for reason in skipped if "needs Slurm" in reason]:
         terminalreporter.write_line(f"NOT TESTED: {len(unable)} laws on a real Slurm. {unable[0]}", red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Forks]:
+    """`python run.py` in processes forked from one that has imported everything: a third of the time."""
+    from tests.laws.faults import forks
+
+    with forks() as served:
+        yield served
 
 
 @pytest.fixture

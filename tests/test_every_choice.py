@@ -8,27 +8,56 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, SMALL, Door
-from tests.places import MADE
+from tests.laws.faults import Forks
+from tests.places import MADE, a_tokens
 
+ELSEWHERE = (
+    "model",
+    "data",
+    "objective",
+    "eval",
+    "experiment",
+    "optim",
+    "schedule",
+)  # here; test_optim.py has the last
 CHOICES = sorted(
     f"{path.parent.relative_to(REPO / 'conf')}={path.stem}"
     for path in (REPO / "conf").glob("*/*.yaml")
-    if path.parent.name
-    not in ("model", "data", "objective", "eval", "experiment", "optim", "schedule")  # test_optim.py has the last
+    if path.parent.name not in ELSEWHERE
 )
-TINY = ("model.num_layers=1", "model.width=16", "train.steps=2", "train.eval_steps=1", "train.eval_batches=1")
+SHORT = ("train.steps=2", "train.eval_steps=1", "train.eval_batches=1", "log.tensorboard=false")
+GPT = "model.num_layers=1 model.num_heads=2 model.width=16 model.hidden=16 data.seq_len=16 data.batch_size=16"
+MLP = "model.num_layers=1 model.width=16"
+CNN = "model.widths=[4] model.hidden=8"
+RESNET = "model.stages=[1,1] model.width=4"
+VIT = "model.num_layers=1 model.num_heads=2 model.width=8 model.hidden=16"
+VAE = "model.widths=[4] model.latent=2"
 MODELS_AND_DATA = [
-    "model=gpt data=stdlib objective=default",
-    "model=gpt data=text data.path=corpus.txt data.seq_len=16",
-    "model=gpt data=synthetic",
-    "model=mlp data=digits",
-    "model=mlp data=synthetic data.gives=features",
+    f"model=gpt data=stdlib objective=default {GPT}",
+    f"model=gpt data=text data.path=corpus.txt eval=[metrics,text] {GPT} eval.text.new_tokens=4",
+    f"model=gpt data=synthetic eval=[metrics,ema] optim.ema=0.9 {GPT}",
+    f"model=gpt_7b data=tokens data.path=tokens {GPT}",
+    f"model=mlp data=digits eval=[metrics,train_set] {MLP}",
+    f"model=mlp data=synthetic data.gives=features {MLP}",
+    f"model=cnn data=digits {CNN}",
+    f"model=resnet data=digits {RESNET}",
+    f"model=vit data=digits {VIT}",
+    f"model=vae data=digits objective=elbo eval=[metrics,samples,reconstructions] {VAE}",
     "model=own:Net data=own:line objective=external objective.target=own:squared",
     "model=own:Net data=digits objective=classify",
     "model=external model.target=own:Words data=external data.target=own:words objective=next_token",
-    "experiment=stdlib_gpt",
-    "experiment=digits_mlp",
 ]
+RECIPES = {
+    "stdlib_gpt": GPT,
+    "text_gpt": f"data.path=corpus.txt {GPT}",
+    "gpt2_124m": f"data.path=tokens train.microbatches=2 {GPT}",
+    "gpt_7b": f"data.path=tokens {GPT}",
+    "digits_mlp": MLP,
+    "digits_cnn": CNN,
+    "digits_resnet": RESNET,
+    "digits_vit": VIT,
+    "digits_vae": VAE,
+}
 OWN = """
 import numpy as np
 from flax import nnx
@@ -53,26 +82,50 @@ def squared(model, batch): return {"loss": ((model(batch["inputs"]) - batch["lab
 def test_no_choice_is_left_out() -> None:
     named = {word for command in MODELS_AND_DATA for word in command.split()}
     named |= {f"data={kind}" for kind in MADE}  # test_sources.py trains on these
-    for group in ("model", "data", "objective", "experiment"):
+    named |= {f"model={kind}" for kind in ("gpt2_124m",)}  # its recipe does
+    for group in ("model", "data", "objective"):
         assert {f"{group}={path.stem}" for path in (REPO / "conf" / group).glob("*.yaml")} <= named
+    looked_at = {name for word in named if word.startswith("eval=") for name in word[6:-1].split(",")}
+    assert {path.stem for path in (REPO / "conf/eval").glob("*.yaml")} == looked_at
+    assert {path.stem for path in (REPO / "conf/experiment").glob("*.yaml")} == RECIPES.keys()
+
+
+def _trains(served: Forks, door: Door, *words: str) -> Path:
+    (door.cwd / "own.py").write_text(OWN)
+    if "data.path=tokens" in words:
+        a_tokens(door.cwd)
+    done = served.run(door.cwd, *words, *SHORT)
+    assert done.returncode == 0, done.stdout
+    assert "finished 2 steps" in done.stdout
+    return door.the_run
 
 
 @pytest.mark.parametrize("command", MODELS_AND_DATA)
-def test_models_data_and_experiments_train(command: str, door: Door) -> None:
-    (door.cwd / "own.py").write_text(OWN)
-    tiny = [word for word in TINY if not (word.startswith("model.") and "own:" in command)]
-    done = door.run(*command.split(), *tiny, "log.tensorboard=false")
-    assert done.returncode == 0, done.stderr
-    assert "finished 2 steps" in done.stdout
+def test_models_and_data_train(command: str, served: Forks, door: Door) -> None:
+    run = _trains(served, door, *command.split())
+    lines = [json.loads(line) for line in (run / "logs/metrics.jsonl").read_text().splitlines()]
+    asked = command.partition("eval=[metrics,")[2].partition("]")[0]
+    splits = [name for name in asked.split(",") if name]
+    assert {line["split"] for line in lines} == {"train", "eval", *splits}
+    for file in (line["file"] for line in lines if "file" in line):
+        assert (run / file).stat().st_size > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_train_in_a_short_form(recipe: str, served: Forks, door: Door) -> None:
+    _trains(served, door, f"experiment={recipe}", *RECIPES[recipe].split())
+    header = [line for line in (REPO / f"conf/experiment/{recipe}.yaml").read_text().splitlines() if line[0] == "#"]
+    assert any(line.startswith(f"# python run.py experiment={recipe}") for line in header)
+    assert any("Expected" in line or "Not run" in line for line in header)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_other_choice_trains(choice: str, door: Door) -> None:
+def test_every_other_choice_trains(choice: str, served: Forks, door: Door) -> None:
     group = choice.split("=")[0]
     overrides = [override for override in SMALL if group != "log" or not override.startswith("log.")]
     steps = () if group == "train" else ("train.steps=2", "train.eval_steps=1")
-    done = door.run(choice, *overrides, *steps)
-    assert done.returncode == 0, done.stderr
+    done = served.run(door.cwd, choice, *overrides, *steps)
+    assert done.returncode == 0, done.stdout
     status = json.loads((door.the_run / "status.json").read_text())
     assert status["state"] == "finished"
     saved = {path.name for path in (door.the_run / "checkpoints").glob("*") if path.name.isdecimal()}
