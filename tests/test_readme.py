@@ -61,6 +61,8 @@ def test_its_tables_name_every_choice() -> None:
         "model",
         "data",
         "objective",
+        "optim",
+        "schedule",
         "ckpt",
         "retention",
         "remat",

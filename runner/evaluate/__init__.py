@@ -59,7 +59,7 @@ class Reconstructions:
     """Held-out pictures, and below each what an autoencoder makes of it: one PNG a time."""
 
     kind: Literal["reconstructions"] = "reconstructions"
-    count: Count = 16
+    count: Count = 18
     steps: Count | None = None
     weights: Weights = "params"
 
