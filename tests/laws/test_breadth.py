@@ -63,15 +63,21 @@ class Case:
 
 
 GPT = ("model.num_layers=2", "model.num_heads=2", "model.width=16", "model.hidden=32", "model.dropout=0.2")
+LOOKED = ("eval=[metrics,text,train_set,ema]", "eval.text.new_tokens=4", "eval.text.steps=15")
 FEW = ("data.eval_fraction=0.95",)
 MLP = ("model.num_layers=1", "model.width=8", "model.dropout=0.2")
 CASES = (
-    Case("gpt", "tokens", (*GPT, "train.microbatches=2", "train.precision=bf16", "optim.ema=0.9"), quick=True),
+    Case("gpt", "tokens", (*GPT, "train.microbatches=2", "train.precision=bf16", "optim.ema=0.9", *LOOKED), quick=True),
     Case("mlp", "images", MLP, workers=2, quick=True),
     Case("cnn", "digits", ("model.widths=[4,8]", "model.hidden=16", *FEW)),
     Case("resnet", "digits", ("model.stages=[1,1]", "model.width=4", *FEW), prefetch=2, quick=True),
     Case("vit", "digits", ("model.num_layers=2", "model.num_heads=2", "model.width=8", "model.hidden=16", *FEW)),
-    Case("vae", "digits", ("model.widths=[4,8]", "model.latent=4", *FEW), quick=True),
+    Case(
+        "vae",
+        "digits",
+        ("model.widths=[4,8]", "model.latent=4", "eval=[metrics,samples,reconstructions]", *FEW),
+        quick=True,
+    ),
     Case("mlp", "digits", (*MLP, *FEW), prefetch=2),
     Case("gpt", "stdlib", GPT, prefetch=2),
     Case("gpt", "text", GPT, workers=2),
@@ -99,6 +105,12 @@ def test_no_model_and_no_source_is_left_out() -> None:
         assert {path.stem for path in (REPO / "conf" / group).glob("*.yaml")} - others == set(named)
 
 
+def _media(door: Door) -> dict[str, bytes]:
+    """The pictures and texts that evaluations left: those that the log names."""
+    lines = map(json.loads, (door.the_run / "logs/metrics.jsonl").read_text().splitlines())
+    return {line["file"]: (door.the_run / line["file"]).read_bytes() for line in lines if "file" in line}
+
+
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=() if case.quick else pytest.mark.slow) for case in CASES], ids=str
 )
@@ -116,6 +128,8 @@ def test_killed_is_uninterrupted(case: Case, served: Forks, tmp_path: Path) -> N
     finished = served.run(struck.cwd, *words, *ahead)
     assert finished.returncode == 0, finished.stdout
     assert_same(struck.the_run, untouched.the_run, LAST)
+    assert _media(struck) == _media(untouched)
+    assert bool(_media(untouched)) == any(word.startswith("eval=") for word in case.words)
     endings = [json.loads(line) for line in (struck.the_run / "attempts.jsonl").read_text().splitlines()]
     assert [(line["ending"], line["from_step"]) for line in endings] == [("killed", 0), ("finished", 10)]
     assert endings[0]["to_step"] == KILLED_AT
