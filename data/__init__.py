@@ -98,8 +98,9 @@ class External(Batches):
         target(**options) -> dict[str, np.ndarray]
 
     The arrays have a row per example: "inputs" (features, or images of height × width × channels) and mostly a "label",
-    or "tokens" (each row one longer than what the model sees), and whatever else your objective reads. A fixed share is
-    put aside for evaluation. What is no array, or too large, comes as data.sources.Sources, which says all by itself.
+    or "tokens" (each row one longer than what the model sees), and whatever else your objective reads; the same at each
+    call, for a run does not go on with other data. A fixed share is put aside for evaluation. What is no array, or too
+    large, comes as data.sources.Sources, which says all by itself.
     """
 
     kind: Literal["external"] = "external"

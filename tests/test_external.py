@@ -20,7 +20,7 @@ from runner.config import load
 from runner.errors import ConfigError, RefusedError
 from runner.external import changed, find, origins, record
 from runner.trust import demand, targets
-from tests.conftest import REPO, Door, assert_same
+from tests.conftest import REPO, Door
 from tests.test_config import DOCUMENT
 
 MINE = """
@@ -269,17 +269,6 @@ def test_a_wrong_target_leaves_nothing(door: Door) -> None:
     assert door.tree() == before
 
 
-def test_killed_and_resumed_is_bit_identical(door: Door, own_run: Door) -> None:
-    (door.cwd / "mine.py").write_text(MINE)
-    door.kill_at(20, *OWN, *SHORT, "ckpt.save.periodic.steps=7")
-    assert door.run(*OWN, *SHORT, "ckpt.save.periodic.steps=7").returncode == 0
-    assert_same(door.the_run, own_run.the_run, 40)
-    lines = [json.loads(line) for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]
-    assert [line["ending"] for line in lines] == ["killed", "finished"]
-    assert lines[0]["external"]["model.target"]["file"] == str(door.cwd / "mine.py")
-    assert "- model.target: `mine:Net` from " in (door.the_run / "README.md").read_text()
-
-
 @pytest.fixture(scope="module")
 def own_run(make_door: Callable[[str], Door]) -> Door:
     """A finished run of a model, data and objective of the user's."""
@@ -288,6 +277,23 @@ def own_run(make_door: Callable[[str], Door]) -> Door:
     done = door.run(*OWN, *SHORT, "ckpt.save.periodic.steps=7")
     assert done.returncode == 0, done.stderr
     return door
+
+
+def test_a_run_says_where_its_code_came_from(own_run: Door) -> None:
+    """That it resumes bit for bit is in laws/test_breadth.py."""
+    (line,) = [json.loads(line) for line in (own_run.the_run / "attempts.jsonl").read_text().splitlines()]
+    assert line["external"]["model.target"]["file"] == str(own_run.cwd / "mine.py")
+    assert "- model.target: `mine:Net` from " in (own_run.the_run / "README.md").read_text()
+    assert "train.steps=N --trust " in (own_run.the_run / "README.md").read_text()
+
+
+def test_data_that_is_never_the_same_is_not_gone_on_with(here: Path, own_run: Door) -> None:
+    """Typed again, in a copy of the directory whose file makes other examples now."""
+    shutil.copytree(own_run.cwd / "outputs", here / "outputs", symlinks=True)
+    (here / "mine.py").write_text(MINE.replace("default_rng(0)", "default_rng()"))
+    done = Door(here).run(*OWN, *SHORT, "ckpt.save.periodic.steps=7", "train.steps=50", f"dir={Door(here).the_run}")
+    assert done.returncode == 3, done.stderr
+    assert "is not what this run was trained on: 2 changed: inputs (still " in done.stderr
 
 
 EVIL = 'open("SPRUNG", "w").close()\n' + MINE
