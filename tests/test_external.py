@@ -382,3 +382,11 @@ def test_what_is_typed_is_trusted_and_a_changed_file_is_told(trap: Path, here: P
     assert done.returncode == 0, done.stderr
     assert (here / "SPRUNG").exists()
     assert "warning: evil.py has changed since then (" in done.stdout
+
+
+@pytest.mark.parametrize("part", ["model", "data", "objective"])
+def test_an_error_in_the_code_of_the_user_is_his_to_read(part: str, here: Path) -> None:
+    """A ValueError of his is no complaint of ours: he gets the traceback."""
+    (here / "mine.py").write_text(MINE + "def bug(*args, **options): raise ValueError('my own')\n")
+    with pytest.raises(ValueError, match=r"^my own"):
+        built(own(**{part: "mine:bug"}))
