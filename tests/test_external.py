@@ -390,3 +390,20 @@ def test_an_error_in_the_code_of_the_user_is_his_to_read(part: str, here: Path) 
     (here / "mine.py").write_text(MINE + "def bug(*args, **options): raise ValueError('my own')\n")
     with pytest.raises(ValueError, match=r"^my own"):
         built(own(**{part: "mine:bug"}))
+
+
+def test_what_is_short_for_what() -> None:
+    from runner.compose import _spelled_out
+
+    assert _spelled_out("model=my.file:Net") == ("model=external", "model.target=my.file:Net")
+    assert _spelled_out("objective=file:loss") == ("objective=external", "objective.target=file:loss")
+    for other in (
+        "model=gpt",
+        "optim=file:Net",
+        "name=a:b",
+        "data.path=a:b",
+        "model=a:B,b:C",
+        "-m",
+        "+model.options.at=a:b",
+    ):
+        assert _spelled_out(other) == (other,)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
+import time
 
 import pytest
 
@@ -85,6 +87,17 @@ def write_example(door: Door) -> None:
     (door.cwd / "waves.py").write_text(code)
 
 
+def kill_once_saved(door: Door, *words: str) -> None:
+    """Start a run, and SIGKILL it as soon as it has a checkpoint."""
+    process = door.start(*words)
+    while not [*door.cwd.glob("outputs/*/*/checkpoints/[1-9]*/holdfast.json")]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_its_example_of_ones_own_runs_as_written(at: int, door: Door) -> None:
     """The first command is killed once; typed again it ends near the best possible, -1.21 nats."""
@@ -93,7 +106,7 @@ def test_its_example_of_ones_own_runs_as_written(at: int, door: Door) -> None:
     assert len(lines) == 2
     words = shlex.split(lines[at])[2:]
     if at == 0:
-        door.kill_at(450, *words)
+        kill_once_saved(door, *words)
         done = door.run(*words)
         assert re.search(r"restored step [1-9]\d\d ", done.stdout)
     else:
