@@ -278,8 +278,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _fitting(takes: tuple[str, ...]) -> str:
-    return " or ".join(f"data={data.kind}" for data in get_args(Data) if data.gives in takes)
+    return f"data={'|'.join(data.kind for data in get_args(Data) if data.gives in takes)}"
 
 
 def _fitting_model(gives: str) -> str:
-    return " or ".join(f"model={model.kind}" for model in get_args(Model) if gives in model.takes)
+    return f"model={'|'.join(model.kind for model in get_args(Model) if gives in model.takes)}"
