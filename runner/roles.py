@@ -12,7 +12,12 @@ Axes = tuple[tuple[int, ...], tuple[int, ...]]  # of a matrix: in, out
 
 STACKED = "blocks"  # models keep layers that are stacked for a scan under this name: one more leading dimension
 VECTORS = ("bias", "scale")  # never matrices, also where heads or channels give them more dimensions
-OUTER = ("embed", "head")  # in the name of a module: what stands between tokens or pixels or classes and the inside
+OUTER = (
+    "embed",
+    "patch",
+    "stem",
+    "head",
+)  # in the name of a module: what stands between tokens or pixels or classes and the inside
 
 
 def is_stacked(name: str) -> bool:
@@ -33,8 +38,8 @@ def decays(params: Tree) -> Tree:
 def hidden(params: Tree) -> Tree:
     """For each parameter the axes (in, out) of a hidden matrix, or None: what is orthogonalized, one layer at a time.
 
-    A hidden matrix is a `kernel` (flax's name for the weights of a linear map or a convolution) outside embeddings and
-    heads. Its last axis is out; all others but the stacking one are in, so a convolution counts as one matrix.
+    A hidden matrix is a `kernel` (flax's name for the weights of a linear map or a convolution) outside embeddings, stems
+    and heads. Its last axis is out; all others but the stacking one are in, so a convolution counts as one matrix.
     """
 
     def axes(path: tuple[Any, ...], leaf: Any) -> Axes | None:

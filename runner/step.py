@@ -65,8 +65,13 @@ def init(make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation,
     _, *variables = nnx.split(make_model(), nnx.Param, nnx.RngState, ...)
     params, rng, extra = variables
     trees = {"params": _tree(params), "rng": _tree(rng), "extra": _tree(extra)}
-    average = {"ema": jax.tree.map(jnp.copy, trees["params"])} if ema else {}
-    return {"step": jnp.zeros((), jnp.int32), **trees, "opt": tx.init(trees["params"]), **average}
+    state = {"step": jnp.zeros((), jnp.int32), **trees, "opt": tx.init(trees["params"])}
+    return averaging(state) if ema else state
+
+
+def averaging(state: State) -> State:
+    """The state with an average of the weights that begins as they are now."""
+    return {**state, "ema": jax.tree.map(jnp.copy, state["params"])}
 
 
 @dataclass(frozen=True)
