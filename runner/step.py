@@ -47,6 +47,9 @@ class Network:
 def take_apart(make_model: Callable[[], nnx.Module]) -> Network:
     """The structure of a model, without allocating anything."""
     model = nnx.eval_shape(make_model)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Embed) and module.dtype == module.param_dtype:
+            module.dtype = None  # as in every other layer; flax would raise all that follows to float32
     model.train()
     graphdef, *variables = nnx.split(model, nnx.Param, nnx.RngState, ...)
     model.eval()

@@ -280,6 +280,15 @@ def test_bfloat16_computes_and_everything_that_lasts_stays_float32() -> None:
     assert one == pytest.approx(other, rel=0.05)
 
 
+def test_a_transformer_computes_in_bfloat16_from_its_embedding_on() -> None:
+    """All but the weights of attention, [batch heads …], which are summed in float32 and softened so."""
+    step, init, _ = made(gpt, Update("bf16"), AdamW(lr=0.05), next_token)
+    text = str(step.trace(jax.eval_shape(init), tokens()).jaxpr)
+    products = re.findall(r":(\w+)\[([\d,]+)\] = dot_general", text)
+    assert len(products) > 15
+    assert {len(shape.split(",")) >= 4 for kind, shape in products if kind != "bf16"} == {True}
+
+
 def test_bfloat16_learns_what_float32_learns() -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
