@@ -126,7 +126,8 @@ def restore(built: Built, checkpoint: Path) -> State:
 
 def warm(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, Report]:
     """A fresh state with the weights of another run's checkpoint, and what did not fit."""
-    return transfer(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+    state, report = transfer(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+    return steps.averaging(state) if "ema" in state else state, report
 
 
 @contextmanager

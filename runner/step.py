@@ -47,6 +47,9 @@ class Network:
 def take_apart(make_model: Callable[[], nnx.Module]) -> Network:
     """The structure of a model, without allocating anything."""
     model = nnx.eval_shape(make_model)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Embed) and module.dtype == module.param_dtype:
+            module.dtype = None  # as in every other layer; flax would raise all that follows to float32
     model.train()
     graphdef, *variables = nnx.split(model, nnx.Param, nnx.RngState, ...)
     model.eval()
@@ -65,8 +68,13 @@ def init(make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation,
     _, *variables = nnx.split(make_model(), nnx.Param, nnx.RngState, ...)
     params, rng, extra = variables
     trees = {"params": _tree(params), "rng": _tree(rng), "extra": _tree(extra)}
-    average = {"ema": jax.tree.map(jnp.copy, trees["params"])} if ema else {}
-    return {"step": jnp.zeros((), jnp.int32), **trees, "opt": tx.init(trees["params"]), **average}
+    state = {"step": jnp.zeros((), jnp.int32), **trees, "opt": tx.init(trees["params"])}
+    return averaging(state) if ema else state
+
+
+def averaging(state: State) -> State:
+    """The state with an average of the weights that begins as they are now."""
+    return {**state, "ema": jax.tree.map(jnp.copy, state["params"])}
 
 
 @dataclass(frozen=True)

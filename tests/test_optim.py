@@ -178,6 +178,10 @@ def test_hidden_matrices_are_kernels_inside() -> None:
     axes = jax.tree_util.tree_leaves_with_path(hidden(tree(np.ones)), is_leaf=lambda node: isinstance(node, tuple))
     found = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in axes}
     assert found == {"blocks.up.kernel": ((1,), (2,)), "conv.kernel": ((0, 1, 2), (3,))}
+    outer = {name: {"first": {"kernel": np.ones((2, 2))}} for name in ("stem", "patches", "token_embedding", "lm_head")}
+    assert jax.tree.leaves(hidden(outer)) == []
+    inner = {"multi_head_attention": {"kernel": np.ones((2, 2))}}
+    assert hidden(inner) == {"multi_head_attention": {"kernel": ((0,), (1,))}}
 
 
 def test_muon_orthogonalizes_each_layer_of_a_stack_and_each_convolution() -> None:

@@ -22,7 +22,7 @@ from flax import nnx
 from models import Gpt
 from models.objectives import classify, next_token
 from runner import step as steps
-from runner.build import build
+from runner.build import build, warm
 from runner.checkpoint import store
 from runner.config import load
 from runner.errors import ConfigError
@@ -32,7 +32,7 @@ from runner.schedule import Constant
 from runner.step import Update
 from tests.conftest import QUICK, REPO
 from tests.test_config import changed
-from tests.test_store import abstract, assert_equal
+from tests.test_store import abstract, assert_equal, saved
 
 BATCH, FEATURES, CLASSES = 8, 6, 3
 DECAY = 0.8
@@ -280,6 +280,15 @@ def test_bfloat16_computes_and_everything_that_lasts_stays_float32() -> None:
     assert one == pytest.approx(other, rel=0.05)
 
 
+def test_a_transformer_computes_in_bfloat16_from_its_embedding_on() -> None:
+    """All but the weights of attention, [batch heads …], which are summed in float32 and softened so."""
+    step, init, _ = made(gpt, Update("bf16"), AdamW(lr=0.05), next_token)
+    text = str(step.trace(jax.eval_shape(init), tokens()).jaxpr)
+    products = re.findall(r":(\w+)\[([\d,]+)\] = dot_general", text)
+    assert len(products) > 15
+    assert {len(shape.split(",")) >= 4 for kind, shape in products if kind != "bf16"} == {True}
+
+
 def test_bfloat16_learns_what_float32_learns() -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -350,6 +359,16 @@ def test_a_built_run_has_all_of_it() -> None:
     assert "bf16" in str(jax.make_jaxpr(built.eval_step)(state, batch, jnp.ones(4)))
     after, _ = built.train_step(state, batch)
     close(after["ema"], after["params"])
+
+
+def test_weights_of_another_run_are_where_the_average_begins(tmp_path: Path) -> None:
+    keys = {"model": {"kind": "mlp", "width": 8}, "data": {"kind": "synthetic", "gives": "features", "batch_size": 4}}
+    built = build(load(changed(**keys, optim__ema=0.9)))
+    source = built.init()
+    source = {**source, "params": jax.tree.map(lambda leaf: leaf + 1.0, source["params"])}
+    state, _ = warm(built, saved(tmp_path / "3", source), partial=False)
+    assert_equal(state["params"], source["params"])
+    assert_equal(state["ema"], source["params"])
 
 
 def leaves(tree: Any) -> dict[str, Any]:
