@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
+from data import Arrayrecord, Arrays, Hub, Images, Parquet, Synthetic, Text, Tokens
 from data.identity import folded, of_file
 from data.sources import UnreadableError
 from run import start
@@ -20,7 +20,7 @@ from runner.dataset import admit, differences, read, recorded
 from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run
 from tests.conftest import Door
-from tests.places import MADE, SIZE, an_arrays, command, examples, texts
+from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -221,6 +221,11 @@ def test_what_is_wrong_is_said_in_a_line(make: Callable[[Path], Any], part: str,
     assert part in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 300 + 2 * len(str(tmp_path))
+
+
+def test_what_varies_images_varies_nothing_else() -> None:
+    with pytest.raises(ValueError, match="augment varies images, but these are features"):
+        Synthetic(gives="features", augment=VARIED)
 
 
 def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
