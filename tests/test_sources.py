@@ -14,6 +14,7 @@ import pytest
 from data import Arrayrecord, Arrays, Hub, Images, Parquet, Synthetic, Text, Tokens
 from data.identity import folded, of_file
 from data.sources import UnreadableError
+from data.tokens import header_of
 from run import start
 from runner.compose import compose
 from runner.dataset import admit, differences, read, recorded
@@ -62,6 +63,12 @@ def test_a_model_trains_on_it(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     written = recorded(Run(status.parent))
     assert written is not None
     assert written["inputs"] == list(option.sources().inputs)
+    if kind == "tokens":
+        lines = map(json.loads, (status.parent / "logs/metrics.jsonl").read_text().splitlines())
+        measured = [line for line in lines if line["split"] == "eval"][-1]
+        header = header_of(Path(option.path))
+        per_byte = measured["bits_per_token"] * header.eval.tokens / header.eval.text_bytes
+        assert abs(measured["bits_per_byte"] - per_byte) < 1e-6
 
 
 def everything(sources: Any) -> list[tuple[bytes, int]]:
