@@ -192,6 +192,7 @@ def test_a_run_with_workers_is_killed_stopped_and_goes_on_without_them(make_door
         assert process.returncode == (-9 if number == signal.SIGKILL else 75), (out, err)
         assert left == []
         assert "Traceback" not in out + err
+        assert "resource_tracker" not in err
     done = door.run(*command)
     assert done.returncode == 0, done.stderr
     assert_same(door.the_run, reference.the_run, 90)

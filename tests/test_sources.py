@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import Arrayrecord, Arrays, Hub, Images, Parquet, Synthetic, Text, Tokens
 from data.identity import folded, of_file
@@ -20,6 +22,7 @@ from runner.compose import compose
 from runner.dataset import admit, differences, read, recorded
 from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run
+from runner.tools.load import load
 from tests.conftest import Door
 from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
 
@@ -246,6 +249,22 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
         sources.train.take(np.arange(5))
 
 
+def test_an_image_that_breaks_in_training_ends_it_in_a_line(door: Door) -> None:
+    """A JPEG that is cut off looks whole until a worker decodes it."""
+    option = MADE["images"](door.cwd)
+    for path in Path(option.path).rglob("*.png"):
+        Image.open(path).resize((64, 64)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    broken = Path(option.path) / "dog/1.jpg"
+    broken.write_bytes(broken.read_bytes()[:900])
+    small = ("model.width=16", "log.tensorboard=false", "train.steps=20", "train.log_steps=1", "train.eval_steps=100")
+    done = door.run(*command(option), *small, "data.workers=1")
+    assert done.returncode == 1
+    message = f"error: the data broke while training: {broken}: is no image that can be read"
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1
+
+
 CHANGES: dict[str, Callable[[Path], None]] = {
     "text": lambda root: changed(root / "texts/03.txt"),
     "tokens": lambda root: changed(root / "tokens/eval.bin"),
@@ -330,6 +349,11 @@ def test_through_the_door(door: Door) -> None:
     assert refused.returncode == 3
     assert "07.txt (still" in refused.stderr
     assert len(refused.stderr.splitlines()) <= 2
+    shutil.rmtree(option.path)
+    model, config = load(str(door.the_run))
+    assert config.data.path == option.path
+    assert model is not None
     wrong = door.run("data=tokens", f"data.path={texts(door.cwd / 'x')}", *tiny)
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
-    assert {path for path in door.tree() if not path.startswith("x")} == before
+    kept = {path for path in before if not path.startswith("texts")}
+    assert {path for path in door.tree() if not path.startswith("x")} == kept
