@@ -49,6 +49,11 @@ class Pictured(Batches):
 
     augment: Augment = field(default_factory=Augment)
 
+    def __post_init__(self) -> None:
+        gives = getattr(self, "gives", "images")
+        if gives != "images" and self.augment != Augment():
+            raise ValueError(f"augment varies images, but these are {gives}; leave data.augment out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tabular(Pictured):

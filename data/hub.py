@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ def _loaded(option: Hub, split: str) -> Any:
         import datasets
     except ImportError:
         raise ValueError('needs a package: pip install -e ".[hub]"') from None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each try, twice; the error says enough
     path = Path(option.path).expanduser()
     try:
         if not path.is_dir():

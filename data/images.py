@@ -16,7 +16,7 @@ from data.sources import Sources, UnreadableError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 KEPT_BYTES = 2**30  # of decoded pixels, in each process
-VERIFIED = 20_000  # so many files are looked into before training begins
+VERIFIED = 5_000  # so many files are looked into before training begins
 
 
 @dataclass(frozen=True)
@@ -108,38 +108,44 @@ def _files(folder: Path) -> list[str]:
 
 
 def _pictures(folder: Path, files: list[tuple[str, int]], size: int, channels: int) -> Pictures:
-    names = [name for name, _ in files]
+    paths = [f"{folder}/{name}" for name, _ in files]  # plain text: a Path for each would take seconds
     labels = np.array([label for _, label in files], np.int32)
 
     def encoded(number: int) -> bytes:
         try:
-            return (folder / names[number]).read_bytes()
+            return _content(paths[number])
         except OSError as error:
-            raise UnreadableError(f"{folder / names[number]}: {error.strerror}; bring it back") from None
+            raise UnreadableError(f"{paths[number]}: {error.strerror}; bring it back") from None
 
-    return Pictures([str(folder / name) for name in names], labels, encoded, size, channels)
+    return Pictures(paths, labels, encoded, size, channels)
 
 
 def _looked_at(folder: Path, names: list[str]) -> dict[str, str]:
     """Size and content of each file; of its size alone where all together are large: another image has another size.
 
-    The first of them are looked into as well, so that what is no image is found before training begins.
+    Some thousands of them are looked into as well, so that what is no image is found before training begins.
     """
-    sizes = {name: (folder / name).stat().st_size for name in names}
+    step = max(len(names) // VERIFIED, 1)
+    sizes = {name: os.stat(f"{folder}/{name}").st_size for name in names}
     if sum(sizes.values()) > WHOLE_BYTES:
-        for name in names[:: max(len(names) // VERIFIED, 1)]:
-            _verify((folder / name).read_bytes(), folder / name)
+        for name in names[::step]:
+            _verify(_content(f"{folder}/{name}"), f"{folder}/{name}")
         return {name: f"{size} -" for name, size in sizes.items()}
     named = {}
     for number, name in enumerate(names):
-        content = (folder / name).read_bytes()
+        content = _content(f"{folder}/{name}")
         named[name] = of_bytes(content)
-        if number < VERIFIED:
-            _verify(content, folder / name)
+        if number % step == 0:
+            _verify(content, f"{folder}/{name}")
     return named
 
 
-def _verify(content: bytes, path: Path) -> None:
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _verify(content: bytes, path: str) -> None:
     """Raises ValueError where a file is no image, or a PNG is cut off."""
     from PIL import Image
 

@@ -39,7 +39,7 @@ class Sources:
     fingerprint: str  # hash of everything the examples are made of
     summary: str  # for a person: "12.1 MB of text in 734 files"
     decode: Callable[[np.ndarray], str] | None = None  # tokens Int[seq] as text; None where they are none
-    bytes_per_token: float = 1.0  # of text, in what is evaluated on: bits per byte = bits per token / bytes per token
+    bytes_per_token: float | None = None  # of text, in what is evaluated on; None where nobody knows
     waits: bool = False  # whether taking examples may take long: then they are fetched ahead, by a thread
     files: Mapping[str, str] = field(default_factory=dict)  # name → "SIZE HASH": what changed, when something did
 

@@ -19,6 +19,7 @@
     preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
     sweep/           where runs are sent to: slurm.py submits one as a job; recipes/ is what people copy
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
+    dataset.py       the data of a run: read, written down, compared · waiting.py: whether training waits for it
     ledger.py        attempts, and where their seconds went
     garbage.py       how often Python looks for garbage
     errors.py        every way to end badly, with its exit code

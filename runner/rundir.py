@@ -85,7 +85,7 @@ def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
     words = []
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0].split("/")[0] in places or key.startswith("-"):
+        if key in places or key.split(".")[0].split("/")[0] in places or key.startswith("-"):
             continue
         if value == "external":  # the target says more
             continue

@@ -112,7 +112,7 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
         except DivergedError as error:
             _roll_back(session, built, error)
         except UnreadableError as error:
-            raise HoldfastError(f"the data broke while training: {error}; then run the same command") from error
+            raise HoldfastError(f"the data broke while training: {error}; what was saved stands") from error
         finally:
             console.close()
 

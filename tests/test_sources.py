@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from data import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
+from data import Arrayrecord, Arrays, Hub, Images, Parquet, Synthetic, Text, Tokens
 from data.identity import folded, of_file
 from data.sources import UnreadableError
+from data.tokens import header_of
 from run import start
 from runner.compose import compose
 from runner.dataset import admit, differences, read, recorded
 from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run
+from runner.tools.load import load
 from tests.conftest import Door
-from tests.places import MADE, SIZE, an_arrays, command, examples, texts
+from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -62,6 +66,12 @@ def test_a_model_trains_on_it(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     written = recorded(Run(status.parent))
     assert written is not None
     assert written["inputs"] == list(option.sources().inputs)
+    if kind == "tokens":
+        lines = map(json.loads, (status.parent / "logs/metrics.jsonl").read_text().splitlines())
+        measured = [line for line in lines if line["split"] == "eval"][-1]
+        header = header_of(Path(option.path))
+        per_byte = measured["bits_per_token"] * header.eval.tokens / header.eval.text_bytes
+        assert abs(measured["bits_per_byte"] - per_byte) < 1e-6
 
 
 def everything(sources: Any) -> list[tuple[bytes, int]]:
@@ -223,6 +233,11 @@ def test_what_is_wrong_is_said_in_a_line(make: Callable[[Path], Any], part: str,
     assert len(str(caught.value)) < 300 + 2 * len(str(tmp_path))
 
 
+def test_what_varies_images_varies_nothing_else() -> None:
+    with pytest.raises(ValueError, match="augment varies images, but these are features"):
+        Synthetic(gives="features", augment=VARIED)
+
+
 def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
     sources = MADE["images"](tmp_path).sources()
     broken = sources.train.names[3]
@@ -232,6 +247,22 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
     Path(broken).unlink()
     with pytest.raises(UnreadableError, match="No such file or directory; bring it back"):
         sources.train.take(np.arange(5))
+
+
+def test_an_image_that_breaks_in_training_ends_it_in_a_line(door: Door) -> None:
+    """A JPEG that is cut off looks whole until a worker decodes it."""
+    option = MADE["images"](door.cwd)
+    for path in Path(option.path).rglob("*.png"):
+        Image.open(path).resize((64, 64)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    broken = Path(option.path) / "dog/1.jpg"
+    broken.write_bytes(broken.read_bytes()[:900])
+    small = ("model.width=16", "log.tensorboard=false", "train.steps=20", "train.log_steps=1", "train.eval_steps=100")
+    done = door.run(*command(option), *small, "data.workers=1")
+    assert done.returncode == 1
+    message = f"error: the data broke while training: {broken}: is no image that can be read"
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
@@ -318,6 +349,11 @@ def test_through_the_door(door: Door) -> None:
     assert refused.returncode == 3
     assert "07.txt (still" in refused.stderr
     assert len(refused.stderr.splitlines()) <= 2
+    shutil.rmtree(option.path)
+    model, config = load(str(door.the_run))
+    assert config.data.path == option.path
+    assert model is not None
     wrong = door.run("data=tokens", f"data.path={texts(door.cwd / 'x')}", *tiny)
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
-    assert {path for path in door.tree() if not path.startswith("x")} == before
+    kept = {path for path in before if not path.startswith("texts")}
+    assert {path for path in door.tree() if not path.startswith("x")} == kept

@@ -79,7 +79,10 @@ class Evaluator:
             new = eval_step(state, self.put(batch), self.put(weights))
             sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
         weight = float(sums.pop("weight"))
-        return {name: float(value) / weight for name, value in sums.items()}
+        means = {name: float(value) / weight for name, value in sums.items()}
+        if (size := self.sources.bytes_per_token) and "bits_per_token" in means:
+            means["bits_per_byte"] = means["bits_per_token"] / size  # comparable between encodings
+        return means
 
     def _made(self, name: str, option: Evaluation, model: nnx.Module) -> str | bytes:
         """A text or a PNG. Raises ConfigError where the model cannot make it."""

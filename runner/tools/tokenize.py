@@ -30,14 +30,15 @@ def arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--eval-fraction", type=float, default=0.05, help="share of the documents to evaluate on; 0.05")
     parser.add_argument("--no-eos", action="store_true", help="put no token between documents")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one a core")
+    parser.add_argument("--workers", type=int, help="processes: one a core, but one for bytes, which are faster read")
 
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Tokenize. Raises ConfigError where there is nothing to read, or DIR is not empty."""
     from data.tokenize import documents_of, tokenize
 
-    if not 0.0 < arguments.eval_fraction < 1.0 or arguments.workers < 1:
+    workers = arguments.workers or (1 if arguments.encoding == "bytes" else os.cpu_count() or 1)
+    if not 0.0 < arguments.eval_fraction < 1.0 or workers < 1:
         raise ConfigError("tokenize: --eval-fraction is between 0 and 1, and --workers 1 or more")
     target, began = Path(arguments.to).expanduser(), time.monotonic()
     try:
@@ -48,7 +49,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
             arguments.encoding,
             eos=not arguments.no_eos,
             eval_fraction=arguments.eval_fraction,
-            workers=arguments.workers,
+            workers=workers,
             progress=Progress(len(documents)),
         )
     except ValueError as error:
