@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -14,27 +13,11 @@ from flax import nnx
 from models import Cnn, Gpt, Mlp, Model, Resnet, Vae, Vit
 from models.objectives import OBJECTIVES
 from models.scopes import Plan, active, scope
+from runner.flops import count as flops
 from runner.remat.policy import AttentionOnly, FfnOnly, Full, NoRemat
 
 GPT = Gpt(num_layers=3, num_heads=2, width=32, hidden=96, dropout=0.1)
 BATCH, SEQ = 2, 16
-
-
-def flops(jaxpr: Any) -> int:
-    """2 × multiply-adds of every matrix product in a jaxpr, the bodies of scans times their length."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, list | tuple) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    total += times * flops(inner)
-    return total
 
 
 def loss_and_grads(option: Model, batch: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ LLAMA = Gpt(
     **{"activation": "swiglu", "tied": False, "rotary_base": 500.0},
 )
 DEFAULT = Gpt(num_layers=3, num_heads=4, width=32, hidden=96)
-VIT = Vit(num_layers=3, num_heads=4, width=32, hidden=96, patch_size=4, pool="cls", dropout=0.0)
+VIT = Vit(num_layers=3, num_heads=4, width=32, hidden=96, patch_size=4, positions="learned", pool="cls")
 VOCAB, SEQ, CLASSES, EPSILON = 61, 24, 7, 1e-6
 TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, SEQ))
 IMAGES = np.random.default_rng(1).random((2, 12, 8, 3), np.float32)
