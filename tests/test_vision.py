@@ -17,7 +17,6 @@ from models.objectives import OBJECTIVES
 from models.scopes import Plan, active
 from models.vae import kl
 from models.vit import sincos
-from runner import step as steps
 
 OPTIONS = (
     *(Cnn(widths=(4, 8), hidden=8), Resnet(stages=(1, 1), width=4), Resnet(stages=(1,), width=4, stem="imagenet")),
@@ -40,35 +39,6 @@ def test_every_usual_shape_of_image_is_taken(option: Model) -> None:
         model = nnx.eval_shape(lambda shape=shape: option.build(shape, 10, nnx.Rngs(0)))
         given = nnx.eval_shape(lambda model, batch: OBJECTIVES[option.objective](model, batch), model, batch)
         assert all(values.shape == (2,) for values in given.values())
-
-
-@pytest.mark.parametrize("option", [OPTIONS[i] for i in (0, 1, 3, 6)], ids=lambda option: option.kind)
-def test_in_bfloat16_it_computes_nearly_the_same(option: Model) -> None:
-    """And really in bfloat16: no product has an operand that some module made float32."""
-    model = option.build((8, 8, 1), 10, nnx.Rngs(0))
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(0), leaf.shape), params)
-
-    def losses(params: Any, precision: Any) -> Any:
-        model = nnx.merge(graphdef, steps.cast(params, precision), rest, copy=True)
-        return OBJECTIVES[option.objective](model, steps.cast(images(), precision))["loss"]
-
-    half, whole = jax.jit(lambda params: (losses(params, "bf16"), losses(params, "fp32")))(params)
-    assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half.mean(), whole.mean(), rtol=0.02)
-    assert operands(jax.make_jaxpr(lambda params: losses(params, "bf16"))(params).jaxpr) == {jnp.dtype(jnp.bfloat16)}
-
-
-def operands(jaxpr: Any) -> set[Any]:
-    """The types of all that is multiplied, attention scores aside: softmax is float32, and so is what comes of it."""
-    found = set[Any]()
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            found |= {each.aval.dtype for each in equation.invars}
-        for value in equation.params.values():
-            for inner in (getattr(each, "jaxpr", each) for each in (value if isinstance(value, tuple) else (value,))):
-                found |= operands(inner) if hasattr(inner, "eqns") else set()
-    return found
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
