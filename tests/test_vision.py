@@ -17,6 +17,7 @@ from models.objectives import OBJECTIVES
 from models.scopes import Plan, active
 from models.vae import kl
 from models.vit import sincos
+from tests.fresh import fresh
 
 OPTIONS = (
     *(Cnn(widths=(4, 8), hidden=8), Resnet(stages=(1, 1), width=4), Resnet(stages=(1,), width=4, stem="imagenet")),
@@ -73,14 +74,21 @@ def test_batch_statistics_advance_once_a_step(scopes: frozenset[str]) -> None:
 
 
 def test_in_evaluation_an_image_is_judged_alone() -> None:
-    model = RESNET.build((8, 8, 1), 10, nnx.Rngs(0))
-    inputs = images()["inputs"]
-    model.eval()
-    before = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-    np.testing.assert_allclose(model(inputs)[:1], model(inputs[:1]), atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, before, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-    model.train()
-    assert np.abs(np.asarray(model(inputs)[:1] - model(inputs[:1]))).max() > 1e-3
+    graphdef, params, rest = fresh(RESNET, (8, 8, 1), 10, 0.1)
+
+    @jax.jit
+    def judged(params: Any, inputs: Any) -> Any:
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        together, alone = model(inputs), model(inputs[:1])
+        after = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        model.train()
+        return together, alone, model(inputs), after
+
+    together, alone, training, after = judged(params, images()["inputs"])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+    assert np.abs(np.asarray(training[:1] - alone)).max() > 1e-3
+    before = nnx.to_pure_dict(nnx.filter_state(rest, nnx.BatchStat))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_a_residual_block_begins_as_the_identity() -> None:
@@ -92,19 +100,17 @@ def test_a_residual_block_begins_as_the_identity() -> None:
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
 def test_the_places_of_patches_matter(positions: Any) -> None:
     """With them taken away, the mean over all patches could not tell one order from another."""
-    model: Any = Vit(num_layers=1, num_heads=2, width=8, hidden=16, positions=positions).build(
-        (8, 8, 1), 10, nnx.Rngs(0)
-    )
-    model.eval()
-    model.head.kernel[...] = jax.random.normal(jax.random.key(0), model.head.kernel.shape)
+    option = Vit(num_layers=1, num_heads=2, width=8, hidden=16, positions=positions)
+    graphdef, params, rest = fresh(option, (8, 8, 1), 10, 0.3)
+    judge = jax.jit(lambda params, inputs: nnx.merge(graphdef, params, rest, copy=True)(inputs))
     inputs = images()["inputs"]
-    turned = inputs[:, ::-1]
-    patches = inputs.reshape(4, 4, 2, 8, 1)[:, ::-1].reshape(inputs.shape)  # the same patches, rows in another order
-    assert not np.array_equal(turned, patches)
-    assert np.abs(np.asarray(model(inputs) - model(patches))).max() > 1e-3
+    moved = inputs.reshape(4, 4, 2, 8, 1)[:, ::-1].reshape(
+        inputs.shape
+    )  # the same patches, their rows in another order
+    assert np.abs(np.asarray(judge(params, inputs) - judge(params, moved))).max() > 1e-3
     if positions == "learned":
-        model.positions[...] = jnp.zeros_like(model.positions[...])
-        np.testing.assert_allclose(model(inputs), model(patches), atol=1e-5)
+        params["positions"] = jax.tree.map(jnp.zeros_like, params["positions"])
+        np.testing.assert_allclose(judge(params, inputs), judge(params, moved), atol=1e-5)
 
 
 def test_fixed_positions_differ_in_row_and_column() -> None:
