@@ -65,9 +65,10 @@ def _walk(jaxpr: Any, origins: Sequence[Origin], times: int, found: Costs) -> li
     for equation in jaxpr.eqns:
         inputs, inside = [origin(atom) for atom in equation.invars], list(_inside(equation))
         parts = [each.part for each in inputs if isinstance(each, Weights)]
-        if parts and equation.primitive.name == "scan":  # what goes round is made in the stack from its second layer on
+        is_stack = equation.primitive.name == "scan"
+        if parts and is_stack:  # what goes round is made in the stack from its second layer on
             inputs = [Activation(parts[0]) if isinstance(each, Activation) else each for each in inputs]
-        if parts and not inside and any(isinstance(each, Activation) for each in inputs):
+        if parts and (is_stack or not inside) and any(isinstance(each, Activation) for each in inputs):
             found.last = parts[0]
         found.flops[found.last] += times * _own(equation)
         outputs = [_joined(inputs, found.last)] * len(equation.outvars)

@@ -143,6 +143,7 @@ def test_the_bound_is_the_evidence_less_what_the_encoder_gets_wrong(likelihood: 
     """ELBO = log p(x) − KL(q(z|x) ‖ p(z|x)): the right side by quadrature over a latent of one dimension."""
     model: Any = Vae(widths=(2,), latent=1, likelihood=likelihood).build((4, 4, 1), 0, nnx.Rngs(1))
     model.decoder.out.kernel[...] *= 3.0
+    model.encoder.out.bias[...] = jnp.array([0.4, -1.5])  # a variance that is not one
     image = np.asarray(np.random.default_rng(1).random((1, 4, 4, 1)) > 0.5, np.float32)
     z = np.linspace(-9, 9, 3001)[:, None]
     joint = likelihoods(model, model.decoder(jnp.asarray(z, jnp.float32)), image) + stats.norm.logpdf(z[:, 0])
