@@ -38,6 +38,14 @@ def rotate(x: Heads, base: float = 10_000.0, start: int | Int[Array, ""] = 0) ->
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
 
+class Embed(nnx.Embed):
+    """An embedding that computes in the precision its weights have now; flax fixes that of their creation."""
+
+    def __init__(self, num_embeddings: int, features: int, rngs: nnx.Rngs):
+        super().__init__(num_embeddings, features, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.dtype = None
+
+
 class Attention(nnx.Module):
     """Causal self-attention; groups of heads may share keys and values (Ainslie et al. 2023, arXiv:2305.13245)."""
 

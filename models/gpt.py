@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from models import Gpt
-from models.blocks import Block, Cache, norm
+from models.blocks import Block, Cache, Embed, norm
 from models.scopes import scanned
 
 
@@ -19,8 +19,7 @@ class GPT(nnx.Module):
 
     def __init__(self, option: Gpt, *, vocab: int, rngs: nnx.Rngs):
         self.num_layers = option.num_layers
-        init = nnx.initializers.normal(0.02)
-        self.embed = nnx.Embed(vocab, option.width, embedding_init=init, rngs=rngs)
+        self.embed = Embed(vocab, option.width, rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
         @nnx.split_rngs(splits=option.num_layers)
@@ -31,7 +30,8 @@ class GPT(nnx.Module):
         self.blocks = stack(rngs)
         self.norm = norm(option, rngs)
         learned = option.positions == "learned"
-        self.positions = nnx.Embed(option.context, option.width, embedding_init=init, rngs=rngs) if learned else None
+        self.positions = Embed(option.context, option.width, rngs) if learned else None
+        init = nnx.initializers.normal(0.02)
         head = partial(nnx.Linear, option.width, vocab, use_bias=False, kernel_init=init, rngs=rngs)
         self.head = None if option.tied else head()
 

@@ -14,7 +14,7 @@ from models import Vae
 from models.scopes import scope
 
 HE = nnx.initializers.he_normal()
-SMALLEST_LOG_SCALE = -6.0
+FIRST_LOG_SCALE, SMALLEST_LOG_SCALE = -1.5, -6.0  # of pixels in [0, 1]: it begins a little below their spread
 Images = Float[Array, "batch height width channels"]
 Latent = Float[Array, "batch latent"]
 
@@ -90,7 +90,7 @@ class VAE(nnx.Module):
         self.beta, self.latent = option.beta, option.latent
         self.encoder = Encoder(option, image, rngs)
         self.decoder = Decoder(option, image, rngs)
-        self.log_scale = nnx.Param(jnp.zeros(())) if option.likelihood == "gaussian" else None
+        self.log_scale = nnx.Param(jnp.array(FIRST_LOG_SCALE)) if option.likelihood == "gaussian" else None
         self.noise = rngs.noise.fork()
 
     def __call__(self, images: Images) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:

@@ -86,10 +86,10 @@ class Vit:
     num_layers: Count = 4
     num_heads: Count = 4
     width: Count = 64
-    hidden: Count = 256
-    positions: Literal["learned", "sincos"] = "learned"
+    hidden: Count = 128
+    positions: Literal["sincos", "learned"] = "sincos"
     pool: Literal["mean", "cls"] = "mean"
-    dropout: Rate = 0.1
+    dropout: Rate = 0.0
 
     takes: ClassVar[tuple[str, ...]] = ("images",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "ffn")

@@ -63,7 +63,7 @@ class ViT(nnx.Module):
     """Patches, positions, blocks stacked under one scan, a norm, a linear head that starts at zero.
 
     The mean over tokens and fixed sine-cosine positions are as good as a cls token and learned ones, and simpler (Beyer
-    et al. 2022, arXiv:2205.01580). ViT-B/16 has patch_size 16, 12 layers and heads, width 768, hidden 3072, pool cls.
+    et al. 2022, arXiv:2205.01580). ViT-B/16 as it was released is in tests/test_papers.py.
     """
 
     def __init__(self, option: Vit, *, image: tuple[int, ...], num_classes: int, rngs: nnx.Rngs):

@@ -12,6 +12,7 @@
     evaluate/        what is looked at while training, by name: numbers, texts, pictures; and again afterwards
     optim.py  schedule.py  roles.py     how parameters move, how fast, and what each of them is
     mesh.py          devices and shardings
+    summary.py flops.py                 what a model costs, part by part, read from its trace: nothing is computed
     checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
                      record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run

@@ -56,6 +56,7 @@ class Built:
     mesh: jax.sharding.Mesh
     init: Callable[[], State]
     abstract: State
+    loss: steps.MeanLoss  # what is differentiated
     train_step: jax.stages.Wrapped  # not compiled yet
     eval_step: jax.stages.Wrapped
     model: Callable[[State], nnx.Module]
@@ -110,6 +111,7 @@ def build(config: Config, sources: Sources | None = None) -> Built:
         mesh=mesh,
         init=init,
         abstract=abstract,
+        loss=steps.mean_loss(network, objective, train.precision),
         train_step=jax.jit(steps.train_step(network, objective, tx, schedule, update), donate_argnums=0),
         eval_step=jax.jit(steps.eval_step(network, objective, train.precision)),
         model=model,

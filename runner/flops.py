@@ -1,8 +1,8 @@
 """What a traced computation costs: the multiply-adds of its products, read from its jaxpr, by part of the model. Pure.
 
-A product belongs to the part whose weights it uses; one without weights (attention scores) to the part whose weights
-were used before it. Counted are matrix products and convolutions, two operations for a multiply-add, the body of a scan
-times its length; everything else is small beside them.
+Data that meets the weights of a part belongs to that part, and so does all that follows (attention scores), until data
+meets the weights of another one. Counted are matrix products and convolutions, two operations for a multiply-add, the
+body of a scan times its length; everything else is small beside them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-OUTSIDE = ""  # the part of what comes before any weights
+OUTSIDE = ""  # the part of what is there before any weights: the batch
 
 
 @dataclass
 class Costs:
-    """`flops` by part; and for each output of the jaxpr the part it was computed in, None where no data is in it."""
+    """FLOPs by part, in the order of use; for each output of the jaxpr the part that made it (None: no data in it)."""
 
     flops: Counter[str] = field(default_factory=Counter)
     made_by: list[str | None] = field(default_factory=list)
@@ -63,13 +63,16 @@ def _walk(jaxpr: Any, origins: Sequence[Origin], times: int, found: Costs) -> li
         return None if hasattr(atom, "val") else known.get(atom)  # a literal has a value
 
     for equation in jaxpr.eqns:
-        inputs = [origin(atom) for atom in equation.invars]
-        own = _own(equation)
-        if own and (parts := [each.part for each in inputs if isinstance(each, Weights)]):
+        inputs, inside = [origin(atom) for atom in equation.invars], list(_inside(equation))
+        parts = [each.part for each in inputs if isinstance(each, Weights)]
+        is_stack = equation.primitive.name == "scan"
+        if parts and is_stack:  # what goes round is made in the stack from its second layer on
+            inputs = [Activation(parts[0]) if isinstance(each, Activation) else each for each in inputs]
+        if parts and (is_stack or not inside) and any(isinstance(each, Activation) for each in inputs):
             found.last = parts[0]
-        found.flops[found.last] += times * own
+        found.flops[found.last] += times * _own(equation)
         outputs = [_joined(inputs, found.last)] * len(equation.outvars)
-        for inner, length in _inside(equation):
+        for inner, length in inside:
             fits = len(inner.invars) == len(inputs)
             made = _walk(inner, inputs if fits else [outputs[0]] * len(inner.invars), times * length, found)
             outputs = made if fits and len(made) == len(outputs) else [_joined(inputs, found.last)] * len(outputs)

@@ -59,12 +59,12 @@ def compile_all(built: Built, config: Config, attempt: Attempt, kept: Kept) -> P
 
 def compile_eval(built: Built, config: Config) -> EvalStep:
     """The evaluation step, compiled for the shapes of this run."""
-    return built.eval_step.lower(built.abstract, *_abstract_batch(built, config)).compile()
+    return built.eval_step.lower(built.abstract, *abstract_batch(built, config)).compile()
 
 
 def compile_step(built: Built, config: Config) -> TrainStep:
     """The train step, compiled for the shapes of this run. Raises ConfigError where a remat scope was never met."""
-    batch, _ = _abstract_batch(built, config)
+    batch, _ = abstract_batch(built, config)
     with active(built.plan) as hits, told("objective"):
         lowered = built.train_step.lower(built.abstract, batch)
     if missed := built.plan.scopes - hits:
@@ -75,7 +75,7 @@ def compile_step(built: Built, config: Config) -> TrainStep:
     return lowered.compile()
 
 
-def _abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeStruct]:
+def abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeStruct]:
     """The shapes of one batch and of its weights, where they will lie."""
     examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
     sharding = batched(built.mesh)

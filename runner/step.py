@@ -28,6 +28,7 @@ Tree = dict[str, Any]
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Objective = Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]
+MeanLoss = Callable[[Tree, State, Mapping[str, jax.Array]], tuple[jax.Array, Any]]
 Gradients = Callable[[Tree, State, Mapping[str, jax.Array]], Any]  # → ((loss, (means, what moved)), gradients)
 
 Batch = Mapping[str, jax.Array]
@@ -86,6 +87,20 @@ class Update:
     ema: float | None = None
 
 
+def mean_loss(network: Network, objective: Objective, precision: Precision) -> MeanLoss:
+    """(params, state, batch) → (loss, (metrics, what moved beside the parameters)): means over the batch."""
+
+    def mean_loss(params: Tree, state: State, batch: Batch) -> tuple[jax.Array, Any]:
+        params, batch = cast(params, precision), cast(batch, precision)
+        model = assemble(network.train, network, {**state, "params": params})
+        means = {name: values.mean() for name, values in objective(model, batch).items()}
+        _, *variables = nnx.split(model, nnx.Param, nnx.Intermediate, nnx.RngState, ...)
+        _, _, rng, extra = variables
+        return means["loss"], (means, like(state, {"rng": _tree(rng), "extra": _tree(extra)}))
+
+    return mean_loss
+
+
 def train_step(
     network: Network,
     objective: Objective,
@@ -94,16 +109,8 @@ def train_step(
     update: Update = Update(),
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """(state, batch) → (next state, metrics): one update. Metrics are means over the batch, and stay on the device."""
-
-    def loss_of(params: Tree, state: State, batch: Batch) -> tuple[jax.Array, Any]:
-        params, batch = cast(params, update.precision), cast(batch, update.precision)
-        model = assemble(network.train, network, {**state, "params": params})
-        means = {name: values.mean() for name, values in objective(model, batch).items()}
-        _, *variables = nnx.split(model, nnx.Param, nnx.Intermediate, nnx.RngState, ...)
-        _, _, rng, extra = variables
-        return means["loss"], (means, like(state, {"rng": _tree(rng), "extra": _tree(extra)}))
-
-    gradients = accumulated(jax.value_and_grad(loss_of, has_aux=True), update.microbatches)
+    loss = mean_loss(network, objective, update.precision)
+    gradients = accumulated(jax.value_and_grad(loss, has_aux=True), update.microbatches)
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         (_, (means, moved)), grads = gradients(state["params"], state, batch)

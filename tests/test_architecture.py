@@ -62,7 +62,7 @@ NO_JAX = (
     *("runner.__main__", "runner.tools", "runner.tools.place", "runner.tools.settings", "runner.tools.text"),
     *("runner.tools.ls", "runner.tools.show", "runner.tools.diff", "runner.tools.verify", "runner.tools.why"),
     *("runner.tools.pin", "runner.tools.prune", "runner.tools.digest", "runner.tools.export", "runner.tools.card"),
-    "runner.tools.eval",
+    *("runner.tools.eval", "runner.tools.model", "runner.flops"),
     *("runner.tools.supervise", "runner.tools.rerun", "runner.tools.recipe"),
     *("runner.tools.drill", "runner.drill", "runner.drill.plan", "runner.drill.attack", "runner.drill.evidence"),
     *("runner.drill.diagnose", "runner.drill.story", "runner.drill.picture"),
@@ -177,6 +177,8 @@ MAY_KNOW = {
     ),
     "runner.tools.digest": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.eval": ("runner.trust", "runner.compose", "runner.config", "runner.evaluate", "runner.tools"),
+    "runner.tools.model": (*("runner.build", "runner.compose", "runner.config", "runner.summary", "runner.tools"),),
+    "runner.summary": ("models", "runner.build", "runner.config", "runner.flops", "runner.programs"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.supervise": (
         "runner.preempt",

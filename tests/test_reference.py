@@ -16,6 +16,7 @@ from flax import nnx
 from scipy.special import erf
 
 from models import Gpt, Model, Vit
+from tests.fresh import fresh
 
 GPT2 = Gpt(
     **{"num_layers": 3, "num_heads": 4, "width": 32, "hidden": 96, "context": 24, "norm_epsilon": 1e-5},
@@ -26,7 +27,7 @@ LLAMA = Gpt(
     **{"activation": "swiglu", "tied": False, "rotary_base": 500.0},
 )
 DEFAULT = Gpt(num_layers=3, num_heads=4, width=32, hidden=96)
-VIT = Vit(num_layers=3, num_heads=4, width=32, hidden=96, patch_size=4, pool="cls", dropout=0.0)
+VIT = Vit(num_layers=3, num_heads=4, width=32, hidden=96, patch_size=4, positions="learned", pool="cls")
 VOCAB, SEQ, CLASSES, EPSILON = 61, 24, 7, 1e-6
 TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, SEQ))
 IMAGES = np.random.default_rng(1).random((2, 12, 8, 3), np.float32)
@@ -38,14 +39,10 @@ Tree = dict[str, Any]
 def ours(option: Model) -> tuple[Tree, np.ndarray]:
     """Random weights, biases and scales also, and what our model makes of the examples with them."""
     inputs, num_outputs = ((SEQ,), VOCAB) if isinstance(option, Gpt) else (IMAGES.shape[1:], CLASSES)
-    model = option.build(inputs, num_outputs, nnx.Rngs(0))
-    model.eval()
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: leaf + jnp.asarray(random.normal(0, 0.25, leaf.shape), leaf.dtype), params)
+    graphdef, params, rest = fresh(option, inputs, num_outputs, 0.25)
     batch = jnp.asarray(TOKENS if isinstance(option, Gpt) else IMAGES)
     with jax.default_matmul_precision("highest"):
-        out = np.asarray(nnx.merge(graphdef, params, rest)(batch))
+        out = np.asarray(jax.jit(lambda params: nnx.merge(graphdef, params, rest, copy=True)(batch))(params))
     assert out.std() > 0.1  # there is something to compare
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(params)), out
 

@@ -1,0 +1,77 @@
+"""`model`: what the model of a configuration costs: parameters, FLOPs and stored bytes of each part, and of a step."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from runner.config import Config
+from runner.tools import Answer, Say
+from runner.tools.text import table
+
+if TYPE_CHECKING:
+    from runner.summary import Part, Summary
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """The configuration, as for run.py."""
+    parser.usage = "python -m runner model [--json] [--] [key=value …]"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run.py")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Compose, build, trace. Nothing is computed, and nothing written."""
+    from runner.compose import Command, compose
+
+    document: dict[str, object] = {}
+
+    def start(config: Config, command: Command) -> tuple[int, float | None]:
+        from runner.build import build, describe
+        from runner.summary import summary
+
+        built = build(config)
+        found = summary(built, config)
+        document.update(_document(found))
+        say(describe(built, config))
+        for line in _told(found, config):
+            say(line)
+        return 0, None
+
+    return Answer(document, compose(arguments.overrides, start))
+
+
+def _document(found: Summary) -> dict[str, object]:
+    parts = [asdict(part) for part in (*found.parts, found.total)]
+    return {"parts": parts, "batch_size": found.batch_size, "step_flops": found.step_flops}
+
+
+def _told(found: Summary, config: Config) -> list[str]:
+    """A line for each part, and one for a step."""
+    head = ("part", "parameters", "FLOPs", "stored")
+    lines = table(head, [_row(part) for part in (*found.parts, found.total)], right=head[1:])
+    forward = found.total.flops * found.batch_size
+    return [
+        "",
+        *lines,
+        "",
+        "FLOPs of the forward pass and bytes stored for the backward pass, each for one example "
+        f"({config.train.precision}, remat={config.remat.kind}).",
+        f"A step on {found.batch_size} examples: {_scaled(found.step_flops)}FLOPs, {found.step_flops / forward:.2f} × "
+        f"the forward pass; {_scaled(found.total.stored_bytes * found.batch_size)}B stored.",
+    ]
+
+
+def _row(part: Part) -> tuple[str, ...]:
+    name = part.name or "(batch)"
+    return name, f"{part.parameters:,}", _scaled(part.flops), f"{_scaled(part.stored_bytes)}B"
+
+
+def _scaled(number: float) -> str:
+    """1234567 → `1.23 M`."""
+    power = 0
+    while number >= 1000 and power + 1 < len(PREFIXES):
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {PREFIXES[power]}"
