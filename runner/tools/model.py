@@ -52,7 +52,8 @@ def _told(found: Summary, config: Config) -> list[str]:
     """A line for each part, and one for a step."""
     head = ("part", "parameters", "FLOPs", "stored")
     lines = table(head, [_row(part) for part in (*found.parts, found.total)], right=head[1:])
-    forward = found.total.flops * found.batch_size
+    forward, parts = found.total.flops * found.batch_size, config.train.microbatches
+    at_once = f" at once, in {parts} microbatches" if parts > 1 else ""
     return [
         "",
         *lines,
@@ -60,7 +61,7 @@ def _told(found: Summary, config: Config) -> list[str]:
         "FLOPs of the forward pass and bytes stored for the backward pass, each for one example "
         f"({config.train.precision}, remat={config.remat.kind}).",
         f"A step on {found.batch_size} examples: {_scaled(found.step_flops)}FLOPs, {found.step_flops / forward:.2f} × "
-        f"the forward pass; {_scaled(found.total.stored_bytes * found.batch_size)}B stored.",
+        f"the forward pass; {_scaled(found.total.stored_bytes * found.batch_size / parts)}B stored{at_once}.",
     ]
 
 
