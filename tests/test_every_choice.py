@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data import Text
 from tests.conftest import REPO, SMALL, Door
 from tests.laws.faults import Forks
 from tests.places import MADE, a_tokens
@@ -136,6 +139,30 @@ def test_digits_reach_95_percent(door: Door) -> None:
     done = door.run("model=mlp", "data=digits", "log.tensorboard=false")
     assert done.returncode == 0, done.stderr
     assert json.loads((door.the_run / "status.json").read_text())["last"]["eval/accuracy"] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["digits_cnn", "digits_resnet", "digits_vit"])
+def test_recipes_reach_what_they_say(recipe: str, door: Door) -> None:
+    done = door.run(f"experiment={recipe}", "log.tensorboard=false")
+    assert done.returncode == 0, done.stderr
+    reached = json.loads((door.the_run / "status.json").read_text())["last"]["eval/accuracy"]
+    assert reached > (0.95 if recipe == "digits_vit" else 0.97)
+
+
+@pytest.mark.slow
+def test_a_text_falls_below_its_bigram_entropy(door: Door) -> None:
+    """What is held out could not be told so well from each byte's predecessor, even by its own counts."""
+    texts = Path(sysconfig.get_paths()["stdlib"])
+    words = (f"data.path={texts}", "data.pattern=*.py", "train.steps=300", "log.tensorboard=false")
+    done = door.run("experiment=text_gpt", *words)
+    assert done.returncode == 0, done.stderr
+    held_out = Text(path=str(texts), pattern="*.py").sources().eval.corpus.astype(np.int64)  # type: ignore[attr-defined]
+    pairs = np.bincount(held_out[:-1] * 256 + held_out[1:], minlength=256 * 256).reshape(256, 256) / (len(held_out) - 1)
+    seen = pairs > 0
+    entropy = -(pairs * np.log2(np.where(seen, pairs, 1.0) / np.maximum(pairs.sum(axis=1, keepdims=True), 1e-12)))
+    reached = json.loads((door.the_run / "status.json").read_text())["last"]["eval/bits_per_byte"]
+    assert reached < entropy[seen].sum()
 
 
 def test_remat_policies_reach_the_same_loss(door: Door) -> None:
