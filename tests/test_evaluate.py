@@ -208,3 +208,10 @@ def test_a_mistake_gets_one_plain_line(words: list[str], said: str, door: Door) 
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (door.cwd / "outputs").exists()
+
+
+def test_an_evaluation_that_is_owed_takes_all_of_its_lines_along() -> None:
+    """A step saved before its evaluations were done keeps what training and saving said of it, and nothing else."""
+    held = {split for split in ("train", "save", "eval", "train_set", "text") if Until(10, owes=True).holds(10, split)}
+    assert held == {"train", "save"}
+    assert all(Until(10).holds(10, split) for split in ("train", "save", "eval", "text"))
