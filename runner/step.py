@@ -116,7 +116,7 @@ def train_step(
         (_, (means, moved)), grads = gradients(state["params"], state, batch)
         updates, opt = tx.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics = {**means, "grad_norm": optax.global_norm(grads), "lr": jnp.asarray(schedule(state["step"]))}
+        metrics = {**means, "grad_norm": optax.tree.norm(grads), "lr": jnp.asarray(schedule(state["step"]))}
         average = {} if update.ema is None else {"ema": averaged(state["ema"], params, update.ema, state["step"])}
         return {"step": state["step"] + 1, "params": params, "opt": opt, **moved, **average}, metrics
 

@@ -366,8 +366,8 @@ module.train_step = planted
     ("bug", "cause", "leaf"),
     [
         ("rng", "the random streams are not restored as they were saved: rng.", "rng."),
-        ("data", "the order of the data: its position is not restored", "params."),
-        ("noise", "the computation does not repeat, also without a kill", None),
+        pytest.param("data", "the order of the data: its position is not restored", "params.", marks=pytest.mark.slow),
+        pytest.param("noise", "the computation does not repeat, also without a kill", None, marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_bug_is_found_and_named(bug: str, cause: str, leaf: str | None, door: Door, tmp_path: Path) -> None:

@@ -303,9 +303,10 @@ VERB_WORDS: dict[str, tuple[str, ...]] = {
     "recipe": ("vm",),
     "supervise": ("--", sys.executable, str(REPO / "run.py"), "dir=RUN", "train.steps=41"),
     "drill": ("--", "dir=RUN"),
+    "model": ("dir=RUN",),
     "tokenize": ("RUN", "--to", "tokens"),
 }
-AT_THE_DOOR = ("supervise", "drill", "eval")  # these train or evaluate, and are refused
+AT_THE_DOOR = ("supervise", "drill", "eval", "model")  # these train, evaluate or build, and are refused
 
 
 @pytest.fixture

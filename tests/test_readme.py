@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.conftest import REPO, Door
+from tests.laws.faults import Forks
 
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -38,7 +39,7 @@ def test_there_are_commands_to_run() -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_its_commands_run(command: str, door: Door) -> None:
+def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
     words = shlex.split(command.replace("FOLDER", "."))[2:]
     if "--help" in words:
         shown = door.run(*words)
@@ -48,14 +49,14 @@ def test_its_commands_run(command: str, door: Door) -> None:
         )
         return
     if "RUN" in command:
-        assert door.run("train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
+        assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
     typed = {word.split("=")[0] for word in words} | {"train.steps"}
     small = () if "model=mlp" in words or any(word.startswith("dir=") for word in words) else TINY_GPT
     words = [word for word in words if not word.startswith("train.steps=")]
     extra = [word for word in (*SHORT, *small) if word.split("=")[0] not in typed]
-    done = door.run(*words, "train.steps=2", *extra)
-    assert done.returncode == 0, done.stderr
+    done = served.run(door.cwd, *words, "train.steps=2", *extra)
+    assert done.returncode == 0, done.stdout
 
 
 def test_its_tables_name_every_choice() -> None:
