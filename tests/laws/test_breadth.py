@@ -68,9 +68,13 @@ FEW = ("data.eval_fraction=0.95",)
 MLP = ("model.num_layers=1", "model.width=8", "model.dropout=0.2")
 CASES = (
     Case("gpt", "tokens", (*GPT, "train.microbatches=2", "train.precision=bf16", "optim.ema=0.9", *LOOKED), quick=True),
-    Case("cnn", "digits", ("model.widths=[4,8]", "model.hidden=16", "model.dropout=0.2", *FEW)),
+    Case("cnn", "digits", ("model.widths=[4,8]", "model.hidden=16", *FEW)),
     Case("resnet", "images", ("model.stages=[1,1]", "model.width=4"), workers=2, quick=True),
-    Case("vit", "digits", ("model.num_layers=2", "model.num_heads=2", "model.width=8", "model.hidden=16", *FEW)),
+    Case(
+        "vit",
+        "digits",
+        ("model.num_layers=2", "model.num_heads=2", "model.width=8", "model.hidden=16", "model.dropout=0.2", *FEW),
+    ),
     Case(
         "vae",
         "digits",
