@@ -247,8 +247,8 @@ def test_a_killed_run_against_the_clock(killed: tuple[Path, dict[str, Any]]) -> 
         assert sum(spent.values()) - spent["total"] == pytest.approx(spent["total"], abs=0.02)
         assert length.total_seconds() == pytest.approx(spent["total"], abs=0.1)  # two clocks
         known = ("step", "import", "startup", "restore", "eval", "save", "finish")
-        # of a killed one status.json knows all but the last second; that counts for what it did at the end
-        assert min(spent[bucket] for bucket in (known if told["ending"] == "finished" else known[:4])) > 0
+        # of a killed one status.json knows all but the last second, in which all of its steps may lie
+        assert min(spent[bucket] for bucket in (known if told["ending"] == "finished" else known[1:4])) > 0
     assert first.buckets["lost"] == pytest.approx(attempts(Run(path))[0]["lost_seconds"] * 1000, abs=20)
     assert found.buckets["other"] < 200
     assert 0 < found.goodput < found.goodput_running < 1
