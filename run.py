@@ -37,6 +37,8 @@ def submit(config: Config, command: Command, options: Slurm) -> int:
 
     if config.resume == "never":
         raise ConfigError("resume=never: a requeued job goes on with its run; leave it out with hydra/launcher=slurm")
+    if config.train.steps == 0:
+        raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
     place, _, done = experiment.standing(config, command.overrides)
     if done is None:
         slurm.submit(place, command.words, options)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from data.identity import of_bytes
-from data.sources import NUM_BYTES, NUM_CLASSES, Source, Sources, Table
+from data.sources import NUM_BYTES, NUM_CLASSES, Source, Sources, Table, halves
 from data.text import Windows
 
 
@@ -40,17 +40,15 @@ def _digits() -> Float[np.ndarray, "1797 65"]:
 
 
 def _split_table(columns: dict[str, np.ndarray], eval_fraction: float, name: str) -> Sources:
-    whole = Table(columns)
-    order = np.random.default_rng(0).permutation(len(whole))
-    cut = int(len(whole) * (1.0 - eval_fraction))
+    train, held_out = halves(Table(columns), eval_fraction)
     content = [column.tobytes() for column in columns.values()]
     return Sources(
-        Table(whole.take(order[:cut])),
-        Table(whole.take(order[cut:])),
+        train,
+        held_out,
         columns["inputs"].shape[1:],
         NUM_CLASSES,
         hashlib.sha256(b"".join(content)).hexdigest(),
-        f"{cut} + {len(whole) - cut} examples (train + eval)",
+        f"{len(train)} + {len(held_out)} examples (train + eval)",
         files={name: of_bytes(*content)},
     )
 

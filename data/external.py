@@ -11,7 +11,7 @@ import numpy as np
 
 from data import Unfit
 from data.identity import of_bytes
-from data.sources import NUM_BYTES, Source, Sources, Table
+from data.sources import NUM_BYTES, Source, Sources, Table, halves
 
 
 def sources(target: str, options: Mapping[str, Any], eval_fraction: float) -> Sources:
@@ -55,9 +55,7 @@ def _problem(columns: Mapping[str, np.ndarray]) -> str | None:
 
 def _split(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
     """Examples drawn by a fixed permutation are for evaluation: the same ones however often it is run."""
-    whole = Table(columns)
-    order = np.random.default_rng(0).permutation(len(whole))
-    cut = int(len(whole) * (1.0 - eval_fraction))
+    train, held_out = halves(Table(columns), eval_fraction)
     digest, files = hashlib.sha256(), {}
     for name, column in columns.items():
         content = column.tobytes()
@@ -65,8 +63,7 @@ def _split(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
         digest.update(content)
         files[name] = of_bytes(content)
     shape, num_outputs = _shape_of(columns)
-    summary = f"{cut} + {len(whole) - cut} examples (train + eval)"
-    train, held_out = Table(whole.take(order[:cut])), Table(whole.take(order[cut:]))
+    summary = f"{len(train)} + {len(held_out)} examples (train + eval)"
     return Sources(train, held_out, shape, num_outputs, digest.hexdigest(), summary, files=files)
 
 

@@ -74,9 +74,20 @@ class Part:
 
 def parts(source: Source, eval_fraction: float) -> tuple[Part, Part]:
     """A source cut in two at random, the same way every time: to train and to evaluate on."""
-    order = np.random.default_rng(0).permutation(len(source))
-    cut = int(len(order) * (1.0 - eval_fraction))
-    return Part(source, order[:cut]), Part(source, order[cut:])
+    mine, theirs = _drawn(len(source), eval_fraction)
+    return Part(source, mine), Part(source, theirs)
+
+
+def halves(whole: Table, eval_fraction: float) -> tuple[Table, Table]:
+    """The same two parts of a table, each in memory in its own order."""
+    mine, theirs = _drawn(len(whole), eval_fraction)
+    return Table(whole.take(mine)), Table(whole.take(theirs))
+
+
+def _drawn(size: int, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(0).permutation(size)
+    cut = int(size * (1.0 - eval_fraction))
+    return order[:cut], order[cut:]
 
 
 def classes(labels: Int[np.ndarray, "examples"], num_classes: int | None) -> int:

@@ -104,6 +104,7 @@ def build(config: Config, sources: Sources | None = None) -> Built:
     evaluator = Evaluator(
         config.eval, sources, model, put, config.data.batch_size, config.train.eval_batches, config.seed
     )
+    evaluator.admit(nnx.merge(network.eval, *network.variables))
     return Built(
         sources=sources,
         stream=stream,
@@ -253,11 +254,12 @@ def _checkpointer(
     return Checkpointer(run.checkpoints, policy, store, console.say, told, failures, attempt.pulse.writing)
 
 
-def showcase(built: Built, config: Config, state: State) -> str | None:
+def showcase(built: Built, state: State) -> str | None:
     """How a language model goes on after a text it has not seen; None for a model, or data, without words."""
-    if "text" not in config.model.shows or built.sources.decode is None:
+    model = built.model(state)
+    if not built.evaluator.goes_on(model):
         return None
-    ((prompt, text),) = built.evaluator.written(Text(count=1, new_tokens=240), built.model(state))
+    ((prompt, text),) = built.evaluator.written(Text(count=1, new_tokens=240), model)
     return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)  # a terminal obeys
 
 

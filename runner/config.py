@@ -157,8 +157,8 @@ class Config:
             raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
 
     def _check_evaluations(self) -> None:
-        if self.eval.keys() & {"train", "save"}:
-            raise ValueError("eval.train: this name is taken by training itself; choose another")
+        if taken := sorted(self.eval.keys() & {"train", "save"}):
+            raise ValueError(f"eval.{taken[0]}: this name is taken by training itself; choose another")
         for name, option in self.eval.items():
             if not isinstance(option, Metrics) and option.kind not in self.model.shows:
                 shows = ", ".join(self.model.shows) or "nothing"

@@ -72,10 +72,16 @@ def admit(run: Run, sources: Sources) -> None:
 
     Raises RefusedError, which names what changed.
     """
+    if recorded(run) is None or not run.holds_checkpoints():
+        rundir.replace(run.data, json.dumps(_document(sources), indent=1, ensure_ascii=False) + "\n")
+    else:
+        compare(run, sources)
+
+
+def compare(run: Run, sources: Sources) -> None:
+    """Raises RefusedError, which names what changed, where this is not what the run was trained on."""
     before, now = recorded(run), _document(sources)
-    if before is None or not run.holds_checkpoints():
-        rundir.replace(run.data, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
-    elif before["fingerprint"] != now["fingerprint"]:
+    if before is not None and before["fingerprint"] != now["fingerprint"]:
         raise RefusedError(refusal(run, sources.summary, differences(before["files"], now["files"])))
 
 

@@ -59,7 +59,7 @@ def work(session: Session) -> tuple[Outcome, str]:
         return _stopped(session, ""), watcher.notice or ""
     with session.attempt.spend("finish"):
         state = _best(session, built, programs, reached.state) if config.train.final == "best" else reached.state
-        if shown := building.showcase(built, config, state):
+        if shown := building.showcase(built, state):
             session.console.say("a sample:\n" + "\n".join(f"  | {line}" for line in shown.splitlines()))
     return _complete(session, reached.step), ""
 

@@ -115,7 +115,8 @@ MAY_KNOW = {
     ),
     "runner.evaluate.measure": ("data", "runner.evaluate", "runner.step"),
     "runner.evaluate.again": (
-        *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.programs"),
+        *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.dataset"),
+        "runner.programs",
     ),
     "runner.optim": ("runner.roles",),
     "runner.dataset": ("data",),

@@ -123,9 +123,13 @@ def test_a_text_goes_on_after_beginnings_that_lie_apart(tmp_path: Path) -> None:
     assert written == "── 1 ── after '0 1 2'\n3 4\n\n── 2 ── after '81 82 83'\n84 85\n"
 
 
-def test_a_model_that_cannot_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cannot_is_named() -> None:
+    linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match=r"eval.samples: Linear has no method `generate`; leave eval.samples out"):
-        done({"samples": Samples()}, tmp_path, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+        evaluator({"eval": Metrics(), "samples": Samples()}).admit(linear)
+    every = evaluator({"text": Text(), "samples": Samples(), "pairs": Reconstructions()})
+    every.admit(Echo())
+    assert (every.goes_on(Echo()), every.goes_on(linear)) == (True, False)
 
 
 def test_a_stop_between_batches_ends_it_all(tmp_path: Path) -> None:
@@ -189,6 +193,11 @@ def test_evaluated_again_a_run_says_the_same_and_is_not_changed(door: Door) -> N
     assert new.keys() == before.keys()
     assert main(["eval", str(run), "train.steps=3"]) == 2
     assert main(["eval", f"{run}@7"]) == 3
+    with (door.cwd / "corpus.txt").open("a") as corpus:
+        corpus.write("more\n")
+    done = door.run(f"dir={run}", "train.steps=0")
+    assert done.returncode == 3
+    assert "changed: corpus.txt" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,22 +17,30 @@ Weights = Literal["params", "ema"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """The mean of every metric of the objective, over data that is held out or (`split: train`) over training data.
+class Look:
+    """What every evaluation has. `steps`: every so many (null: train.eval_steps).
 
-    `steps`: every so many (null: train.eval_steps). `batches`: so many, evenly apart (null: train.eval_batches).
-    `weights: ema` measures the moving average of the weights (optim.ema).
+    `weights: ema` looks at the moving average of the weights (optim.ema).
     """
 
-    kind: Literal["metrics"] = "metrics"
-    split: Literal["eval", "train"] = "eval"
     steps: Count | None = None
-    batches: Count | None = None
     weights: Weights = "params"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class Metrics(Look):
+    """The mean of every metric of the objective, over data that is held out or (`split: train`) over training data.
+
+    `batches`: so many, evenly apart (null: train.eval_batches).
+    """
+
+    kind: Literal["metrics"] = "metrics"
+    split: Literal["eval", "train"] = "eval"
+    batches: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Look):
     """How a language model goes on after the first tokens of texts that are held out: a text file a time."""
 
     kind: Literal["text"] = "text"
@@ -40,28 +48,22 @@ class Text:
     prompt_tokens: Count = 16
     new_tokens: Count = 200
     temperature: Annotated[float, Gt(0.0)] = 0.8
-    steps: Count | None = None
-    weights: Weights = "params"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class Samples(Look):
     """Pictures that a generative model makes from noise, the same noise each time: one PNG a time."""
 
     kind: Literal["samples"] = "samples"
     count: Count = 64
-    steps: Count | None = None
-    weights: Weights = "params"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstructions:
+class Reconstructions(Look):
     """Held-out pictures, and below each what an autoencoder makes of it: one PNG a time."""
 
     kind: Literal["reconstructions"] = "reconstructions"
     count: Count = 18
-    steps: Count | None = None
-    weights: Weights = "params"
 
 
 Evaluation = Metrics | Text | Samples | Reconstructions

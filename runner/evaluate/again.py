@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from runner import rundir
+from runner import dataset, rundir
 from runner.build import build, describe, restore
 from runner.checkpoint.record import locate
 from runner.checkpoint.restore import exactly
@@ -36,12 +36,13 @@ class Found:
 def again(config: Config, run: Run, say: Callable[[str], None]) -> Found:
     """Do every evaluation of a configuration on the checkpoint that `step=` names, or on the newest.
 
-    Raises RefusedError where that is not good, ConfigError where the data or the model does not fit.
+    Raises RefusedError where that is not good or the data has changed, ConfigError where data or model does not fit.
     """
     checkpoint = locate(f"{run.path}@{config.step or 'newest'}")
     keep(config.compile_cache, say)
     config = replace(config, train=replace(config.train, steps=1))  # what is trained is another matter
     built = build(config)
+    dataset.compare(run, built.sources)
     say(describe(built, config))
     checksums = config.ckpt.verify != "off"
     record, state = exactly(checkpoint, partial(restore, built), checksums=checksums)

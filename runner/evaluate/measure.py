@@ -39,6 +39,15 @@ class Evaluator:
     batches: int  # where an evaluation does not say how many
     seed: int
 
+    def admit(self, model: nnx.Module) -> None:
+        """Raises ConfigError where an evaluation asks for what the model cannot make."""
+        for name, option in self.named.items():
+            method = MADE_BY.get(option.kind)
+            if method and not hasattr(model, method):
+                raise ConfigError(
+                    f"eval.{name}: {type(model).__name__} has no method `{method}`; leave eval.{name} out"
+                )
+
     def __call__(
         self,
         names: Sequence[str],
@@ -64,7 +73,7 @@ class Evaluator:
         if isinstance(option, Metrics):
             source = self.sources.train if option.split == "train" else self.sources.eval
             return self._means(source, option.batches or self.batches, state, eval_step, between)
-        content = self._made(name, option, self.model(state))
+        content = self._made(option, self.model(state))
         file = place + (".txt" if isinstance(content, str) else ".png")
         rundir.replace(run / file, content)
         return {"file": file}
@@ -84,13 +93,8 @@ class Evaluator:
             means["bits_per_byte"] = means["bits_per_token"] / size  # comparable between encodings
         return means
 
-    def _made(self, name: str, option: Evaluation, model: nnx.Module) -> str | bytes:
-        """A text or a PNG. Raises ConfigError where the model cannot make it."""
-        method = getattr(model, MADE_BY[option.kind], None)
-        if method is None:
-            raise ConfigError(
-                f"eval.{name}: {type(model).__name__} has no method `{MADE_BY[option.kind]}`; leave eval.{name} out"
-            )
+    def _made(self, option: Evaluation, model: nnx.Module) -> str | bytes:
+        """A text or a PNG."""
         if isinstance(option, Text):
             return pages(self.written(option, model))
         if isinstance(option, Samples):
@@ -99,6 +103,10 @@ class Evaluator:
         assert isinstance(option, Reconstructions)
         images = self.sources.eval.take(np.arange(min(option.count, len(self.sources.eval))))["inputs"]
         return in_pairs(images, np.asarray(_called(*nnx.split(model), "reconstruct", None, images), np.float32))
+
+    def goes_on(self, model: nnx.Module) -> bool:
+        """Whether a model can go on after a text, and what it makes can be read."""
+        return self.sources.decode is not None and hasattr(model, MADE_BY["text"])
 
     def written(self, option: Text, model: nnx.Module) -> list[tuple[str, str]]:
         """Beginnings of examples that lie apart in the held-out data, and how the model goes on after each."""
