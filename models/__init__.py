@@ -1,6 +1,6 @@
 """The models there are: option, default and range of each. Free of jax, so a wrong command is answered at once.
 
-A model option says what it takes (`tokens`, `features`, `images`), which remat scopes it declares, which objective
+A model option says what it takes (`tokens`, `features`, `images`), which remat scopes and tags it has, which objective
 trains it, and what it can show (kinds of `eval`); `build` imports the heavy module. To add one: a dataclass here, a
 module beside it, a YAML in conf/model/; the options of those for images are in vision.py. A user's own model or
 objective needs none of that: `target` names it.
@@ -53,7 +53,8 @@ class Gpt:
     dropout: Rate = 0.0
 
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
-    scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "ffn")
+    scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
+    tags: ClassVar[tuple[str, ...]] = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
     objective: ClassVar[str] = "next_token"
     shows: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -93,6 +94,7 @@ class Mlp:
 
     takes: ClassVar[tuple[str, ...]] = ("features", "images")
     scopes: ClassVar[tuple[str, ...]] = ("block",)
+    tags: ClassVar[tuple[str, ...]] = ("hidden",)
     objective: ClassVar[str] = "classify"
     shows: ClassVar[tuple[str, ...]] = ()
 
@@ -112,8 +114,8 @@ class External:
         target(inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs, **options) -> nnx.Module
 
     `inputs` is the shape of one example; `num_outputs` the number of classes, for tokens the size of the vocabulary,
-    where the label is a number or a vector its length, without a label 0. The target may say what it takes and which
-    remat scopes it marks: `takes = ("images",)`, `scopes = ("block",)`.
+    where the label is a number or a vector its length, without a label 0. The target may say what it takes, as in
+    `takes = ("images",)`.
     """
 
     kind: Literal["external"] = "external"
@@ -122,6 +124,7 @@ class External:
 
     takes: ClassVar[tuple[str, ...]] = ()  # what it takes and has is known when it is imported
     scopes: ClassVar[tuple[str, ...]] = ()
+    tags: ClassVar[tuple[str, ...]] = ()
     objective: ClassVar[str] = ""  # the usual one for what the data gives: see Named
     shows: ClassVar[tuple[str, ...]] = ("text", "samples", "reconstructions")  # if it has the method
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import Gpt
-from models.scopes import scope
+from models.scopes import scope, tag
 
 Tokens = Float[Array, "batch seq width"]
 Heads = Float[Array, "batch seq heads head_dim"]
@@ -60,9 +60,12 @@ class Attention(nnx.Module):
 
     @scope("attention")
     def __call__(self, x: Tokens) -> Tokens:
-        q, k, v = self._heads(x, 0)
-        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.reshape(x.shape))
+        mixed = tag(self._mixed(*self._heads(x, 0)), "attn_ctx")
+        return tag(self.out(mixed.reshape(x.shape)), "attn_out")
+
+    @scope("attention_core")
+    def _mixed(self, q: Heads, k: SharedHeads, v: SharedHeads) -> Heads:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
     def extend(self, x: Tokens, cache: Cache, start: int | Int[Array, ""]) -> tuple[Tokens, Cache]:
         """The same for tokens from position `start` on; what came before is in the cache, and they are put there."""
@@ -75,7 +78,7 @@ class Attention(nnx.Module):
         return self.out(mixed.reshape(x.shape)), cache
 
     def _heads(self, x: Tokens, start: int | Int[Array, ""]) -> tuple[Heads, SharedHeads, SharedHeads]:
-        heads = self.qkv(x).reshape(*x.shape[:2], -1, self.head_dim)
+        heads = tag(self.qkv(x), "qkv").reshape(*x.shape[:2], -1, self.head_dim)
         q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
         if self.base is None:
             return q, k, v
@@ -103,7 +106,7 @@ class FeedForward(nnx.Module):
 
     @scope("ffn")
     def __call__(self, x: Tokens) -> Tokens:
-        return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(tag(self.up(x), "ffn_pre")))
 
 
 class Gelu(FeedForward):
@@ -122,7 +125,8 @@ class SwiGlu(FeedForward):
 
     @scope("ffn")
     def __call__(self, x: Tokens) -> Tokens:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        gate, up = tag(self.gate(x), "ffn_pre"), tag(self.up(x), "ffn_pre")
+        return self.down(jax.nn.silu(gate) * up)
 
 
 FEED_FORWARD = {"relu2": FeedForward, "gelu": Gelu, "swiglu": SwiGlu}

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import Cnn
-from models.scopes import scope
+from models.scopes import scope, tag
 
 HE = nnx.initializers.he_normal()  # ReLU halves the variance, so the weights double it (He et al. 2015, 1502.01852)
 
@@ -24,7 +24,8 @@ class Stage(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
-        x = jax.nn.relu(self.second(jax.nn.relu(self.first(x))))
+        x = jax.nn.relu(tag(self.first(x), "first"))
+        x = jax.nn.relu(tag(self.second(x), "second"))
         return self.dropout(nnx.max_pool(x, (2, 2), (2, 2)))
 
 

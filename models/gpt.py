@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from models import Gpt
 from models.blocks import Block, Cache, Embed, norm
-from models.scopes import scanned
+from models.scopes import layers
 
 
 class GPT(nnx.Module):
@@ -38,13 +38,8 @@ class GPT(nnx.Module):
     def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
         """Logits of the next token at every position."""
 
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def through(x: jax.Array, block: Block) -> jax.Array:
-            return block(x)
-
-        with scanned(self.num_layers):
-            x = through(self.dropout(self._embedded(tokens, 0)), self.blocks)
-        return self._logits(x)
+        x = self.dropout(self._embedded(tokens, 0))
+        return self._logits(layers(self.blocks, x, self.num_layers))
 
     def extend(
         self, tokens: Int[Array, "batch seq"], cache: Cache, start: int | Int[Array, ""]

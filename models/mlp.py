@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import Mlp
-from models.scopes import scope
+from models.scopes import scope, tag
 
 
 class Hidden(nnx.Module):
@@ -21,7 +21,7 @@ class Hidden(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch width"]:
-        return self.dropout(jax.nn.relu(self.linear(x)))
+        return self.dropout(jax.nn.relu(tag(self.linear(x), "hidden")))
 
 
 class MLP(nnx.Module):

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import Resnet
-from models.scopes import scope
+from models.scopes import scope, tag
 
 # From the output side: the gradient keeps its scale through ReLUs (He et al. 2015, arXiv:1502.01852, "fan out").
 HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -60,8 +60,8 @@ class Block(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Images) -> Float[Array, "batch rows columns features"]:
-        branch = jax.nn.relu(self.first_norm(self.first(x)))
-        branch = self.second_norm(self.second(branch))
+        branch = jax.nn.relu(self.first_norm(tag(self.first(x), "first")))
+        branch = self.second_norm(tag(self.second(branch), "second"))
         if self.shortcut is not None and self.shortcut_norm is not None:
             x = self.shortcut_norm(self.shortcut(x))
         return jax.nn.relu(x + branch)

@@ -1,49 +1,133 @@
-"""The seam between models and rematerialization: a model declares scopes, a plan decides which are recomputed.
+"""The seam between models and rematerialization: a model declares scopes and tags, a plan decides what is recomputed.
 
-A model author writes `@scope("attention")` above a method and knows nothing more. Without an active plan the mark is
-the identity. The module lives with the models, because it is their vocabulary; the runner, which may import models,
-turns its `remat=` choice into a `Plan` and activates it around tracing. The plan travels in a jax user context, which
-is part of the key of every trace cache: an inner `jax.jit` traced under one plan is never reused under another
-(a plain context variable would go stale there).
+A model author writes `@scope("attention")` above a method and `tag(x, "attn_out")` around a value, and knows nothing
+more: without an active plan both are the identity. They live with the models, because they are their vocabulary, and
+the runner may import models, not the other way round. The plan travels in a jax user context, which is part of the key
+of every trace cache: an inner `jax.jit` traced under one plan is never reused under another (a plain context variable
+would go stale there). What was really recomputed is read from the trace (`recomputed`): every scope leaves its name in
+the policy of its equation.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from models.plan import Plan
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Which scopes are recomputed in the backward pass instead of stored. Hashable: it is part of jit's cache key."""
-
-    scopes: frozenset[str] = frozenset()
-
+FLASH = "dot_product_attention_fwd_wrapper"  # the forward pass of cuDNN's flash attention, whose outputs have no tag
+CONTEXT = "attn_ctx"  # the tag of what attention mixed: for flash attention that operation stands for it
+NOT_CHOSEN = "remat_not_chosen"  # an attribute of the blocks that `every` leaves alone
+SLICES = ("slice", "squeeze", "dynamic_slice")
 
 _plan = jax.make_user_context(default_value=Plan())
-_hits: ContextVar[set[str] | None] = ContextVar("remat_hits", default=None)
 _scanned: ContextVar[bool] = ContextVar("remat_scanned", default=False)
 
 
-@contextmanager
-def active(plan: Plan) -> Iterator[set[str]]:
-    """Trace under `plan`. Yields the set of scopes that were really wrapped, filled in while tracing."""
-    hits: set[str] = set()
-    token = _hits.set(hits)
-    try:
-        with _plan(plan):
-            yield hits
-    finally:
-        _hits.reset(token)
+class Misplaced(ValueError):
+    """The plan cannot be obeyed by this model."""
+
+
+def active(plan: Plan) -> AbstractContextManager[None]:
+    """Trace under `plan`."""
+    return _plan(plan)
+
+
+def tag(x: Any, name: str) -> Any:
+    """The same value, with a name by which `remat=names` can store it. Worth it where a product would be done again."""
+    return checkpoint_name(x, name)
+
+
+def scope(name: str) -> Callable[[Method], Method]:
+    """Declare a method to be a region that a plan may recompute. Of its arguments only arrays and modules are traced.
+
+    Only the outermost wrapped scope counts: nested recomputation would do the work twice.
+    """
+
+    def declare(method: Method) -> Method:
+        @functools.wraps(method)
+        def call(module: nnx.Module, *args: Any, **named: Any) -> Any:
+            plan: Plan = _plan.value
+            if name not in plan.scopes or getattr(module, NOT_CHOSEN, False):
+                return method(module, *args, **named)
+            if plan.every > 1 and not hasattr(module, NOT_CHOSEN):
+                raise Misplaced(
+                    "remat=every_n: the model has one block, or stacks its blocks itself; iterate over them with "
+                    "models.scopes.layers, or choose remat=full"
+                )
+            return _recomputed(method, Kept(name, plan), (module, *args), named)
+
+        call.remat_scope = name  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return declare
+
+
+def _recomputed(method: Callable[..., Any], kept: Kept, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The call, recomputed in the backward pass; statics are closed over, for they must not become tracers."""
+    leaves, tree = jax.tree.flatten((args, named), is_leaf=_is_module)
+    traced = [place for place, leaf in enumerate(leaves) if _is_module(leaf) or hasattr(leaf, "dtype")]
+
+    def call(*values: Any) -> Any:
+        filled = list(leaves)
+        for place, value in zip(traced, values, strict=True):
+            filled[place] = value
+        args, named = jax.tree.unflatten(tree, filled)
+        with _plan(Plan()):  # every scope inside is switched off
+            return method(*args, **named)
+
+    return nnx.remat(call, prevent_cse=not _scanned.get(), policy=kept)(*(leaves[place] for place in traced))
+
+
+def _is_module(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Module | nnx.Rngs | nnx.Variable)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The policy of one recomputed scope: asked by jax for each operation inside, whether its result is stored."""
+
+    scope: str
+    plan: Plan
+
+    def __call__(self, operation: Any, *avals: Any, **params: Any) -> Any:
+        plan, policies = self.plan, jax.checkpoint_policies
+        if operation.name == "name":
+            if params["name"] in plan.offload:
+                return _to_host(params["name"])(operation, *avals, **params)
+            return params["name"] in plan.names or plan.keeps == "everything"
+        if operation.name == FLASH:
+            return plan.keeps != "nothing" or CONTEXT in plan.names
+        match plan.keeps:
+            case "nothing":
+                return False
+            case "everything":
+                return True
+            case "dots":
+                return policies.dots_saveable(operation, *avals, **params)
+            case "dots_no_batch":
+                return policies.dots_with_no_batch_dims_saveable(operation, *avals, **params)
+
+
+@functools.cache
+def _to_host(name: str) -> Callable[..., Any]:
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[name],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 @contextmanager
@@ -60,33 +144,56 @@ def scanned(length: int) -> Iterator[None]:
         _scanned.reset(token)
 
 
-def scope(name: str) -> Callable[[Method], Method]:
-    """Declare a method to be a region that a plan may recompute. Its arrays are arguments; keep statics on the module.
+def layers(blocks: nnx.Module, x: jax.Array, length: int) -> jax.Array:
+    """x through `length` blocks, whose variables are stacked along a first axis, under one scan.
 
-    Only the outermost wrapped scope counts: nested recomputation would do the work twice.
+    With `every=n` the scan goes over groups of n, of which the first is recomputed; what is left over comes last.
     """
+    plan: Plan = _plan.value
+    if "block" in plan.scopes and plan.every > 1:
+        return _in_groups(blocks, x, length, plan)
 
-    def declare(method: Method) -> Method:
-        @functools.wraps(method)
-        def call(module: nnx.Module, *args: Any) -> Any:
-            plan: Plan = _plan.value
-            if name not in plan.scopes:
-                return method(module, *args)
-            hits = _hits.get()
-            if hits is not None:
-                hits.add(name)
-            return nnx.remat(_outermost(method), prevent_cse=not _scanned.get())(module, *args)
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    def through(x: jax.Array, block: nnx.Module) -> jax.Array:
+        return block(x)
 
-        return call  # type: ignore[return-value]
-
-    return declare
+    with scanned(length):
+        return through(x, blocks)
 
 
-def _outermost(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`method` with every scope inside it switched off."""
+def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: Plan) -> jax.Array:
+    """A block takes its slice of the stack inside of what is recomputed, so that no slice of weights is stored."""
+    graphdef, *variables = nnx.split(blocks, nnx.Param, ...)
 
-    def call(*args: Any) -> Any:
-        with _plan(Plan()):
-            return method(*args)
+    def one(x: jax.Array, stacked: Any, place: int) -> tuple[jax.Array, nnx.State]:
+        block: Any = nnx.merge(graphdef, *jax.tree.map(lambda leaf: leaf[place], stacked), copy=True)
+        setattr(block, NOT_CHOSEN, True)  # it is wrapped here
+        out = block(x)
+        return out, nnx.split(block, nnx.Param, ...)[-1]
 
-    return call
+    def group(x: jax.Array, stacked: Any) -> tuple[jax.Array, nnx.State]:
+        moved = []
+        for place in range(len(jax.tree.leaves(stacked)[0])):
+            policy = _all_but_slices if place else Kept("block", plan)
+            through = jax.checkpoint(one, policy=policy, prevent_cse=not _scanned.get(), static_argnums=2)
+            x, after = through(x, stacked, place)
+            moved.append(after)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *moved)
+
+    groups, rest = divmod(length, plan.every)
+    whole, parts = length - rest, []
+    if groups:
+        first = jax.tree.map(lambda leaf: leaf[:whole].reshape(groups, plan.every, *leaf.shape[1:]), variables)
+        with scanned(groups):
+            x, moved = jax.lax.scan(group, x, first)
+        parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), moved))
+    if rest:
+        with scanned(1):
+            x, moved = group(x, jax.tree.map(lambda leaf: leaf[whole:], variables))
+        parts.append(moved)
+    nnx.update(blocks, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
+    return x
+
+
+def _all_but_slices(operation: Any, *avals: Any, **params: Any) -> bool:
+    return operation.name not in SLICES

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from models import Vae
-from models.scopes import scope
+from models.scopes import scope, tag
 
 HE = nnx.initializers.he_normal()
 FIRST_LOG_SCALE, SMALLEST_LOG_SCALE = -1.5, -6.0  # of pixels in [0, 1]: it begins a little below their spread
@@ -28,7 +28,8 @@ class Down(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Images) -> Float[Array, "batch rows columns features"]:
-        return jax.nn.relu(self.conv(jax.nn.relu(self.halve(x))))
+        x = jax.nn.relu(tag(self.halve(x), "first"))
+        return jax.nn.relu(tag(self.conv(x), "second"))
 
 
 class Up(nnx.Module):
@@ -41,7 +42,8 @@ class Up(nnx.Module):
     @scope("block")
     def __call__(self, x: Images) -> Float[Array, "batch rows columns features"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return jax.nn.relu(self.second(jax.nn.relu(self.first(x))))
+        x = jax.nn.relu(tag(self.first(x), "first"))
+        return jax.nn.relu(tag(self.second(x), "second"))
 
 
 class Encoder(nnx.Module):

@@ -33,6 +33,7 @@ class Cnn:
 
     takes: ClassVar[tuple[str, ...]] = ("images",)
     scopes: ClassVar[tuple[str, ...]] = ("block",)
+    tags: ClassVar[tuple[str, ...]] = ("first", "second")
     objective: ClassVar[str] = "classify"
     shows: ClassVar[tuple[str, ...]] = ()
 
@@ -64,6 +65,7 @@ class Resnet:
 
     takes: ClassVar[tuple[str, ...]] = ("images",)
     scopes: ClassVar[tuple[str, ...]] = ("block",)
+    tags: ClassVar[tuple[str, ...]] = ("first", "second")
     objective: ClassVar[str] = "classify"
     shows: ClassVar[tuple[str, ...]] = ()
 
@@ -92,7 +94,8 @@ class Vit:
     dropout: Rate = 0.0
 
     takes: ClassVar[tuple[str, ...]] = ("images",)
-    scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "ffn")
+    scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
+    tags: ClassVar[tuple[str, ...]] = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
     objective: ClassVar[str] = "classify"
     shows: ClassVar[tuple[str, ...]] = ()
 
@@ -130,6 +133,7 @@ class Vae:
 
     takes: ClassVar[tuple[str, ...]] = ("images",)
     scopes: ClassVar[tuple[str, ...]] = ("block",)
+    tags: ClassVar[tuple[str, ...]] = ("first", "second")
     objective: ClassVar[str] = "elbo"
     shows: ClassVar[tuple[str, ...]] = ("samples", "reconstructions")
 

@@ -8,10 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import Vit
-from models.scopes import scanned, scope
+from models.scopes import layers, scope, tag
 
 XAVIER = nnx.initializers.xavier_uniform()  # as in the paper's code
 Tokens = Float[Array, "batch tokens features"]
+Heads = Float[Array, "batch tokens heads head_dim"]
 
 
 class Attention(nnx.Module):
@@ -25,9 +26,13 @@ class Attention(nnx.Module):
     @scope("attention")
     def __call__(self, x: Tokens) -> Tokens:
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.out(mixed.reshape(batch, tokens, width))
+        qkv = tag(self.qkv(x), "qkv").reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        mixed = tag(self._mixed(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]), "attn_ctx")
+        return tag(self.out(mixed.reshape(batch, tokens, width)), "attn_out")
+
+    @scope("attention_core")
+    def _mixed(self, q: Heads, k: Heads, v: Heads) -> Heads:
+        return jax.nn.dot_product_attention(q, k, v)
 
 
 class FeedForward(nnx.Module):
@@ -40,7 +45,7 @@ class FeedForward(nnx.Module):
 
     @scope("ffn")
     def __call__(self, x: Tokens) -> Tokens:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(jax.nn.gelu(tag(self.up(x), "ffn_pre"), approximate=False))
 
 
 class Block(nnx.Module):
@@ -92,13 +97,7 @@ class ViT(nnx.Module):
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         """Logits of the classes."""
-
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def through(x: jax.Array, block: Block) -> jax.Array:
-            return block(x)
-
-        with scanned(self.num_layers):
-            x = self.norm(through(self.dropout(self.embed(images)), self.blocks))
+        x = self.norm(layers(self.blocks, self.dropout(self.embed(images)), self.num_layers))
         return self.head(x[:, 0] if self.cls is not None else x.mean(axis=1))
 
     def embed(self, images: Float[Array, "batch height width channels"]) -> Tokens:

@@ -14,7 +14,9 @@ from flax import nnx
 
 from data.pipeline import Stream
 from data.sources import Sources
-from models.scopes import Plan
+from models.declared import prepare
+from models.plan import Plan
+from models.scopes import Misplaced
 from runner import external
 from runner import step as steps
 from runner.checkpoint import store
@@ -86,7 +88,7 @@ def build(config: Config, sources: Sources | None = None) -> Built:
             raise ConfigError(f"model={config.model.kind}: {error}") from error
 
     with external.told("model"):
-        network = steps.take_apart(make_model)
+        network = steps.take_apart(make_model, partial(_prepared, config))
     objective = config.objective.build(own)
     train, ema = config.train, config.optim.ema
     schedule = config.schedule.build(config.optim.lr, train.steps)
@@ -118,8 +120,15 @@ def build(config: Config, sources: Sources | None = None) -> Built:
         model=model,
         evaluator=evaluator,
         put=put,
-        plan=Plan(config.remat.scopes),
+        plan=config.remat.plan,
     )
+
+
+def _prepared(config: Config, model: nnx.Module) -> None:
+    try:
+        prepare(model, config.remat.plan, config.remat.block)
+    except Misplaced as error:
+        raise ConfigError(f"remat={config.remat.kind}: {error}") from None
 
 
 def restore(built: Built, checkpoint: Path) -> State:

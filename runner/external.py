@@ -75,13 +75,6 @@ def bring(config: Config) -> None:
         found = _found(key, name)
         if part in CALLS:
             _check_call(key, name, found, part, document[part]["options"])
-        if part == "model":
-            missing = sorted(config.remat.scopes - set(getattr(found, "scopes", config.remat.scopes)))
-            if missing:
-                raise ConfigError(
-                    f"remat={config.remat.kind} recomputes the scope '{missing[0]}', which {name} does not declare (it "
-                    f"has: {', '.join(found.scopes) or 'none'}); choose another remat"
-                )
 
 
 def fit(config: Config, source: Source) -> str:

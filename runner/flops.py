@@ -63,7 +63,7 @@ def _walk(jaxpr: Any, origins: Sequence[Origin], times: int, found: Costs) -> li
         return None if hasattr(atom, "val") else known.get(atom)  # a literal has a value
 
     for equation in jaxpr.eqns:
-        inputs, inside = [origin(atom) for atom in equation.invars], list(_inside(equation))
+        inputs, inside = [origin(atom) for atom in equation.invars], list(bodies(equation))
         parts = [each.part for each in inputs if isinstance(each, Weights)]
         is_stack = equation.primitive.name == "scan"
         if parts and is_stack:  # what goes round is made in the stack from its second layer on
@@ -88,7 +88,7 @@ def _joined(inputs: Sequence[Origin], part: str) -> Origin:
     return weights[0] if weights else None
 
 
-def _inside(equation: Any) -> list[tuple[Any, int]]:
+def bodies(equation: Any) -> list[tuple[Any, int]]:
     """The jaxprs inside an equation, each with how often it runs (a while loop: once, nobody knows)."""
     length = equation.params["length"] if equation.primitive.name == "scan" else 1
     values = [

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from models.scopes import active
+from models.scopes import Misplaced, active
 from runner.compiled import Kept
 from runner.config import Config
 from runner.errors import ConfigError
 from runner.external import told
 from runner.mesh import batched
 from runner.preempt.watch import begin
+from runner.remat.seen import seen
 
 if TYPE_CHECKING:
     from runner.build import Built
@@ -63,16 +64,29 @@ def compile_eval(built: Built, config: Config) -> EvalStep:
 
 
 def compile_step(built: Built, config: Config) -> TrainStep:
-    """The train step, compiled for the shapes of this run. Raises ConfigError where a remat scope was never met."""
+    """The train step, compiled for the shapes of this run. Raises ConfigError where remat does not do what it says."""
+    return trace_step(built, config).lower().compile()
+
+
+def trace_step(built: Built, config: Config) -> jax.stages.Traced:
+    """The train step, traced under the plan of this configuration. Raises ConfigError where that is not obeyed."""
     batch, _ = abstract_batch(built, config)
-    with active(built.plan) as hits, told("objective"):
-        lowered = built.train_step.lower(built.abstract, batch)
-    if missed := built.plan.scopes - hits:
+    remat = f"remat={config.remat.kind}"
+    try:
+        with active(built.plan), told("objective"):
+            traced = built.train_step.trace(built.abstract, batch)
+    except Misplaced as error:
+        raise ConfigError(f"{remat}: {error}") from None
+    found, plan = seen(traced.jaxpr.jaxpr), built.plan
+    if missed := plan.scopes - found.scopes.keys():
         raise ConfigError(
-            f"remat={config.remat.kind}: model={config.model.kind} never entered the scope '{min(missed)}', "
+            f"{remat}: model={config.model.kind} never entered the scope '{min(missed)}', "
             "so nothing would be recomputed; mark it in the model, or choose remat=none"
         )
-    return lowered.compile()
+    if unknown := sorted((plan.names | plan.offload) - found.tags):
+        tags = ", ".join(sorted(found.tags)) or "none"
+        raise ConfigError(f"{remat}: the model tags no value '{unknown[0]}' (it has: {tags})")
+    return traced
 
 
 def abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeStruct]:

@@ -45,9 +45,10 @@ class Network:
     variables: tuple[nnx.State, nnx.State, nnx.State]  # abstract: params, rng, extra
 
 
-def take_apart(make_model: Callable[[], nnx.Module]) -> Network:
-    """The structure of a model, without allocating anything."""
+def take_apart(make_model: Callable[[], nnx.Module], prepare: Callable[[nnx.Module], None]) -> Network:
+    """The structure of a model, without allocating anything; `prepare` may change what its modules are before."""
     model = nnx.eval_shape(make_model)
+    prepare(model)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.Embed) and module.dtype == module.param_dtype:
             module.dtype = None  # as in every other layer; flax would raise all that follows to float32

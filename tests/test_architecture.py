@@ -54,7 +54,7 @@ NO_JAX = (
     *("runner.stopwatch", "runner.garbage"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
-    *("runner.checkpoint.arrays", "runner.remat.policy", "runner.preempt", "runner.preempt.sources"),
+    *("runner.checkpoint.arrays", "runner.remat.policy", "models.plan", "runner.preempt", "runner.preempt.sources"),
     "runner.sweep.slurm",
     *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
@@ -125,6 +125,7 @@ MAY_KNOW = {
     "runner.external": ("data", "models", "runner.explain", "runner.trust"),
     "runner.programs": (
         *("models", "runner.compiled", "runner.config", "runner.external", "runner.mesh", "runner.preempt.watch"),
+        "runner.remat.seen",
     ),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
     "runner.ledger": ("runner.provenance", "runner.pulse", "runner.stopwatch"),
@@ -179,6 +180,11 @@ MAY_KNOW = {
     "runner.tools.digest": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.eval": ("runner.trust", "runner.compose", "runner.config", "runner.evaluate", "runner.tools"),
     "runner.tools.model": (*("runner.build", "runner.compose", "runner.config", "runner.summary", "runner.tools"),),
+    "runner.remat.policy": ("models",),
+    "runner.remat.seen": ("models", "runner.flops"),
+    "runner.remat.measure": (
+        *("data", "models", "runner.build", "runner.config", "runner.flops", "runner.programs", "runner.remat"),
+    ),
     "runner.summary": ("models", "runner.build", "runner.config", "runner.flops", "runner.programs"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.supervise": (

@@ -30,8 +30,6 @@ from flax import nnx
 from models.scopes import scope
 
 class Net(nnx.Module):
-    scopes = ("block",)
-
     def __init__(self, inputs, num_outputs, *, rngs, width=8):
         self.hidden = nnx.Linear(inputs[-1], width, rngs=rngs)
         self.drop = nnx.Dropout(0.2, rngs=rngs)
@@ -123,7 +121,10 @@ WRONG = [
     ({"model__options": {"widht": 3}}, "model.options.widht: mine:Net has no such option; did you mean width?"),
     ({"model": "mine:OfImages"}, "model=mine:OfImages takes images, but data=mine:line gives features"),
     ({"model": {"kind": "gpt"}}, "model=gpt takes tokens, but data=mine:line gives features"),
-    ({"remat": {"kind": "attention_only"}}, "remat=attention_only recomputes the scope 'attention', which mine:Net"),
+    (
+        {"remat": {"kind": "attention_only"}},
+        "remat=attention_only: the model declares no scope 'attention' (it has: block)",
+    ),
     ({"data": "mine:number"}, "data.target: mine:number is of type int"),
     ({"data__options": {"sise": 3}}, "data.options.sise: mine:line has no such option; did you mean size?"),
     ({"data": "mine:nothing"}, 'data.target: mine:nothing: returned nothing; expected "inputs"'),

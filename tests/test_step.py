@@ -99,7 +99,7 @@ def parts(make: Callable[[], nnx.Module] = small, update: Update = ONCE) -> Part
 def made(make: Callable[[], nnx.Module], update: Update, optim: Any, objective: Any) -> Any:
     """Compiled once for all tests."""
     schedule = Constant().build(optim.lr, 100)
-    tx, network = optim.build(schedule), steps.take_apart(make)
+    tx, network = optim.build(schedule), steps.take_apart(make, lambda model: None)
     step = jax.jit(steps.train_step(network, objective, tx, schedule, update), donate_argnums=0, compiler_options=QUICK)
     init = functools.partial(steps.init, make, tx, ema=update.ema is not None)
     return step, jax.jit(init, compiler_options=QUICK), network

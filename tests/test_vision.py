@@ -14,9 +14,11 @@ from scipy import stats
 
 from models import Cnn, Model, Resnet, Vae, Vit
 from models.objectives import OBJECTIVES
-from models.scopes import Plan, active
+from models.plan import Plan
+from models.scopes import active
 from models.vae import kl
 from models.vit import sincos
+from runner.remat.seen import seen
 from tests.fresh import fresh
 
 OPTIONS = (
@@ -63,9 +65,10 @@ def test_batch_statistics_advance_once_a_step(scopes: frozenset[str]) -> None:
         model = nnx.merge(graphdef, params, rest, copy=True)
         return OBJECTIVES["classify"](model, batch)["loss"].mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    with active(Plan(scopes)) as hits:
-        (_, after), _ = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    assert hits == scopes
+    with active(Plan(scopes)):
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(params)
+        (_, after), _ = step.lower().compile()(params)
+    assert seen(step.jaxpr.jaxpr).scopes.keys() == scopes
     x = model.stem.conv(batch["inputs"])
     np.testing.assert_allclose(after["stem"]["norm"]["mean"], 0.1 * x.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(after["stem"]["norm"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), atol=1e-6)

@@ -6,27 +6,15 @@ rule that takes away: it comes last, oldest first, and stops at the law.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from runner.checkpoint.record import Mode, Record, Score, best_of
+from runner.checkpoint.record import Mode, Record, Score, best_of, parsed_size
 
 Count = Annotated[int, Ge(1)]
-UNITS = {
-    "": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +150,7 @@ class DiskBudget:
     @property
     def limit(self) -> int:
         """In bytes; 0 where it cannot be read."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", str(self.bytes))
-        return int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
+        return parsed_size(self.bytes)
 
     def drops(self, records: Sequence[Record], protected: Container[int]) -> list[int]:
         """Steps to let go so that the rest fits, oldest first; what is protected stays, fit or not."""

@@ -1,13 +1,49 @@
 """What each remat name recomputes: the scopes of the model that are traced again in the backward pass. No jax here.
 
-A scope that the model does not declare is an error (`config.py`), and so is one that tracing never met (`build.py`):
-a policy recomputes what its name says, or it is refused.
+A scope or a tag that the model does not have is an error (`config.py` where the model says so, else `build.py`), and so
+is one that tracing never met, or that changes nothing (`programs.py`): a policy recomputes what its name says, or it is
+refused. Where the policy is one of blocks and the model declares none, `block` names the class of its repeated module;
+null: it is found.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Interval, MinLen
+
+from models.plan import Keeps, Plan
+from runner.checkpoint.record import parsed_size
+
+BLOCK = frozenset({"block"})
+Tags = Annotated[tuple[str, ...], MinLen(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfBlocks:
+    """Blocks are recomputed, save what `keeps` says."""
+
+    block: str | None = None
+    keeps: ClassVar[Keeps] = "nothing"
+
+    @property
+    def plan(self) -> Plan:
+        """What is recomputed, and what of that is stored all the same."""
+        return Plan(BLOCK, self.keeps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfScope:
+    """One part of every block is recomputed."""
+
+    scope: ClassVar[str]
+    block: ClassVar[None] = None
+
+    @property
+    def plan(self) -> Plan:
+        """What is recomputed."""
+        return Plan(frozenset({self.scope}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,31 +51,142 @@ class NoRemat:
     """Store every intermediate value."""
 
     kind: Literal["none"] = "none"
-    scopes: ClassVar[frozenset[str]] = frozenset()
+    block: ClassVar[None] = None
+    plan: ClassVar[Plan] = Plan()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full:
-    """Recompute every block; store only what enters it."""
+class Full(_OfBlocks):
+    """Recompute every block; store only what enters it (Chen et al. 2016, arXiv:1604.06174)."""
 
     kind: Literal["full"] = "full"
-    scopes: ClassVar[frozenset[str]] = frozenset({"block"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionOnly:
-    """Recompute attention; store the rest."""
+class NothingSaveable(_OfBlocks):
+    """The same by jax's name for it."""
+
+    kind: Literal["nothing_saveable"] = "nothing_saveable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EverythingSaveable(_OfBlocks):
+    """Store every value of every block. To see what the barriers around a block cost; else choose none."""
+
+    kind: Literal["everything_saveable"] = "everything_saveable"
+    keeps: ClassVar[Keeps] = "everything"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dots(_OfBlocks):
+    """Of every block store the results of matrix products, convolutions and flash attention; recompute the rest."""
+
+    kind: Literal["dots"] = "dots"
+    keeps: ClassVar[Keeps] = "dots"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DotsNoBatch(_OfBlocks):
+    """The same without products over a batch, which attention scores are (and without convolutions)."""
+
+    kind: Literal["dots_no_batch"] = "dots_no_batch"
+    keeps: ClassVar[Keeps] = "dots_no_batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryN(_OfBlocks):
+    """Recompute the first of every n blocks; store the others."""
+
+    kind: Literal["every_n"] = "every_n"
+    n: Annotated[int, Ge(2)] = 2
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(BLOCK, every=self.n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names(_OfBlocks):
+    """Recompute every block, but store what the model tagged with these names."""
+
+    kind: Literal["names"] = "names"
+    save: Tags
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(BLOCK, names=frozenset(self.save))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offload(_OfBlocks):
+    """The same, and what is tagged with the names in `offload` waits in the host's memory. Not on a CPU."""
+
+    kind: Literal["offload"] = "offload"
+    offload: Tags
+    save: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(BLOCK, names=frozenset(self.save), offload=frozenset(self.offload))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOnly(_OfScope):
+    """Recompute attention with its projections; store the rest."""
 
     kind: Literal["attention_only"] = "attention_only"
-    scopes: ClassVar[frozenset[str]] = frozenset({"attention"})
+    scope: ClassVar[str] = "attention"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FfnOnly:
+class AttentionCore(_OfScope):
+    """Recompute scores, softmax and the mixing of values (Korthikanti et al. 2022, arXiv:2205.05198)."""
+
+    kind: Literal["attention_core"] = "attention_core"
+    scope: ClassVar[str] = "attention_core"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FfnOnly(_OfScope):
     """Recompute the feed-forward parts; store the rest."""
 
     kind: Literal["ffn_only"] = "ffn_only"
-    scopes: ClassVar[frozenset[str]] = frozenset({"ffn"})
+    scope: ClassVar[str] = "ffn"
 
 
-Remat = NoRemat | Full | AttentionOnly | FfnOnly
+@dataclass(frozen=True, kw_only=True)
+class Auto(_OfBlocks):
+    """The least recomputation that fits into a budget: `budget_bytes` (`8GB`), or `fraction` of the device's memory.
+
+    The budget is for all that one device holds during a step: parameters, optimizer, batch and what is stored.
+    """
+
+    kind: Literal["auto"] = "auto"
+    budget_bytes: Annotated[int, Ge(1)] | str | None = None
+    fraction: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9
+
+    def __post_init__(self) -> None:
+        if self.budget_bytes is not None and self.budget < 1:
+            raise ValueError(f"budget_bytes={self.budget_bytes} must be a number of bytes, as 8000000000, 8GB or 7GiB")
+
+    @property
+    def budget(self) -> int:
+        """In bytes; 0 where none is given."""
+        return parsed_size(self.budget_bytes or 0)
+
+
+Remat = (
+    NoRemat
+    | Full
+    | NothingSaveable
+    | EverythingSaveable
+    | Dots
+    | DotsNoBatch
+    | EveryN
+    | Names
+    | Offload
+    | AttentionOnly
+    | AttentionCore
+    | FfnOnly
+    | Auto
+)

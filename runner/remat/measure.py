@@ -1,0 +1,122 @@
+"""What a remat option costs, for this model and this batch: counted in the trace, and told by the compiler.
+
+Counted bytes are those of the values that the backward pass finds stored: the same on every device, but no compiler
+fuses there, and the working set of a block is not in them. The compiler's numbers are those of its device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from data.sources import Sources
+from models.scopes import active
+from runner.build import build
+from runner.config import Config
+from runner.flops import count
+from runner.programs import abstract_batch, trace_step
+from runner.remat.policy import Remat
+from runner.remat.seen import Seen, seen, stored
+
+if TYPE_CHECKING:
+    from runner.build import Built
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the compiler says of one device, in bytes; `peak` is None where the backend does not tell."""
+
+    arguments: int
+    outputs: int
+    donated: int
+    temporaries: int
+    host: int
+    peak: int | None
+    seconds: float  # that compiling took
+
+    @property
+    def footprint(self) -> int:
+        """All that is held at once: the peak, or what is in, out and between."""
+        return self.peak or self.arguments + self.outputs - self.donated + self.temporaries
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An option, traced. `stored`: bytes that one device keeps for the backward pass, by tag (`""`: what has none)."""
+
+    option: Remat
+    built: Built
+    traced: jax.stages.Traced
+    stored: Mapping[str, int]
+    flops: int
+    seen: Seen
+    held: int  # bytes of the state and the batch on one device
+
+    @property
+    def num_bytes(self) -> int:
+        """Everything stored."""
+        return sum(self.stored.values())
+
+    @property
+    def counted(self) -> int:
+        """State, batch and what is stored: less is only enough where the compiler itself computes something again."""
+        return self.held + self.num_bytes
+
+    @property
+    def is_loop(self) -> bool:
+        """Blocks follow each other in the text of the program; under a scan they are one. Not known of `none`."""
+        return max(self.seen.scopes.values(), default=0) > 1
+
+
+def candidate(config: Config, option: Remat, sources: Sources) -> Candidate:
+    """Trace the train step and its forward pass. Raises ConfigError where the option does not fit the model."""
+    config = replace(config, remat=option)
+    built = build(config, sources)
+    traced = trace_step(built, config)
+    jaxpr, devices = traced.jaxpr.jaxpr, built.mesh.size
+    kept = {name: size // devices for name, size in _stored(built, config).items()}
+    batch = sum(map(_size, jax.tree.leaves(abstract_batch(built, config)[0]))) // devices
+    held = sum(map(_size, jax.tree.leaves(built.abstract))) + batch
+    return Candidate(option, built, traced, kept, count(jaxpr), seen(jaxpr), held)
+
+
+def memory(candidate: Candidate) -> Memory:
+    """Compile it, and ask."""
+    began = time.perf_counter()
+    found = candidate.traced.lower().compile().memory_analysis()
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        donated=found.alias_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        host=found.host_temp_size_in_bytes,
+        # On a CPU it is arguments and outputs alone (jax 0.10).
+        peak=None if jax.default_backend() == "cpu" else found.peak_memory_in_bytes,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _stored(built: Built, config: Config) -> Mapping[str, int]:
+    """What the forward pass on one microbatch keeps, by tag."""
+    parts = config.train.microbatches
+    batch = {
+        name: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)
+        for name, leaf in abstract_batch(built, config)[0].items()
+    }
+
+    def kept(state: Any, batch: Any) -> list[Any]:
+        _, pull, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
+        return jax.tree.leaves(pull)
+
+    with active(built.plan):
+        traced = jax.make_jaxpr(kept)(built.abstract, batch).jaxpr
+    return stored(traced, len(traced.outvars))
+
+
+def _size(leaf: Any) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
