@@ -15,7 +15,8 @@ from models.scopes import CONTEXT, FLASH, Kept
 from runner.flops import bodies
 
 TAG = "name"
-THE_SAME = ("reduce_precision", "optimization_barrier", "sharding_constraint")  # a value goes through them as it is
+# A value goes through these as it is: at most its shape is another.
+THE_SAME = ("reduce_precision", "optimization_barrier", "sharding_constraint", "reshape", "squeeze")
 
 
 @dataclass
