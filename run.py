@@ -10,12 +10,14 @@ Neither jax nor flax is imported before the configuration is valid.
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from runner import garbage
 from runner.compose import Command, compose
 from runner.config import Config
 from runner.errors import ConfigError
+from runner.sweep.local import Local
 from runner.sweep.slurm import Slurm
 
 
@@ -28,6 +30,13 @@ def start(config: Config, command: Command) -> tuple[int, float | None]:
         return submit(config, command, command.slurm), None
     outcome = experiment.run(config, command.overrides, command.began)
     return outcome.exit_code, outcome.score
+
+
+def sweep(runs: Sequence[tuple[Config, Command]], option: Local) -> tuple[int, list[float | None]]:
+    """Work on every run of a sweep, each in a process of its own. Gives the exit code, and the score of each."""
+    from runner.sweep import together
+
+    return together.run(runs, option)
 
 
 def submit(config: Config, command: Command, options: Slurm) -> int:
@@ -47,7 +56,7 @@ def submit(config: Config, command: Command, options: Slurm) -> int:
 
 if __name__ == "__main__":
     try:
-        code = compose(sys.argv[1:], start)
+        code = compose(sys.argv[1:], start, sweep)
     except KeyboardInterrupt:  # before there was anything to save; later the run listens for it
         sys.exit(130)
     with suppress(BrokenPipeError):

@@ -7,6 +7,7 @@ keys exist; its message knows the whole schema.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
@@ -15,20 +16,24 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner import external, rundir, trust
 from runner.config import Config, checked, continued, load, read
 from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
 from runner.explain import suggest
 from runner.provenance import process_began
+from runner.sweep.local import Local
 from runner.sweep.slurm import Slurm
+
+if TYPE_CHECKING:
+    from runner.sweep import plugin
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LAUNCHER = "hydra.launcher."
@@ -50,17 +55,19 @@ class Command:
 
 
 Start = Callable[[Config, Command], tuple[int, float | None]]
+# The runs of a sweep → its exit code, and the score of each run.
+Sweep = Callable[[Sequence[tuple[Config, Command]], Local], tuple[int, list[float | None]]]
 
 
-def compose(argv: Sequence[str], start: Start) -> int:
-    """Compose, validate and start the run (or each run of a sweep). Gives the exit code; says errors on stderr."""
+def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> int:
+    """Compose, validate and start the run, or all runs of a sweep. Gives the exit code; says errors on stderr."""
     codes: list[int] = []
-    began = process_began()
+    began, trusted = process_began(), trust.FLAG in argv
 
     def task(composed: DictConfig) -> float | None:
         os.environ.pop("HYDRA_FULL_ERROR", None)
         try:
-            config, overrides = _validated(composed, trusted=trust.FLAG in argv)
+            config, overrides = _validated(composed, trusted=trusted)
             code, score = start(config, Command(overrides, time.time() if codes else began, _words(argv), _slurm()))
         except HoldfastError as error:
             code, score = _say(error), None
@@ -69,7 +76,22 @@ def compose(argv: Sequence[str], start: Start) -> int:
             raise SystemExit(STOPPED)  # a stopped run stops the sweep
         return score
 
+    def launch(jobs: Sequence[plugin.Job]) -> list[float | None]:
+        runs, option = [], _chosen(Local, jobs[0][0].hydra.launcher)
+        for composed, words in jobs:
+            HydraConfig.instance().set_config(composed)
+            config, overrides = _validated(_without_hydra(composed), trusted=trusted)
+            runs.append((config, Command(overrides, began, words)))
+        assert sweep is not None
+        code, scores = sweep(runs, option)
+        codes.append(code)
+        return scores
+
     try:
+        if {"-m", "--multirun"} & set(argv):
+            from runner.sweep import plugin
+
+            plugin.register(launch)
         if "hydra/launcher=slurm" in argv and {"-m", "--multirun"} & set(argv):
             raise ConfigError("hydra/launcher=slurm: submits one run, not yet a sweep; leave -m out, or the launcher")
         sys.argv[1:] = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != trust.FLAG]
@@ -112,6 +134,22 @@ def _document(composed: DictConfig, task: list[str], *, trusted: bool) -> Any:
     return document
 
 
+def _chosen(schema: Any, launcher: DictConfig) -> Any:
+    """What is chosen for a launcher."""
+    option: Any = OmegaConf.to_container(launcher)
+    try:
+        return checked(schema, {key: value for key, value in option.items() if key != "_target_"})
+    except ConfigError as error:
+        raise ConfigError(f"{LAUNCHER}{error}") from None
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    plain = copy.copy(composed)
+    with open_dict(plain):
+        del plain["hydra"]
+    return plain
+
+
 def _words(argv: Sequence[str]) -> tuple[str, ...]:
     """What starts the same run here, without a launcher."""
     return tuple(word for word in argv if not word.lstrip("+~").startswith(("hydra/launcher", LAUNCHER)))
@@ -122,10 +160,7 @@ def _slurm() -> Slurm | None:
     hydra_config = HydraConfig.get()
     if hydra_config.runtime.choices.get("hydra/launcher") != "slurm":
         return None
-    try:
-        return checked(Slurm, hydra_config.launcher)
-    except ConfigError as error:
-        raise ConfigError(f"{LAUNCHER}{error}") from None
+    return _chosen(Slurm, hydra_config.launcher)
 
 
 def _spelled_out(argument: str) -> tuple[str, ...]:
@@ -178,13 +213,16 @@ def _plain_line(error: HydraException) -> str:
 
 def _unknown(key: str) -> str:
     """Hydra judges its own keys; of ours only a launcher's are among them."""
-    known = [f.name for f in fields(Slurm)]
+    here, there = ([f.name for f in fields(option)] for option in (Local, Slurm))
     name = key.removeprefix(LAUNCHER)
     if key == name:
         return f"{key}: unknown key"
-    if name in known:
+    if name in there:
         return f"{key}: belongs to hydra/launcher=slurm; add that"
-    return f"{key}: unknown key" + (suggest(name, known) or f"; hydra.launcher has: {', '.join(known)}")
+    if name in here:
+        return f"{key}: belongs to a sweep on this machine; leave hydra/launcher out"
+    known = f"; hydra.launcher has: {', '.join(here)}; for slurm: {', '.join(there)}"
+    return f"{key}: unknown key{suggest(name, [*here, *there]) or known}"
 
 
 def _say(error: HoldfastError) -> int:

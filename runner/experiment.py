@@ -61,6 +61,13 @@ def evaluated(config: Config, overrides: Sequence[str]) -> Outcome:
     return Outcome("evaluated", found.step, found.score(config.score.metric), 0)
 
 
+def admitted(config: Config, overrides: Sequence[str]) -> Run:
+    """Where the run is. Raises RefusedError where it may not be worked on like this. Changes and says nothing."""
+    place = _place(config, overrides)
+    _admit(config, place)
+    return place
+
+
 def standing(config: Config, overrides: Sequence[str]) -> tuple[Run, list[Drift], Outcome | None]:
     """Where the run is, what differs from how it was started, its outcome if nothing is left to do. Changes nothing."""
     place = _place(config, overrides)

@@ -20,6 +20,7 @@ import pytest
 
 from runner import rundir
 from runner.__main__ import main
+from runner.child import HANDED_ON
 from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, RefusedError, StorageError
 from runner.rundir import Run
 from runner.tools.rerun import (
@@ -33,7 +34,6 @@ from runner.tools.rerun import (
     next_move,
     pause,
 )
-from runner.tools.supervise import HANDED_ON
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged
 
 SUPERVISE = (sys.executable, "-m", "runner", "supervise", "--wait", "0.1")

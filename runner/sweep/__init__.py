@@ -1,1 +1,9 @@
-"""Where runs are sent to, when they do not run here and now."""
+"""Many runs, and runs that are sent elsewhere.
+
+plugin.py     what Hydra's sweepers call: composes every job, and refuses them all or hands them on
+members.py    the runs of a sweep: which there are, what differs between them, how each stands
+share.py      which cores and devices each of several runs beside each other gets
+local.py      one process a run, some at a time; retries, signals, stragglers
+table.py      what a person sees meanwhile · summary.py  sweep.json and results.csv
+slurm.py      a run as one Slurm job
+"""

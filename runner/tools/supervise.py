@@ -1,14 +1,12 @@
 """`supervise`: runs a command again until it is done: after each stop with its state saved, and after some crashes.
 
-What each ending asks for is in rerun.py. The command runs in a process group of its own, so that a signal to ours (by
-Ctrl-C, a shell, `timeout`) reaches it from here and not a second time by itself: a second one means "leave without
-saving". Where it works is told by the run itself, in a file that this process names to it: nothing has to be guessed
-from the command line, and a sweep tells every run it takes.
+What each ending asks for is in rerun.py, how a process is ours in child.py. Where it works is told by the run itself,
+in a file that this process names to it: nothing has to be guessed from the command line, and a sweep tells every run
+it takes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
@@ -17,21 +15,19 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
 from runner.checkpoint.record import records_in
+from runner.child import hand_on_to, spawn
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.preempt import STOP_FILE
 from runner.rundir import SUPERVISOR, Run
 from runner.tools import Answer, Say
 from runner.tools.rerun import Ending, Leave, Rerun, Streak, exit_code, is_crash, name_of, next_move
-
-HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Command:
@@ -46,10 +42,7 @@ class Command:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hand on what comes while the context lasts."""
-        # A hang-up that is ignored stays so: that is what nohup asks for.
-        hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-        numbers = [number for number in HANDED_ON if hung_up or number != signal.SIGHUP]
-        before = {number: signal.signal(number, self._hand_on) for number in numbers}
+        before = hand_on_to(self._hand_on)
         try:
             yield
         finally:
@@ -62,13 +55,8 @@ class Command:
         It may not read the terminal, which belongs to our process group: the system would stop it there for ever.
         """
         try:
-            process = subprocess.Popen(
-                self._words,
-                stdin=subprocess.DEVNULL if sys.stdin and sys.stdin.isatty() else None,
-                env={**os.environ, SUPERVISOR: str(told)},
-                process_group=0,
-                preexec_fn=_stopped_with(os.getpid()),
-            )
+            stdin = subprocess.DEVNULL if sys.stdin and sys.stdin.isatty() else None
+            process = spawn(self._words, {SUPERVISOR: str(told)}, stdin=stdin)
         except OSError as error:
             raise ConfigError(f"supervise: {error.filename}: {error.strerror}; the command follows the --") from None
         self._process = process
@@ -93,20 +81,6 @@ class Command:
             self._early.append(number)
         else:
             self._process.send_signal(number)
-
-
-def _stopped_with(supervisor: int) -> Callable[[], None] | None:
-    """For a child, before it becomes the command: SIGTERM when its supervisor dies, however that dies (Linux only)."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != supervisor:  # it died before it was asked for
-            os._exit(128 + signal.SIGTERM)
-
-    return ask
 
 
 def arguments(parser: ArgumentParser) -> None:

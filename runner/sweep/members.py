@@ -1,0 +1,85 @@
+"""The runs of a sweep: which there are, what differs between them, and how each of them stands on disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runner.config import Config
+from runner.errors import STOPPED, ConfigError
+from runner.rundir import Run, in_use, shown
+
+State = Literal["waiting", "running", "finished", "stopped", "failed", "in use"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run: its configuration, what is typed for it after `python run.py`, where it lives, what is its own."""
+
+    config: Config
+    words: tuple[str, ...]
+    place: Run
+    own: tuple[str, ...]  # the overrides that not every run of the sweep has
+
+    @property
+    def name(self) -> str:
+        """What makes it another run than the others: `ckpt=best remat=full`."""
+        return " ".join(self.own) or self.place.path.name
+
+    def status(self) -> dict[str, Any]:
+        """Its status.json, or nothing."""
+        return self.place.read_status()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: all its steps are done, and the last is on disk where that is wanted."""
+        status = self.status()
+        step = status.get("step", 0)
+        return (
+            status.get("state") == "finished"
+            and step >= self.config.train.steps
+            and (not self.config.ckpt.last or (self.place.checkpoints / str(step)).is_dir())
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a member stands, or ended: after so many tries, with which exit code, and why if it is not finished."""
+
+    state: State
+    tries: int = 0
+    seconds: float = 0.0
+    code: int | None = None
+    why: str = ""
+
+
+def distinct(overrides: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Of each job, the overrides that not every job has, in the order they were typed."""
+    shared = {word for word, count in Counter(word for job in overrides for word in set(job)).items()}
+    shared = {word for word in shared if all(word in job for job in overrides)}
+    return [tuple(word for word in job if word not in shared) for job in overrides]
+
+
+def admit(members: Sequence[Member]) -> None:
+    """Raises ConfigError where two of them are one run, or work on another's directory."""
+    seen: dict[Path, Member] = {}
+    for member in members:
+        before = seen.setdefault(member.place.path, member)
+        if before is not member:
+            jobs = " and ".join(" ".join(each.words) for each in (before, member))
+            raise ConfigError(f"{jobs} are one run, {shown(member.place.path)}; leave one of them out")
+
+
+def ending(member: Member, code: int, told: str) -> tuple[State, str]:
+    """How a process ended, from its exit code and from what it said last on stderr."""
+    if code == 0:
+        return "finished", ""
+    if code == STOPPED:
+        return "stopped", member.status().get("why") or "stopped with its state saved"
+    last = told.strip().splitlines()[-1] if told.strip() else ""
+    if in_use(member.place):
+        return "in use", last.removeprefix("error: ")
+    return "failed", last.removeprefix("error: ") or f"exit code {code}"
