@@ -262,8 +262,8 @@ def _others(config: Config) -> Iterator[tuple[str, Config]]:
     if train.precision == "fp32":
         yield "train.precision=bf16", replace(config, train=replace(train, precision="bf16"))
     if getattr(config.model, "loss_chunks", LOSS_CHUNKS) in (None, 0, 1):
-        model: Any = replace(config.model, loss_chunks=LOSS_CHUNKS)  # type: ignore[call-arg]
-        yield f"model.loss_chunks={LOSS_CHUNKS}", replace(config, model=model)
+        model: Any = config.model
+        yield f"model.loss_chunks={LOSS_CHUNKS}", replace(config, model=replace(model, loss_chunks=LOSS_CHUNKS))
 
 
 def _change(words: str, config: Config, trace: Tracer) -> Change | None:
