@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from models.vision import Cnn, Resnet, Vae, Vit
+from models.vision import Cnn, Implementation, Resnet, Vae, Vit, check_heads
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -34,6 +34,10 @@ class Gpt:
     `num_kv_heads`: keys and values there are for all heads to share (null: every head has its own). `context`: the
     longest sequence, where positions are `learned`. `biases`: in every linear map. `tied`: the embedding is the output
     layer as well. tests/test_papers.py has GPT-2, Llama 2 and others written in these.
+
+    Two change how it is computed and nothing else: with `loss_chunks` the output layer and the loss are computed for
+    one part of the sequence after the other, so that there never are all logits at once; `attention`: `cudnn` is flash
+    attention, on an NVIDIA GPU and in bfloat16.
     """
 
     kind: Literal["gpt"] = "gpt"
@@ -51,6 +55,8 @@ class Gpt:
     biases: bool = False
     tied: bool = True
     dropout: Rate = 0.0
+    loss_chunks: Count = 1
+    attention: Implementation = "xla"
 
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
@@ -70,6 +76,7 @@ class Gpt:
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads} (each is shared by "
                 "as many heads)"
             )
+        check_heads(self.attention, self.width // self.num_heads)
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model; `inputs` is the shape of an example, `num_outputs` the vocabulary."""
@@ -78,8 +85,17 @@ class Gpt:
                 f"positions are learned for model.context={self.context} tokens, but the data has sequences of "
                 f"{inputs[0]}; shorten those, or raise it"
             )
+        if inputs[0] % self.loss_chunks:
+            divisors = [chunks for chunks in range(1, inputs[0] + 1) if inputs[0] % chunks == 0]
+            nearest = min(divisors, key=lambda chunks: abs(chunks - self.loss_chunks))
+            raise ValueError(
+                f"model.loss_chunks={self.loss_chunks} must divide the sequences of {inputs[0]} tokens; the nearest "
+                f"that does is {nearest}"
+            )
+        from models.attention import admit
         from models.gpt import GPT
 
+        admit(self.attention)
         return GPT(self, vocab=num_outputs, rngs=rngs)
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import Gpt
+from models.attention import context
 from models.scopes import scope, tag
 
 Tokens = Float[Array, "batch seq width"]
@@ -53,6 +54,7 @@ class Attention(nnx.Module):
         self.head_dim = option.width // option.num_heads
         self.num_heads, self.num_kv_heads = option.num_heads, option.num_kv_heads or option.num_heads
         self.base = option.rotary_base if option.positions == "rotary" else None
+        self.implementation = option.attention
         init, biases = nnx.initializers.normal(0.02), option.biases
         outputs = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.qkv = nnx.Linear(option.width, outputs, use_bias=biases, kernel_init=init, rngs=rngs)
@@ -60,12 +62,12 @@ class Attention(nnx.Module):
 
     @scope("attention")
     def __call__(self, x: Tokens) -> Tokens:
-        mixed = tag(self._mixed(*self._heads(x, 0)), "attn_ctx")
+        mixed = context(self._mixed(*self._heads(x, 0)), self.implementation)
         return tag(self.out(mixed.reshape(x.shape)), "attn_out")
 
     @scope("attention_core")
     def _mixed(self, q: Heads, k: SharedHeads, v: SharedHeads) -> Heads:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)
 
     def extend(self, x: Tokens, cache: Cache, start: int | Int[Array, ""]) -> tuple[Tokens, Cache]:
         """The same for tokens from position `start` on; what came before is in the cache, and they are put there."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from models import Gpt
 from models.blocks import Block, Cache, Embed, norm
+from models.chunks import in_chunks
 from models.scopes import layers
 
 
@@ -18,7 +21,7 @@ class GPT(nnx.Module):
     """Decoder-only transformer (Radford et al. 2019); its parts and its positions are chosen by the option."""
 
     def __init__(self, option: Gpt, *, vocab: int, rngs: nnx.Rngs):
-        self.num_layers = option.num_layers
+        self.num_layers, self.loss_chunks = option.num_layers, option.loss_chunks
         self.embed = Embed(vocab, option.width, rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
@@ -38,8 +41,20 @@ class GPT(nnx.Module):
     def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
         """Logits of the next token at every position."""
 
-        x = self.dropout(self._embedded(tokens, 0))
-        return self._logits(layers(self.blocks, x, self.num_layers))
+        return self._logits(self._through(tokens))
+
+    def map_logits(
+        self,
+        function: Callable[[Float[Array, "batch part vocab"], Int[Array, "batch part"]], Any],
+        tokens: Int[Array, "batch seq"],
+        targets: Int[Array, "batch seq"],
+    ) -> Any:
+        """`function(logits, targets)`, which looks at each position alone, in `loss_chunks` parts of the sequence."""
+
+        def part(last: Any, x: jax.Array, targets: jax.Array) -> Any:
+            return function(logits(last, x), targets)
+
+        return in_chunks(part, self._last, (self._through(tokens), targets), self.loss_chunks)
 
     def extend(
         self, tokens: Int[Array, "batch seq"], cache: Cache, start: int | Int[Array, ""]
@@ -81,9 +96,24 @@ class GPT(nnx.Module):
         x = self.embed(tokens)
         return x if self.positions is None else x + self.positions(start + jnp.arange(tokens.shape[1]))
 
+    def _through(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
+        return layers(self.blocks, self.dropout(self._embedded(tokens, 0)), self.num_layers)
+
+    @property
+    def _last(self) -> tuple[nnx.Module, Embed | nnx.Linear]:
+        """What makes logits: the norm, and the output layer."""
+        return self.norm, self.head or self.embed
+
     def _logits(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
-        x = self.norm(x)
-        return self.embed.attend(x) if self.head is None else self.head(x)
+        return logits(self._last, x)
+
+
+def logits(
+    last: tuple[nnx.Module, Embed | nnx.Linear], x: Float[Array, "batch seq width"]
+) -> Float[Array, "batch seq vocab"]:
+    """What the last norm and the output layer make of the stream."""
+    norm, head = last
+    return head.attend(norm(x)) if isinstance(head, Embed) else head(norm(x))
 
 
 def sample(

@@ -26,12 +26,24 @@ def next_token(model: nnx.Module, batch: Batch) -> Examples:
     """Mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1].
 
     The same in bits: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are something longer.
+
+    A model with `loss_chunks` above 1 has `map_logits(function, tokens, targets)`: it gives what
+    function(model(tokens), targets) does, without all logits at once. The function looks at each position alone.
     """
     tokens = batch["tokens"].astype(jnp.int32)
-    logits = model(tokens[:, :-1])
-    loss = cross_entropy(logits, tokens[:, 1:]).mean(axis=-1)
-    unit = "bits_per_byte" if logits.shape[-1] == BYTES else "bits_per_token"
+    if getattr(model, "loss_chunks", 1) > 1:
+        nats = model.map_logits(in_unit, tokens[:, :-1], tokens[:, 1:])  # type: ignore[attr-defined]
+    else:
+        nats = in_unit(model(tokens[:, :-1]), tokens[:, 1:])
+    ((unit, each),) = nats.items()
+    loss = each.mean(axis=-1)
     return {"loss": loss, unit: loss / math.log(2.0)}
+
+
+def in_unit(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> dict[str, Float[Array, "*batch"]]:
+    """The cross-entropy in nats, under the name it will have in bits: only the logits know the vocabulary."""
+    unit = "bits_per_byte" if logits.shape[-1] == BYTES else "bits_per_token"
+    return {unit: cross_entropy(logits, labels)}
 
 
 def classify(model: nnx.Module, batch: Batch) -> Examples:

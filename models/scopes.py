@@ -11,14 +11,14 @@ the policy of its equation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -32,7 +32,7 @@ NOT_CHOSEN = "remat_not_chosen"  # an attribute of the blocks that `every` leave
 SLICES = ("slice", "squeeze", "dynamic_slice")
 
 _plan = jax.make_user_context(default_value=Plan())
-_scanned: ContextVar[bool] = ContextVar("remat_scanned", default=False)
+_scanned = jax.make_user_context(default_value=False)
 
 
 class Misplaced(ValueError):
@@ -75,23 +75,37 @@ def scope(name: str) -> Callable[[Method], Method]:
 
 
 def _recomputed(method: Callable[..., Any], kept: Kept, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """The call, recomputed in the backward pass; statics are closed over, for they must not become tracers."""
-    leaves, tree = jax.tree.flatten((args, named), is_leaf=_is_module)
-    traced = [place for place, leaf in enumerate(leaves) if _is_module(leaf) or hasattr(leaf, "dtype")]
+    """The call, recomputed in the backward pass. Statics go around it, both ways: they must not become tracers."""
+    inputs, rest_of_inputs = _apart((args, named))
+    rest_of_results: list[Callable[..., Any]] = []
 
     def call(*values: Any) -> Any:
-        filled = list(leaves)
-        for place, value in zip(traced, values, strict=True):
-            filled[place] = value
-        args, named = jax.tree.unflatten(tree, filled)
+        args, named = rest_of_inputs(*values)
         with _plan(Plan()):  # every scope inside is switched off
-            return method(*args, **named)
+            results, rest = _apart(method(*args, **named))
+        rest_of_results.append(rest)
+        return results
 
-    return nnx.remat(call, prevent_cse=not _scanned.get(), policy=kept)(*(leaves[place] for place in traced))
+    results = nnx.remat(call, prevent_cse=not _scanned.value, policy=kept)(*inputs)
+    return rest_of_results[-1](*results)
+
+
+def _apart(values: Any) -> tuple[tuple[Any, ...], Callable[..., Any]]:
+    """The arrays and modules in a tree, and what puts others in their places."""
+    leaves, tree = jax.tree.flatten(values, is_leaf=_is_module)
+    is_traced = [_is_module(leaf) or isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    statics = [None if traced else leaf for leaf, traced in zip(leaves, is_traced, strict=True)]
+
+    def together(*values: Any) -> Any:
+        left = iter(values)
+        filled = [next(left) if traced else leaf for leaf, traced in zip(statics, is_traced, strict=True)]
+        return jax.tree.unflatten(tree, filled)
+
+    return tuple(leaf for leaf, traced in zip(leaves, is_traced, strict=True) if traced), together
 
 
 def _is_module(leaf: Any) -> bool:
-    return isinstance(leaf, nnx.Module | nnx.Rngs | nnx.Variable)
+    return isinstance(leaf, nnx.Pytree | nnx.Variable)
 
 
 @dataclass(frozen=True)
@@ -130,18 +144,13 @@ def _to_host(name: str) -> Callable[..., Any]:
     )
 
 
-@contextmanager
-def scanned(length: int) -> Iterator[None]:
+def scanned(length: int) -> AbstractContextManager[None]:
     """Tell the seam that what is traced here is the body of a scan of `length` iterations.
 
     There the barriers against common-subexpression elimination are not needed and cost speed; a scan of length 1 is
-    inlined by XLA and does need them.
+    inlined by XLA and does need them. A jax context like the plan, for the same reason.
     """
-    token = _scanned.set(length > 1)
-    try:
-        yield
-    finally:
-        _scanned.reset(token)
+    return _scanned(length > 1)
 
 
 def layers(blocks: nnx.Module, x: jax.Array, length: int) -> jax.Array:
@@ -153,7 +162,7 @@ def layers(blocks: nnx.Module, x: jax.Array, length: int) -> jax.Array:
     if "block" in plan.scopes and plan.every > 1:
         return _in_groups(blocks, x, length, plan)
 
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    @nnx.scan(length=length, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     def through(x: jax.Array, block: nnx.Module) -> jax.Array:
         return block(x)
 
@@ -171,11 +180,11 @@ def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: Plan) -> jax
         out = block(x)
         return out, nnx.split(block, nnx.Param, ...)[-1]
 
-    def group(x: jax.Array, stacked: Any) -> tuple[jax.Array, nnx.State]:
+    def group(x: jax.Array, stacked: Any, size: int = plan.every) -> tuple[jax.Array, nnx.State]:
         moved = []
-        for place in range(len(jax.tree.leaves(stacked)[0])):
+        for place in range(size):
             policy = _all_but_slices if place else Kept("block", plan)
-            through = jax.checkpoint(one, policy=policy, prevent_cse=not _scanned.get(), static_argnums=2)
+            through = jax.checkpoint(one, policy=policy, prevent_cse=not _scanned.value, static_argnums=2)
             x, after = through(x, stacked, place)
             moved.append(after)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *moved)
@@ -185,11 +194,11 @@ def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: Plan) -> jax
     if groups:
         first = jax.tree.map(lambda leaf: leaf[:whole].reshape(groups, plan.every, *leaf.shape[1:]), variables)
         with scanned(groups):
-            x, moved = jax.lax.scan(group, x, first)
+            x, moved = jax.lax.scan(group, x, first, length=groups)
         parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), moved))
     if rest:
         with scanned(1):
-            x, moved = group(x, jax.tree.map(lambda leaf: leaf[whole:], variables))
+            x, moved = group(x, jax.tree.map(lambda leaf: leaf[whole:], variables), rest)
         parts.append(moved)
     nnx.update(blocks, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
     return x

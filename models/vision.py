@@ -17,6 +17,7 @@ Count = Annotated[int, Ge(1)]
 Counts = Annotated[tuple[Count, ...], MinLen(1)]  # one for each stage of a network
 Positive = Annotated[float, Gt(0.0)]
 Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
+Implementation = Literal["xla", "cudnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,8 @@ class Resnet:
 class Vit:
     """A transformer over the patches of an image. Choose it where there is much data, or augmentation.
 
-    `pool`: classify the mean of all patches, or a `cls` token of its own.
+    `pool`: classify the mean of all patches, or a `cls` token of its own. `attention`: `cudnn` is flash attention, on
+    an NVIDIA GPU and in bfloat16.
     """
 
     kind: Literal["vit"] = "vit"
@@ -92,6 +94,7 @@ class Vit:
     positions: Literal["sincos", "learned"] = "sincos"
     pool: Literal["mean", "cls"] = "mean"
     dropout: Rate = 0.0
+    attention: Implementation = "xla"
 
     takes: ClassVar[tuple[str, ...]] = ("images",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
@@ -104,6 +107,7 @@ class Vit:
             raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}")
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(f"width={self.width} must be a multiple of 4 (sine and cosine, of row and column)")
+        check_heads(self.attention, self.width // self.num_heads)
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model from images of (height, width, channels) to `num_outputs` classes."""
@@ -112,8 +116,10 @@ class Vit:
                 f"an image of {_sides(inputs)} pixels cannot be cut into patches of {self.patch_size} × "
                 f"{self.patch_size}; choose a model.patch_size that divides both sides"
             )
+        from models.attention import admit
         from models.vit import ViT
 
+        admit(self.attention)
         return ViT(self, image=inputs, num_classes=num_outputs, rngs=rngs)
 
 
@@ -148,6 +154,15 @@ class Vae:
         from models.vae import VAE
 
         return VAE(self, image=inputs, rngs=rngs)
+
+
+def check_heads(attention: Implementation, head_dim: int) -> None:
+    """Raises ValueError where cuDNN has no flash attention for heads of that size."""
+    if attention == "cudnn" and (head_dim % 8 or head_dim > 256):
+        raise ValueError(
+            f"attention=cudnn takes heads of up to 256 numbers in multiples of 8, and width ÷ num_heads is {head_dim}; "
+            "change one of them, or choose attention=xla"
+        )
 
 
 def _sides(image: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import Vit
+from models.attention import context
 from models.scopes import layers, scope, tag
 
 XAVIER = nnx.initializers.xavier_uniform()  # as in the paper's code
@@ -20,6 +21,7 @@ class Attention(nnx.Module):
 
     def __init__(self, option: Vit, rngs: nnx.Rngs):
         self.num_heads = option.num_heads
+        self.implementation = option.attention
         self.qkv = nnx.Linear(option.width, 3 * option.width, kernel_init=XAVIER, rngs=rngs)
         self.out = nnx.Linear(option.width, option.width, kernel_init=XAVIER, rngs=rngs)
 
@@ -27,12 +29,12 @@ class Attention(nnx.Module):
     def __call__(self, x: Tokens) -> Tokens:
         batch, tokens, width = x.shape
         qkv = tag(self.qkv(x), "qkv").reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        mixed = tag(self._mixed(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]), "attn_ctx")
+        mixed = context(self._mixed(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]), self.implementation)
         return tag(self.out(mixed.reshape(batch, tokens, width)), "attn_out")
 
     @scope("attention_core")
     def _mixed(self, q: Heads, k: Heads, v: Heads) -> Heads:
-        return jax.nn.dot_product_attention(q, k, v)
+        return jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
 
 
 class FeedForward(nnx.Module):

@@ -16,7 +16,8 @@
     checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
                      record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run
-    remat/           what each name recomputes
+    remat/           policy.py: what each name recomputes · seen.py: what a trace tells · measure.py: what one costs
+                     weigh.py: what all of them cost, as facts (report.py) and a picture · target.py: on another device
     preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
     sweep/           where runs are sent to: slurm.py submits one as a job; recipes/ is what people copy
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out

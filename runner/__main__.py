@@ -33,6 +33,7 @@ VERBS = {
     "export": ("export", "the weights alone, as safetensors or npz, with a model card"),
     "eval": ("eval", "what the evaluations of a run, or others, measure on one of its checkpoints"),
     "model": ("model", "what a model costs, part by part: parameters, FLOPs, stored bytes; key=value as for run.py"),
+    "remat": ("remat", "what each way to recompute costs, for your model and batch: memory, FLOPs, time; a picture"),
     "supervise": ("supervise", "run a command again until it is done: after stops, and within a budget after crashes"),
     "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
     "tokenize": ("tokenize", "text files become token files for data=tokens, in parallel"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -67,8 +67,8 @@ class Built:
     plan: Plan
 
 
-def build(config: Config, sources: Sources | None = None) -> Built:
-    """Put the parts together, and read the data unless it is given.
+def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.Device] | None = None) -> Built:
+    """Put the parts together, for the devices of this machine unless others are given; read the data unless it is.
 
     Raises ConfigError where the data, the machine or what is the user's own does not fit.
     """
@@ -76,7 +76,7 @@ def build(config: Config, sources: Sources | None = None) -> Built:
     with external.told("data"):
         sources = sources or read(config.data)
     own = external.fit(config, sources.eval)
-    mesh = config.mesh.build(config.data.batch_size, config.train.microbatches)
+    mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
     stream = stream_of(config.data, sources, config.seed)
 
     def make_model() -> nnx.Module:

@@ -143,6 +143,8 @@ class Config:
             )
         if self.model.kind != "external":
             self._check_remat(self.remat.plan)
+        if getattr(self.model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
+            raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
         if self.train.steps == 0 and self.dir is None:
             raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
         self._check_evaluations()

@@ -17,7 +17,7 @@ PLACE = (
 # May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
 FREE = (
     *(*PLACE, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
-    *("ckpt", "retention", "score", "mesh", "remat", "eval"),
+    *("ckpt", "retention", "score", "mesh", "remat", "model.loss_chunks", "model.attention", "eval"),
 )
 # They change the numbers that come, by more than rounding, but not what is in a state: precision rounds otherwise,
 # microbatches draw other dropout masks and other batch statistics.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,16 @@ class Mesh:
         if self.data < 1 and self.data != -1:
             raise ValueError(f"data={self.data} must be a number of devices, or -1 for all of them")
 
-    def build(self, batch_size: int, microbatches: int = 1) -> jax.sharding.Mesh:
-        """The mesh of this process. Raises ConfigError where the machine or the batch does not allow it."""
+    def build(
+        self, batch_size: int, microbatches: int = 1, devices: Sequence[jax.Device] | None = None
+    ) -> jax.sharding.Mesh:
+        """The mesh of these devices, or of this process. Raises ConfigError where they or the batch do not allow it."""
         import jax
 
-        devices = jax.devices()
+        place, devices = ("this machine", jax.devices()) if devices is None else ("the target", devices)
         count = len(devices) if self.data == -1 else self.data
         if count > len(devices):
-            raise ConfigError(f"mesh.data: got {count}; this machine has {len(devices)} device(s); use mesh.data=-1")
+            raise ConfigError(f"mesh.data: got {count}; {place} has {len(devices)} device(s); use mesh.data=-1")
         if batch_size % (count * microbatches):
             parts = f" times train.microbatches={microbatches}" if microbatches > 1 else ""
             raise ConfigError(

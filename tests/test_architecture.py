@@ -41,7 +41,7 @@ FENCES = {
     "rich": ("runner.log.console",),
     "PIL": ("runner.evaluate.media", "data.images"),
     "fcntl": ("runner.rundir",),
-    "matplotlib": ("runner.drill.picture", "runner.tools.timeline"),
+    "matplotlib": ("runner.drill.picture", "runner.remat.picture", "runner.tools.timeline"),
     "flax": ("models", "runner.step", "runner.build", "runner.evaluate.measure"),
     "optax": ("runner.optim", "runner.schedule", "runner.step", "models.objectives"),
 }
@@ -63,6 +63,7 @@ NO_JAX = (
     *("runner.tools.ls", "runner.tools.show", "runner.tools.diff", "runner.tools.verify", "runner.tools.why"),
     *("runner.tools.pin", "runner.tools.prune", "runner.tools.digest", "runner.tools.export", "runner.tools.card"),
     *("runner.tools.eval", "runner.tools.model", "runner.flops"),
+    *("runner.tools.remat", "runner.remat.report", "runner.remat.target", "runner.remat.picture"),
     *("runner.tools.supervise", "runner.tools.rerun", "runner.tools.recipe"),
     *("runner.tools.drill", "runner.drill", "runner.drill.plan", "runner.drill.attack", "runner.drill.evidence"),
     *("runner.drill.diagnose", "runner.drill.story", "runner.drill.picture"),
@@ -185,6 +186,11 @@ MAY_KNOW = {
     "runner.remat.measure": (
         *("data", "models", "runner.build", "runner.config", "runner.flops", "runner.programs", "runner.remat"),
     ),
+    "runner.remat.report": ("runner.remat.policy",),
+    "runner.remat.target": (),
+    "runner.remat.picture": ("runner.remat.report", "runner.tools.text"),
+    "runner.remat.weigh": ("data", "runner.build", "runner.config", "runner.remat"),
+    "runner.tools.remat": ("runner.compose", "runner.config", "runner.dataset", "runner.remat", "runner.tools"),
     "runner.summary": ("models", "runner.build", "runner.config", "runner.flops", "runner.programs"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.supervise": (

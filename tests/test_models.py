@@ -1,4 +1,4 @@
-"""Models and the remat seam. A policy is proven by counting: recomputed matrix products show in the FLOPs."""
+"""Models, and that they keep to the remat seam: test_remat.py has what that does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.plan import Plan
 from models.scopes import active, scope
 from runner import step as steps
 from runner.flops import count as flops
-from runner.remat.policy import AttentionCore, AttentionOnly, FfnOnly, Full, NoRemat
+from runner.remat.policy import Full
 from runner.remat.seen import seen
 from tests.fresh import fresh
 
@@ -40,47 +40,14 @@ def loss_and_grads(option: Model, batch: dict[str, Any]) -> Any:
 TOKENS = {"tokens": jnp.asarray(np.random.default_rng(0).integers(0, 256, (BATCH, SEQ + 1)), jnp.uint8)}
 
 
-def traced(plan: Plan, option: Model = GPT, batch: dict[str, Any] = TOKENS) -> tuple[int, Any, set[str]]:
-    function, params = loss_and_grads(option, batch)
+def flops_under(plan: Plan) -> int:
+    function, params = loss_and_grads(GPT, TOKENS)
     with active(plan):
-        jaxpr = jax.make_jaxpr(function)(params).jaxpr
-        return flops(jaxpr), jax.jit(function)(params), set(seen(jaxpr).scopes)
-
-
-def expected_extra(scopes: frozenset[str]) -> int:
-    """The forward FLOPs of what is recomputed and needed: counted by hand from the shapes."""
-    tokens, width, hidden = BATCH * SEQ, GPT.width, GPT.hidden
-    qkv = 2 * tokens * width * 3 * width
-    scores_and_mix = 2 * (2 * BATCH * SEQ * SEQ * width)
-    out = 2 * tokens * width * width
-    up = 2 * tokens * width * hidden
-    down = 2 * tokens * hidden * width
-    # The last product of a recomputed scope is not needed for its own gradient, so it is not done again.
-    parts = {
-        "attention": qkv + scores_and_mix,
-        "attention_core": scores_and_mix // 2,
-        "ffn": up,
-        "block": qkv + scores_and_mix + out + up,
-    }
-    del down
-    return GPT.num_layers * sum(parts[name] for name in scopes)
-
-
-@pytest.mark.parametrize(
-    "policy", [Full(), AttentionOnly(), AttentionCore(), FfnOnly()], ids=lambda policy: policy.kind
-)
-def test_a_policy_recomputes_what_its_name_says(policy: Any) -> None:
-    plain, (plain_value, plain_grads), _ = traced(NoRemat().plan)
-    count, (value, grads), hits = traced(policy.plan)
-    assert hits == policy.plan.scopes
-    assert count - plain == expected_extra(policy.plan.scopes)
-    np.testing.assert_allclose(value[0], plain_value[0], rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, plain_grads)
-    jax.tree.map(np.testing.assert_array_equal, value[1], plain_value[1])  # random streams advance once, not twice
+        return flops(jax.make_jaxpr(function)(params).jaxpr)
 
 
 def test_only_the_outermost_scope_is_recomputed() -> None:
-    assert traced(Full().plan)[0] == traced(Plan(frozenset({"block", "attention", "ffn"})))[0]
+    assert flops_under(Full().plan) == flops_under(Plan(frozenset({"block", "attention", "ffn"})))
 
 
 def test_without_a_plan_the_seam_is_the_identity() -> None:

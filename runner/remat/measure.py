@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from data.sources import Sources
 from models.scopes import active
 from runner.build import build
 from runner.config import Config
+from runner.errors import ConfigError
 from runner.flops import count
 from runner.programs import abstract_batch, trace_step
 from runner.remat.policy import Remat
@@ -68,37 +69,58 @@ class Candidate:
         return self.held + self.num_bytes
 
     @property
+    def platform(self) -> str:
+        """What it is compiled for: `cpu`, `gpu`, `tpu`."""
+        platform: str = self.built.mesh.devices.flat[0].platform
+        return platform
+
+    @property
     def is_loop(self) -> bool:
         """Blocks follow each other in the text of the program; under a scan they are one. Not known of `none`."""
         return max(self.seen.scopes.values(), default=0) > 1
 
 
-def candidate(config: Config, option: Remat, sources: Sources) -> Candidate:
-    """Trace the train step and its forward pass. Raises ConfigError where the option does not fit the model."""
-    config = replace(config, remat=option)
-    built = build(config, sources)
+def candidate(
+    config: Config, option: Remat, sources: Sources, devices: Sequence[jax.Device] | None = None
+) -> Candidate:
+    """Trace the train step and its forward pass, for these devices or those of this machine.
+
+    Raises ConfigError where the option does not fit the model.
+    """
+    try:
+        config = replace(config, remat=option)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    built = build(config, sources, devices)
     traced = trace_step(built, config)
-    jaxpr, devices = traced.jaxpr.jaxpr, built.mesh.size
-    kept = {name: size // devices for name, size in _stored(built, config).items()}
-    batch = sum(map(_size, jax.tree.leaves(abstract_batch(built, config)[0]))) // devices
+    jaxpr, parts = traced.jaxpr.jaxpr, built.mesh.size
+    kept = {name: size // parts for name, size in _stored(built, config).items()}
+    batch = sum(map(_size, jax.tree.leaves(abstract_batch(built, config)[0]))) // parts
     held = sum(map(_size, jax.tree.leaves(built.abstract))) + batch
     return Candidate(option, built, traced, kept, count(jaxpr), seen(jaxpr), held)
 
 
 def memory(candidate: Candidate) -> Memory:
     """Compile it, and ask."""
+    return compiled(candidate)[0]
+
+
+def compiled(candidate: Candidate) -> tuple[Memory, jax.stages.Compiled]:
+    """Compile it, and ask; with the program."""
     began = time.perf_counter()
-    found = candidate.traced.lower().compile().memory_analysis()
-    return Memory(
+    program = candidate.traced.lower().compile()
+    found = program.memory_analysis()
+    told = Memory(
         arguments=found.argument_size_in_bytes,
         outputs=found.output_size_in_bytes,
         donated=found.alias_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         host=found.host_temp_size_in_bytes,
         # On a CPU it is arguments and outputs alone (jax 0.10).
-        peak=None if jax.default_backend() == "cpu" else found.peak_memory_in_bytes,
+        peak=None if candidate.platform == "cpu" else found.peak_memory_in_bytes,
         seconds=time.perf_counter() - began,
     )
+    return told, program
 
 
 def _stored(built: Built, config: Config) -> Mapping[str, int]:

@@ -28,7 +28,7 @@ from runner.pulse import Beat
 from runner.rundir import Run
 from runner.tools import Answer, Say
 from runner.tools.diff import compared
-from runner.tools.place import Checkpoint
+from runner.tools.place import Checkpoint, new_folder
 from runner.tools.text import plural
 
 OURS = ("dir", "root", "resume", "overwrite", "step", "hydra")  # the drill's to decide
@@ -49,7 +49,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Run, kill, compare, report. Exit code 0: identical; 1: not; a run that fails untouched has its own."""
-    overrides, place = _checked(arguments), _place(arguments)
+    overrides, place = _checked(arguments), new_folder("drill", arguments.to)
     before = [(each, signal.signal(each, signal.default_int_handler)) for each in (signal.SIGTERM, signal.SIGHUP)]
     kept, made = arguments.keep, [folder for folder in place.parents if not folder.exists()]
     try:
@@ -75,15 +75,6 @@ def _checked(arguments: Namespace) -> tuple[str, ...]:
         if key in OURS:
             raise ConfigError(f"drill: {word}: the drill decides where and how its runs live; leave it out")
     return tuple(arguments.overrides)
-
-
-def _place(arguments: Namespace) -> Path:
-    """The folder of this drill. Raises RefusedError where there is something in it."""
-    default = Path("outputs/.drill") / time.strftime("%Y-%m-%d_%H-%M-%S")
-    place = Path(arguments.to).expanduser() if arguments.to else default
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise RefusedError(f"drill: {place} is there already; name a new folder with --to")
-    return place.resolve()
 
 
 def _leave_only_results(place: Path, made: Sequence[Path]) -> None:

@@ -34,5 +34,7 @@ def load(reference: str, weights: Weights = "params", *, trust: bool = False) ->
     if not trust:
         demand(checkpoint.run.path, document, {}, "say trust=True")
     config = replace(checked(Config, of_now(document)), mesh=Mesh(data=1))
+    if hasattr(config.model, "attention"):
+        config = replace(config, model=replace(config.model, attention="xla"))  # anywhere, and in float32
     built = build(config, dataset.as_recorded(checkpoint.run))
     return built.model(weighed(restore(built, checkpoint.directory), weights)), config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,15 @@ class Look:
     problem: str | None
     num_files: int
     proof: Proof
+
+
+def new_folder(verb: str, to: str | None) -> Path:
+    """Where a verb leaves what it made; not there yet, or empty. Raises RefusedError where there is something in it."""
+    default = Path("outputs") / f".{verb}" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    place = Path(to).expanduser() if to else default
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise RefusedError(f"{verb}: {place} is there already; name a new folder with --to")
+    return place.resolve()
 
 
 def run_at(path: str) -> Run:

@@ -1,0 +1,47 @@
+"""Devices that are not here: those of a TPU topology, for which libtpu compiles on any machine. Imports jax late."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+from runner.errors import ConfigError
+
+# The smallest slices of each kind that a compiler can be asked about, by their number of devices.
+TOPOLOGIES = {
+    "v4": ("2x2x1", "2x2x2", "2x2x4", "4x4x4"),
+    "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v5p": ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "4x4x4"),
+    "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+}
+
+
+def check(target: str) -> None:
+    """Raises ConfigError where the target is not one, or cannot be compiled for here. Before jax starts."""
+    platform, _, name = target.partition(":")
+    kind, _, shape = name.partition(":")
+    if platform != "tpu" or kind not in TOPOLOGIES or (shape and not shape.replace("x", "").isdecimal()):
+        kinds = ", ".join(f"tpu:{each}" for each in TOPOLOGIES)
+        raise ConfigError(f"--target {target}: expected {kinds}, or one of its slices, as tpu:v5e:4x4")
+    if find_spec("libtpu") is None:
+        raise ConfigError(
+            f"--target {target}: libtpu is not installed, and it is what compiles for a TPU; pip install libtpu"
+        )
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # there is no TPU to be started
+
+
+def devices(target: str, count: int) -> list[Any]:
+    """So many devices of the target, or those of the smallest slice with as many; -1: of the slice that is named."""
+    from jax.errors import JaxRuntimeError
+    from jax.experimental.topologies import get_topology_desc
+
+    kind, _, shape = target.partition(":")[2].partition(":")
+    for each in (shape,) if shape else TOPOLOGIES[kind]:
+        try:
+            found = list(get_topology_desc(f"{kind}:{each}", "tpu").devices)
+        except JaxRuntimeError as error:
+            raise ConfigError(f"--target {target}: {str(error).splitlines()[0]}") from None
+        if len(found) >= count:
+            break
+    return found
