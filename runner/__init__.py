@@ -19,7 +19,8 @@
     remat/           policy.py: what each name recomputes · seen.py: what a trace tells · measure.py: what one costs
                      weigh.py: what all of them cost, as facts (report.py) and a picture · target.py: on another device
     preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
-    sweep/           where runs are sent to: slurm.py submits one as a job; recipes/ is what people copy
+    sweep/           many runs: local.py, one process each, here; slurm.py submits one as a job
+    child.py         a process of ours, that is asked to stop when we die
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     dataset.py       the data of a run: read, written down, compared · waiting.py: whether training waits for it
     ledger.py        attempts, and where their seconds went

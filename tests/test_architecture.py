@@ -23,8 +23,8 @@ MODULES = {
 
 # One third-party library, one room (prefixes of module names).
 FENCES = {
-    "hydra": ("runner.compose",),
-    "omegaconf": ("runner.config", "runner.compose"),
+    "hydra": ("runner.compose", "runner.sweep.plugin"),
+    "omegaconf": ("runner.config", "runner.compose", "runner.sweep.plugin"),
     "pydantic": ("runner.config",),
     "yaml": ("runner.config", "runner.tools.settings"),
     "orbax": ("runner.checkpoint.store",),
@@ -38,7 +38,7 @@ FENCES = {
     "tiktoken": ("data.encodings",),
     "wandb": ("runner.log.wandb",),
     "tensorboardX": ("runner.log.tensorboard",),
-    "rich": ("runner.log.console",),
+    "rich": ("runner.log.console", "runner.sweep.table"),
     "PIL": ("runner.evaluate.media", "data.images"),
     "fcntl": ("runner.rundir",),
     "matplotlib": ("runner.drill.picture", "runner.remat.picture", "runner.tools.timeline"),
@@ -55,7 +55,7 @@ NO_JAX = (
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
     *("runner.checkpoint.arrays", "runner.remat.policy", "models.plan", "runner.preempt", "runner.preempt.sources"),
-    "runner.sweep.slurm",
+    *("runner.child", "runner.sweep", "runner.sweep.slurm", "runner.sweep.local", "runner.sweep.together"),
     *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
     "runner.tools.tokenize",
@@ -73,12 +73,12 @@ EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
 # Beyond that, runner modules know: (module, or package with a dot) → what it may import from us.
 MAY_KNOW = {
-    "run": ("runner.compose", "runner.garbage", "runner.config", "runner.experiment", "runner.sweep.slurm"),
+    "run": ("runner.compose", "runner.garbage", "runner.config", "runner.experiment", "runner.sweep"),
     "runner": ("runner.tools.load",),
     "runner.__main__": ("runner.explain",),  # and each verb by its name, when it is asked for
     "runner.compose": (
         *("runner.external", "runner.trust"),
-        *("runner.config", "runner.explain", "runner.provenance", "runner.sweep.slurm"),
+        *("runner.config", "runner.explain", "runner.provenance", "runner.sweep"),
     ),
     "runner.config": (
         *(
@@ -193,8 +193,14 @@ MAY_KNOW = {
     "runner.tools.remat": ("runner.compose", "runner.config", "runner.dataset", "runner.remat", "runner.tools"),
     "runner.summary": ("models", "runner.build", "runner.config", "runner.flops", "runner.programs"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
+    # A sweep: a run is a process and a directory to it, and a configuration that is valid already.
+    "runner.sweep.members": ("runner.config",),
+    "runner.sweep.local": ("runner.child", "runner.preempt", "runner.sweep"),
+    "runner.sweep.table": ("runner.sweep", "runner.tools.text"),
+    "runner.sweep.summary": ("runner.sweep",),
+    "runner.sweep.together": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep"),
     "runner.tools.supervise": (
-        "runner.preempt",
+        *("runner.child", "runner.preempt"),
         "runner.tools",
     ),
     "runner.tools.recipe": ("runner.explain", "runner.tools"),

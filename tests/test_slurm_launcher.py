@@ -29,7 +29,10 @@ LAUNCHER = "hydra/launcher=slurm"
         ([LAUNCHER, "train.stepps=3"], "train.stepps: unknown key; did you mean steps?"),
         ([LAUNCHER, "resume=never"], "resume=never: a requeued job goes on with its run"),
         (["-m", LAUNCHER, "seed=0,1"], "hydra/launcher=slurm: submits one run, not yet a sweep"),
-        (["hydra/launcher=slurmm"], "hydra/launcher: got slurmm; expected one of basic, local, slurm; did you mean slurm?"),
+        (
+            ["hydra/launcher=slurmm"],
+            "hydra/launcher: got slurmm; expected one of basic, local, slurm; did you mean slurm?",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_submitted(words: list[str], said: str, door: Door) -> None:

@@ -250,8 +250,8 @@ def test_two_jobs_with_one_directory_are_refused(tmp_path: Path) -> None:
 
 
 def test_shares_are_equal_and_disjoint() -> None:
-    assert share.dealt([0, 1, 2, 3, 4], 2) == [[0, 1, 2], [3, 4]]
-    assert share.dealt(["0"], 2) == [["0"], []]
+    assert share.dealt([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
+    assert share.dealt(["0"], 2) == [[], []]
     assert share.gpus("3, 5", Path("/nowhere")) == ["3", "5"]
     assert share.gpus("", Path("/nowhere")) == []
     assert share.gpus(None, Path("/nowhere")) == []
@@ -259,7 +259,7 @@ def test_shares_are_equal_and_disjoint() -> None:
 
 def test_gpus_are_divided_and_none_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(share.VISIBLE, "4,5,6")
-    assert [each.environment for each in share.shares(2)] == [{share.VISIBLE: "4,5"}, {share.VISIBLE: "6"}]
+    assert [each.environment for each in share.shares(2)] == [{share.VISIBLE: "4"}, {share.VISIBLE: "5"}]
     assert share.shares(1) == [share.Share()]
     with pytest.raises(ConfigError, match="parallel=4: this machine has 3 GPU"):
         share.shares(4)

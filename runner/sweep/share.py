@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from runner.errors import ConfigError
+
+Thing = TypeVar("Thing")
 
 GPUS = Path("/proc/driver/nvidia/gpus")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -34,19 +36,15 @@ def shares(parallel: int) -> list[Share]:
             f"say parallel={len(devices)}"
         )
     return [
-        Share(
-            frozenset(part) if (part := dealt(cores, parallel)[place]) and len(cores) >= parallel else frozenset(),
-            {VISIBLE: ",".join(dealt(devices, parallel)[place])} if devices else {},
-        )
-        for place in range(parallel)
+        Share(frozenset(mine), {VISIBLE: ",".join(own)} if devices else {})
+        for mine, own in zip(dealt(cores, parallel), dealt(devices, parallel), strict=True)
     ]
 
 
-def dealt(things: Sequence[str] | Sequence[int], parts: int) -> list[list]:
-    """Consecutive parts, as equal as they can be: [0 1 2 3 4] in two are [0 1 2] and [3 4]."""
-    size, more = divmod(len(things), parts)
-    ends = [place * size + min(place, more) for place in range(parts + 1)]
-    return [list(things[first:last]) for first, last in itertools.pairwise(ends)]
+def dealt(things: Sequence[Thing], parts: int) -> list[list[Thing]]:
+    """Equal parts; what is left over is nobody's: how many cores a run has decides the last bits of its results."""
+    size = len(things) // parts
+    return [list(things[place * size : (place + 1) * size]) for place in range(parts)]
 
 
 def gpus(visible: str | None, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from runner.sweep.members import Member, Result, State
 from runner.tools.text import table
 
-HEAD = ("run", "state", "step", "best", "left")
+HEAD = ("run", "state", "step", "best", "left", "why")
 DRAW_SECONDS = 0.5
 MOST_ROWS = 40  # more do not fit a terminal: those that go, failed or wait first
 
@@ -87,7 +87,7 @@ def drawn(members: Sequence[Member], results: Sequence[Result], paces: dict[int,
     rows = [_row(members[number], results[number], paces[number] if paces else None) for number in sorted(chosen)]
     counts = Counter(result.state for result in results)
     tally = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
-    return [*table(HEAD, rows, right=HEAD[2:], flexible=("run",)), f"{len(members)} runs: {tally}"]
+    return [*table(HEAD, rows, right=HEAD[2:5], flexible=("run", "why")), f"{len(members)} runs: {tally}"]
 
 
 def line(member: Member, result: Result) -> str:
@@ -115,4 +115,5 @@ def _row(member: Member, result: Result, pace: Pace | None) -> tuple[str, ...]:
     step, steps, best = int(status.get("step", 0)), member.config.train.steps, status.get("best")
     left = pace.left(step, steps) if pace and result.state == "running" else ""
     score = f"{best['value']:.4f}" if best else ""
-    return member.name, result.state, f"{step}/{steps}", score, left
+    why = result.why if result.state in ("failed", "in use") else ""
+    return member.name, result.state, f"{step}/{steps}", score, left, why
