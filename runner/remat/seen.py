@@ -68,6 +68,8 @@ def _made(jaxpr: Any, var: Any) -> tuple[Any, str]:
         operation = equation.primitive.name
         if operation == TAG:
             return var, equation.params["name"]
+        if operation == FLASH:
+            return var, CONTEXT
         if operation in THE_SAME and not hasattr(equation.invars[equation.outvars.index(var)], "val"):
             var = equation.invars[equation.outvars.index(var)]
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner import dataset
 from runner.build import build, restore
@@ -33,8 +33,14 @@ def load(reference: str, weights: Weights = "params", *, trust: bool = False) ->
     document = document_of(checkpoint.run, maker_of(checkpoint).get("drift", ()))
     if not trust:
         demand(checkpoint.run.path, document, {}, "say trust=True")
-    config = replace(checked(Config, of_now(document)), mesh=Mesh(data=1))
-    if hasattr(config.model, "attention"):
-        config = replace(config, model=replace(config.model, attention="xla"))  # anywhere, and in float32
+    config = anywhere(checked(Config, of_now(document)))
     built = build(config, dataset.as_recorded(checkpoint.run))
     return built.model(weighed(restore(built, checkpoint.directory), weights)), config
+
+
+def anywhere(config: Config) -> Config:
+    """The same on one device; and with an attention that every machine has, in float32 as well."""
+    model: Any = config.model
+    if hasattr(model, "attention"):
+        model = replace(model, attention="xla")
+    return replace(config, mesh=Mesh(data=1), model=model)
