@@ -23,7 +23,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from data import Data, Looks
 from models import Model, Named, Objective
-from models.plan import Plan
 from runner import preempt
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
@@ -31,10 +30,11 @@ from runner.checkpoint.retention import Keep
 from runner.checkpoint.strategy import Rule
 from runner.errors import ConfigError, RefusedError
 from runner.evaluate import Evaluation, Metrics
-from runner.explain import explain, suggest
+from runner.explain import explain
 from runner.log import Log
 from runner.mesh import Mesh
 from runner.optim import Optim
+from runner.remat import offered
 from runner.remat.policy import Remat
 from runner.schedule import Schedule
 
@@ -141,8 +141,7 @@ class Config:
                 f"objective={self.objective.kind} does not train model={self.model.kind}, which is made for "
                 f"{self.model.objective}; choose objective=default, or objective=external"
             )
-        if self.model.kind != "external":
-            self._check_remat(self.remat.plan)
+        offered.check(self.remat, self.model)
         if getattr(self.model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
             raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
         if self.train.steps == 0 and self.dir is None:
@@ -155,16 +154,6 @@ class Config:
             )
         if self.overwrite and self.resume != "never":
             raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
-
-    def _check_remat(self, plan: Plan) -> None:
-        if unknown := sorted(plan.scopes - set(self.model.scopes)):
-            raise ValueError(
-                f"remat={self.remat.kind} recomputes the scope '{unknown[0]}', which model={self.model.kind} does not "
-                f"declare (it has: {', '.join(self.model.scopes)}); choose another remat"
-            )
-        if unknown := sorted((plan.names | plan.offload) - set(self.model.tags)):
-            near = suggest(unknown[0], list(self.model.tags)) or f" (it has: {', '.join(self.model.tags)})"
-            raise ValueError(f"remat={self.remat.kind}: model={self.model.kind} tags no value '{unknown[0]}'{near}")
 
     def _check_evaluations(self) -> None:
         if taken := sorted(self.eval.keys() & {"train", "save"}):

@@ -18,6 +18,7 @@ from runner.errors import ConfigError
 from runner.external import told
 from runner.mesh import batched
 from runner.preempt.watch import begin
+from runner.remat import effect
 from runner.remat.seen import seen
 
 if TYPE_CHECKING:
@@ -65,7 +66,12 @@ def compile_eval(built: Built, config: Config) -> EvalStep:
 
 def compile_step(built: Built, config: Config) -> TrainStep:
     """The train step, compiled for the shapes of this run. Raises ConfigError where remat does not do what it says."""
-    return trace_step(built, config).lower().compile()
+    effect.refuse_at_home(config.remat, built.mesh.devices.flat[0].platform)
+    traced = trace_step(built, config)
+    effect.refuse_idle(config.remat, built, abstract_batch(built, config)[0])
+    compiled = traced.lower().compile()
+    effect.refuse_unmoved(config.remat, compiled)
+    return compiled
 
 
 def trace_step(built: Built, config: Config) -> jax.stages.Traced:

@@ -54,7 +54,8 @@ NO_JAX = (
     *("runner.stopwatch", "runner.garbage"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
-    *("runner.checkpoint.arrays", "runner.remat.policy", "models.plan", "runner.preempt", "runner.preempt.sources"),
+    *("runner.checkpoint.arrays", "runner.remat.policy", "runner.remat.offered", "models.plan"),
+    *("runner.preempt", "runner.preempt.sources"),
     *("runner.child", "runner.sweep", "runner.sweep.slurm", "runner.sweep.local", "runner.sweep.together"),
     *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
@@ -91,7 +92,8 @@ MAY_KNOW = {
             "runner.evaluate",
             "runner.log",
         ),
-        *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.policy", "runner.schedule"),
+        *("runner.mesh", "runner.optim", "runner.preempt", "runner.remat.offered", "runner.remat.policy"),
+        "runner.schedule",
     ),
     "runner.experiment": (
         *(
@@ -126,7 +128,7 @@ MAY_KNOW = {
     "runner.external": ("data", "models", "runner.explain", "runner.trust"),
     "runner.programs": (
         *("models", "runner.compiled", "runner.config", "runner.external", "runner.mesh", "runner.preempt.watch"),
-        "runner.remat.seen",
+        *("runner.remat.effect", "runner.remat.seen"),
     ),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
     "runner.ledger": ("runner.provenance", "runner.pulse", "runner.stopwatch"),
@@ -183,6 +185,8 @@ MAY_KNOW = {
     "runner.tools.model": (*("runner.build", "runner.compose", "runner.config", "runner.summary", "runner.tools"),),
     "runner.remat.policy": ("models",),
     "runner.remat.seen": ("models", "runner.flops"),
+    "runner.remat.offered": ("models", "runner.explain", "runner.remat.policy"),
+    "runner.remat.effect": ("models", "runner.flops", "runner.remat.policy", "runner.remat.seen"),
     "runner.remat.measure": (
         *("data", "models", "runner.build", "runner.config", "runner.flops", "runner.programs", "runner.remat"),
     ),

@@ -22,7 +22,8 @@ ELSEWHERE = (
     "experiment",
     "optim",
     "schedule",
-)  # here; test_optim.py has the last
+    "remat",
+)  # here; test_optim.py has schedules
 CHOICES = sorted(
     f"{path.parent.relative_to(REPO / 'conf')}={path.stem}"
     for path in (REPO / "conf").glob("*/*.yaml")
@@ -166,15 +167,47 @@ def test_a_text_falls_below_its_bigram_entropy(door: Door) -> None:
     assert reached < entropy[seen].sum()
 
 
-def test_remat_policies_reach_the_same_loss(served: Forks, door: Door) -> None:
-    losses = {}
-    for remat in ("none", "full", "attention_only", "ffn_only"):
-        assert served.run(door.cwd, *SMALL, "train.steps=5", f"remat={remat}").returncode == 0
-    for config in Path(door.cwd).glob("outputs/*/*/config.yaml"):
-        line = json.loads((config.parent / "logs/metrics.jsonl").read_text().splitlines()[0])
-        losses[config.parent.name] = line["loss"]
-    assert len(losses) == 4
-    assert max(losses.values()) - min(losses.values()) < 1e-6 * max(losses.values())
+REMAT = {
+    **{name: () for name in ("full", "attention_only", "attention_core", "ffn_only", "dots", "dots_no_batch")},
+    **{name: () for name in ("nothing_saveable", "everything_saveable", "every_n")},
+    "names": ("remat.save=[qkv,ffn_pre]",),
+}
+NOT_HERE = {"none", "offload", "auto"}  # the run begins with it; not on a CPU; with a budget, in test_auto.py
+
+
+def test_a_run_goes_on_under_every_remat_policy(served: Forks, door: Door) -> None:
+    """A step under each: accepted, recorded, and the losses are those of a run that never changed."""
+    assert {path.stem for path in (REPO / "conf/remat").glob("*.yaml")} == REMAT.keys() | NOT_HERE
+    words = [*SMALL, "schedule=constant", "train.log_steps=1"]
+    assert served.run(door.cwd, *words, "train.steps=1", "name=changing").returncode == 0
+    run = door.the_run
+    before = "none"
+    for step, (kind, values) in enumerate(REMAT.items(), 2):
+        done = served.run(door.cwd, f"dir={run}", f"remat={kind}", *values, f"train.steps={step}")
+        assert done.returncode == 0, done.stdout
+        assert f'\nchanged: remat.kind: "{before}" → "{kind}"\n' in done.stdout  # said; no warning
+        before = kind
+    assert served.run(door.cwd, *words, f"train.steps={1 + len(REMAT)}", "name=same").returncode == 0
+    (same,) = door.cwd.glob("outputs/same/*/logs/metrics.jsonl")
+    curves = [
+        [line["loss"] for line in map(json.loads, path.read_text().splitlines()) if line["split"] == "train"]
+        for path in (run / "logs/metrics.jsonl", same)
+    ]
+    assert len(curves[0]) == 1 + len(REMAT)
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+    attempts = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
+    assert [attempt["from_step"] for attempt in attempts] == list(range(len(attempts)))
+    kinds = ["none", *REMAT]
+    for attempt, old, new in zip(attempts[1:], kinds, kinds[1:], strict=False):
+        assert f'remat.kind: "{old}" → "{new}"' in attempt["drift"]
+
+
+def test_nothing_is_offloaded_on_a_cpu(served: Forks, door: Door) -> None:
+    before = door.tree()
+    done = served.run(door.cwd, *SMALL, "remat=offload", "remat.offload=[qkv,ffn_pre]")
+    assert done.returncode == 2
+    assert "choose remat=names remat.save=[qkv,ffn_pre]" in done.stdout.splitlines()[-1]
+    assert door.tree() - before <= {"outputs", "said.txt"}
 
 
 def test_two_devices_share_the_batch_and_a_run_can_move_between_them(door: Door) -> None:

@@ -27,7 +27,7 @@ MINE = """
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from models.scopes import scope
+from models.scopes import scope, tag
 
 class Net(nnx.Module):
     def __init__(self, inputs, num_outputs, *, rngs, width=8):
@@ -41,6 +41,17 @@ class Net(nnx.Module):
 
 class OfImages(Net):
     takes = ("images",)
+
+class Plain(Net):
+    def __call__(self, x): return self.out(nnx.tanh(self.hidden(x)))
+
+class Aside(Plain):
+    @scope("block")
+    def encode(self, x): return self.hidden(x)
+
+class Tagged(Net):
+    @scope("block")
+    def __call__(self, x): return self.out(tag(nnx.gelu(tag(self.hidden(x), "pre")), "act"))
 
 def make(inputs, num_outputs, rngs, **options): return Net(inputs, num_outputs, rngs=rngs, **options)
 def line(size=64):
@@ -125,6 +136,40 @@ WRONG = [
         {"remat": {"kind": "attention_only"}},
         "remat=attention_only: the model declares no scope 'attention' (it has: block)",
     ),
+    (
+        {"remat": {"kind": "every_n"}},
+        "remat=every_n: the model has one block, or stacks its blocks itself; iterate over",
+    ),
+    (
+        {"remat": {"kind": "full", "block": "Net"}},
+        "the model says itself what its blocks are; leave remat.block=Net out",
+    ),
+    ({"model": "mine:Plain", "remat": {"kind": "attention_only"}}, "declares no scope 'attention' (it has: none)"),
+    ({"model": "mine:Plain", "remat": {"kind": "full"}}, "no module of its own is repeated in a list; mark one with"),
+    ({"model": "mine:Plain", "remat": {"kind": "dots"}}, "or name its class: remat.block=NAME (Dropout, Linear, Plain"),
+    (
+        {"model": "mine:Plain", "remat": {"kind": "full", "block": "Plane"}},
+        "remat.block=Plane: the model has no module of that class (it has: Dropout, Linear, Plain",
+    ),
+    ({"model": "mine:Aside", "remat": {"kind": "full"}}, "model=external never entered the scope 'block', so nothing"),
+    ({"remat": {"kind": "names", "save": ["pre"]}}, "remat=names: the model tags no value 'pre' (it has: none)"),
+    (
+        {"model": "mine:Tagged", "remat": {"kind": "names", "save": ["pee"]}},
+        "the model tags no value 'pee' (it has: act, pre)",
+    ),
+    (
+        {"model": "mine:Tagged", "remat": {"kind": "names", "save": ["act"]}},
+        "remat=names: to store 'act' spares no product; leave it out (these would: pre)",
+    ),
+    (
+        {"model": "mine:Tagged", "remat": {"kind": "names", "save": ["act", "pre"]}},
+        "remat=names: to store 'act' spares no product beside pre; leave it out (no other tag would either)",
+    ),
+    (
+        {"model": "mine:Tagged", "remat": {"kind": "offload", "offload": ["pre"]}},
+        "on a CPU nothing is offloaded, for its memory is the host's; choose remat=names remat.save=[pre]",
+    ),
+    ({"remat": {"kind": "names"}}, "remat.save: no value is named; name at least one (those your model tags)"),
     ({"data": "mine:number"}, "data.target: mine:number is of type int"),
     ({"data__options": {"sise": 3}}, "data.options.sise: mine:line has no such option; did you mean size?"),
     ({"data": "mine:nothing"}, 'data.target: mine:nothing: returned nothing; expected "inputs"'),

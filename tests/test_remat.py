@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,9 +16,12 @@ import pytest
 from flax import nnx
 
 from models.declared import prepare
-from models.scopes import Kept, active, scanned, scope
+from models.plan import Plan
+from models.scopes import NOT_CHOSEN, Kept, Misplaced, active, layers, scanned, scope, tag
 from runner import step as steps
+from runner.errors import ConfigError
 from runner.flops import bodies, count
+from runner.remat import effect
 from runner.remat.policy import (
     AttentionCore,
     AttentionOnly,
@@ -30,9 +34,10 @@ from runner.remat.policy import (
     Names,
     NoRemat,
     NothingSaveable,
+    Offload,
 )
-from runner.remat.seen import seen, stored
-from tests.conftest import QUICK
+from runner.remat.seen import equations, seen, stored
+from tests.conftest import QUICK, composed
 from tests.stacks import BATCH, HIDDEN, NUM_LAYERS, SEQ, WIDTH, example, filled, made
 
 TAGS = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
@@ -323,3 +328,226 @@ def test_no_slice_of_the_weights_is_stored(policy: Any, num_layers: int, copies:
     values = {var for var in jaxpr.outvars if not hasattr(var, "val")} - given
     of_weights = sum(math.prod(var.aval.shape) for var in values if var.aval.shape[-2:] in weights)
     assert of_weights == copies * sum(math.prod(leaf.shape) for leaf in params if len(leaf.shape) == 3)
+
+
+# What a plan must not trip over in a user's modules.
+
+
+class Sum(nnx.Module):
+    """Two linear maps with what goes in added to what comes out."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.one, self.two = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+
+    def through(self, x: jax.Array) -> jax.Array:
+        return x + self.two(jnp.sin(self.one(x)))
+
+
+class Statics(Sum):
+    """None, text, types, bools of Python and numpy, given or by default; arrays among what is not, both ways."""
+
+    @scope("block")
+    def __call__(self, x: Any, train: bool = True, mode: str = "sin", dtype: Any = jnp.float32) -> Any:
+        assert train
+        assert mode in ("sin", "cos")
+        return {"x": self.through(x["x"]).astype(dtype), "why": mode, "again": True, "nothing": None}
+
+
+class Streams(Sum):
+    """Dropout from random streams that the caller owns."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        super().__init__(rngs)
+        self.dropout = nnx.Dropout(0.5)
+
+    @scope("block")
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+        return self.dropout(self.through(x), rngs=rngs)
+
+
+class Shared(Sum):
+    """The second map is that of all blocks, and counts its calls."""
+
+    def __init__(self, rngs: nnx.Rngs, norm: nnx.Module | None = None):
+        super().__init__(rngs)
+        self.norm = norm
+        self.one.kernel = self.two.kernel  # tied, inside of a block
+
+    @scope("block")
+    def __call__(self, x: jax.Array) -> jax.Array:
+        assert self.norm is not None
+        return self.norm(self.through(x))
+
+
+class Sown(Sum):
+    """Notes what it computes."""
+
+    @scope("block")
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.through(x)
+        self.sow(nnx.Intermediate, "seen", x)
+        return x
+
+
+class Bare(nnx.Module):
+    """No parameters, no state."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        pass
+
+    @scope("block")
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.sin(jnp.sin(x))
+
+
+class Chain(nnx.Module):
+    """Twelve blocks in lists in a list, whatever they take and give."""
+
+    def __init__(self, kind: Any):
+        rngs = nnx.Rngs(0)
+        self.rngs = nnx.Rngs(dropout=1)
+        more = {"norm": nnx.BatchNorm(4, rngs=rngs)} if kind is Shared else {}
+        self.blocks = nnx.List(nnx.List(kind(rngs, **more) for _ in range(6)) for _ in range(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for number, block in enumerate(block for part in self.blocks for block in part):
+            if isinstance(block, Statics):
+                found = block({"x": x}, np.bool_(True), mode="cos", dtype=jnp.float32) if number else block({"x": x})
+                assert found["again"] is True
+                assert found["why"] == ("cos" if number else "sin")
+                x = found["x"]
+            else:
+                x = block(x, rngs=self.rngs) if isinstance(block, Streams) else block(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of sow
+@pytest.mark.parametrize("kind", [Statics, Streams, Shared, Sown, Bare], ids=lambda kind: kind.__name__)
+def test_whatever_a_block_takes_gives_shares_and_notes(kind: Any) -> None:
+    def after(plan: Plan) -> Any:
+        model = Chain(kind)
+        prepare(model, plan, None)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params: nnx.State) -> Any:
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            value = jnp.square(model(jnp.ones((2, 4)))).sum()
+            return value, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+
+        with active(plan):
+            jaxpr, shape = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True), return_shape=True)(params)
+        leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves(params))
+        return jax.tree.unflatten(jax.tree.structure(shape), leaves), seen(jaxpr.jaxpr).scopes["block"]
+
+    without, _ = after(Plan())
+    for policy, times in ((Full(), 12), (EveryN(n=3), 4)):
+        found, wrapped = after(policy.plan)
+        assert wrapped == times
+        jax.tree.map(assert_close, found, without)
+
+
+def assert_close(one: Any, other: Any) -> None:
+    if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stack_of_blocks_without_variables() -> None:
+    for policy in (NoRemat(), Full(), EveryN(n=2)):
+        with active(policy.plan):
+            found = layers(Bare(nnx.Rngs(0)), jnp.ones(()), 3)
+        np.testing.assert_allclose(found, functools.reduce(lambda x, _: np.sin(x), range(6), 1.0), rtol=1e-6)
+
+
+def test_every_nth_of_a_list_is_chosen_in_its_order() -> None:
+    model = Chain(Sown)
+    prepare(model, EveryN(n=3).plan, None)
+    chosen = [not getattr(block, NOT_CHOSEN) for part in model.blocks for block in part]
+    assert chosen == [True, False, False] * 4
+
+
+def test_a_stack_that_scans_itself_cannot_do_every_nth() -> None:
+    model = made("gpt", "scan")
+    prepare(model, EveryN(n=2).plan, None)
+    graphdef, state = nnx.split(model.blocks)
+
+    def own(state: Any, x: jax.Array) -> jax.Array:
+        through = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return through(x, nnx.merge(graphdef, state, copy=True))
+
+    with active(EveryN(n=2).plan), pytest.raises(Misplaced, match="iterate over them with models.scopes.layers"):
+        jax.make_jaxpr(own)(state, example("gpt"))
+
+
+PLANS = [
+    *(NoRemat().plan, Full().plan, Dots().plan, NoRemat().plan),
+    *(Names(save=("one",)).plan, Names(save=("one", "two")).plan, Full().plan),
+]
+
+
+def test_a_jit_of_the_users_own_follows_a_changed_plan() -> None:
+    class Twice(nnx.Module):
+        @scope("block")
+        def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+            x = jnp.sin(tag(x @ kernel, "one"))
+            return jnp.sin(tag(x @ kernel, "two"))
+
+    inner = jax.jit(lambda x, kernel: Twice()(x, kernel).sum())
+    gradient = jax.grad(lambda x, kernel: inner(x, kernel), argnums=(0, 1))
+    product = 2 * 8 * 8 * 8
+    flops = []
+    for plan in PLANS:
+        with active(plan):
+            flops.append(count(jax.make_jaxpr(gradient)(jnp.ones((8, 8)), jnp.ones((8, 8))).jaxpr))
+    assert [each // product for each in flops] == [6, 8, 6, 6, 7, 6, 8]
+
+
+# Refusals that need a compiler's answer, or a trace for each name: tests/test_external.py has the others.
+
+
+def test_offloading_must_move_something() -> None:
+    def compiled(host: int) -> Any:
+        return SimpleNamespace(memory_analysis=lambda: SimpleNamespace(host_temp_size_in_bytes=host))
+
+    option = Offload(offload=("qkv",), save=("ffn_pre",))
+    with pytest.raises(ConfigError, match=r"choose remat=names remat.save=\[qkv,ffn_pre\]"):
+        effect.refuse_at_home(option, "cpu")
+    with pytest.raises(ConfigError, match="moved nothing of qkv to the host's memory"):
+        effect.refuse_unmoved(option, compiled(0))
+    effect.refuse_at_home(Names(save=("qkv",)), "cpu")
+    effect.refuse_at_home(option, "tpu")
+    effect.refuse_unmoved(option, compiled(4096))
+    effect.refuse_unmoved(Full(), compiled(0))
+
+
+def test_an_offloaded_tag_is_moved_and_the_rest_is_recomputed() -> None:
+    """In the trace: there is a copy to pinned host memory and back for the tag, and only for it."""
+    jaxpr = gradient_of("gpt", "scan", Offload(offload=("ffn_pre",), save=("qkv",)))
+    moves = [str(equation) for equation in equations(jaxpr) if equation.primitive.name == "device_put"]
+    assert sum("pinned_host" in move or "host" in move for move in moves) >= 1, moves
+    expected = done_again("gpt", Names(save=("qkv", "ffn_pre")))
+    assert count(jaxpr) - count(gradient_of("gpt", "scan", NoRemat())) == expected
+
+
+REFUSED = [
+    (["remat=names", "remat.save=[qkw]"], "remat=names: model=gpt tags no value 'qkw'; did you mean qkv?"),
+    (["remat=names", "remat.save=[x]"], "tags no value 'x' (it has: qkv, attn_ctx, attn_out, ffn_pre)"),
+    (["remat=names"], "remat.save: no value is named; name at least one (model=gpt tags qkv, attn_ctx, attn_out"),
+    (["remat=offload"], "remat.offload: no value is named; name at least one (model=gpt tags qkv, attn_ctx"),
+    (["remat=offload", "remat.offload=[x]"], "remat=offload: model=gpt tags no value 'x' (it has: qkv, attn_ctx"),
+    (["remat=every_n", "remat.n=1"], "remat.n: got 1; expected at least 2"),
+    (["remat=auto", "remat.budget_bytes=8XB"], "budget_bytes=8XB must be a number of bytes, as 8000000000, 8GB or"),
+    (["remat=full", "+remat.block=Block"], "model=gpt does: leave it out"),
+    (["remat=ffn_only", "model=mlp", "data=digits"], "which model=mlp does not declare (it has: block)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), REFUSED, ids=lambda each: "-".join(each) if isinstance(each, list) else ""
+)
+def test_a_wrong_choice_is_told_before_jax_starts(words: list[str], message: str) -> None:
+    """`load` needs no jax: tests/test_architecture.py."""
+    with pytest.raises(ConfigError) as raised:
+        composed(*words, *(() if "data=digits" in words else ("data=stdlib",)))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -1,9 +1,9 @@
 """What each remat name recomputes: the scopes of the model that are traced again in the backward pass. No jax here.
 
-A scope or a tag that the model does not have is an error (`config.py` where the model says so, else `build.py`), and so
-is one that tracing never met, or that changes nothing (`programs.py`): a policy recomputes what its name says, or it is
-refused. Where the policy is one of blocks and the model declares none, `block` names the class of its repeated module;
-null: it is found.
+A scope or a tag that the model does not have is an error (`offered.py` where the model says so, else `build.py`), and
+so is one that tracing never met (`programs.py`), or that changes nothing (`effect.py`): a policy recomputes what its
+name says, or it is refused. Where the policy is one of blocks and the model declares none, `block` names the class of
+its repeated module; null: it is found.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Ge, Interval
 
 from models.plan import Keeps, Plan
 from runner.checkpoint.record import parsed_size
 
 BLOCK = frozenset({"block"})
-Tags = Annotated[tuple[str, ...], MinLen(1)]
+Tags = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Names(_OfBlocks):
     """Recompute every block, but store what the model tagged with these names."""
 
     kind: Literal["names"] = "names"
-    save: Tags
+    save: Tags = ()
 
     @property
     def plan(self) -> Plan:
@@ -122,8 +122,8 @@ class Offload(_OfBlocks):
     """The same, and what is tagged with the names in `offload` waits in the host's memory. Not on a CPU."""
 
     kind: Literal["offload"] = "offload"
-    offload: Tags
-    save: tuple[str, ...] = ()
+    offload: Tags = ()
+    save: Tags = ()
 
     @property
     def plan(self) -> Plan:
