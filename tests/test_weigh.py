@@ -21,7 +21,7 @@ from runner.config import Config, load
 from runner.dataset import read
 from runner.remat import picture, target, weigh
 from runner.remat.measure import Memory
-from runner.remat.policy import AttentionOnly, Dots, DotsNoBatch, Full, Names, NoRemat
+from runner.remat.policy import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat
 from runner.remat.report import Report, Row, Setting
 from runner.tools.remat import told
 from tests.conftest import HANG_SECONDS, REPO, composed
@@ -140,6 +140,22 @@ def test_the_frontier_is_by_time_where_steps_were_taken() -> None:
     assert [each.name for each in report.frontier] == ["full"]
     assert report.lines()[0]["step_seconds"]["median"] == 4.0
     assert rows[1].quartiles == (1.5, 2.0, 5.5)
+
+
+def test_the_budget_is_what_is_asked_for_or_configured_or_a_part_of_the_device() -> None:
+    def budget(asked: int, remat: Any, devices: Any = None, **stats: int) -> int | None:
+        device = SimpleNamespace(memory_stats=lambda: stats or None)
+        built = SimpleNamespace(mesh=SimpleNamespace(devices=SimpleNamespace(flat=[device])))
+        traced: Any = (SimpleNamespace(built=built), 0.0)
+        trace = weigh.Tracer(replace(config_of(), remat=remat), None, devices, {NoRemat(): traced})  # type: ignore[arg-type]
+        return weigh._budget(trace, asked)
+
+    assert budget(7, Auto(budget_bytes="8MB"), bytes_limit=1000) == 7
+    assert budget(0, Auto(budget_bytes="8MB"), bytes_limit=1000) == 8_000_000
+    assert budget(0, Auto(fraction=0.5), bytes_limit=1000) == 500
+    assert budget(0, NoRemat(), bytes_limit=1000) == 900
+    assert budget(0, NoRemat()) is None  # a CPU does not say
+    assert budget(0, NoRemat(), devices=[], bytes_limit=1000) is None  # nor is this device the one
 
 
 def test_steps_are_timed_in_turns_and_what_finds_no_room_is_left_out() -> None:

@@ -133,8 +133,8 @@ def _budget(axes: Axes, report: Report) -> list[Line]:
 
 def _legend(axes: Axes, cost: str) -> None:
     handles = [
-        Line2D([], [], **ON_IT, label=f"nothing has both less memory and less {cost}"),
-        Line2D([], [], **BEATEN, label="something has"),
+        Line2D([], [], **ON_IT, label=f"frontier: nothing else has both less memory and less {cost}"),
+        Line2D([], [], **BEATEN, label="beaten by one of those"),
     ]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.012, 1.0), ncols=2, frameon=False, fontsize=9)
 
@@ -165,7 +165,8 @@ def _labels(
     place, pixel, inside = axes.transData.transform, DOTS / 72, axes.get_window_extent()
     taken = [Bbox([place((x, y)), place((x, y))]).padded(7 * pixel) for x, y, _ in named]
     taken += [_ordered(Bbox([place(begin), place(end)])).padded(1.5 * pixel) for begin, end in lines]
-    for x, y, names in sorted(named, key=lambda each: not best.intersection(each[2])):
+    taken += [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
+    for x, y, names in sorted(named, key=lambda each: (not best.intersection(each[2]), each[0])):
         colour = INK if best.intersection(names) else GREY
         text = axes.text(0, 0, _words(names), fontsize=9, color=colour, zorder=6, linespacing=1.05, va="bottom")
         box = text.get_window_extent(canvas.get_renderer())
