@@ -47,6 +47,13 @@ Line = tuple[tuple[float, float], tuple[float, float]]
 
 def draw(path: Path, report: Report) -> None:
     """Write the picture as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        picture(report).savefig(path)
+
+
+def picture(report: Report) -> Figure:
+    """Points, lines and labels."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=INCHES, dpi=DOTS)
         canvas = FigureCanvasAgg(figure)
@@ -61,8 +68,7 @@ def draw(path: Path, report: Report) -> None:
             axes.plot([x], [y], **(ON_IT if row.name in best else BEATEN))
         _labels(axes, canvas, list(_named(points, axes)), best, lines)
         _legend(axes, "time" if report.is_timed else "recomputation")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        return figure
 
 
 def _height(report: Report, row: Row) -> float:
@@ -79,18 +85,18 @@ def _title(figure: Figure, report: Report) -> None:
 
 def _axes(axes: Axes, report: Report, points: Sequence[tuple[float, float, Row]]) -> None:
     """Room on all sides; units as people read them."""
-    widest, highest = max(x for x, _, _ in points), max(y for _, y, _ in points)
-    lowest = 0.0 if not report.is_timed else min(y for _, y, _ in points)
+    widest = max((x for x, _, _ in points), default=1.0)
+    heights = [y for _, y, _ in points] or [0.0]
+    highest, lowest = max(heights), min(heights) if report.is_timed else 0.0
     room = 0.13 * ((highest - lowest) or highest or 1.0)
     right = max(widest, report.budget if report.budget and report.budget < 1.5 * widest else 0)
     axes.set_xlim(0, 1.12 * right)
     axes.set_ylim(lowest - room, highest + room)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_text(size) if size else "0"))
-    is_counted = not report.is_believed
-    axes.set_xlabel(
-        "memory of one device: " + ("state, batch and stored values, counted" if is_counted else "compiled")
-    )
+    compiled = f"in a step, compiled for {report.setting.device}"
+    counted = "for state, batch and what is stored, counted in the trace"
+    axes.set_xlabel(f"memory of one device {compiled if report.is_believed else counted}")
     if report.is_timed:
         axes.set_ylabel("median time of a step")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
@@ -103,6 +109,8 @@ def _frontier(axes: Axes, report: Report) -> list[Line]:
     """What can be had: with so much memory, at least so much is computed again. Gives the lines that were drawn."""
     best = [(report.in_all(row), _height(report, row)) for row in report.frontier]
     right, high = axes.get_xlim()[1], axes.get_ylim()[1]
+    if not best:  # nothing could be compiled
+        return []
     corners = [(right, best[0][1]), best[0]]
     for x, y in best[1:]:
         corners += [(x, corners[-1][1]), (x, y)]
@@ -125,8 +133,8 @@ def _budget(axes: Axes, report: Report) -> list[Line]:
 
 def _legend(axes: Axes, cost: str) -> None:
     handles = [
-        Line2D([], [], **ON_IT, label=f"nothing has both less memory and less {cost}"),
-        Line2D([], [], **BEATEN, label="something has"),
+        Line2D([], [], **ON_IT, label=f"frontier: nothing else has both less memory and less {cost}"),
+        Line2D([], [], **BEATEN, label="beaten by one of those"),
     ]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.012, 1.0), ncols=2, frameon=False, fontsize=9)
 
@@ -157,7 +165,8 @@ def _labels(
     place, pixel, inside = axes.transData.transform, DOTS / 72, axes.get_window_extent()
     taken = [Bbox([place((x, y)), place((x, y))]).padded(7 * pixel) for x, y, _ in named]
     taken += [_ordered(Bbox([place(begin), place(end)])).padded(1.5 * pixel) for begin, end in lines]
-    for x, y, names in sorted(named, key=lambda each: not best.intersection(each[2])):
+    taken += [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
+    for x, y, names in sorted(named, key=lambda each: (not best.intersection(each[2]), each[0])):
         colour = INK if best.intersection(names) else GREY
         text = axes.text(0, 0, _words(names), fontsize=9, color=colour, zorder=6, linespacing=1.05, va="bottom")
         box = text.get_window_extent(canvas.get_renderer())

@@ -110,6 +110,7 @@ class Report:
     changes: Sequence[Change] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     budget: int | None = None
+    is_auto: bool = False  # the configuration leaves the choice to the runner
 
     @property
     def is_compiled(self) -> bool:
@@ -199,7 +200,7 @@ class Report:
         """Everything, as data."""
         return {
             **asdict(self.setting),
-            "remat": self.now,
+            "remat": "auto" if self.is_auto else self.now,
             "budget_bytes": self.budget,
             "policies": self.lines(),
             "tags": [{**asdict(tag), "pays": tag.pays} for tag in self.tags],

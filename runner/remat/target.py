@@ -15,6 +15,13 @@ TOPOLOGIES = {
     "v5p": ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "4x4x4"),
     "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
 }
+# No TPU is to be started, and libtpu need not ask on what machine it is.
+ELSEWHERE = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+}
 
 
 def check(target: str) -> None:
@@ -28,7 +35,8 @@ def check(target: str) -> None:
         raise ConfigError(
             f"--target {target}: libtpu is not installed, and it is what compiles for a TPU; pip install libtpu"
         )
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # there is no TPU to be started
+    for name, value in ELSEWHERE.items():
+        os.environ.setdefault(name, value)
 
 
 def devices(target: str, count: int) -> list[Any]:

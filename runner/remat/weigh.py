@@ -97,7 +97,8 @@ def weigh(config: Config, sources: Sources, asked: Asked, devices: Sequence[jax.
                 raise
             refused[name_of(option)] = NOT_DECLARED if hasattr(option, "scope") else str(error)
     done = list(rows(trace, options, asked, tell))
-    report = Report(where, name_of(mine), done, found, refused=refused, budget=_budget(trace, asked.budget))
+    budget, is_auto = _budget(trace, asked.budget), isinstance(config.remat, Auto)
+    report = Report(where, name_of(mine), done, found, refused=refused, budget=budget, is_auto=is_auto)
     return replace(report, changes=changes(trace, report))
 
 

@@ -105,13 +105,15 @@ def told(report: Report) -> list[str]:
 
 
 def _rows(report: Report) -> list[str]:
-    head = ("remat", "stored", "temporaries", "in all", "recompute", "step", "IQR", "compile", "best", "fits", "now")
+    numbers = ("stored", "temporaries", "on host", "in all", "recompute", "step", "IQR", "compile")
+    head = ("remat", *numbers, "best", "fits", "now")
     best = {row.name for row in report.frontier}
     rows = [
         (
             row.name,
             size_text(row.num_bytes),
             size_text(row.memory.temporaries) if row.memory else "",
+            size_text(row.memory.host) if row.memory and row.memory.host else "",
             "no room" if row.trouble else size_text(report.in_all(row)),
             f"{100 * report.recompute(row):+.1f} %",
             *_step(row),
@@ -122,7 +124,7 @@ def _rows(report: Report) -> list[str]:
         )
         for row in report.ordered
     ]
-    return table(head, rows, right=head[1:8], flexible=("remat",))
+    return table(head, rows, right=numbers, flexible=("remat",))
 
 
 def _step(row: Row) -> tuple[str, str]:
@@ -148,6 +150,8 @@ def _notes(report: Report) -> list[str]:
             "say nothing about an accelerator, and memory is compared as counted; --target tpu:v5e asks a compiler "
             "that does not undo it"
         )
+    if report.is_auto:
+        notes.append("remat=auto chooses among these and other names when a run begins")
     if report.setting.backend == "cpu" and report.is_compiled and report.setting.precision == "bf16":
         notes.append("warning: XLA on a CPU computes bf16 in float32: its temporaries are larger than an accelerator's")
     if report.budget is not None:
