@@ -108,6 +108,7 @@ MAY_KNOW = {
         *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.garbage"),
         *("data.sources", "runner.dataset", "runner.evaluate", "runner.ledger"),
         *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.programs", "runner.readme"),
+        "runner.remat",
     ),
     "runner.build": (
         *("data", "models", "runner.checkpoint", "runner.config", "runner.identity", "runner.ledger", "runner.log"),
@@ -191,6 +192,12 @@ MAY_KNOW = {
     "runner.remat.picture": ("runner.remat.report", "runner.tools.text"),
     "runner.remat.weigh": ("data", "runner.build", "runner.config", "runner.remat"),
     "runner.tools.remat": ("runner.compose", "runner.config", "runner.dataset", "runner.remat", "runner.tools"),
+    "runner.remat.blocks": (*("data", "models", "runner.build", "runner.config", "runner.flops", "runner.remat"),),
+    "runner.remat.auto": ("data", "models", "runner.config", "runner.remat", "runner.tools.text"),
+    "runner.remat.chosen": (
+        *("runner.build", "runner.compiled", "runner.config", "runner.external", "runner.identity"),
+        *("runner.provenance", "runner.remat"),
+    ),
     "runner.summary": ("models", "runner.build", "runner.config", "runner.flops", "runner.programs"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
     "runner.tools.supervise": (
