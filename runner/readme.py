@@ -69,6 +69,7 @@ def _made_by(attempt: dict[str, Any]) -> list[str]:
         f"- command: `{shlex.join(attempt.get('command', []))}`",
         f"- code: {attempt.get('git') or 'not in a git checkout'}",
         *[f"- {key}: `{one['target']}` from {one['file']} ({one['hash']})" for key, one in own.items()],
+        *([f"- remat: {attempt['remat']}"] if "remat" in attempt else []),
         f"- hardware: {attempt.get('hardware', 'unknown')}, host {attempt.get('host')}",
         f"- Python {attempt.get('python')}, {packages}",
     ]

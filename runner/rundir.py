@@ -28,6 +28,7 @@ class Run:
 
     config = property(lambda self: self.path / "config.yaml")
     data = property(lambda self: self.path / "data.json")
+    remat = property(lambda self: self.path / "remat.json")
     readme = property(lambda self: self.path / "README.md")
     status = property(lambda self: self.path / "status.json")
     attempts = property(lambda self: self.path / "attempts.jsonl")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from runner.log.console import Console
 from runner.moment import Outcome
 from runner.preempt.watch import Stopped, Watcher, begin
 from runner.readme import readme
+from runner.remat.policy import Auto
 from runner.rundir import Run
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def work(session: Session) -> tuple[Outcome, str]:
         built = building.build(config)
         dataset.admit(session.run, built.sources)
         session.console.say(building.describe(built, config))
+        if isinstance(config.remat, Auto):
+            config = _with_remat(session, built)
+            built = building.build(config, built.sources)
         programs = compiling.compile_all(built, config, session.attempt, kept)
         reached = _trained(session, built, programs)
     except Stopped as stop:  # before training began, or too late to save: what was durable is what there is
@@ -62,6 +66,18 @@ def work(session: Session) -> tuple[Outcome, str]:
         if shown := building.showcase(built, state):
             session.console.say("a sample:\n" + "\n".join(f"  | {line}" for line in shown.splitlines()))
     return _complete(session, reached.step), ""
+
+
+def _with_remat(session: Session, built: Built) -> Config:
+    """The configuration with what `remat=auto` stands for in this run. A stop does not wait for the answer."""
+    from runner.remat.chosen import settled
+
+    config, attempt, console = session.config, session.attempt, session.console
+    with attempt.spend("compile"):
+        work = partial(settled, config, built, session.run.remat, console.say)
+        found = session.watcher.wait_for(begin(work, "remat"))
+    attempt.record(remat=found.words)
+    return replace(config, remat=found.option)
 
 
 def step_back(session: Session) -> None:

@@ -110,6 +110,7 @@ MAY_KNOW = {
         *("runner.build", "runner.checkpoint.restore", "runner.compiled", "runner.config", "runner.garbage"),
         *("data.sources", "runner.dataset", "runner.evaluate", "runner.ledger"),
         *("runner.log.console", "runner.loop", "runner.preempt.watch", "runner.programs", "runner.readme"),
+        "runner.remat",
     ),
     "runner.build": (
         *("data", "models", "runner.checkpoint", "runner.config", "runner.identity", "runner.ledger", "runner.log"),
@@ -195,6 +196,12 @@ MAY_KNOW = {
     "runner.remat.picture": ("runner.remat.report", "runner.tools.text"),
     "runner.remat.weigh": ("data", "runner.build", "runner.config", "runner.remat"),
     "runner.tools.remat": ("runner.compose", "runner.config", "runner.dataset", "runner.remat", "runner.tools"),
+    "runner.remat.blocks": (*("data", "models", "runner.build", "runner.config", "runner.flops", "runner.remat"),),
+    "runner.remat.auto": ("data", "models", "runner.config", "runner.remat", "runner.tools.text"),
+    "runner.remat.chosen": (
+        *("runner.build", "runner.compiled", "runner.config", "runner.external", "runner.identity"),
+        *("runner.provenance", "runner.remat"),
+    ),
     "runner.summary": ("models", "runner.build", "runner.config", "runner.flops", "runner.programs"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
     # A sweep: a run is a process and a directory to it, and a configuration that is valid already.

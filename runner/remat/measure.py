@@ -125,19 +125,23 @@ def compiled(candidate: Candidate) -> tuple[Memory, jax.stages.Compiled]:
 
 def _stored(built: Built, config: Config) -> Mapping[str, int]:
     """What the forward pass on one microbatch keeps, by tag."""
-    parts = config.train.microbatches
-    batch = {
-        name: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)
-        for name, leaf in abstract_batch(built, config)[0].items()
-    }
 
     def kept(state: Any, batch: Any) -> list[Any]:
         _, pull, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
         return jax.tree.leaves(pull)
 
     with active(built.plan):
-        traced = jax.make_jaxpr(kept)(built.abstract, batch).jaxpr
+        traced = jax.make_jaxpr(kept)(built.abstract, microbatch(built, config)).jaxpr
     return stored(traced, len(traced.outvars))
+
+
+def microbatch(built: Built, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what goes through the model at once."""
+    parts = config.train.microbatches
+    return {
+        name: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)
+        for name, leaf in abstract_batch(built, config)[0].items()
+    }
 
 
 def _size(leaf: Any) -> int:

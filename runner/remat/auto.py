@@ -1,0 +1,227 @@
+"""`remat=auto`: of everything that could be recomputed, the least that fits into a budget.
+
+Candidates are the sets of tags that are worth something, found by tracing one block of each kind, and every policy of
+the menu that the model offers. They are tried in ascending order of what they recompute, and the first that fits is
+taken: so none of the menu that fits recomputes less. Where the bytes of the blocks alone are above the budget there is
+no need to compile; that is certain only on a CPU, whose compiler keeps what a scan stores.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+from typing import Any
+
+from data.sources import Sources
+from models.plan import Plan
+from runner.checkpoint.record import size_text
+from runner.config import Config
+from runner.errors import ConfigError
+from runner.remat import policy
+from runner.remat.blocks import Blocks, Cost, blocks, whole
+from runner.remat.measure import candidate, memory
+from runner.remat.policy import Auto, Names, Remat
+from runner.tools.text import table as lines
+
+MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets
+FINALISTS = 3  # whose steps are measured, where that means something
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate. `least`: bytes that it needs at any rate, 0 where nobody knows."""
+
+    option: Remat
+    counted: int
+    least: int
+    flops: int
+
+    @property
+    def name(self) -> str:
+        """As a person reads it: `dots`, `names(qkv, ffn_pre)`."""
+        return named(self.option)
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Candidates, the least recomputation first, with the bytes that one device needs for each, once it is asked."""
+
+    rows: Sequence[Row]
+    num_bytes: Callable[[Row], int]
+    known: dict[Remat, int]  # what was asked already
+    is_counted: bool  # num_bytes is counted: the compiler cannot be believed here
+
+    @property
+    def flops(self) -> int:
+        """Where nothing is recomputed."""
+        return self.rows[0].flops
+
+
+def named(option: Remat) -> str:
+    """A remat option in a word."""
+    inside = option.save if isinstance(option, Names) else (str(option.n),) if isinstance(option, policy.EveryN) else ()
+    return option.kind + (f"({', '.join(inside)})" if inside else "")
+
+
+def menu(config: Config, sources: Sources) -> Menu:
+    """What there is to choose from for a configuration whose `remat` is auto. Raises ConfigError where that is nothing.
+
+    The model is traced once for all policies and tags of blocks, and once for each other policy.
+    """
+    base = candidate(config, config.remat, sources)
+    device, inside = base.built.mesh.devices.flat[0], blocks(base, config)
+    is_cpu = device.platform == "cpu"
+    outside = base.num_bytes - inside.cost(base.option.plan).num_bytes // base.built.mesh.size
+    is_sure = is_cpu and not base.is_loop
+
+    def row(option: Remat, more: Cost) -> Row:
+        counted = base.counted + more.num_bytes // base.built.mesh.size
+        return Row(option, counted, counted - outside if is_sure else 0, base.flops + more.flops)
+
+    fixed = [row(option, more) for option, more in _fixed(config, sources, inside)]
+    sets = [row(option, more) for option, more in _sets(config, inside)]
+    rows = sorted([*fixed, *_frontier(sets, fixed)], key=lambda row: (row.flops, row.counted))
+    known: dict[Remat, int] = {}
+
+    def num_bytes(row: Row) -> int:
+        if row.option not in known:
+            is_blind = is_cpu and base.is_loop
+            compiled = row.counted if is_blind else memory(candidate(config, row.option, sources)).footprint
+            known[row.option] = compiled
+        return known[row.option]
+
+    return Menu(rows, num_bytes, known, is_counted=is_cpu and base.is_loop)
+
+
+def fitting(menu: Menu, budget: int) -> Iterator[Row]:
+    """What fits, the least recomputation first.
+
+    Where no row can be ruled out beforehand, sets of tags are tried only from where they begin to fit.
+    """
+    hopeless: Sequence[Row] = ()
+    is_searched = menu.is_counted or any(row.least for row in menu.rows)
+    for row in menu.rows:
+        if row.least > budget or row in hopeless:
+            continue
+        if menu.num_bytes(row) <= budget:
+            yield row
+        elif not is_searched:
+            sets, is_searched = [row for row in menu.rows if isinstance(row.option, Names)], True
+            hopeless = sets[: bisect_left(sets, x=True, key=lambda row: menu.num_bytes(row) <= budget)]
+
+
+def chosen(menu: Menu, budget: int, fastest: Callable[[Sequence[Row]], Row] | None = None) -> Row | None:
+    """The least recomputation that fits, or None; with `fastest`, whichever it says of the first few."""
+    finalists = list(islice(fitting(menu, budget), FINALISTS if fastest else 1))
+    return fastest(finalists) if fastest and len(finalists) > 1 else next(iter(finalists), None)
+
+
+def budget_of(option: Auto, device: Any) -> int:
+    """In bytes, on one device. Raises ConfigError where the device does not tell how much memory it has."""
+    if option.budget:
+        return option.budget
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if not limit:
+        raise ConfigError(
+            f"remat=auto: a {device.platform} does not tell how much memory there is, so remat.fraction="
+            f"{option.fraction:g} means nothing; say remat.budget_bytes=8GB"
+        )
+    return int(option.fraction * limit)
+
+
+def table(menu: Menu, budget: int, taken: Row) -> list[str]:
+    """What was chosen from: everything that recomputes less, what was chosen, and how many more there were."""
+    tried = menu.rows[: menu.rows.index(taken) + 1]
+    rows = []
+    for row in tried:
+        found = menu.known.get(row.option)
+        fits = "chosen" if row == taken else "fits" if found is not None and found <= budget else "too large"
+        share = f"+{100 * (row.flops / menu.flops - 1):.1f}%"
+        rows.append((row.name, share, size_text(row.counted), size_text(found) if found is not None else "", fits))
+    head = ("recomputed", "FLOPs", "counted", "" if menu.is_counted else "compiled", "")
+    left = len(menu.rows) - len(tried)
+    return [*lines(head, rows, right=head[1:4]), *([f"({left} others recompute more)"] if left else [])]
+
+
+def _fixed(config: Config, sources: Sources, inside: Blocks) -> Iterator[tuple[Remat, Cost]]:
+    """The policies of the menu that this model offers, and what each costs more than `full`, on a whole batch."""
+    block, count, parts = config.remat.block, sum(times for _, times in inside.kinds), config.train.microbatches
+    full = inside.cost(policy.Full().plan)
+    of_blocks: tuple[Remat, ...] = (policy.Full(block=block), policy.Dots(block=block), policy.DotsNoBatch(block=block))
+    for option in of_blocks:
+        yield option, _batch(inside.cost(option.plan) - full, parts)
+    base = whole(config, policy.Full(block=block), sources)
+    every = [policy.EveryN(n=n, block=block) for n in (2, 3) if n <= count]
+    others: tuple[Remat, ...] = (
+        policy.NoRemat(),
+        policy.AttentionCore(),
+        policy.AttentionOnly(),
+        policy.FfnOnly(),
+        *every,
+    )
+    for option in others:
+        offers = config.model.kind == "external" or option.plan.scopes <= set(config.model.scopes)
+        if base and offers and (found := whole(config, option, sources)):
+            yield option, _batch(found - base, parts)
+
+
+def _sets(config: Config, inside: Blocks) -> Iterator[tuple[Remat, Cost]]:
+    """The sets of tags that may be worth storing, likewise."""
+    full = inside.cost(policy.Full().plan)
+    for save in _useful(inside):
+        option = Names(save=save, block=config.remat.block)
+        yield option, _batch(inside.cost(option.plan) - full, config.train.microbatches)
+
+
+def _batch(cost: Cost, parts: int) -> Cost:
+    """What a microbatch costs, for a batch: each is computed, but only one is stored at a time."""
+    return replace(cost, flops=cost.flops * parts)
+
+
+def _useful(inside: Blocks) -> list[tuple[str, ...]]:
+    """A tag is left out that saves nothing alone, nor as the last one missing."""
+
+    def flops(save: Sequence[str]) -> int:
+        return inside.cost(_storing(save)).flops
+
+    nothing, everything = flops(()), flops(inside.tags)
+    useful = [
+        tag
+        for tag in inside.tags
+        if flops((tag,)) < nothing or flops([other for other in inside.tags if other != tag]) > everything
+    ]
+    if len(useful) <= MOST_TAGS:
+        return [save for size in range(1, len(useful) + 1) for save in combinations(useful, size)]
+    return _greedy(inside, useful)
+
+
+def _storing(save: Sequence[str]) -> Plan:
+    return Plan(policy.BLOCK, names=frozenset(save))
+
+
+def _greedy(inside: Blocks, useful: Sequence[str]) -> list[tuple[str, ...]]:
+    """One set of each size: to the one before it is added what saves most FLOPs for a byte."""
+    sets: list[tuple[str, ...]] = []
+    save: tuple[str, ...] = ()
+    while len(save) < len(useful):
+        before = inside.cost(_storing(save))
+        gains = {}
+        for tag in useful:
+            if tag not in save:
+                more = inside.cost(_storing((*save, tag))) - before
+                gains[tag] = -more.flops / max(more.num_bytes, 1)
+        save = (*save, max(gains, key=lambda tag: gains[tag]))
+        sets.append(save)
+    return sets
+
+
+def _frontier(sets: Sequence[Row], fixed: Sequence[Row]) -> list[Row]:
+    """The sets that nothing beats both in bytes and in FLOPs. Compiled, equals may differ: all fixed ones stay."""
+    kept, best = [], float("inf")
+    for row in sorted([*fixed, *sets], key=lambda row: (row.counted, row.flops)):
+        if row.flops < best:
+            best = row.flops
+            kept.append(row)
+    return [row for row in kept if isinstance(row.option, Names)]
