@@ -114,8 +114,8 @@ def _ways(config: Config, built: Built) -> Iterator[tuple[str, Config]]:
     if train.precision != "bf16":
         yield "train.precision=bf16", replace(config, train=replace(train, precision="bf16"))
     if getattr(config.model, "loss_chunks", 0) == 1:
-        model: Any = replace(config.model, loss_chunks=LOSS_CHUNKS)  # type: ignore[call-arg]
-        yield f"model.loss_chunks={LOSS_CHUNKS}", replace(config, model=model)
+        model: Any = config.model
+        yield f"model.loss_chunks={LOSS_CHUNKS}", replace(config, model=replace(model, loss_chunks=LOSS_CHUNKS))
 
 
 def _circumstances(config: Config, built: Built, budget: int) -> dict[str, str | int]:
