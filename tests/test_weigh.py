@@ -23,16 +23,11 @@ from runner.remat import picture, target, weigh
 from runner.remat.measure import Memory
 from runner.remat.policy import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat
 from runner.remat.report import Report, Row, Setting
-from runner.tools.remat import told
 from tests.conftest import HANG_SECONDS, REPO, composed
 from tests.test_config import changed
 
 LAYERS, WIDTH, HIDDEN, SEQ, BATCH = 8, 32, 128, 32, 4
 HERE = Setting("gpt", "cpu", "cpu", 1, "scan", "fp32", BATCH, 1, None)
-OVERRIDES = (
-    *("data=synthetic", "data.gives=tokens", f"data.seq_len={SEQ}", f"data.batch_size={BATCH}", "data.size=32"),
-    *(f"model.num_layers={LAYERS}", "model.num_heads=2", f"model.width={WIDTH}", f"model.hidden={HIDDEN}"),
-)
 
 
 def config_of(**more: Any) -> Config:
@@ -215,28 +210,23 @@ def _labels(figure: Figure) -> Iterator[tuple[str, Any]]:
 
 
 def test_the_verb_tells_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here for a model in a Python loop, and without attention."""
     place = tmp_path / "report"
-    words = ["--no-compile", "--budget", "3MB", "--to", str(place), *OVERRIDES, "remat=every_n", "remat.n=3"]
-    process = [sys.executable, "-m", "runner", "remat", *words]
+    words = ["--no-compile", "--budget", "1.4MB", "--to", str(place), "model=mlp", "data=digits", "model.num_layers=6"]
+    process = [sys.executable, "-m", "runner", "remat", *words, "remat=every_n", "remat.n=3"]
     said = subprocess.run(process, check=True, capture_output=True, text=True, cwd=REPO, timeout=HANG_SECONDS).stdout
-    assert "every_n n=3" in said
-    assert "blocks under one scan" in said
+    assert "blocks in a Python loop" in said
+    assert "now (remat=every_n n=3)" in said
+    assert "left out: attention_core, attention_only, ffn_only: the model does not declare" in " ".join(said.split())
     assert "train.microbatches=2" in said
     lines = [json.loads(line) for line in (place / "remat.jsonl").read_text().splitlines()]
     assert {line["policy"] for line in lines} >= {"none", "every_n n=2", "every_n n=3", "full"}
     assert {line["fits"] for line in lines} == {True, False}
     assert lines[0]["remat"] == {"kind": "none"}
+    assert lines[0]["memory_is"] == "counted"
     assert (place / "remat.png").read_bytes().startswith(b"\x89PNG")
     assert main(["remat", *words]) == 3
     assert "name a new folder" in capsys.readouterr().err
-
-
-def test_a_model_in_a_loop_without_attention_is_told_so() -> None:
-    config, said = composed("model=mlp", "data=digits", "model.num_layers=3"), list[str]()
-    report = weigh.weigh(config, read(config.data), weigh.Asked(compiles=False), None, said.append)
-    assert "blocks in a Python loop" in said[1]
-    assert set(report.refused) == {"attention_core", "attention_only", "ffn_only"}
-    assert "left out: attention_core, attention_only, ffn_only: the model does not declare" in " ".join(told(report))
 
 
 @pytest.mark.parametrize(
