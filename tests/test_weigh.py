@@ -58,14 +58,14 @@ def test_the_menu_is_weighed_and_its_frontier_found(counted: Report) -> None:
     names = [row.name for row in counted.ordered]
     assert names[0] == "none"
     assert names[-1] == "full"
-    assert set(names) > {"attention_core", "attention_only", "ffn_only", "every_n n=2", "dots", "dots_no_batch"}
+    assert set(names) > {"attention_core", "attention_only", "ffn_only", "every_n(2)", "dots", "dots_no_batch"}
     assert "everything_saveable" not in names
     assert not counted.refused
     assert not counted.is_compiled
     best = [row.name for row in counted.frontier]
     assert best[0] == "dots"  # it computes no product again, and stores less than none
     assert best[-1] == "full"
-    assert not {"none", "attention_only", "every_n n=2"} & set(best)
+    assert not {"none", "attention_only", "every_n(2)"} & set(best)
     assert counted.setting.blocks == "scan"
 
 
@@ -192,7 +192,14 @@ def test_a_compiler_without_room_is_a_row_that_says_so(monkeypatch: pytest.Monke
 
 
 def test_no_label_lies_on_another() -> None:
-    names = ["none", "every_n n=2", "attention_only", "names " + ",".join(f"tag_{i}" for i in range(9)), "dots", "full"]
+    names = [
+        "none",
+        "every_n(2)",
+        "attention_only",
+        "names(" + ", ".join(f"tag_{i}" for i in range(9)) + ")",
+        "dots",
+        "full",
+    ]
     rows = [row(name, 1000 - 9 * i, 100 + 2 * i) for i, name in enumerate(names)]
     rows += [row("far", 100, 200), row("the same", 100, 200)]
     figure = picture.picture(Report(HERE, "none", rows, budget=500))
@@ -216,11 +223,11 @@ def test_the_verb_tells_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureF
     process = [sys.executable, "-m", "runner", "remat", *words, "remat=every_n", "remat.n=3"]
     said = subprocess.run(process, check=True, capture_output=True, text=True, cwd=REPO, timeout=HANG_SECONDS).stdout
     assert "blocks in a Python loop" in said
-    assert "now (remat=every_n n=3)" in said
+    assert "now (remat=every_n(3))" in said
     assert "left out: attention_core, attention_only, ffn_only: the model does not declare" in " ".join(said.split())
     assert "train.microbatches=2" in said
     lines = [json.loads(line) for line in (place / "remat.jsonl").read_text().splitlines()]
-    assert {line["policy"] for line in lines} >= {"none", "every_n n=2", "every_n n=3", "full"}
+    assert {line["policy"] for line in lines} >= {"none", "every_n(2)", "every_n(3)", "full"}
     assert {line["fits"] for line in lines} == {True, False}
     assert lines[0]["remat"] == {"kind": "none"}
     assert lines[0]["memory_is"] == "counted"

@@ -180,7 +180,7 @@ def _labels(
 
 def _words(names: Sequence[str]) -> str:
     """A line for each name, and more for one that is long."""
-    lines = [textwrap.wrap(name.replace(",", ", "), LABEL_WIDTH, break_on_hyphens=False) for name in names]
+    lines = [textwrap.wrap(name, LABEL_WIDTH, break_on_hyphens=False) for name in names]
     return "\n".join(line for each in lines for line in each)
 
 
