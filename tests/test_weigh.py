@@ -20,8 +20,8 @@ from runner.__main__ import main
 from runner.config import Config, load
 from runner.dataset import read
 from runner.remat import picture, target, weigh
-from runner.remat.measure import Memory
-from runner.remat.policy import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat
+from runner.remat.measure import Memory, candidate
+from runner.remat.policy import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat, Offload
 from runner.remat.report import Report, Row, Setting
 from tests.conftest import HANG_SECONDS, REPO, composed
 from tests.test_config import changed
@@ -116,6 +116,13 @@ def test_under_a_scan_the_compiler_agrees_with_what_was_counted() -> None:
     none = report.row("none")
     assert none.memory
     assert report.in_all(none) == none.memory.footprint > none.memory.temporaries
+
+
+def test_what_waits_in_the_memory_of_the_host_is_not_counted_on_the_device() -> None:
+    config = config_of()
+    away, full = (candidate(config, option, read(config.data)) for option in (Offload(offload=("qkv",)), Full()))
+    assert away.flops < full.flops
+    assert away.num_bytes == full.num_bytes
 
 
 def test_the_compiler_is_not_believed_of_a_loop_on_a_cpu() -> None:
