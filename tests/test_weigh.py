@@ -20,19 +20,14 @@ from runner.__main__ import main
 from runner.config import Config, load
 from runner.dataset import read
 from runner.remat import picture, target, weigh
-from runner.remat.measure import Memory
-from runner.remat.policy import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat
+from runner.remat.measure import Memory, candidate
+from runner.remat.policy import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat, Offload
 from runner.remat.report import Report, Row, Setting
-from runner.tools.remat import told
 from tests.conftest import HANG_SECONDS, REPO, composed
 from tests.test_config import changed
 
 LAYERS, WIDTH, HIDDEN, SEQ, BATCH = 8, 32, 128, 32, 4
 HERE = Setting("gpt", "cpu", "cpu", 1, "scan", "fp32", BATCH, 1, None)
-OVERRIDES = (
-    *("data=synthetic", "data.gives=tokens", f"data.seq_len={SEQ}", f"data.batch_size={BATCH}", "data.size=32"),
-    *(f"model.num_layers={LAYERS}", "model.num_heads=2", f"model.width={WIDTH}", f"model.hidden={HIDDEN}"),
-)
 
 
 def config_of(**more: Any) -> Config:
@@ -63,14 +58,14 @@ def test_the_menu_is_weighed_and_its_frontier_found(counted: Report) -> None:
     names = [row.name for row in counted.ordered]
     assert names[0] == "none"
     assert names[-1] == "full"
-    assert set(names) > {"attention_core", "attention_only", "ffn_only", "every_n n=2", "dots", "dots_no_batch"}
+    assert set(names) > {"attention_core", "attention_only", "ffn_only", "every_n(2)", "dots", "dots_no_batch"}
     assert "everything_saveable" not in names
     assert not counted.refused
     assert not counted.is_compiled
     best = [row.name for row in counted.frontier]
     assert best[0] == "dots"  # it computes no product again, and stores less than none
     assert best[-1] == "full"
-    assert not {"none", "attention_only", "every_n n=2"} & set(best)
+    assert not {"none", "attention_only", "every_n(2)"} & set(best)
     assert counted.setting.blocks == "scan"
 
 
@@ -121,6 +116,13 @@ def test_under_a_scan_the_compiler_agrees_with_what_was_counted() -> None:
     none = report.row("none")
     assert none.memory
     assert report.in_all(none) == none.memory.footprint > none.memory.temporaries
+
+
+def test_what_waits_in_the_memory_of_the_host_is_not_counted_on_the_device() -> None:
+    config = config_of()
+    away, full = (candidate(config, option, read(config.data)) for option in (Offload(offload=("qkv",)), Full()))
+    assert away.flops < full.flops
+    assert away.num_bytes == full.num_bytes
 
 
 def test_the_compiler_is_not_believed_of_a_loop_on_a_cpu() -> None:
@@ -197,7 +199,14 @@ def test_a_compiler_without_room_is_a_row_that_says_so(monkeypatch: pytest.Monke
 
 
 def test_no_label_lies_on_another() -> None:
-    names = ["none", "every_n n=2", "attention_only", "names " + ",".join(f"tag_{i}" for i in range(9)), "dots", "full"]
+    names = [
+        "none",
+        "every_n(2)",
+        "attention_only",
+        "names(" + ", ".join(f"tag_{i}" for i in range(9)) + ")",
+        "dots",
+        "full",
+    ]
     rows = [row(name, 1000 - 9 * i, 100 + 2 * i) for i, name in enumerate(names)]
     rows += [row("far", 100, 200), row("the same", 100, 200)]
     figure = picture.picture(Report(HERE, "none", rows, budget=500))
@@ -215,28 +224,23 @@ def _labels(figure: Figure) -> Iterator[tuple[str, Any]]:
 
 
 def test_the_verb_tells_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here for a model in a Python loop, and without attention."""
     place = tmp_path / "report"
-    words = ["--no-compile", "--budget", "3MB", "--to", str(place), *OVERRIDES, "remat=every_n", "remat.n=3"]
-    process = [sys.executable, "-m", "runner", "remat", *words]
+    words = ["--no-compile", "--budget", "1.4MB", "--to", str(place), "model=mlp", "data=digits", "model.num_layers=6"]
+    process = [sys.executable, "-m", "runner", "remat", *words, "remat=every_n", "remat.n=3"]
     said = subprocess.run(process, check=True, capture_output=True, text=True, cwd=REPO, timeout=HANG_SECONDS).stdout
-    assert "every_n n=3" in said
-    assert "blocks under one scan" in said
+    assert "blocks in a Python loop" in said
+    assert "now (remat=every_n(3))" in said
+    assert "left out: attention_core, attention_only, ffn_only: the model does not declare" in " ".join(said.split())
     assert "train.microbatches=2" in said
     lines = [json.loads(line) for line in (place / "remat.jsonl").read_text().splitlines()]
-    assert {line["policy"] for line in lines} >= {"none", "every_n n=2", "every_n n=3", "full"}
+    assert {line["policy"] for line in lines} >= {"none", "every_n(2)", "every_n(3)", "full"}
     assert {line["fits"] for line in lines} == {True, False}
     assert lines[0]["remat"] == {"kind": "none"}
+    assert lines[0]["memory_is"] == "counted"
     assert (place / "remat.png").read_bytes().startswith(b"\x89PNG")
     assert main(["remat", *words]) == 3
     assert "name a new folder" in capsys.readouterr().err
-
-
-def test_a_model_in_a_loop_without_attention_is_told_so() -> None:
-    config, said = composed("model=mlp", "data=digits", "model.num_layers=3"), list[str]()
-    report = weigh.weigh(config, read(config.data), weigh.Asked(compiles=False), None, said.append)
-    assert "blocks in a Python loop" in said[1]
-    assert set(report.refused) == {"attention_core", "attention_only", "ffn_only"}
-    assert "left out: attention_core, attention_only, ffn_only: the model does not declare" in " ".join(told(report))
 
 
 @pytest.mark.parametrize(

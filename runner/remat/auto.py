@@ -22,7 +22,7 @@ from runner.errors import ConfigError
 from runner.remat import policy
 from runner.remat.blocks import Blocks, Cost, blocks, whole
 from runner.remat.measure import candidate, memory
-from runner.remat.policy import Auto, Names, Remat
+from runner.remat.policy import Auto, Names, Remat, named
 from runner.tools.text import table as lines
 
 MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets
@@ -57,12 +57,6 @@ class Menu:
     def flops(self) -> int:
         """Where nothing is recomputed."""
         return self.rows[0].flops
-
-
-def named(option: Remat) -> str:
-    """A remat option in a word."""
-    inside = option.save if isinstance(option, Names) else (str(option.n),) if isinstance(option, policy.EveryN) else ()
-    return option.kind + (f"({', '.join(inside)})" if inside else "")
 
 
 def menu(config: Config, sources: Sources) -> Menu:

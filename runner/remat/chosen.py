@@ -25,9 +25,9 @@ from runner.config import BY_KIND, Config, checked
 from runner.errors import ConfigError
 from runner.identity import identity
 from runner.provenance import code
-from runner.remat.auto import Menu, budget_of, chosen, menu, named, table
+from runner.remat.auto import Menu, budget_of, chosen, menu, table
 from runner.remat.measure import candidate, memory
-from runner.remat.policy import Auto, Offload, Remat
+from runner.remat.policy import Auto, Offload, Remat, named
 
 if TYPE_CHECKING:
     from runner.build import Built

@@ -31,7 +31,7 @@ from runner.tools.text import shortened
 INK, GREY, FAINT = "#1b2733", "#6b7785", "#e4e8ec"
 BEST, OTHER, BUDGET = "#0072b2", "#d55e00", "#009e73"
 INCHES, DOTS = (9.6, 5.6), 110
-LABEL_WIDTH = 26  # characters
+LABEL_WIDTH = 22  # characters
 AWAY = (9, 16, 26, 40, 58)  # points of type between a label and what it names
 AROUND = ((1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1), (-1, 0))
 ON_IT: dict[str, Any] = {"ls": "", "marker": "o", "ms": 9, "mfc": BEST, "mec": "white", "mew": 1, "zorder": 5}
@@ -180,7 +180,7 @@ def _labels(
 
 def _words(names: Sequence[str]) -> str:
     """A line for each name, and more for one that is long."""
-    lines = [textwrap.wrap(name.replace(",", ", "), LABEL_WIDTH, break_on_hyphens=False) for name in names]
+    lines = [textwrap.wrap(name, LABEL_WIDTH, break_on_hyphens=False) for name in names]
     return "\n".join(line for each in lines for line in each)
 
 

@@ -190,3 +190,16 @@ Remat = (
     | FfnOnly
     | Auto
 )
+
+
+def named(option: Remat) -> str:
+    """A remat option in a word: `dots`, `every_n(2)`, `names(qkv, ffn_pre)`, `offload(qkv; ffn_pre)`."""
+    match option:
+        case EveryN():
+            return f"{option.kind}({option.n})"
+        case Names():
+            return f"{option.kind}({', '.join(option.save)})"
+        case Offload():
+            return f"{option.kind}({'; '.join(filter(None, (', '.join(option.offload), ', '.join(option.save))))})"
+        case _:
+            return option.kind

@@ -7,7 +7,7 @@ is recomputed where blocks follow each other in the program, and its numbers the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -207,15 +207,3 @@ class Report:
             "changes": [asdict(change) for change in self.changes],
             "refused": dict(self.refused),
         }
-
-
-def name_of(option: Remat) -> str:
-    """What a person calls it: `dots`, `every_n n=2`, `names qkv,ffn_pre`."""
-    words: list[str] = [option.kind]
-    for each in fields(option):
-        value = getattr(option, each.name)
-        if each.name in ("save", "offload") and value:
-            words.append(("offload " if each.name == "offload" else "") + ",".join(value))
-        elif each.name == "n":
-            words.append(f"n={value}")
-    return " ".join(words)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from models.scopes import CONTEXT, FLASH, Kept
 from runner.flops import bodies
 
@@ -49,10 +51,12 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def stored(jaxpr: Any, outputs: int) -> Counter[str]:
-    """Bytes of the last `outputs` results that are not inputs, each once, by tag; `""` is what has none."""
+    """Bytes on the device of the last `outputs` results that are not inputs, each once, by tag; `""` has none."""
     found, counted = Counter[str](), set(jaxpr.invars)
     for atom in jaxpr.outvars[len(jaxpr.outvars) - outputs :]:
-        if hasattr(atom, "val"):  # a literal
+        if (
+            hasattr(atom, "val") or getattr(atom.aval, "memory_space", None) == jax.memory.Space.Host
+        ):  # a literal, or away
             continue
         var, name = _made(jaxpr, atom)
         if var not in counted:

@@ -18,6 +18,7 @@ TOPOLOGIES = {
 # No TPU is to be started, and libtpu need not ask on what machine it is.
 ELSEWHERE = {
     "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",

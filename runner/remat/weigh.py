@@ -13,6 +13,7 @@ from data.sources import Sources
 from runner.build import describe
 from runner.config import Config
 from runner.errors import ConfigError
+from runner.remat import effect
 from runner.remat.measure import Candidate, candidate, compiled
 from runner.remat.policy import (
     AttentionCore,
@@ -27,8 +28,9 @@ from runner.remat.policy import (
     Names,
     NoRemat,
     Remat,
+    named,
 )
-from runner.remat.report import Change, Report, Row, Setting, Tag, name_of
+from runner.remat.report import Change, Report, Row, Setting, Tag
 
 NOT_DECLARED = "the model does not declare what they recompute"
 NO_ROOM = "RESOURCE_EXHAUSTED"
@@ -65,6 +67,7 @@ class Tracer:
         if option not in self.found:
             began = time.perf_counter()
             traced = candidate(self.config, option, self.sources, self.devices)
+            effect.refuse_at_home(option, traced.platform)
             self.found[option] = traced, time.perf_counter() - began
         return self.found[option]
 
@@ -95,10 +98,10 @@ def weigh(config: Config, sources: Sources, asked: Asked, devices: Sequence[jax.
         except ConfigError as error:
             if option == mine:
                 raise
-            refused[name_of(option)] = NOT_DECLARED if hasattr(option, "scope") else str(error)
+            refused[named(option)] = NOT_DECLARED if hasattr(option, "scope") else str(error)
     done = list(rows(trace, options, asked, tell))
     budget, is_auto = _budget(trace, asked.budget), isinstance(config.remat, Auto)
-    report = Report(where, name_of(mine), done, found, refused=refused, budget=budget, is_auto=is_auto)
+    report = Report(where, named(mine), done, found, refused=refused, budget=budget, is_auto=is_auto)
     return replace(report, changes=changes(trace, report))
 
 
@@ -155,7 +158,7 @@ def menu(trace: Tracer, found: Sequence[Tag], *, whole: bool) -> list[Remat]:
         options.append(Names(save=useful))
     options = [trace.of_blocks(option) for option in (*options, DotsNoBatch(), Full())]
     mine = configured(trace.config)
-    return options if name_of(mine) in map(name_of, options) else [*options, mine]
+    return options if named(mine) in map(named, options) else [*options, mine]
 
 
 def rows(trace: Tracer, options: Sequence[Remat], asked: Asked, tell: Tell) -> Iterator[Row]:
@@ -163,10 +166,11 @@ def rows(trace: Tracer, options: Sequence[Remat], asked: Asked, tell: Tell) -> I
     found, programs = [], {}
     for number, option in enumerate(options, 1):
         traced, seconds = trace.timed(option)
-        row = Row(name_of(option), option, traced.stored, traced.counted, traced.flops, seconds)
+        row = Row(named(option), option, traced.stored, traced.counted, traced.flops, seconds)
         if asked.compiles:
             try:
                 memory, programs[row.name] = compiled(traced)
+                effect.refuse_unmoved(option, programs[row.name])
                 row = replace(row, memory=memory)
                 tell(f"  {number}/{len(options)}  {row.name}: compiled in {memory.seconds:.1f} s")
             except jax.errors.JaxRuntimeError as error:

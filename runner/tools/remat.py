@@ -132,7 +132,7 @@ def _step(row: Row) -> tuple[str, str]:
     if not row.quartiles:
         return "", ""
     low, middle, high = row.quartiles
-    return f"{1000 * middle:.3g} ms", f"{1000 * (high - low):.2g} ms"
+    return f"{1000 * middle:.3g} ms", f"{1000 * (high - low):.3g} ms"
 
 
 def _notes(report: Report) -> list[str]:
@@ -144,6 +144,8 @@ def _notes(report: Report) -> list[str]:
         f"one device. recompute: of {_flops(report.base.flops)} a step. *: nothing else has both less memory and less "
         f"{cheap}."
     ]
+    if report.is_timed:
+        notes.append("step: the median, and how far its quartiles are apart: smaller differences mean nothing")
     if report.is_compiled and not report.is_believed:
         notes.append(
             "warning: on a CPU, XLA undoes recomputation where blocks follow each other in a Python loop: temporaries "
@@ -204,7 +206,8 @@ def _changes(report: Report) -> list[str]:
 
 
 def _change(change: Change, now: Row) -> tuple[str, ...]:
-    times = f"÷ {now.num_bytes / change.num_bytes:.3g}" if change.num_bytes else ""
+    less, more_bytes = now.num_bytes / max(change.num_bytes, 1), change.num_bytes / max(now.num_bytes, 1)
+    times = f"÷ {less:.3g}" if less >= 1 else f"× {more_bytes:.3g}"
     more = f"{100 * (change.flops / now.flops - 1):+.1f} %" if now.flops else ""
     same = (change.num_bytes, change.flops) == (now.num_bytes, now.flops)
     stored, in_all = size_text(change.num_bytes), size_text(change.counted)
