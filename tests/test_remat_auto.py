@@ -86,7 +86,7 @@ MENU |= {"c": (25, 115), "full": (10, 130)}
 @pytest.mark.parametrize("least", [True, False])
 @pytest.mark.parametrize(
     ("budget", "name", "asked"),
-    [(100, "none", 1), (65, "names(a, b, c)", 4), (54, "dots", 4), (45, "names(a, c)", 4), (12, "full", 5)],
+    [(100, "none", 1), (65, "names a,b,c", 4), (54, "dots", 4), (45, "names a,c", 4), (12, "full", 5)],
 )
 def test_the_first_that_fits_is_taken(budget: int, name: str, asked: int, *, least: bool) -> None:
     """Where nothing can be ruled out, sets of tags are searched by halves."""
@@ -112,13 +112,26 @@ def test_the_fastest_of_the_first_few_is_taken_where_steps_can_be_measured() -> 
         return rows[-1]
 
     taken = chosen(_fake(MENU), 52, fastest)
-    assert seen == [["dots", "names(a, c)", "names(b)"]]
+    assert seen == [["dots", "names a,c", "names b"]]
     assert taken is not None
-    assert taken.name == "names(b)"
+    assert taken.name == "names b"
     only = chosen(_fake(MENU), 12, fastest)
     assert only is not None
     assert only.name == "full"
     assert len(seen) == 1
+
+
+def test_steps_of_the_finalists_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.remat import auto
+
+    monkeypatch.setattr(auto, "ROUNDS", 2)
+    config, said = composed(*LOOP, "model.num_layers=2"), list[str]()
+    rows = auto.menu(config, _sources(config)).rows[:2]
+    taken = auto.fastest(config, _sources(config), rows, said.append)
+    assert taken in rows
+    times = {part.split(" with ")[1]: float(part.split(" ms with ")[0].split()[-1]) for part in said[-1].split(",")}
+    assert times.keys() == {row.name for row in rows}
+    assert times[taken.name] == min(times.values())
 
 
 @pytest.mark.parametrize(
@@ -152,7 +165,7 @@ def asked(tmp_path: Path) -> Callable[..., tuple[Any, str]]:
         from runner.remat.chosen import settled
 
         said: list[str] = []
-        found = settled(config, build(config), run, said.append)
+        found = settled(config, build(config), run, said.append, lambda: None)
         return found, "\n".join(said)
 
     return ask
