@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,26 @@ def test_the_fastest_of_the_first_few_is_taken_where_steps_can_be_measured() -> 
     assert len(seen) == 1
 
 
+def test_what_the_compiler_finds_no_room_for_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    from runner.remat import auto
+
+    def fails(_: Any, words: str) -> Any:
+        raise jax.errors.JaxRuntimeError(words)
+
+    rows = auto.menu(composed(*GPT, "model.num_layers=2"), _sources(composed(*GPT)))
+    assert not rows.is_counted
+    monkeypatch.setattr(auto, "candidate", lambda *_: None)
+    monkeypatch.setattr(auto, "memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
+    assert auto.chosen(rows, 10**9) is None
+    assert any("no room" in line and "too large" in line for line in auto.table(rows, 10**9, rows.rows[-1]))
+    rows.known.clear()
+    monkeypatch.setattr(auto, "memory", partial(fails, words="INTERNAL: a bug"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        auto.chosen(rows, 10**9)
+
+
 def test_steps_of_the_finalists_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.remat import auto
 
@@ -139,8 +159,11 @@ def test_steps_of_the_finalists_are_measured(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_no_policy_that_fits_recomputes_less(model: str) -> None:
     """Blocks of the first are in a loop, and are counted on a CPU, whose compiler undoes remat there."""
-    small = ("model.width=32", "model.hidden=128", "model.num_layers=3")
-    words = {"gpt": (*small, "data.seq_len=32"), "vit": (*small, "data.image_size=16"), "resnet": ("model.width=8",)}
+    words = {
+        "gpt": ("model.num_layers=3", "data.batch_size=2"),
+        "vit": ("model.num_layers=3", "data.batch_size=4"),
+        "resnet": ("model.width=8",),
+    }
     lines = list(measured((*MODELS[model], *words[model])))
     assert check(lines) >= (1 if model == "resnet" else 4)
     assert all((line.compiles == 0) == (model == "resnet") for line in lines)
@@ -148,12 +171,14 @@ def test_no_policy_that_fits_recomputes_less(model: str) -> None:
 
 def test_many_tags_are_chosen_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.remat import auto
+    from runner.remat.blocks import blocks
+    from runner.remat.measure import candidate
 
     config = composed(*GPT)
+    inside = blocks(candidate(config, config.remat, _sources(config)), config)
+    assert len(auto._useful(inside)) == 2**4 - 1
     monkeypatch.setattr(auto, "MOST_TAGS", 2)
-    sets = [row.option.save for row in auto.menu(config, _sources(config)).rows if isinstance(row.option, Names)]
-    assert sets
-    assert all(set(one) < set(other) or set(other) < set(one) for one, other in combinations(sets, 2))
+    assert [len(save) for save in auto._useful(inside)] == [1, 2, 3, 4]
 
 
 @pytest.fixture

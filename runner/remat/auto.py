@@ -8,6 +8,7 @@ no need to compile; that is certain only on a CPU, whose compiler keeps what a s
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -17,6 +18,8 @@ from math import inf
 from statistics import median
 from typing import Any
 
+import jax
+
 from data.sources import Sources
 from models.plan import Plan
 from runner.checkpoint.record import size_text
@@ -24,13 +27,14 @@ from runner.config import Config
 from runner.errors import ConfigError
 from runner.remat import policy
 from runner.remat.blocks import Blocks, Cost, blocks, whole
-from runner.remat.measure import candidate, compiled, memory
+from runner.remat.measure import Candidate, candidate, compiled, memory
 from runner.remat.policy import Auto, Names, Remat
 from runner.remat.report import name_of
-from runner.remat.weigh import timed
+from runner.remat.weigh import NO_ROOM, timed
 from runner.tools.text import table as lines
 
 MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets
+NO_SUCH_DEVICE = sys.maxsize  # bytes
 FINALISTS, ROUNDS = 3, 10  # so many are timed, so often, where that means something
 
 
@@ -87,10 +91,20 @@ def menu(config: Config, sources: Sources) -> Menu:
     def num_bytes(row: Row) -> int:
         if row.option not in known:
             is_blind = is_cpu and base.is_loop
-            known[row.option] = row.counted if is_blind else memory(candidate(config, row.option, sources)).footprint
+            known[row.option] = row.counted if is_blind else _compiled(candidate(config, row.option, sources))
         return known[row.option]
 
     return Menu(rows, num_bytes, known, is_counted=is_cpu and base.is_loop)
+
+
+def _compiled(traced: Candidate) -> int:
+    """What the compiler says, which may be that it finds no room at all."""
+    try:
+        return memory(traced).footprint
+    except jax.errors.JaxRuntimeError as error:
+        if NO_ROOM not in str(error):
+            raise
+        return NO_SUCH_DEVICE
 
 
 def fitting(menu: Menu, budget: int) -> Iterator[Row]:
@@ -150,7 +164,7 @@ def table(menu: Menu, budget: int, taken: Row) -> list[str]:
         found = menu.known.get(row.option)
         verdict = "too large" if max(row.least, found or 0) > budget else "not tried" if found is None else "fits"
         share = f"+{100 * (row.flops / menu.flops - 1):.1f}%"
-        needs = size_text(found) if found is not None else ""
+        needs = "" if found is None else "no room" if found == NO_SUCH_DEVICE else size_text(found)
         rows.append((row.name, share, size_text(row.counted), needs, "chosen" if row == taken else verdict))
     left = len(menu.rows) - len(rows)
     head = ("recomputed", "FLOPs", "counted", "" if menu.is_counted else "compiled", "")
