@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# cuDNN's flash attention is one operation: so many products of queries × keys × features of a head are in it; the
+# backward pass computes the scores again (Dao et al. 2022, arXiv:2205.14135).
+FLASH = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 OUTSIDE = ""  # the part of what is there before any weights: the batch
 
 
@@ -109,4 +112,7 @@ def _own(equation: Any) -> int:
         outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
         zeros = math.prod(equation.params["lhs_dilation"])  # put between the inputs; nothing is multiplied there
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // (outputs * zeros)
+    if equation.primitive.name in FLASH:
+        queries, keys = (equation.invars[place].aval.shape for place in (0, 1))  # batch, sequence, heads, features
+        return FLASH[equation.primitive.name] * 2 * math.prod(queries) * keys[1]
     return 0

@@ -74,7 +74,8 @@ def _with_remat(session: Session, built: Built) -> Config:
 
     config, attempt, console = session.config, session.attempt, session.console
     with attempt.spend("compile"):
-        work = partial(settled, config, built, session.run.remat, console.say)
+        alive = partial(attempt.pulse.phase, "compile")
+        work = partial(settled, config, built, session.run.remat, console.say, alive)
         found = session.watcher.wait_for(begin(work, "remat"))
     attempt.record(remat=found.words)
     return replace(config, remat=found.option)

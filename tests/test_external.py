@@ -350,9 +350,10 @@ VERB_WORDS: dict[str, tuple[str, ...]] = {
     "supervise": ("--", sys.executable, str(REPO / "run.py"), "dir=RUN", "train.steps=41"),
     "drill": ("--", "dir=RUN"),
     "model": ("dir=RUN",),
+    "remat": ("dir=RUN",),
     "tokenize": ("RUN", "--to", "tokens"),
 }
-AT_THE_DOOR = ("supervise", "drill", "eval", "model")  # these train, evaluate or build, and are refused
+AT_THE_DOOR = ("supervise", "drill", "eval", "model", "remat")  # these train, evaluate or build, and are refused
 
 
 @pytest.fixture

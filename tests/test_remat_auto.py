@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ MENU |= {"c": (25, 115), "full": (10, 130)}
 @pytest.mark.parametrize("least", [True, False])
 @pytest.mark.parametrize(
     ("budget", "name", "asked"),
-    [(100, "none", 1), (65, "names(a, b, c)", 4), (54, "dots", 4), (45, "names(a, c)", 4), (12, "full", 5)],
+    [(100, "none", 1), (65, "names a,b,c", 4), (54, "dots", 4), (45, "names a,c", 4), (12, "full", 5)],
 )
 def test_the_first_that_fits_is_taken(budget: int, name: str, asked: int, *, least: bool) -> None:
     """Where nothing can be ruled out, sets of tags are searched by halves."""
@@ -112,13 +112,46 @@ def test_the_fastest_of_the_first_few_is_taken_where_steps_can_be_measured() -> 
         return rows[-1]
 
     taken = chosen(_fake(MENU), 52, fastest)
-    assert seen == [["dots", "names(a, c)", "names(b)"]]
+    assert seen == [["dots", "names a,c", "names b"]]
     assert taken is not None
-    assert taken.name == "names(b)"
+    assert taken.name == "names b"
     only = chosen(_fake(MENU), 12, fastest)
     assert only is not None
     assert only.name == "full"
     assert len(seen) == 1
+
+
+def test_what_the_compiler_finds_no_room_for_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    from runner.remat import auto
+
+    def fails(_: Any, words: str) -> Any:
+        raise jax.errors.JaxRuntimeError(words)
+
+    rows = auto.menu(composed(*GPT, "model.num_layers=2"), _sources(composed(*GPT)))
+    assert not rows.is_counted
+    monkeypatch.setattr(auto, "candidate", lambda *_: None)
+    monkeypatch.setattr(auto, "memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
+    assert auto.chosen(rows, 10**9) is None
+    assert any("no room" in line and "too large" in line for line in auto.table(rows, 10**9, rows.rows[-1]))
+    rows.known.clear()
+    monkeypatch.setattr(auto, "memory", partial(fails, words="INTERNAL: a bug"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        auto.chosen(rows, 10**9)
+
+
+def test_steps_of_the_finalists_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.remat import auto
+
+    monkeypatch.setattr(auto, "ROUNDS", 2)
+    config, said = composed(*LOOP, "model.num_layers=2"), list[str]()
+    rows = auto.menu(config, _sources(config)).rows[:2]
+    taken = auto.fastest(config, _sources(config), rows, said.append)
+    assert taken in rows
+    times = {part.split(" with ")[1]: float(part.split(" ms with ")[0].split()[-1]) for part in said[-1].split(",")}
+    assert times.keys() == {row.name for row in rows}
+    assert times[taken.name] == min(times.values())
 
 
 @pytest.mark.parametrize(
@@ -126,8 +159,11 @@ def test_the_fastest_of_the_first_few_is_taken_where_steps_can_be_measured() -> 
 )
 def test_no_policy_that_fits_recomputes_less(model: str) -> None:
     """Blocks of the first are in a loop, and are counted on a CPU, whose compiler undoes remat there."""
-    small = ("model.width=32", "model.hidden=128", "model.num_layers=3")
-    words = {"gpt": (*small, "data.seq_len=32"), "vit": (*small, "data.image_size=16"), "resnet": ("model.width=8",)}
+    words = {
+        "gpt": ("model.num_layers=3", "data.batch_size=2"),
+        "vit": ("model.num_layers=3", "data.batch_size=4"),
+        "resnet": ("model.width=8",),
+    }
     lines = list(measured((*MODELS[model], *words[model])))
     assert check(lines) >= (1 if model == "resnet" else 4)
     assert all((line.compiles == 0) == (model == "resnet") for line in lines)
@@ -135,12 +171,14 @@ def test_no_policy_that_fits_recomputes_less(model: str) -> None:
 
 def test_many_tags_are_chosen_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.remat import auto
+    from runner.remat.blocks import blocks
+    from runner.remat.measure import candidate
 
     config = composed(*GPT)
+    inside = blocks(candidate(config, config.remat, _sources(config)), config)
+    assert len(auto._useful(inside)) == 2**4 - 1
     monkeypatch.setattr(auto, "MOST_TAGS", 2)
-    sets = [row.option.save for row in auto.menu(config, _sources(config)).rows if isinstance(row.option, Names)]
-    assert sets
-    assert all(set(one) < set(other) or set(other) < set(one) for one, other in combinations(sets, 2))
+    assert [len(save) for save in auto._useful(inside)] == [1, 2, 3, 4]
 
 
 @pytest.fixture
@@ -152,7 +190,7 @@ def asked(tmp_path: Path) -> Callable[..., tuple[Any, str]]:
         from runner.remat.chosen import settled
 
         said: list[str] = []
-        found = settled(config, build(config), run, said.append)
+        found = settled(config, build(config), run, said.append, lambda: None)
         return found, "\n".join(said)
 
     return ask

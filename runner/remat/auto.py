@@ -8,11 +8,17 @@ no need to compile; that is certain only on a CPU, whose compiler keeps what a s
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
+from math import inf
+from statistics import median
 from typing import Any
+
+import jax
 
 from data.sources import Sources
 from models.plan import Plan
@@ -21,12 +27,14 @@ from runner.config import Config
 from runner.errors import ConfigError
 from runner.remat import policy
 from runner.remat.blocks import Blocks, Cost, blocks, whole
-from runner.remat.measure import candidate, memory
+from runner.remat.measure import Candidate, candidate, compiled, memory
 from runner.remat.policy import Auto, Names, Remat, named
+from runner.remat.weigh import NO_ROOM, timed
 from runner.tools.text import table as lines
 
 MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets
-FINALISTS = 3  # whose steps are measured, where that means something
+NO_SUCH_DEVICE = sys.maxsize  # bytes
+FINALISTS, ROUNDS = 3, 10  # so many are timed, so often, where that means something
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As a person reads it: `dots`, `names(qkv, ffn_pre)`."""
+        """As a person calls it."""
         return named(self.option)
 
 
@@ -82,11 +90,20 @@ def menu(config: Config, sources: Sources) -> Menu:
     def num_bytes(row: Row) -> int:
         if row.option not in known:
             is_blind = is_cpu and base.is_loop
-            compiled = row.counted if is_blind else memory(candidate(config, row.option, sources)).footprint
-            known[row.option] = compiled
+            known[row.option] = row.counted if is_blind else _compiled(candidate(config, row.option, sources))
         return known[row.option]
 
     return Menu(rows, num_bytes, known, is_counted=is_cpu and base.is_loop)
+
+
+def _compiled(traced: Candidate) -> int:
+    """What the compiler says, which may be that it finds no room at all."""
+    try:
+        return memory(traced).footprint
+    except jax.errors.JaxRuntimeError as error:
+        if NO_ROOM not in str(error):
+            raise
+        return NO_SUCH_DEVICE
 
 
 def fitting(menu: Menu, budget: int) -> Iterator[Row]:
@@ -112,6 +129,17 @@ def chosen(menu: Menu, budget: int, fastest: Callable[[Sequence[Row]], Row] | No
     return fastest(finalists) if fastest and len(finalists) > 1 else next(iter(finalists), None)
 
 
+def fastest(config: Config, sources: Sources, rows: Sequence[Row], tell: Callable[[str], None]) -> Row:
+    """The one whose steps take least time: FLOPs do not tell what it costs to read and write what is stored."""
+    traced = [candidate(config, row.option, sources) for row in rows]
+    programs = {row.name: compiled(each)[1] for row, each in zip(rows, traced, strict=True)}
+    with closing(traced[0].built.stream):
+        seconds = timed(traced[0], programs, ROUNDS, tell)
+    medians = {name: median(found) for name, found in seconds.items()}
+    tell("  a step takes " + ", ".join(f"{1000 * found:.3g} ms with {name}" for name, found in medians.items()))
+    return min(rows, key=lambda row: medians.get(row.name, inf))
+
+
 def budget_of(option: Auto, device: Any) -> int:
     """In bytes, on one device. Raises ConfigError where the device does not tell how much memory it has."""
     if option.budget:
@@ -127,15 +155,18 @@ def budget_of(option: Auto, device: Any) -> int:
 
 def table(menu: Menu, budget: int, taken: Row) -> list[str]:
     """What was chosen from: everything that recomputes less, what was chosen, and how many more there were."""
-    tried = menu.rows[: menu.rows.index(taken) + 1]
+    last = max(
+        place for place, row in enumerate(menu.rows) if row == taken or menu.known.get(row.option, inf) <= budget
+    )
     rows = []
-    for row in tried:
+    for row in menu.rows[: last + 1]:
         found = menu.known.get(row.option)
-        fits = "chosen" if row == taken else "fits" if found is not None and found <= budget else "too large"
+        verdict = "too large" if max(row.least, found or 0) > budget else "not tried" if found is None else "fits"
         share = f"+{100 * (row.flops / menu.flops - 1):.1f}%"
-        rows.append((row.name, share, size_text(row.counted), size_text(found) if found is not None else "", fits))
+        needs = "" if found is None else "no room" if found == NO_SUCH_DEVICE else size_text(found)
+        rows.append((row.name, share, size_text(row.counted), needs, "chosen" if row == taken else verdict))
+    left = len(menu.rows) - len(rows)
     head = ("recomputed", "FLOPs", "counted", "" if menu.is_counted else "compiled", "")
-    left = len(menu.rows) - len(tried)
     return [*lines(head, rows, right=head[1:4]), *([f"({left} others recompute more)"] if left else [])]
 
 
@@ -213,7 +244,7 @@ def _greedy(inside: Blocks, useful: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _frontier(sets: Sequence[Row], fixed: Sequence[Row]) -> list[Row]:
     """The sets that nothing beats both in bytes and in FLOPs. Compiled, equals may differ: all fixed ones stay."""
-    kept, best = [], float("inf")
+    kept, best = [], inf
     for row in sorted([*fixed, *sets], key=lambda row: (row.counted, row.flops)):
         if row.flops < best:
             best = row.flops

@@ -11,11 +11,11 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from runner import external, rundir
 from runner.build import hardware
@@ -25,16 +25,16 @@ from runner.config import BY_KIND, Config, checked
 from runner.errors import ConfigError
 from runner.identity import identity
 from runner.provenance import code
-from runner.remat.auto import Menu, budget_of, chosen, menu, table
+from runner.remat.auto import Menu, Row, budget_of, chosen, fastest, menu, table
 from runner.remat.measure import candidate, memory
 from runner.remat.policy import Auto, Offload, Remat, named
+from runner.remat.weigh import others
 
 if TYPE_CHECKING:
     from runner.build import Built
 
 Say = Callable[[str], None]
 VERSIONS = ("jax", "jaxlib", "flax")
-LOSS_CHUNKS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,11 @@ class Chosen:
     circumstances: Mapping[str, str | int]
 
 
-def settled(config: Config, built: Built, run: Path, say: Say) -> Chosen:
+def settled(config: Config, built: Built, run: Path, say: Say, alive: Callable[[], None]) -> Chosen:
     """What to recompute in a run whose configuration says auto; `run` is the file in which it is kept.
 
-    Raises ConfigError where nothing fits. Takes seconds to minutes where it was not chosen before.
+    Raises ConfigError where nothing fits. Takes seconds to minutes where it was not chosen before: `alive` is called
+    before each compilation.
     """
     option = config.remat
     assert isinstance(option, Auto)
@@ -65,7 +66,8 @@ def settled(config: Config, built: Built, run: Path, say: Say) -> Chosen:
             say(
                 f"remat=auto: chosen anew, because of another {' and '.join(changed)}; rounding may differ from here on"
             )
-        found = _chosen_now(config, built, budget, circumstances, say)
+        taken, words = _chosen_now(config, built, budget, say, alive)
+        found = Chosen(option=taken, words=words, circumstances=circumstances)
     document = json.dumps(asdict(found), indent=1) + "\n"
     rundir.replace(run, document)
     if cache is not None:
@@ -74,27 +76,35 @@ def settled(config: Config, built: Built, run: Path, say: Say) -> Chosen:
     return found
 
 
-def _chosen_now(config: Config, built: Built, budget: int, circumstances: Mapping[str, Any], say: Say) -> Chosen:
+def _chosen_now(config: Config, built: Built, budget: int, say: Say, alive: Callable[[], None]) -> tuple[Remat, str]:
+    """The option, and in words what it costs."""
     say(f"remat=auto: looking for the least recomputation within {size_text(budget)} on {hardware(built)} …")
     found = menu(config, built.sources)
-    taken = chosen(found, budget)
+
+    def num_bytes(row: Row) -> int:
+        alive()
+        return found.num_bytes(row)
+
+    def first(rows: Sequence[Row]) -> Row:
+        return fastest(config, built.sources, rows, say)
+
+    is_cpu = built.mesh.devices.flat[0].platform == "cpu"
+    taken = chosen(replace(found, num_bytes=num_bytes), budget, None if is_cpu else first)
     if taken is None:
         raise ConfigError(_nothing_fits(config, built, found, budget))
     for line in table(found, budget, taken):
         say(f"  {line}")
-    words = (
-        f"{named(taken.option)}, {size_text(found.num_bytes(taken))} of {size_text(budget)}"
-        f"{' by count' if found.is_counted else ''}, +{100 * (taken.flops / found.flops - 1):.1f}% FLOPs"
-    )
+    counted, more = " by count" if found.is_counted else "", 100 * (taken.flops / found.flops - 1)
+    words = f"{taken.name}, {size_text(found.num_bytes(taken))} of {size_text(budget)}{counted}, +{more:.1f}% FLOPs"
     say(f"remat=auto: {words}")
-    return Chosen(option=taken.option, words=words, circumstances=circumstances)
+    return taken.option, words
 
 
 def _nothing_fits(config: Config, built: Built, found: Menu, budget: int) -> str:
     """How much is needed at least, and what else takes less, each with its number."""
     least = min(found.rows, key=lambda row: (row.option not in found.known, found.known.get(row.option, row.counted)))
     needed, ways = found.num_bytes(least), []
-    for key, other in _ways(config, built):
+    for key, other in others(config):
         with suppress(ConfigError, ValueError):  # not for this model
             traced = candidate(other, least.option, built.sources)
             if (less := traced.counted if found.is_counted else memory(traced).footprint) < needed:
@@ -104,18 +114,6 @@ def _nothing_fits(config: Config, built: Built, found: Menu, budget: int) -> str
         f"{size_text(needed)}; raise remat.budget_bytes, or take a smaller model or batch"
         + (f"; what takes less beside it: {', '.join(ways)}" if ways else "")
     )
-
-
-def _ways(config: Config, built: Built) -> Iterator[tuple[str, Config]]:
-    """What else may take less, as the user would type it."""
-    train, parts = config.train, 2 * config.train.microbatches
-    if config.data.batch_size % (parts * built.mesh.size) == 0:
-        yield f"train.microbatches={parts}", replace(config, train=replace(train, microbatches=parts))
-    if train.precision != "bf16":
-        yield "train.precision=bf16", replace(config, train=replace(train, precision="bf16"))
-    if getattr(config.model, "loss_chunks", 0) == 1:
-        model: Any = config.model
-        yield f"model.loss_chunks={LOSS_CHUNKS}", replace(config, model=replace(model, loss_chunks=LOSS_CHUNKS))
 
 
 def _circumstances(config: Config, built: Built, budget: int) -> dict[str, str | int]:

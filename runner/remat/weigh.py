@@ -247,7 +247,7 @@ def _blocks(trace: Tracer) -> Any:
 def changes(trace: Tracer, report: Report) -> list[Change]:
     """What else would need less memory, counted: parts of the batch, precision, the loss; and the best options."""
     config = replace(trace.config, remat=report.row(report.now).option)
-    found = [_change(words, other, trace) for words, other in _others(config)]
+    found = [_change(words, other, trace) for words, other in others(config)]
     counted = replace(report, rows=[replace(row, memory=None, trouble="", step_seconds=()) for row in report.rows])
     now = counted.row(report.now)
     best = [row for row in counted.frontier if row.num_bytes < now.num_bytes]
@@ -256,7 +256,8 @@ def changes(trace: Tracer, report: Report) -> list[Change]:
     return [change for change in found if change is not None] + cheapest
 
 
-def _others(config: Config) -> Iterator[tuple[str, Config]]:
+def others(config: Config) -> Iterator[tuple[str, Config]]:
+    """What else may need less memory, as a user would type it."""
     train, parts = config.train, config.train.microbatches
     for times in (2, 4):
         if config.data.batch_size % (parts * times) == 0:

@@ -26,9 +26,9 @@ MODELS = {
         *("data=synthetic", "data.gives=tokens", "data.seq_len=256", "data.batch_size=8", "model.num_layers=6"),
         *("model.num_heads=4", "model.width=256", "model.hidden=1024"),
     ),
-    "vit": (
-        *("model=vit", "data=synthetic", "data.gives=images", "data.image_size=32", "data.batch_size=32"),
-        *("model.patch_size=4", "model.num_layers=6", "model.num_heads=4", "model.width=192", "model.hidden=768"),
+    "vit": (  # the shape of ViT-Ti/16 on 224 × 224 pixels (Touvron et al. 2021, arXiv:2012.12877): 196 tokens
+        *("model=vit", "data=synthetic", "data.gives=images", "+data.image_size=56", "data.batch_size=16"),
+        *("model.patch_size=4", "model.num_layers=6", "model.num_heads=3", "model.width=192", "model.hidden=768"),
     ),
     "resnet": ("model=resnet", "data=digits", "model.stages=[2,2,2]", "data.batch_size=64"),
 }
