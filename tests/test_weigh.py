@@ -94,9 +94,9 @@ def test_what_the_configuration_has_is_the_beginning_of_every_change() -> None:
     options = weigh.menu(trace, [], whole=True)
     assert options[-1] == Names(save=("qkv",))
     assert [option.kind for option in options[:2]] == ["none", "everything_saveable"]
-    words = [words for words, _ in weigh._others(replace(config, remat=Full()))]
+    words = [words for words, _ in weigh.others(replace(config, remat=Full()))]
     assert words[:3] == ["train.microbatches=2", "train.microbatches=4", "train.precision=bf16"]
-    assert all(other.remat == Full() for _, other in weigh._others(replace(config, remat=Full())))
+    assert all(other.remat == Full() for _, other in weigh.others(replace(config, remat=Full())))
 
 
 def test_under_a_scan_the_compiler_agrees_with_what_was_counted() -> None:

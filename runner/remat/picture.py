@@ -31,6 +31,7 @@ from runner.tools.text import shortened
 INK, GREY, FAINT = "#1b2733", "#6b7785", "#e4e8ec"
 BEST, OTHER, BUDGET = "#0072b2", "#d55e00", "#009e73"
 INCHES, DOTS = (9.6, 5.6), 110
+NOT_FROM_ZERO = 0.6  # where even the least is more than this part of the most, the axis of memory begins later
 LABEL_WIDTH = 22  # characters
 AWAY = (9, 16, 26, 40, 58)  # points of type between a label and what it names
 AROUND = ((1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1), (-1, 0))
@@ -57,7 +58,7 @@ def picture(report: Report) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=INCHES, dpi=DOTS)
         canvas = FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.085, 0.11, 0.885, 0.705))
+        axes = figure.add_axes((0.1, 0.11, 0.87, 0.705))
         _title(figure, report)
         points = [(report.in_all(row), _height(report, row), row) for row in report.rows]
         points = [point for point in points if max(point[:2]) < float("inf")]
@@ -65,7 +66,9 @@ def picture(report: Report) -> Figure:
         lines = [*_frontier(axes, report), *_budget(axes, report)]
         best = {row.name for row in report.frontier}
         for x, y, row in points:
-            axes.plot([x], [y], **(ON_IT if row.name in best else BEATEN))
+            look, colour = (ON_IT, BEST) if row.name in best else (BEATEN, OTHER)
+            axes.plot([x], [y], **look)
+            axes.plot([x] * 2, _spread(row) or [y] * 2, color=colour, alpha=0.35, lw=2)
         _labels(axes, canvas, list(_named(points, axes)), best, lines)
         _legend(axes, "time" if report.is_timed else "recomputation")
         return figure
@@ -76,21 +79,27 @@ def _height(report: Report, row: Row) -> float:
     return (1000 if report.is_timed else 100) * report.cost(row)
 
 
+def _spread(row: Row) -> list[float]:
+    """From the lower quartile of the time of a step to the upper one, in ms; empty where none was taken."""
+    return [1000 * row.quartiles[0], 1000 * row.quartiles[2]] if row.quartiles else []
+
+
 def _title(figure: Figure, report: Report) -> None:
     setting = report.setting
     name = setting.model.partition(" · ")[0]
-    figure.text(0.085, 0.955, shortened(f"What to recompute: {name}", 70), fontsize=16, fontweight="bold", va="center")
-    figure.text(0.085, 0.9, shortened(setting.line, 110), color=GREY, va="center")
+    figure.text(0.1, 0.955, shortened(f"What to recompute: {name}", 70), fontsize=16, fontweight="bold", va="center")
+    figure.text(0.1, 0.9, shortened(setting.line, 110), color=GREY, va="center")
 
 
 def _axes(axes: Axes, report: Report, points: Sequence[tuple[float, float, Row]]) -> None:
     """Room on all sides; units as people read them."""
-    widest = max((x for x, _, _ in points), default=1.0)
-    heights = [y for _, y, _ in points] or [0.0]
+    places = [x for x, _, _ in points] or [1.0]
+    heights = [height for _, y, row in points for height in (y, *_spread(row))] or [0.0]
     highest, lowest = max(heights), min(heights) if report.is_timed else 0.0
     room = 0.13 * ((highest - lowest) or highest or 1.0)
-    right = max(widest, report.budget if report.budget and report.budget < 1.5 * widest else 0)
-    axes.set_xlim(0, 1.12 * right)
+    right = max(max(places), report.budget if report.budget and report.budget < 1.5 * max(places) else 0)
+    left = min(places) - 0.15 * (right - min(places)) if min(places) > NOT_FROM_ZERO * right else 0
+    axes.set_xlim(left, right + 0.12 * (right - left or right))
     axes.set_ylim(lowest - room, highest + room)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_text(size) if size else "0"))
@@ -98,7 +107,7 @@ def _axes(axes: Axes, report: Report, points: Sequence[tuple[float, float, Row]]
     counted = "for state, batch and what is stored, counted in the trace"
     axes.set_xlabel(f"memory of one device {compiled if report.is_believed else counted}")
     if report.is_timed:
-        axes.set_ylabel("median time of a step")
+        axes.set_ylabel("time of a step: median and quartiles")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
     else:
         axes.set_ylabel("computed again, of a step's FLOPs")

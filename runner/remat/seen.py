@@ -54,9 +54,8 @@ def stored(jaxpr: Any, outputs: int) -> Counter[str]:
     """Bytes on the device of the last `outputs` results that are not inputs, each once, by tag; `""` has none."""
     found, counted = Counter[str](), set(jaxpr.invars)
     for atom in jaxpr.outvars[len(jaxpr.outvars) - outputs :]:
-        if (
-            hasattr(atom, "val") or getattr(atom.aval, "memory_space", None) == jax.memory.Space.Host
-        ):  # a literal, or away
+        is_away = getattr(atom.aval, "memory_space", None) == jax.memory.Space.Host
+        if is_away or hasattr(atom, "val"):  # a literal
             continue
         var, name = _made(jaxpr, atom)
         if var not in counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -89,7 +90,7 @@ def weigh(config: Config, sources: Sources, asked: Asked, devices: Sequence[jax.
     try:
         found = tags(trace)
     except ConfigError as error:
-        found, refused = [], {"names": str(error)}
+        found, refused = [], {"names": _why(error)}
     options = []
     for option in menu(trace, found, whole=asked.whole):
         try:
@@ -98,11 +99,16 @@ def weigh(config: Config, sources: Sources, asked: Asked, devices: Sequence[jax.
         except ConfigError as error:
             if option == mine:
                 raise
-            refused[named(option)] = NOT_DECLARED if hasattr(option, "scope") else str(error)
+            refused[named(option)] = NOT_DECLARED if hasattr(option, "scope") else _why(error)
     done = list(rows(trace, options, asked, tell))
     budget, is_auto = _budget(trace, asked.budget), isinstance(config.remat, Auto)
     report = Report(where, named(mine), done, found, refused=refused, budget=budget, is_auto=is_auto)
     return replace(report, changes=changes(trace, report))
+
+
+def _why(error: ConfigError) -> str:
+    """Without the option that it is about."""
+    return re.sub(r"^remat=\w+: ", "", str(error))
 
 
 def _budget(trace: Tracer, asked: int) -> int | None:
