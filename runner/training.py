@@ -53,8 +53,7 @@ def work(session: Session) -> tuple[Outcome, str]:
         dataset.admit(session.run, built.sources)
         session.console.say(building.describe(built, config))
         if isinstance(config.remat, Auto):
-            config = _with_remat(session, built)
-            built = building.build(config, built.sources)
+            built = _with_remat(session, built)
         programs = compiling.compile_all(built, config, session.attempt, kept)
         reached = _trained(session, built, programs)
     except Stopped as stop:  # before training began, or too late to save: what was durable is what there is
@@ -68,8 +67,9 @@ def work(session: Session) -> tuple[Outcome, str]:
     return _complete(session, reached.step), ""
 
 
-def _with_remat(session: Session, built: Built) -> Config:
-    """The configuration with what `remat=auto` stands for in this run. A stop does not wait for the answer."""
+def _with_remat(session: Session, built: Built) -> Built:
+    """The same with what `remat=auto` stands for in this run. A stop does not wait for the answer."""
+    from runner import build as building
     from runner.remat.chosen import settled
 
     config, attempt, console = session.config, session.attempt, session.console
@@ -78,7 +78,7 @@ def _with_remat(session: Session, built: Built) -> Config:
         work = partial(settled, config, built, session.run.remat, console.say, alive)
         found = session.watcher.wait_for(begin(work, "remat"))
     attempt.record(remat=found.words)
-    return replace(config, remat=found.option)
+    return building.build(replace(config, remat=found.option), built.sources)
 
 
 def step_back(session: Session) -> None:

@@ -45,20 +45,17 @@ def _sources(config: Config) -> Any:
     ids=["gpt", "vit", "resnet"],
 )
 def test_what_blocks_cost_is_what_the_whole_costs(words: tuple[str, ...]) -> None:
-    """Bytes to the last one (in bf16: of rounded masks), FLOPs exactly."""
-    from runner.remat.blocks import blocks
+    """Bytes to the last one (in bf16: of rounded masks), FLOPs exactly; for a model that was traced once."""
+    from runner.remat.auto import menu
     from runner.remat.measure import candidate
 
     config = composed(*words)
-    sources, parts = _sources(config), config.train.microbatches
-    full = candidate(config, config.remat, sources)
-    inside = blocks(full, config)
-    assert inside.tags == tuple(sorted(config.model.tags))
-    for option in (policy.Dots(), Names(save=inside.tags), Names(save=inside.tags[-1:])):
-        whole, more = candidate(config, option, sources), inside.cost(option.plan)
-        assert whole.flops - full.flops == parts * (more.flops - inside.cost(full.option.plan).flops) < 0
-        predicted = full.num_bytes + more.num_bytes - inside.cost(full.option.plan).num_bytes
-        assert predicted == pytest.approx(whole.num_bytes, rel=1e-3)
+    sources = _sources(config)
+    rows = {row.option.kind: row for row in menu(config, sources).rows}  # of sets of tags, the last one
+    for kind in ("names", "dots", "every_n", "none"):
+        whole, row = candidate(config, rows[kind].option, sources), rows[kind]
+        assert whole.flops == row.flops
+        assert row.counted == pytest.approx(whole.counted, rel=1e-3)
 
 
 def _fake(needs: dict[str, tuple[int, int]], *, least: bool = False) -> Any:

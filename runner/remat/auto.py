@@ -237,7 +237,8 @@ def _greedy(inside: Blocks, useful: Sequence[str]) -> list[tuple[str, ...]]:
             if tag not in save:
                 more = inside.cost(_storing((*save, tag))) - before
                 gains[tag] = -more.flops / max(more.num_bytes, 1)
-        save = (*save, max(gains, key=lambda tag: gains[tag]))
+        best = max(gains, key=lambda tag: gains[tag])
+        save = tuple(sorted((*save, best)))
         sets.append(save)
     return sets
 

@@ -67,6 +67,7 @@ def measured(words: Sequence[str]) -> Iterator[Line]:
 
     asked: dict[Any, int] = {}
     fixed = {row: num_bytes(row) for row in whole.rows if not isinstance(row.option, Names)}
+    assert all(row.least <= needed for row, needed in fixed.items()), "what is ruled out might have fitted"
     (none,) = [needed for row, needed in fixed.items() if row.name == "none"]
     (full,) = [needed for row, needed in fixed.items() if row.name == "full"]
     for number in range(BUDGETS):
