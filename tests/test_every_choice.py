@@ -173,7 +173,7 @@ REMAT = {
     **{name: () for name in ("nothing_saveable", "everything_saveable", "every_n")},
     "names": ("remat.save=[qkv,ffn_pre]",),
 }
-NOT_HERE = {"none", "offload", "auto"}  # the run begins with it; not on a CPU; with a budget, in test_auto.py
+NOT_HERE = {"none", "offload", "auto"}  # the run begins with it; not on a CPU; with a budget, in test_remat_auto.py
 
 
 def test_a_run_goes_on_under_every_remat_policy(served: Forks, door: Door) -> None:
