@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import Text
-from tests.conftest import REPO, SMALL, Door
+from tests.conftest import REPO, SMALL, Door, composed
 from tests.laws.faults import Forks
 from tests.places import MADE, a_tokens
 
@@ -168,19 +168,31 @@ def test_a_text_falls_below_its_bigram_entropy(door: Door) -> None:
     assert reached < entropy[seen].sum()
 
 
-REMAT = {
-    **{name: () for name in ("full", "attention_only", "attention_core", "ffn_only", "dots", "dots_no_batch")},
-    **{name: () for name in ("nothing_saveable", "everything_saveable", "every_n")},
-    "names": ("remat.save=[qkv,ffn_pre]",),
-}
+REMAT = {"full": (), "attention_core": (), "every_n": (), "names": ("remat.save=[qkv,ffn_pre]",)}
+TRACED = ("attention_only", "ffn_only", "dots", "dots_no_batch", "nothing_saveable", "everything_saveable")
 NOT_HERE = {"none", "offload", "auto"}  # the run begins with it; not on a CPU; with a budget, in test_remat_auto.py
 
 
-def test_a_run_goes_on_under_every_remat_policy(served: Forks, door: Door) -> None:
+TWO_BLOCKS = f"model=vit data=digits {VIT} model.num_layers=2 model.dropout=0.2"
+
+
+@pytest.mark.parametrize("kind", TRACED)
+def test_other_remat_policies_are_composed_and_traced(kind: str) -> None:
+    """tests/test_remat.py has what they do."""
+    from runner.build import build
+    from runner.programs import trace_step
+    from runner.remat.seen import seen
+
+    config = composed(*TWO_BLOCKS.split(), f"remat={kind}")
+    built = build(config)
+    assert config.remat.kind == kind
+    assert seen(trace_step(built, config).jaxpr.jaxpr).scopes.keys() == built.plan.scopes != set()
+
+
+def test_a_run_goes_on_under_other_remat_policies(served: Forks, door: Door) -> None:
     """A step under each: accepted, said, recorded; the losses are those of a run that never changed."""
-    assert {path.stem for path in (REPO / "conf/remat").glob("*.yaml")} == REMAT.keys() | NOT_HERE
-    vit = "model=vit data=digits model.num_layers=2 model.num_heads=2 model.width=8 model.hidden=16 model.dropout=0.2"
-    words = [*vit.split(), *SHORT, "schedule=constant", "schedule.warmup_steps=0", "train.log_steps=1"]
+    assert {path.stem for path in (REPO / "conf/remat").glob("*.yaml")} == {*REMAT, *TRACED, *NOT_HERE}
+    words = [*TWO_BLOCKS.split(), *SHORT, "schedule=constant", "schedule.warmup_steps=0", "train.log_steps=1"]
     quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     assert served.run(door.cwd, *words, "train.steps=1", "name=changing", **quick).returncode == 0
     run = door.the_run
