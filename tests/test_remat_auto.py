@@ -39,7 +39,10 @@ def _sources(config: Config) -> Any:
     "words",
     [
         (*GPT, "model.dropout=0.1", "train.microbatches=2"),
-        ("model=vit", "data=digits", "model.num_layers=2", "model.width=16", "train.precision=bf16", *AUTO),
+        pytest.param(
+            ("model=vit", "data=digits", "model.num_layers=2", "model.width=16", "train.precision=bf16", *AUTO),
+            marks=pytest.mark.slow,
+        ),
         RESNET,
     ],
     ids=["gpt", "vit", "resnet"],
@@ -126,16 +129,16 @@ def test_what_the_compiler_finds_no_room_for_is_too_large(monkeypatch: pytest.Mo
     def fails(_: Any, words: str) -> Any:
         raise jax.errors.JaxRuntimeError(words)
 
-    rows = auto.menu(composed(*GPT, "model.num_layers=2"), _sources(composed(*GPT)))
-    assert not rows.is_counted
-    monkeypatch.setattr(auto, "candidate", lambda *_: None)
+    traced: Any = None
     monkeypatch.setattr(auto, "memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
-    assert auto.chosen(rows, 10**9) is None
-    assert any("no room" in line and "too large" in line for line in auto.table(rows, 10**9, rows.rows[-1]))
-    rows.known.clear()
+    menu = _fake({"none": (auto._compiled(traced), 100), "full": (10, 130)})
+    taken = auto.chosen(menu, 10**9)
+    assert taken is not None
+    assert taken.name == "full"
+    assert any("no room" in line and "too large" in line for line in auto.table(menu, 10**9, taken))
     monkeypatch.setattr(auto, "memory", partial(fails, words="INTERNAL: a bug"))
     with pytest.raises(jax.errors.JaxRuntimeError):
-        auto.chosen(rows, 10**9)
+        auto._compiled(traced)
 
 
 def test_steps_of_the_finalists_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
