@@ -73,7 +73,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.write(root / "a", lr(0.5), ("optim.lr=0.5",), rate=0.004)
     synthetic.write(root / "b", lr(10), ("optim.lr=10",), killed_at=350)
     synthetic.write(root / "c", lr(9), ("optim.lr=9",), state="failed", why=f"ValueError: {EVIL}", steps=0)
-    synthetic.write(root / "d", {**lr(1), "model": {"kind": EVIL, "width": 128}}, ("optim.lr=1",), rate=0.02)
+    synthetic.write(root / "d", {**lr(1e-05), "model": {"kind": EVIL, "width": 128}}, ("optim.lr=1e-05",), rate=0.02)
     return root
 
 
@@ -100,10 +100,10 @@ def test_where_a_run_lives_is_no_difference_and_one_run_has_none() -> None:
 
 def test_a_thinned_curve_keeps_its_spike_and_its_ends_and_invents_nothing() -> None:
     curve = [(step, 1.0) for step in range(5000)]
-    curve[3333], curve[1717] = (3333, 90.0), (1717, -3.0)
+    curve[3400], curve[1717] = (3400, 90.0), (1717, -3.0)
     thin = thinned(curve, 50)
     assert len(thin) <= 50
-    assert {curve[0], curve[1717], curve[3333], curve[-1]} <= set(thin)
+    assert {curve[0], curve[1717], curve[3400], curve[-1]} <= set(thin)
     assert set(thin) <= set(curve)
     assert thin == sorted(thin)
     assert thinned(curve[:50], 50) == curve[:50]
@@ -253,9 +253,12 @@ def test_the_table_is_sorted_by_a_click_and_numbers_as_numbers(opened: Callable[
     head = page.run("return [...document.querySelectorAll('#table thead th')].map(head => head.innerText)")
     rate, best = head.index("optim.lr"), head.index("best eval/loss")
     page.click(f"#table thead th:nth-child({rate + 1}) button")
-    assert column(page, rate) == ["0.5", "1", "9", "10"]
+    assert column(page, rate) == ["1e-05", "0.5", "9", "10"]
     page.click(f"#table thead th:nth-child({rate + 1}) button")
-    assert column(page, rate) == ["10", "9", "1", "0.5"]
+    assert column(page, rate) == ["10", "9", "0.5", "1e-05"]
+    state = head.index("state")
+    page.click(f"#table thead th:nth-child({state + 1}) button")
+    assert column(page, state) == ["failed", "finished", "finished", "finished"]
     for _ in range(2):  # what has no score comes last, whichever way
         page.click(f"#table thead th:nth-child({best + 1}) button")
         assert column(page, best)[-1] == ""
@@ -285,6 +288,29 @@ def test_a_click_on_a_run_shows_its_attempts_and_checkpoints(opened: Callable[..
     shown = page.run("return document.getElementById('run').innerText")
     for words in ("2 attempts", "killed during step", "350", "10 checkpoints, 3 kept", "every 100 steps", "deleted"):
         assert words in shown, words
+    assert page.complaints() == []
+
+
+def test_what_is_pointed_at_is_told(opened: Callable[..., Browser], sweep: Path) -> None:
+    page = opened()
+
+    def told(shape: str, place: str) -> str:
+        return page.run(
+            f"const shape = document.querySelector({shape!r}); shape.scrollIntoView({{block: 'center'}});"
+            f"const box = shape.getBoundingClientRect(), [x, y] = {place};"
+            f"shape.dispatchEvent(new PointerEvent('pointermove', {{clientX: x, clientY: y, bubbles: true}}));"
+            "const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.innerText"
+        )
+
+    start, end = "[box.left + 2, box.top + 2]", "[box.right - 4, box.bottom - 4]"
+    found = re.search(r"^lr=0.5 .*\ntrain/loss ([0-9.]+) at step ([0-9,]+)$", told("figure path.curve", end))
+    assert found
+    losses = dict(facts_of(Run(sweep / "a")).curves["train/loss"])
+    assert float(found[1]) == float(f"{losses[int(found[2].replace(',', ''))]:.4g}")
+    saved = told("#saves path.kept", end)
+    assert "saved: every 100 steps" in saved
+    assert "kept: " in saved
+    assert told("#time path[style*=import]", start) == "lr=0.5 kind=mlp\nstarting Python 4 s\nattempt 1, finished"
     assert page.complaints() == []
 
 

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import math
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -91,6 +92,9 @@ def _tiles(facts: Sequence[Facts], names: Sequence[str]) -> list[tuple[str, str,
     clock, progress = sum(each.clock for each in accounts), sum(each.buckets["progress"] for each in accounts)
     stops, lost = sum(each.interruptions for each in accounts), sum(each.lost_steps for each in accounts)
     tiles = [("runs", f"{len(facts):,}", ", ".join(f"{count:,} {state}" for state, count in states.most_common()))]
+    if len(facts) == 1:
+        (only,) = facts
+        tiles = [("run", only.state, f"{only.step:,} of {only.steps:,} steps" if only.steps else "")]
     if best := _best(facts):
         number, step, value = best
         about = names[number] if len(facts) > 1 else f"at step {step:,}"
@@ -195,6 +199,7 @@ def _document(
         "runs": [
             {
                 **{"name": names[number], "href": hrefs[number], "state": each.state, "why": each.why},
+                "command": f"python run.py {shlex.join(each.words)}" if each.words else "",
                 **{"path": each.run.path.name, "step": each.step, "steps": each.steps, "metric": each.score.metric},
                 "curves": {
                     str(index): _curve(thinned(each.curves[name], points), grids)

@@ -6,6 +6,7 @@ function showRun(index) {
   section.hidden = false;
   section.replaceChildren();
   made(section, "h2", {}, run.name);
+  if (run.command) made(made(section, "p", { class: "typed" }), "code", {}, run.command);
   const links = made(section, "ul", { class: "links" });
   for (const [name, file] of [["directory", ""], ["README.md", "README.md"], ["config.yaml", "config.yaml"], ["metrics.jsonl", "logs/metrics.jsonl"], ["run.log", "logs/run.log"]]) {
     made(made(links, "li"), "a", { href: `${run.href}/${file}` }, name);
