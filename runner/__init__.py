@@ -27,6 +27,7 @@
     garbage.py       how often Python looks for garbage
     errors.py        every way to end badly, with its exit code
     drill/           a run untouched and again while it is killed: where to kill, what differs, why, and the picture
+    report/          runs as one page of HTML: facts.py differ.py (WHAT) · page.py and template/ (HOW IT LOOKS)
     tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`
     recipes/         files that make a scheduler run the command again: `python -m runner recipe`
 

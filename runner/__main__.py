@@ -38,6 +38,7 @@ VERBS = {
     "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
     "tokenize": ("tokenize", "text files become token files for data=tokens, in parallel"),
     "drill": ("drill", "a configuration untouched and again while it is killed: every bit compared; exit 1 where not"),
+    "report": ("report", "one page of HTML about runs: what differs, scores, curves, checkpoints, interruptions, time"),
     "goodput": ("goodput", "where the wall-clock of all attempts went: progress, start-up, saving, lost, down; money"),
 }
 

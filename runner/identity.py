@@ -54,14 +54,20 @@ def class_of(key: str) -> Class:
 
 def drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
     """What differs between two documents, key by key; where a run lives and what it prints is left out."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    keys = [key for key in {**before, **after} if not _within(key, PLACE)]
-    return [Drift(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+    before, after = chosen(old), chosen(new)
+    return [
+        Drift(key, before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)
+    ]
+
+
+def chosen(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key that can change the result or the files of a run, as `optim.lr`, with its value."""
+    return {key: value for key, value in _leaves(document) if not _within(key, PLACE)}
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:
     """Eight hex digits over every key that can change the result or the files of a run, in no order."""
-    return _hash({key: value for key, value in _leaves(document) if not _within(key, PLACE)})
+    return _hash(chosen(document))
 
 
 def identity(document: Mapping[str, Any]) -> str:

@@ -170,10 +170,12 @@ def slurm() -> Iterator[Slurm]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What was not tested for want of Slurm is said in the last lines, without being asked."""
+    """What was not tested for want of Slurm or a browser is said in the last lines, without being asked."""
     skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     if unable := [reason for reason in skipped if "needs Slurm" in reason]:
         terminalreporter.write_line(f"NOT TESTED: {len(unable)} laws on a real Slurm. {unable[0]}", red=True, bold=True)
+    if unable := [reason for reason in skipped if "needs Chromium" in reason]:
+        terminalreporter.write_line(f"NOT TESTED: {len(unable)} pages in a browser. {unable[0]}", red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

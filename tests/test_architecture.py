@@ -40,6 +40,7 @@ FENCES = {
     "tensorboardX": ("runner.log.tensorboard",),
     "rich": ("runner.log.console", "runner.sweep.table"),
     "PIL": ("runner.evaluate.media", "data.images"),
+    "jinja2": ("runner.report.page",),
     "fcntl": ("runner.rundir",),
     "matplotlib": ("runner.drill.picture", "runner.remat.picture", "runner.tools.timeline"),
     "flax": ("models", "runner.step", "runner.build", "runner.evaluate.measure"),
@@ -69,6 +70,7 @@ NO_JAX = (
     *("runner.tools.drill", "runner.drill", "runner.drill.plan", "runner.drill.attack", "runner.drill.evidence"),
     *("runner.drill.diagnose", "runner.drill.story", "runner.drill.picture"),
     *("runner.tools.goodput", "runner.tools.account", "runner.tools.timeline"),
+    *("runner.tools.report", "runner.report", "runner.report.facts", "runner.report.page"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
@@ -218,6 +220,13 @@ MAY_KNOW = {
     "runner.tools.card": ("runner.checkpoint.arrays", "runner.ledger", "runner.tools"),
     "runner.tools.goodput": ("runner.ledger", "runner.pulse", "runner.tools"),
     "runner.tools.timeline": ("runner.tools",),
+    "runner.report.differ": ("runner.identity",),
+    "runner.report.facts": (
+        *("runner.checkpoint.retention", "runner.report.thin", "runner.tools.account", "runner.tools.goodput"),
+        "runner.tools.settings",
+    ),
+    "runner.report.page": ("runner.report", "runner.tools.account", "runner.tools.text"),
+    "runner.tools.report": ("runner.report", "runner.tools"),
     "runner.tools.load": (
         *("runner.build", "runner.config", "runner.dataset", "runner.mesh", "runner.step"),
         *("runner.tools", "runner.trust"),

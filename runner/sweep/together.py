@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,4 +42,5 @@ def run(runs: Sequence[tuple[Config, Command]], option: Local) -> tuple[int, lis
         summary.write(place, sweep, results)
     print("\n".join(table.drawn(sweep, results)))
     print(f"{shown(place / summary.SWEEP)}  {shown(place / summary.TABLE)}")
+    print(f"one page about them: python -m runner report {shlex.quote(shown(place.parent.parent))}")
     return code, [member.status().get("score") if member.is_finished else None for member in sweep]

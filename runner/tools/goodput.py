@@ -49,7 +49,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Give account. Raises RefusedError where there is no run or no attempt, ConfigError where FILE is no picture."""
-    runs = [run for path in arguments.paths for run in _runs_at(path)]
+    runs = [run for path in arguments.paths for run in runs_at(path)]
     picture = _picture(arguments.to, runs) if arguments.to else None
     accounts = {run: account_of(run) for run in runs}
     if not any(account.spans for account in accounts.values()):
@@ -69,10 +69,16 @@ def account_of(run: Run) -> Account:
     """The account of one run, up to its last sign of life if it is at work."""
     status = run.read_status()
     try:
-        drift = status.get("attempt", {}).get("drift", ())
-        price = (document_of(run, drift).get("train") or {}).get("dollars_per_hour")
+        document = document_of(run, status.get("attempt", {}).get("drift", ()))
     except (RefusedError, AttributeError, ValueError):  # where the time went can be said without it
-        price = None
+        document = {}
+    return accounted(run, status, document)
+
+
+def accounted(run: Run, status: Mapping[str, Any], document: Mapping[str, Any]) -> Account:
+    """The same, of a run whose files have been read already."""
+    train = document.get("train")
+    price = train.get("dollars_per_hour") if isinstance(train, dict) else None
     return account(_lines(run, status), float(price) if isinstance(price, int | float) else None)
 
 
@@ -85,13 +91,14 @@ def _lines(run: Run, status: Mapping[str, Any]) -> list[dict[str, Any]]:
         pending.append(killed(status, pulse.read(run.pulse)))
         if in_use(run):
             pending[-1]["ending"] = "running"
-    durable = durable_step(run.checkpoints)
+    durable = durable_step(run.checkpoints) if pending else 0
     for line in pending:
         line["lost_steps"] = 0 if line["ending"] == "running" else max(line["to_step"] - durable, 0)
     return written + [line for line in pending if (line.get("attempt"), line.get("started")) not in known]
 
 
-def _runs_at(path: str) -> list[Run]:
+def runs_at(path: str) -> list[Run]:
+    """The run in this directory, or the runs below it. Raises RefusedError where there is none."""
     place = Run(Path(path).expanduser())
     return [place] if is_run(place) else runs_in(place.path) or [run_at(path)]  # the last says what is wrong with it
 

@@ -33,7 +33,11 @@ class Settings:
 
 def settings_of(run: Run) -> Settings:
     """What was in force at the last attempt. Raises RefusedError where the run's files do not say."""
-    document = document_of(run, run.read_status().get("attempt", {}).get("drift", ()))
+    return settings_in(document_of(run, run.read_status().get("attempt", {}).get("drift", ())), run)
+
+
+def settings_in(document: Mapping[str, Any], run: Run) -> Settings:
+    """The same, from what was read already."""
     try:
         keep = {name: _rule(option) for name, option in (document.get("retention") or {}).items()}
         score = Score(**document.get("score") or {})
