@@ -39,7 +39,7 @@ def refuse_unmoved(remat: Remat, compiled: jax.stages.Compiled) -> None:
     if not isinstance(remat, Offload):
         return
     memory = compiled.memory_analysis()
-    if memory is not None and not memory.host_temp_size_in_bytes and HOST_MEMORY not in compiled.as_text():
+    if memory is not None and not memory.host_temp_size_in_bytes and HOST_MEMORY not in (compiled.as_text() or ""):
         raise ConfigError(
             f"remat=offload: the compiler moved nothing of {', '.join(remat.offload)} to the host's memory; "
             "choose other tags, or remat=names"
