@@ -93,6 +93,8 @@ def test_where_a_run_lives_is_no_difference_and_one_run_has_none() -> None:
     found = difference([{"name": "a", "seed": 1}, {"name": "b", "seed": 2}], [(), ()])
     assert [column.key for column in found.columns] == ["seed"]
     assert found.name(1) == "seed=2"
+    rates = difference([lr(0.003), lr(1e-05), {"seed": 0}, lr(10)], [()] * 4)
+    assert rates.order(4) == [1, 0, 3, 2]
     assert not difference([{"seed": 1}], [()]).columns
     wide = [{f"key{number}": run for number in range(20)} for run in range(2)]
     assert len(difference(wide, [(), ()]).columns) + len(difference(wide, [(), ()]).more) == 20
@@ -147,7 +149,7 @@ def test_the_page_tells_what_the_runs_hold_and_links_lead_there(sweep: Path, tmp
     assert told.best is not None
     for cell in ("optim.lr", "failed", f"{told.best[1]:.5g}", f"{100 * told.account.goodput:.1f} %", "50"):
         assert cell in found.cells, cell
-    run = found.facts["runs"][1]
+    (run,) = (run for run in found.facts["runs"] if run["path"] == "b")
     index = found.facts["metrics"].index("eval/loss")
     grid, values = run["curves"][str(index)]
     assert list(zip(found.facts["grids"][grid], values, strict=True)) == [
@@ -321,6 +323,8 @@ def test_no_page_scrolls_sideways_and_no_name_is_run(opened: Callable[..., Brows
     assert page.run("return document.documentElement.scrollWidth") <= width
     background = page.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (max(background) < 64) is dark
+    wide = "return [...document.querySelectorAll('main svg')].filter(each => each.scrollWidth > each.parentElement.clientWidth)"
+    assert page.run(wide) == []
     assert page.run("return document.querySelectorAll('img, main script').length") == 0
     assert page.run("return document.querySelectorAll('#time path').length") > 5
     assert page.complaints() == []

@@ -7,6 +7,7 @@ as the word says everything. Otherwise the keys themselves are shown.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,15 @@ class Difference:
         words = [(column.key, column.values[run]) for column in self.columns if column.values[run] is not None]
         return " ".join(f"{key.rpartition('.')[2]}={text(value)}" for key, value in words)
 
+    def order(self, runs: int) -> list[int]:
+        """The runs by what makes them others: the first column first, numbers as numbers, what is missing last."""
+
+        def rank(run: int) -> list[tuple[bool, bool, float, str]]:
+            values = [column.values[run] for column in self.columns]
+            return [(value is None, as_number(value) is None, as_number(value) or 0.0, text(value)) for value in values]
+
+        return sorted(range(runs), key=rank)
+
 
 def difference(documents: Sequence[Mapping[str, Any]], words: Sequence[Sequence[str]]) -> Difference:
     """What differs between runs, from their configurations and from what was typed for each; what was typed first."""
@@ -59,6 +69,15 @@ def difference(documents: Sequence[Mapping[str, Any]], words: Sequence[Sequence[
 def text(value: Any) -> str:
     """A value as it is typed."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also where it was typed."""
+    try:
+        found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _split(word: str) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import os
 import shlex
 import time
@@ -22,7 +21,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from runner.report.differ import Difference, text
+from runner.report.differ import Difference, as_number, text
 from runner.report.facts import Facts, Save
 from runner.report.thin import thinned
 from runner.tools.account import BUCKETS, INTERRUPTED, SEEN, Span
@@ -134,18 +133,9 @@ def _table(
 def _own(differs: Difference, run: int) -> Iterable[Cell]:
     for column in differs.columns:
         value = column.values[run]
-        number = _number(value)
+        rank = as_number(value)
         shown = "–" if value is None else text(value)
-        yield Cell(shown, shown if number is None else number, "own" if number is None else "own number")
-
-
-def _number(value: Any) -> float | None:
-    """A number, also where it was typed."""
-    try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+        yield Cell(shown, shown if rank is None else rank, "own" if rank is None else "own number")
 
 
 def _cells(each: Facts) -> list[Cell]:

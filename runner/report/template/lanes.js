@@ -6,14 +6,15 @@ const SEQUENCE = [...BEFORE, "progress", "data", "eval", "save", "lost", "other"
 
 // The frame that both kinds share: names, an axis, a band under the run that is picked. Gives x(value) and y(row).
 function frame(section, most, named) {
-  const box = section.querySelector(".lanes"), width = box.clientWidth;
-  const order = view.order.filter(matches);
-  const isNarrow = width < 640, single = runs.length === 1;
-  const left = isNarrow || single ? 6 : Math.min(Math.max(...order.map((index) => runs[index].name.length), 4) * 7.2 + 24, width * 0.34);
+  const box = section.querySelector(".lanes"), order = view.order.filter(matches);
+  const isNarrow = box.clientWidth < 640, single = runs.length === 1;
   const step = isNarrow && !single ? 40 : 24, right = 14, high = order.length * step;
-  const svg = made(null, "svg", { width, height: high + 2, role: "img", "aria-label": section.querySelector("h2").textContent });
-  const axis = made(null, "svg", { width, height: 24, class: "axis" }); // it stays in sight where the lanes scroll
+  const svg = made(null, "svg", { width: 1, height: high + 2, role: "img", "aria-label": section.querySelector("h2").textContent });
+  const axis = made(null, "svg", { width: 1, height: 24, class: "axis" }); // it stays in sight where the lanes scroll
   box.replaceChildren(svg, axis);
+  const width = box.clientWidth; // once its height has decided whether it scrolls
+  for (const each of [svg, axis]) each.setAttribute("width", width);
+  const left = isNarrow || single ? 6 : Math.min(Math.max(...order.map((index) => runs[index].name.length), 4) * 7.2 + 24, width * 0.34);
   const x = (value) => left + (value / (most || 1)) * (width - left - right);
   const y = (row) => row * step + (isNarrow && !single ? 29 : 13);
   const grid = ticks(0, most, isNarrow ? 3 : 6);
