@@ -173,6 +173,13 @@ def test_no_name_becomes_markup_and_nothing_is_loaded(sweep: Path) -> None:
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|innerHTML", text)
 
 
+def test_several_places_make_one_page_with_each_run_once(sweep: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(sweep / "a"), str(sweep)]) == 0
+    names = [run["path"] for run in Page((tmp_path / "report.html").read_text()).facts["runs"]]
+    assert names == ["d", "a", "c", "b"]  # by learning rate
+
+
 def test_json_is_the_table(sweep: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["report", str(sweep / "b"), "--to", str(tmp_path / "one.html"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

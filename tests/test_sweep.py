@@ -314,6 +314,7 @@ def test_a_killed_sweep_goes_on_and_each_run_is_what_it_is_alone(door: Door, tmp
     assert process.wait() == -signal.SIGKILL
     done = door.run(*command)
     assert done.returncode == 0, (done.stdout, done.stderr)
+    assert done.stdout.rstrip().endswith("python -m runner report outputs/default")
     places = sorted(path.parent for path in door.cwd.glob("outputs/default/*/config.yaml"))
     assert len(places) == 2
     again = door.run(*command)

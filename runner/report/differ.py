@@ -38,6 +38,11 @@ class Difference:
         words = [(column.key, column.values[run]) for column in self.columns if column.values[run] is not None]
         return " ".join(f"{key.rpartition('.')[2]}={text(value)}" for key, value in words)
 
+    def taken(self, order: Sequence[int]) -> Difference:
+        """The same for the runs in another order."""
+        columns = (Column(column.key, tuple(column.values[run] for run in order)) for column in self.columns)
+        return Difference(tuple(columns), self.more)
+
     def order(self, runs: int) -> list[int]:
         """The runs by what makes them others: the first column first, numbers as numbers, what is missing last."""
 

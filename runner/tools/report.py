@@ -30,10 +30,12 @@ def arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, say: Say) -> Answer:
     """Write the page. Raises RefusedError where there is no run, ConfigError where FILE is no place for a page."""
     page = _page(arguments.to, arguments.paths)
-    runs = {found.path.resolve(): found for path in arguments.paths for found in runs_at(path)}
-    facts = _ordered([facts_of(Run(path)) for path in sorted(runs)])
+    places = {place.path.resolve() for path in arguments.paths for place in runs_at(path)}
+    found = [facts_of(Run(path)) for path in sorted(places)]
+    differs = difference([each.document for each in found], [each.words for each in found])
+    order = differs.order(len(found))
+    facts, differs = [found[number] for number in order], differs.taken(order)
     title = " · ".join(shown(Path(path).expanduser()) for path in arguments.paths)
-    differs = _difference(facts)
     html = rendered(facts, differs, title, page.resolve().parent)
     rundir.replace(page, html, durable=False)
     say(f"{page}  {plural(len(facts), 'run')}, {size_text(len(html.encode()))}; open it in a browser")
@@ -50,14 +52,6 @@ def _page(to: str | None, paths: Sequence[str]) -> Path:
     if not page.parent.is_dir():
         raise ConfigError(f"--to {to}: there is no directory {page.parent}; make it, or choose another")
     return page
-
-
-def _ordered(facts: Sequence[Facts]) -> list[Facts]:
-    return [facts[number] for number in _difference(facts).order(len(facts))]
-
-
-def _difference(facts: Sequence[Facts]) -> Difference:
-    return difference([each.document for each in facts], [each.words for each in facts])
 
 
 def _plain(facts: Sequence[Facts], differs: Difference) -> list[dict[str, Any]]:
