@@ -19,6 +19,6 @@ def thinned(curve: Sequence[Point], most: int) -> list[Point]:
     for number in range(stretches):
         begin, end = (len(inner) * edge // stretches for edge in (number, number + 1))
         stretch = inner[begin:end]
-        extremes = {min(stretch, key=lambda point: point[1]), stretch[0]}
+        extremes = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
         chosen += sorted(extremes)
     return [*chosen, curve[-1]]
