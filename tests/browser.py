@@ -56,6 +56,13 @@ class Browser:
         found = self._post("element", using="css selector", value=selector)
         self._post(f"element/{next(iter(found.values()))}/click")
 
+    def tap(self, x: float, y: float) -> None:
+        """With a finger, at a place of the window."""
+        self._devtools("Emulation.setTouchEmulationEnabled", enabled=True)
+        self._devtools("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self._devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self._devtools("Emulation.setTouchEmulationEnabled", enabled=False)
+
     def complaints(self) -> list[str]:
         """What the console says since it was asked last: errors of scripts, refused loads."""
         return [entry["message"] for entry in self._post("se/log", type="browser")]

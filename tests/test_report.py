@@ -323,6 +323,18 @@ def test_what_is_pointed_at_is_told(opened: Callable[..., Browser], sweep: Path)
     assert page.complaints() == []
 
 
+def test_a_finger_is_told_as_well_until_it_taps_elsewhere(opened: Callable[..., Browser]) -> None:
+    page = opened(width=390)
+    place = "const box = document.querySelector('#saves path.kept').getBoundingClientRect(); return [box.right - 4, box.bottom - 4]"
+    page.run("document.querySelector('#saves').scrollIntoView({block: 'center'})")
+    told = "const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.innerText"
+    page.tap(*page.run(place))
+    assert "saved: every 100 steps" in page.run(told)
+    page.tap(2, 2)
+    assert page.run(told) == ""
+    assert page.complaints() == []
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_page_scrolls_sideways_and_no_name_is_run(opened: Callable[..., Browser], width: int, *, dark: bool) -> None:

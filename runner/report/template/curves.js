@@ -24,8 +24,7 @@ function setUpCurves() {
       figure.log = null;
       drawCurves(figure);
     });
-    box.addEventListener("pointermove", (event) => over(figure, event));
-    box.addEventListener("pointerleave", () => away(figure));
+    pointed(box, (event) => over(figure, event), () => away(figure));
     box.addEventListener("click", (event) => figure.near >= 0 && event.target.closest("svg") && pick(figure.near));
     figures.push(figure);
   }

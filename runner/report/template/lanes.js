@@ -147,10 +147,10 @@ function nameColours(section) {
 }
 
 function listen(lanes, about) {
-  lanes.svg.addEventListener("pointermove", (event) => {
+  const over = (event) => {
     const index = lanes.order[lanes.row(event)];
     const words = index === undefined ? "" : about(lanes, index, lanes.along(event));
     tell(event, words && runs.length > 1 ? `${runs[index].name}\n${words}` : words);
-  });
-  lanes.svg.addEventListener("pointerleave", () => tell(null, ""));
+  };
+  pointed(lanes.svg, over, () => tell(null, ""));
 }

@@ -35,6 +35,15 @@ function tell(event, words) {
   tip.style.transform = `translate(${Math.max(left, 8)}px, ${Math.max(top, 4)}px)`;
 }
 
+// A mouse points and goes; a finger taps, and what it asked for stays until it taps elsewhere or scrolls.
+function pointed(element, over, away) {
+  element.addEventListener("pointermove", over);
+  element.addEventListener("pointerdown", over);
+  element.addEventListener("pointerleave", (event) => event.pointerType === "touch" || away());
+}
+addEventListener("pointerdown", () => tell(null, ""), { capture: true });
+addEventListener("scroll", () => tell(null, ""), { capture: true, passive: true });
+
 function pick(index, { scroll = false } = {}) {
   view.picked = index;
   draw();
