@@ -291,6 +291,17 @@ def test_curves_are_drawn_with_a_cross_and_the_legend_switches_them(opened: Call
     assert page.complaints() == []
 
 
+def test_curves_that_lie_on_one_another_are_told(chromium: Browser, tmp_path: Path) -> None:
+    same = [synthetic.write(tmp_path / name, {"seed": name}, (f"seed={name}",)) for name in "ab"]
+    other = synthetic.write(tmp_path / "c", {"seed": "c"}, ("seed=c",), rate=0.5)
+    page = tmp_path / "page.html"
+    for runs, told in (([*same, other], "3 runs on 2 curves: equal in five digits"), ([same[0], other], None)):
+        page.write_text(of(*runs))
+        chromium.open(page)
+        assert chromium.run("return document.querySelector('figure .same')?.textContent ?? null") == told
+    assert chromium.complaints() == []
+
+
 def test_a_click_on_a_run_shows_its_attempts_and_checkpoints(opened: Callable[..., Browser]) -> None:
     page = opened()
     page.click("#table tbody tr:nth-child(2) td:nth-child(3)")

@@ -60,6 +60,11 @@ function drawCurves(figure) {
   const crosses = lines.flatMap((line) => stops(line).map((step) => cross(figure.x(step), figure.y(at(line, step)), 4))).join("");
   made(group, "path", { class: "halo", d: crosses });
   made(group, "path", { class: "stop", d: crosses });
+  const apart = new Set(lines.map(({ steps, values }) => `${values}|${steps}`)).size;
+  if (apart < lines.length) { // one would look for those that are hidden
+    const words = `${number(lines.length)} runs on ${plural(apart, "curve")}: equal in five digits`;
+    made(figure.svg, "text", { class: "same", x: width - RIGHT, y: TOP + 10, "text-anchor": "end" }, words);
+  }
   figure.above = made(figure.svg, "g");
   const picked = lines.find((line) => line.index === view.picked);
   if (picked && runs.length > 1) raise(figure, picked);
