@@ -123,7 +123,7 @@ def register() -> None:
     setattr(sys.modules[NAMESPACE], HoldfastSearch.__name__, HoldfastSearch)
     store = ConfigStore.instance()
     store.store("optuna", OPTUNA, group="hydra/sweeper")
-    del store.repo["hydra"]["sweeper"]["sampler"]["grid.yaml"]  # a grid is a sweep: it needs no search
+    store.repo["hydra"]["sweeper"]["sampler"].pop("grid.yaml", None)  # a grid is a sweep: it needs no search
 
 
 def _fixed(arguments: Sequence[str]) -> list[str]:
