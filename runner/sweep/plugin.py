@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from runner.errors import ConfigError, HoldfastError
+from runner.errors import ConfigError
 from runner.sweep.search import Study
 
 PACKAGE = "hydra_plugins"
@@ -45,7 +45,7 @@ class HoldfastLauncher(Launcher):
         self._context, self._config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """One `JobReturn` a job, with its score; where it has none, NaN or, to a search, a failure."""
+        """One `JobReturn` a job, with its score; where it has none, NaN or, to a search, nothing."""
         jobs = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             words = list(overrides) if self.study is None else self.study.words(overrides)
@@ -58,15 +58,11 @@ class HoldfastLauncher(Launcher):
             scores = type(self).launch_all(jobs, self.study)
         finally:
             HydraConfig.instance().cfg = before
-        return [self._returned(words, score) for (_, words), score in zip(jobs, scores, strict=True)]
-
-    def _returned(self, words: Sequence[str], score: float | None) -> JobReturn:
-        """Hydra's own sweeper raises what a failed job returns, and has more to do; a search is told of the failure."""
-        if score is None and self.study is not None:
-            error = HoldfastError(f"{' '.join(words)}: has no score, and hydra.sweeper.max_failure_rate is exceeded")
-            return JobReturn(overrides=words, status=JobStatus.FAILED, _return_value=error)
-        value = math.nan if score is None else score
-        return JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=value)
+        none = math.nan if self.study is None else None  # Optuna takes a trial with a NaN for a mistake of its caller
+        return [
+            JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=none if score is None else score)
+            for (_, words), score in zip(jobs, scores, strict=True)
+        ]
 
 
 def register(launch: Launch) -> None:

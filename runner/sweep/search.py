@@ -20,7 +20,7 @@ from annotated_types import Ge, Le
 
 from runner import rundir
 from runner.config import checked
-from runner.errors import ConfigError
+from runner.errors import STOPPED, ConfigError, HoldfastError
 from runner.rundir import Run, shown
 from runner.sweep import local, summary, table
 from runner.sweep.local import Local
@@ -75,7 +75,8 @@ class Study:
     def work(self, batch: Sequence[Member], option: Local, command: Sequence[str]) -> tuple[int, list[float | None]]:
         """Work on the trials of a batch, and write down how all stand. Gives the exit code, and their scores.
 
-        Two trials that are one run are that run. Raises RefusedError where the same search goes already.
+        Two trials that are one run are that run. Raises RefusedError where the same search goes already, HoldfastError
+        where too many failed.
         """
         batch = [replace(member, own=self._own(member)) for member in batch]
         fresh = list({member.place.path: member for member in batch if member.place.path not in self._known}.values())
@@ -91,7 +92,12 @@ class Study:
         for member, result in zip(fresh, results, strict=True):
             self._known[member.place.path] = member, result
         summary.write(self.place, self.members, self.results)
-        return code, [score(member) for member in batch]
+        scores = [score(member) for member in batch]
+        failed = sum(value is None for value in scores)
+        if code != STOPPED and failed > self.option.max_failure_rate * len(scores):
+            rate = f"hydra.sweeper.max_failure_rate={self.option.max_failure_rate:g}"
+            raise HoldfastError(f"{failed} of the last {len(scores)} trials failed; {rate} allows no more")
+        return code, scores
 
     def story(self) -> list[str]:
         """How it stands, for a person."""

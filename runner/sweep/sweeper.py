@@ -101,7 +101,7 @@ class HoldfastSearch(Sweeper):
     def _plugin(self, study: Study) -> OptunaSweeper:
         """The plugin's own sweeper, at work for this study."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        options = {**self._options, **asdict(study.option), "direction": study.direction}
+        options = {**self._options, **asdict(study.option), "direction": study.direction, "max_failure_rate": 1.0}
         nowhere = {"storage": None, "study_name": None, "search_space": None}
         plugin = OptunaSweeper(sampler=Recorded(self._sampler, study), **options, **nowhere)
         config = self._config.copy()
