@@ -71,7 +71,8 @@ def test_a_failed_trial_has_no_score_and_is_not_tried_with_every_batch(tmp_path:
     study = study_at(tmp_path)
     with study.lock:
         assert study.work([member(tmp_path / "a", "raise")], Local(retries=0), command(tmp_path)) == (1, [None])
-        assert study.work([member(tmp_path / "b", "ok")], Local(retries=0), command(tmp_path)) == (0, [0.5])
+        batch = [member(tmp_path / "a", "raise"), member(tmp_path / "b", "ok")]
+        assert study.work(batch, Local(retries=0), command(tmp_path)) == (0, [None, 0.5])
     assert len(tries(tmp_path, "a")) == 1
     assert [result.state for result in study.results] == ["failed", "finished"]
 
@@ -237,6 +238,27 @@ def test_a_wrong_search_is_refused_before_it_begins(searching: Searching, capfd:
         assert said in error
         assert error.count("\n") == 1
     assert not (searching.place / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_search_in_pieces_suggests_what_one_piece_does(
+    optuna: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the ten trials that the sampler draws before it looks at scores."""
+    own_score = '"score": __import__("zlib").crc32(place.name.encode()) / 2**32'
+    monkeypatch.setattr(sys.modules[__name__], "STAND_IN", STAND_IN.replace('"score": 0.5', own_score))
+    trials = []
+    for name, starts in (("whole", (13,)), ("pieces", (4, 11, 13))):
+        (tmp_path / name).mkdir()
+        searching = Searching(tmp_path / name, monkeypatch)
+        for count in starts:
+            assert (
+                searching.type(f"hydra.sweeper.n_trials={count}", LR, "seed=range(0,5)", "schedule=constant,cosine")
+                == 0
+            )
+        trials.append(json.loads((searching.study / search.STUDY).read_text())["trials"])
+    assert trials[0] == trials[1]
+    assert len(trials[0]) == 13
 
 
 @pytest.mark.slow
