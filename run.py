@@ -18,6 +18,7 @@ from runner.compose import Command, compose
 from runner.config import Config
 from runner.errors import ConfigError
 from runner.sweep.local import Local
+from runner.sweep.search import Study
 from runner.sweep.slurm import Slurm
 
 
@@ -32,11 +33,11 @@ def start(config: Config, command: Command) -> tuple[int, float | None]:
     return outcome.exit_code, outcome.score
 
 
-def sweep(runs: Sequence[tuple[Config, Command]], option: Local) -> tuple[int, list[float | None]]:
+def sweep(runs: Sequence[tuple[Config, Command]], option: Local, study: Study | None) -> tuple[int, list[float | None]]:
     """Work on every run of a sweep, each in a process of its own. Gives the exit code, and the score of each."""
     from runner.sweep import together
 
-    return together.run(runs, option)
+    return together.run(runs, option, study)
 
 
 def submit(config: Config, command: Command, options: Slurm) -> int:

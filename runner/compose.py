@@ -34,6 +34,7 @@ from runner.sweep.slurm import Slurm
 
 if TYPE_CHECKING:
     from runner.sweep import plugin
+    from runner.sweep.search import Study
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LAUNCHER = "hydra.launcher."
@@ -56,7 +57,7 @@ class Command:
 
 Start = Callable[[Config, Command], tuple[int, float | None]]
 # The runs of a sweep → its exit code, and the score of each run.
-Sweep = Callable[[Sequence[tuple[Config, Command]], Local], tuple[int, list[float | None]]]
+Sweep = Callable[[Sequence[tuple[Config, Command]], Local, "Study | None"], tuple[int, list[float | None]]]
 
 
 def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> int:
@@ -76,15 +77,17 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
             raise SystemExit(STOPPED)  # a stopped run stops the sweep
         return score
 
-    def launch(jobs: Sequence[plugin.Job]) -> list[float | None]:
+    def launch(jobs: Sequence[plugin.Job], study: Study | None) -> list[float | None]:
         runs, option = [], _chosen(Local, jobs[0][0].hydra.launcher)
         for composed, words in jobs:
             HydraConfig.instance().set_config(composed)
             config, overrides = _validated(_without_hydra(composed), trusted=trusted)
             runs.append((config, Command(overrides, began, words)))
         assert sweep is not None
-        code, scores = sweep(runs, option)
+        code, scores = sweep(runs, option, study)
         codes.append(code)
+        if code == STOPPED:
+            raise SystemExit(STOPPED)  # whoever asked for these runs is not to ask for more
         return scores
 
     try:
@@ -92,6 +95,8 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
             from runner.sweep import plugin
 
             plugin.register(launch)
+        if "hydra/sweeper=optuna" in argv:
+            _searched(argv)
         if "hydra/launcher=slurm" in argv and {"-m", "--multirun"} & set(argv):
             raise ConfigError("hydra/launcher=slurm: submits one run, not yet a sweep; leave -m out, or the launcher")
         sys.argv[1:] = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != trust.FLAG]
@@ -107,6 +112,18 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
     except HoldfastError as error:
         return _say(error)
     return STOPPED if STOPPED in codes else next((code for code in codes if code), 0)
+
+
+def _searched(argv: Sequence[str]) -> None:
+    """Let Hydra search. Raises ConfigError where it cannot."""
+    from runner.sweep import plugin
+
+    if not {"-m", "--multirun"} & set(argv):
+        raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
+    plugin.demand_optuna()
+    from runner.sweep import sweeper
+
+    sweeper.register()
 
 
 def _validated(composed: DictConfig, *, trusted: bool) -> tuple[Config, tuple[str, ...]]:

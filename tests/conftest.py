@@ -174,6 +174,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     if unable := [reason for reason in skipped if "needs Slurm" in reason]:
         terminalreporter.write_line(f"NOT TESTED: {len(unable)} laws on a real Slurm. {unable[0]}", red=True, bold=True)
+    if unable := [reason for reason in skipped if "needs Optuna" in reason]:
+        terminalreporter.write_line(f"NOT TESTED: {len(unable)} searches. {unable[0]}", red=True, bold=True)
     if unable := [reason for reason in skipped if "needs Chromium" in reason]:
         terminalreporter.write_line(f"NOT TESTED: {len(unable)} pages in a browser. {unable[0]}", red=True, bold=True)
 

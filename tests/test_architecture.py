@@ -23,8 +23,9 @@ MODULES = {
 
 # One third-party library, one room (prefixes of module names).
 FENCES = {
-    "hydra": ("runner.compose", "runner.sweep.plugin"),
-    "omegaconf": ("runner.config", "runner.compose", "runner.sweep.plugin"),
+    "hydra": ("runner.compose", "runner.sweep.plugin", "runner.sweep.sweeper"),
+    "omegaconf": ("runner.config", "runner.compose", "runner.sweep.plugin", "runner.sweep.sweeper"),
+    "optuna": ("runner.sweep.sweeper",),
     "pydantic": ("runner.config",),
     "yaml": ("runner.config", "runner.tools.settings"),
     "orbax": ("runner.checkpoint.store",),
@@ -58,6 +59,7 @@ NO_JAX = (
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.remat.offered", "models.plan"),
     *("runner.preempt", "runner.preempt.sources"),
     *("runner.child", "runner.sweep", "runner.sweep.slurm", "runner.sweep.local", "runner.sweep.together"),
+    "runner.sweep.search",
     *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
     "runner.tools.tokenize",
@@ -211,6 +213,9 @@ MAY_KNOW = {
     "runner.sweep.local": ("runner.child", "runner.preempt", "runner.sweep"),
     "runner.sweep.table": ("runner.sweep", "runner.tools.text"),
     "runner.sweep.summary": ("runner.sweep",),
+    "runner.sweep.search": ("runner.config", "runner.sweep"),
+    "runner.sweep.plugin": ("runner.sweep",),
+    "runner.sweep.sweeper": ("runner.child", "runner.sweep"),
     "runner.sweep.together": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep"),
     "runner.tools.supervise": (
         *("runner.child", "runner.preempt"),

@@ -20,12 +20,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from runner.errors import ConfigError
+from runner.sweep.search import Study
+
 PACKAGE = "hydra_plugins"
 NAMESPACE = f"{PACKAGE}.holdfast"
+INSTALL = 'pip install -c constraints.txt -e ".[search]"'
 
 # One job: what it was composed to, and its overrides.
 Job = tuple[DictConfig, tuple[str, ...]]
-Launch = Callable[[Sequence[Job]], Sequence[float | None]]
+Launch = Callable[[Sequence[Job], Study | None], Sequence[float | None]]
 
 
 class HoldfastLauncher(Launcher):
@@ -35,25 +39,28 @@ class HoldfastLauncher(Launcher):
 
     def __init__(self, **_: Any) -> None:  # what it takes is read from the composed configuration
         self._config: DictConfig
+        self.study: Study | None = None  # what the jobs are trials of
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._context, self._config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """One `JobReturn` a job, with its score; NaN where it has none, which an optimizer takes for a failure."""
+        """One `JobReturn` a job, with its score; where it has none, NaN or, to a search, nothing."""
         jobs = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            composed = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+            words = list(overrides) if self.study is None else self.study.words(overrides)
+            composed = self._context.config_loader.load_sweep_config(self._config, words)
             with open_dict(composed):
                 composed.hydra.job.id, composed.hydra.job.num = str(number), number
             jobs.append((composed, tuple(word.removeprefix("++") for word in filter_overrides(overrides))))
         before = HydraConfig.instance().cfg
         try:
-            scores = type(self).launch_all(jobs)
+            scores = type(self).launch_all(jobs, self.study)
         finally:
             HydraConfig.instance().cfg = before
+        none = math.nan if self.study is None else None  # Optuna takes a trial with a NaN for a mistake of its caller
         return [
-            JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=math.nan if score is None else score)
+            JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=none if score is None else score)
             for (_, words), score in zip(jobs, scores, strict=True)
         ]
 
@@ -68,3 +75,11 @@ def register(launch: Launch) -> None:
     except ImportError:  # no other plugin is installed
         package = sys.modules[PACKAGE] = ModuleType(PACKAGE)
     package.holdfast = sys.modules[NAMESPACE] = sys.modules[__name__]  # type: ignore[attr-defined]
+
+
+def demand_optuna() -> None:
+    """Raises ConfigError where what our search drives is not installed. Comes after `register`."""
+    try:
+        importlib.import_module(f"{PACKAGE}.hydra_optuna_sweeper")
+    except ImportError:
+        raise ConfigError(f"hydra/sweeper=optuna: needs the extra `search`; {INSTALL}") from None

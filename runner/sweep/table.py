@@ -19,11 +19,11 @@ MOST_ROWS = 40  # more do not fit a terminal: those that go, failed or wait firs
 class Lines:
     """A plain line for each change, for pipes and job logs."""
 
-    def __init__(self, members: Sequence[Member]):
-        self._members = members
+    def __init__(self, members: Sequence[Member], total: int):
+        self._members, self._total = members, total
 
     def changed(self, number: int, result: Result) -> None:
-        print(f"[{number + 1}/{len(self._members)}] {line(self._members[number], result)}", flush=True)
+        print(f"[{number + 1}/{self._total}] {line(self._members[number], result)}", flush=True)
 
     def show(self, results: Sequence[Result]) -> None:
         return None
@@ -35,11 +35,11 @@ class Lines:
 class Live(Lines):
     """A table that is drawn anew in place; what ended badly also leaves a line that stays."""
 
-    def __init__(self, members: Sequence[Member]):
+    def __init__(self, members: Sequence[Member], total: int):
         from rich.console import Console
         from rich.live import Live
 
-        super().__init__(members)
+        super().__init__(members, total)
         self._next, self._paces = 0.0, {number: Pace() for number in range(len(members))}
         self._live = Live(console=Console(highlight=False), auto_refresh=False, transient=True)
         self._live.start()
@@ -74,9 +74,9 @@ class Pace:
         return duration(since / done * (steps - step)) if done > 0 and step < steps else ""
 
 
-def choose(members: Sequence[Member]) -> Lines:
-    """A live table on a terminal, plain lines elsewhere."""
-    return Live(members) if sys.stdout.isatty() else Lines(members)
+def choose(members: Sequence[Member], total: int | None = None) -> Lines:
+    """A live table on a terminal, plain lines elsewhere; `total` where more of them are to come."""
+    return (Live if sys.stdout.isatty() else Lines)(members, total or len(members))
 
 
 def drawn(members: Sequence[Member], results: Sequence[Result], paces: dict[int, Pace] | None = None) -> list[str]:

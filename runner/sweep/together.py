@@ -15,10 +15,15 @@ from runner.rundir import Run, shown
 from runner.sweep import local, members, summary, table
 from runner.sweep.local import Local
 from runner.sweep.members import Member
+from runner.sweep.search import Study
 
 
-def run(runs: Sequence[tuple[Config, Command]], option: Local) -> tuple[int, list[float | None]]:
+def run(
+    runs: Sequence[tuple[Config, Command]], option: Local, study: Study | None = None
+) -> tuple[int, list[float | None]]:
     """Work on every run that is not finished. Gives the exit code, and the score of each run.
+
+    With a `study` they are its next trials, and it keeps the books.
 
     Raises before anything is started: ConfigError where two are one run, RefusedError where one may not be worked on
     or the same sweep goes already.
@@ -28,11 +33,14 @@ def run(runs: Sequence[tuple[Config, Command]], option: Local) -> tuple[int, lis
         Member(config, command.words, experiment.admitted(config, command.overrides), own)
         for (config, command), own in zip(runs, named, strict=True)
     ]
-    members.admit(sweep)
+    if study is None:
+        members.admit(sweep)
     if any(member.config.resume == "never" for member in sweep):
         raise ConfigError("resume=never: a sweep goes on with its runs when it is typed again; leave it out")
-    place = summary.folder(sweep)
     command = [sys.executable, str(Path(sys.argv[0]).resolve())]
+    if study is not None:
+        return study.work(sweep, option, command)
+    place = summary.folder(sweep)
     with rundir.locked(Run(place)):
         board = table.choose(sweep)
         try:
