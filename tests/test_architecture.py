@@ -58,6 +58,7 @@ NO_JAX = (
     *("runner.checkpoint.arrays", "runner.remat.policy", "runner.remat.offered", "models.plan"),
     *("runner.preempt", "runner.preempt.sources"),
     *("runner.child", "runner.sweep", "runner.sweep.slurm", "runner.sweep.local", "runner.sweep.together"),
+    *("runner.sweep.array", "runner.sweep.jobs"),
     *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
     "runner.tools.tokenize",
@@ -211,6 +212,8 @@ MAY_KNOW = {
     "runner.sweep.local": ("runner.child", "runner.preempt", "runner.sweep"),
     "runner.sweep.table": ("runner.sweep", "runner.tools.text"),
     "runner.sweep.summary": ("runner.sweep",),
+    "runner.sweep.slurm": ("runner.sweep.jobs",),
+    "runner.sweep.array": ("runner.sweep",),
     "runner.sweep.together": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep"),
     "runner.tools.supervise": (
         *("runner.child", "runner.preempt"),

@@ -5,5 +5,5 @@ members.py    the runs of a sweep: which there are, what differs between them, h
 share.py      which cores and devices each of several runs beside each other gets
 local.py      one process a run, some at a time; retries, signals, stragglers
 table.py      what a person sees meanwhile · summary.py  sweep.json and results.csv
-slurm.py      a run as one Slurm job
+slurm.py      a run as one Slurm job · array.py  a sweep as one job array · jobs.py  what Slurm has of ours already
 """
