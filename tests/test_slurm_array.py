@@ -52,7 +52,12 @@ with (books / "queue").open("a") as queue:
         queue.write(f"{{name}}|PENDING|Priority|{{script}}\\n")
 print(job)
 """
-SQUEUE = "#!/bin/sh\ncat {books}/queue\n"
+SQUEUE = """#!/bin/sh
+case " $* " in
+    *" -r "*) cat {books}/queue ;;
+    *) sed 's/_\\([0-9]*\\)|PENDING/_[\\1]|PENDING/' {books}/queue ;;  # tasks that wait share a line
+esac
+"""
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def test_the_file_of_the_launcher_says_every_option_and_its_default() -> None:
 def test_a_sweep_is_checked_whole_before_any_of_it_is_submitted(door: Door, books: Books) -> None:
     for words, said in (
         (("seed=0,1", "optim.lr=1e-3,-1"), "optim.lr: got -1; expected more than 0"),
-        (("seed=0,1", "train.steps=0"), "train.steps=0: evaluates here and now"),
+        (("seed=0,1", "resume=never"), "resume=never: a sweep goes on with its runs"),
         (("seed=0,1", "hydra.launcher.retries=1"), "hydra.launcher.retries: belongs to a sweep on this machine"),
     ):
         done = door.run("-m", *SMALL, "hydra/launcher=slurm", *words)
