@@ -2,7 +2,7 @@
 
     python run.py                                        # the default experiment
     python run.py ckpt=combined remat=attention_only     # choose by name; type it again to resume
-    python run.py hydra/launcher=slurm …                 # the same as a Slurm job
+    python run.py hydra/launcher=slurm …                 # the same as a Slurm job; with -m as a job array
     python run.py --help                                 # what there is to choose
 
 Neither jax nor flax is imported before the configuration is valid.
@@ -33,11 +33,13 @@ def start(config: Config, command: Command) -> tuple[int, float | None]:
     return outcome.exit_code, outcome.score
 
 
-def sweep(runs: Sequence[tuple[Config, Command]], option: Local, study: Study | None) -> tuple[int, list[float | None]]:
-    """Work on every run of a sweep, each in a process of its own. Gives the exit code, and the score of each."""
+def sweep(
+    runs: Sequence[tuple[Config, Command]], option: Local | Slurm, study: Study | None
+) -> tuple[int, list[float | None]]:
+    """Work on every run of a sweep, each in a process or job of its own. Gives the exit code, and the scores."""
     from runner.sweep import together
 
-    return together.run(runs, option, study)
+    return together.submit(runs, option) if isinstance(option, Slurm) else together.run(runs, option, study)
 
 
 def submit(config: Config, command: Command, options: Slurm) -> int:

@@ -19,7 +19,7 @@
     remat/           policy.py: what each name recomputes · seen.py: what a trace tells · measure.py: what one costs
                      weigh.py: what all of them cost, as facts (report.py) and a picture · target.py: on another device
     preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
-    sweep/           many runs: local.py, one process each, here; slurm.py submits one as a job
+    sweep/           many runs: local.py, one process each, here; array.py, one Slurm job array; slurm.py, one job
     child.py         a process of ours, that is asked to stop when we die
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     dataset.py       the data of a run: read, written down, compared · waiting.py: whether training waits for it

@@ -57,7 +57,7 @@ class Command:
 
 Start = Callable[[Config, Command], tuple[int, float | None]]
 # The runs of a sweep → its exit code, and the score of each run.
-Sweep = Callable[[Sequence[tuple[Config, Command]], Local, "Study | None"], tuple[int, list[float | None]]]
+Sweep = Callable[[Sequence[tuple[Config, Command]], Local | Slurm, "Study | None"], tuple[int, list[float | None]]]
 
 
 def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> int:
@@ -69,7 +69,9 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
         os.environ.pop("HYDRA_FULL_ERROR", None)
         try:
             config, overrides = _validated(composed, trusted=trusted)
-            code, score = start(config, Command(overrides, time.time() if codes else began, _words(argv), _slurm()))
+            code, score = start(
+                config, Command(overrides, time.time() if codes else began, _words(argv), _slurm(HydraConfig.get()))
+            )
         except HoldfastError as error:
             code, score = _say(error), None
         codes.append(code)
@@ -78,11 +80,11 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
         return score
 
     def launch(jobs: Sequence[plugin.Job], study: Study | None) -> list[float | None]:
-        runs, option = [], _chosen(Local, jobs[0][0].hydra.launcher)
+        runs, option = [], _option(jobs[0][0].hydra)
         for composed, words in jobs:
             HydraConfig.instance().set_config(composed)
             config, overrides = _validated(_without_hydra(composed), trusted=trusted)
-            runs.append((config, Command(overrides, began, words)))
+            runs.append((config, Command(overrides, began, (*words, *([trust.FLAG] if trusted else [])))))
         assert sweep is not None
         code, scores = sweep(runs, option, study)
         codes.append(code)
@@ -97,8 +99,6 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
             plugin.register(launch)
         if "hydra/sweeper=optuna" in argv:
             _searched(argv)
-        if "hydra/launcher=slurm" in argv and {"-m", "--multirun"} & set(argv):
-            raise ConfigError("hydra/launcher=slurm: submits one run, not yet a sweep; leave -m out, or the launcher")
         sys.argv[1:] = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != trust.FLAG]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
         # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
@@ -151,6 +151,18 @@ def _document(composed: DictConfig, task: list[str], *, trusted: bool) -> Any:
     return document
 
 
+def _option(chosen: Any) -> Local | Slurm:
+    """How the runs of a sweep are to be worked on."""
+    option: Local | Slurm = _slurm(chosen) or _chosen(Local, chosen.launcher)
+    sweeper = chosen.runtime.choices.get("hydra/sweeper")
+    if isinstance(option, Slurm) and sweeper != "basic":
+        raise ConfigError(
+            f"hydra/sweeper={sweeper}: waits for scores to choose the next runs, and hydra/launcher=slurm "
+            "does not wait; leave one of them out"
+        )
+    return option
+
+
 def _chosen(schema: Any, launcher: DictConfig) -> Any:
     """What is chosen for a launcher."""
     option: Any = OmegaConf.to_container(launcher)
@@ -172,12 +184,9 @@ def _words(argv: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for word in argv if not word.lstrip("+~").startswith(("hydra/launcher", LAUNCHER)))
 
 
-def _slurm() -> Slurm | None:
+def _slurm(chosen: Any) -> Slurm | None:
     """What a job is to ask for, where `hydra/launcher=slurm` was chosen."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.runtime.choices.get("hydra/launcher") != "slurm":
-        return None
-    return _chosen(Slurm, hydra_config.launcher)
+    return _chosen(Slurm, chosen.launcher) if chosen.runtime.choices.get("hydra/launcher") == "slurm" else None
 
 
 def _spelled_out(argument: str) -> tuple[str, ...]:

@@ -96,8 +96,10 @@ def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
+def locked(run: Run) -> Iterator[int]:
     """Hold the run for this process alone. The kernel lets go when the process ends, however it ends.
+
+    A child that is given the handle holds it as well, until both have ended.
 
     Raises RefusedError, naming the holder, where another process has it.
     """
@@ -110,7 +112,7 @@ def locked(run: Run) -> Iterator[None]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         _tell_supervisor(run, held=True)
-        yield
+        yield handle
     finally:
         os.close(handle)
 

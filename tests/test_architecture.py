@@ -60,6 +60,7 @@ NO_JAX = (
     *("runner.preempt", "runner.preempt.sources"),
     *("runner.child", "runner.sweep", "runner.sweep.slurm", "runner.sweep.local", "runner.sweep.together"),
     "runner.sweep.search",
+    *("runner.sweep.array", "runner.sweep.jobs"),
     *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
     "runner.tools.tokenize",
@@ -216,6 +217,8 @@ MAY_KNOW = {
     "runner.sweep.search": ("runner.config", "runner.sweep"),
     "runner.sweep.plugin": ("runner.sweep",),
     "runner.sweep.sweeper": ("runner.child", "runner.sweep"),
+    "runner.sweep.slurm": ("runner.sweep.jobs",),
+    "runner.sweep.array": ("runner.sweep",),
     "runner.sweep.together": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep"),
     "runner.tools.supervise": (
         *("runner.child", "runner.preempt"),

@@ -10,7 +10,7 @@ import pytest
 
 from runner.errors import ConfigError
 from runner.rundir import Run
-from runner.sweep.slurm import RECIPE, Slurm, script
+from runner.sweep.slurm import RECIPE, Slurm, job
 from tests.conftest import SMALL, Door
 
 LAUNCHER = "hydra/launcher=slurm"
@@ -28,7 +28,6 @@ LAUNCHER = "hydra/launcher=slurm"
         ([LAUNCHER, "hydra.launcher.sbatch=[now]"], "hydra.launcher.sbatch: got 'now'; expected a long option"),
         ([LAUNCHER, "train.stepps=3"], "train.stepps: unknown key; did you mean steps?"),
         ([LAUNCHER, "resume=never"], "resume=never: a requeued job goes on with its run"),
-        (["-m", LAUNCHER, "seed=0,1"], "hydra/launcher=slurm: submits one run, not yet a sweep"),
         (
             ["hydra/launcher=slurmm"],
             "hydra/launcher: got slurmm; expected one of basic, local, slurm; did you mean slurm?",
@@ -55,7 +54,7 @@ def test_the_job_is_the_recipe_with_the_command_filled_in(tmp_path: Path) -> Non
         partition="gpu", time=90, cpus=4, gpus="h100:1", sbatch=["--constraint=a|b"], setup=["module load x"]
     )
     run, desk = Run(tmp_path / "n" / "it s-1"), Run(tmp_path / "n" / ".slurm" / "it s-1")
-    text = script(run, desk, ("+a={kind: x}", "name=$HOME"), options)
+    text = job(run, desk, ("+a={kind: x}", "name=$HOME"), options)
     lines = text.splitlines()
     for asked in (
         "partition=gpu",
@@ -86,7 +85,7 @@ def test_a_word_that_would_be_another_line_of_the_script_is_refused() -> None:
 def test_an_attempt_records_its_job(door: Door) -> None:
     from tests.laws.test_slurm import attempts
 
-    job = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}
-    assert door.run(*SMALL, "train.steps=2", **job).returncode == 0
+    task = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}
+    assert door.run(*SMALL, "train.steps=2", **task).returncode == 0
     (line,) = attempts(door.the_run)
     assert line["slurm"] == {"job_id": 12, "array_job_id": 11, "array_task_id": 3, "restart_count": 2}

@@ -6,5 +6,5 @@ share.py      which cores and devices each of several runs beside each other get
 local.py      one process a run, some at a time; retries, signals, stragglers
 table.py      what a person sees meanwhile · summary.py  sweep.json and results.csv
 search.py     a search: what was suggested for each trial, kept beside the runs · sweeper.py  Optuna, through Hydra
-slurm.py      a run as one Slurm job
+slurm.py      a run as one Slurm job · array.py  a sweep as one job array · jobs.py  what Slurm has of ours already
 """

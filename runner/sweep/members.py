@@ -12,7 +12,7 @@ from runner.config import Config
 from runner.errors import STOPPED, ConfigError
 from runner.rundir import Run, in_use, shown
 
-State = Literal["waiting", "running", "finished", "stopped", "failed", "in use"]
+State = Literal["waiting", "queued", "running", "finished", "stopped", "failed", "in use"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Result:
     seconds: float = 0.0
     code: int | None = None
     why: str = ""
+    job: str = ""  # the Slurm job that has it, and how that stands
 
 
 def distinct(overrides: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

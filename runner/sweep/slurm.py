@@ -1,16 +1,15 @@
 """A run as one Slurm job: `python run.py hydra/launcher=slurm …` writes the script and submits it, once.
 
-The script is the recipe that people copy, with the command filled in. One run has one script, at one path: by that
-path a job in the queue is known again, so that typing the command twice does not submit it twice.
+The script is the recipe that people copy, with the command filled in. It names its run: so a job in the queue is known
+again (jobs.py), and typing the command twice does not submit it twice.
 """
 
 from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,10 @@ from annotated_types import Ge
 from runner import rundir
 from runner.errors import RefusedError
 from runner.rundir import Run, shown
+from runner.sweep.jobs import ALONE, FOLDER, Job, ask, look_for_sbatch, marks, queued, same
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "slurm.sbatch"
 COMMAND = "\nrun=("  # what the recipe runs; the rest of it is the same for everyone
-ASK_SECONDS = 120  # a controller that answers nothing for so long is not there
-FOLDER = ".slurm"  # beside the runs: a run that turns out wrong takes its directory back, and what it said must stay
 
 Count = Annotated[int, Ge(1)]
 Word = str | int | None
@@ -38,6 +36,7 @@ class Slurm:
 
     `signal_seconds`: so long before the time limit the run saves and is requeued. `sbatch`: more options, one a word.
     `setup`: shell lines before the run, such as `module load …`. `python`: what to run it with, instead of this one.
+    `parallel`: so many runs of a sweep at once.
     """
 
     partition: Word = None
@@ -48,6 +47,7 @@ class Slurm:
     gpus: Word = None
     mem: Word = None
     signal_seconds: Count = 120
+    parallel: Count | None = None
     sbatch: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
     python: str | None = None
@@ -85,81 +85,68 @@ def submit(place: Run, words: Sequence[str], options: Slurm) -> None:
 
     Raises RefusedError where Slurm cannot be asked or does not take it, and where a process outside Slurm has the run.
     """
-    if not shutil.which("sbatch"):
-        raise RefusedError(
-            "hydra/launcher=slurm: there is no sbatch here; type this where jobs are submitted, "
-            "or leave hydra/launcher out to run it here"
-        )
+    look_for_sbatch()
+    # Beside the runs: one that turns out wrong takes its directory back, and what it said must stay.
     desk = Run(place.path.parent / FOLDER / place.path.name)
     fresh = not desk.path.exists()
     try:
-        with rundir.locked(desk):  # typed in two places at once, it is submitted once
-            job, said = _in_queue(place, desk) or _submitted(place, desk, words, options)
+        with rundir.locked(desk) as held:  # typed in two places at once, it is submitted once
+            if job := queued().get(same(place.path)):
+                reason = f" ({job.reason})" if job.reason else ""
+                said = f"has it already: {job.state}{reason}; nothing was submitted"
+            else:
+                job = _submitted(place, desk, words, options, held)
+                said = f"submitted; {shown(job.script)}"
     except RefusedError:
         if fresh:
-            _unmake(desk.path)
+            unmake(desk.path)
         raise
-    output = shown(desk.path / f"{job}.out")
-    print(f"{shown(place.path)}: job {job} {said}\nits output: {output}\nsave and stop for good: scancel {job}")
+    print(f"{shown(place.path)}: job {job.name} {said}\nits output: {shown(job.output)}")
+    print(f"save and stop for good: scancel {job.name}")
 
 
-def script(place: Run, desk: Run, words: Sequence[str], options: Slurm) -> str:
-    """The job of one run. It can be read, and submitted again by hand."""
-    recipe = RECIPE.read_text()
-    body = recipe.split(COMMAND, 1)[1].split("\n", 1)[1]
-    where = str(desk.path).replace("%", "%%")
+def script(
+    runs: Mapping[str, Path], name: str, output: Path, header: Sequence[str], options: Slurm, choice: Sequence[str]
+) -> str:
+    """A job, or an array: task → its run; `choice` are the shell lines that say what `run` is."""
+    body = RECIPE.read_text().split(COMMAND, 1)[1].split("\n", 1)[1]
+    folder = str(output.parent).replace("%", "%%")
     header = [
-        f"--job-name={place.path.name}",
+        f"--job-name={shlex.quote(name)}",
         f"--chdir={shlex.quote(str(Path.cwd()))}",
-        f"--output={shlex.quote(f'{where}/%j.out')}",
+        f"--output={shlex.quote(f'{folder}/{output.name}')}",
         *("--nodes=1 --ntasks=1", "--requeue --open-mode=append", f"--signal=B:USR1@{options.signal_seconds}"),
+        *header,
         *options.options(),
     ]
-    command = shlex.join([options.python or sys.executable, str(Path(sys.argv[0]).resolve()), *words])
-    lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in header), "", *options.setup, f"run=({command})"]
+    lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in header), *marks(runs), "", *options.setup, *choice]
     return "\n".join([*lines, body])
 
 
-def _in_queue(place: Run, desk: Run) -> tuple[str, str] | None:
-    """The job that has this run already, and how it stands."""
-    answer = _ask("squeue", "-h", f"--name={place.path.name}", "-o", "%i|%T|%r|%o")
-    for line in answer.splitlines():
-        job, state, reason, command = line.split("|", 3)
-        if command.strip() == str(_script_of(desk)):
-            why = f" ({reason})" if reason != "None" else ""
-            return job, f"has it already: {state.lower()}{why}; nothing was submitted"
-    return None
+def command_line(words: Sequence[str], options: Slurm) -> str:
+    """What the shell runs; `words` is what to type after `python run.py`."""
+    return shlex.join([options.python or sys.executable, str(Path(sys.argv[0]).resolve()), *words])
 
 
-def _submitted(place: Run, desk: Run, words: Sequence[str], options: Slurm) -> tuple[str, str]:
+def job(place: Run, desk: Run, words: Sequence[str], options: Slurm) -> str:
+    """The job of one run. It can be read, and submitted again by hand."""
+    choice = [f"run=({command_line(words, options)})"]
+    return script({ALONE: place.path}, place.path.name, desk.path / "%j.out", [], options, choice)
+
+
+def _submitted(place: Run, desk: Run, words: Sequence[str], options: Slurm, held: int) -> Job:
     if place.path.exists():
         with rundir.locked(place):  # raises, naming who works on it
             pass
-    path = _script_of(desk)
-    rundir.replace(path, script(place, desk, words, options))
-    job = _ask("sbatch", "--parsable", str(path)).split(";")[0]
-    return job, f"submitted; {shown(path)}"
+    path = desk.path / "job.sbatch"
+    rundir.replace(path, job(place, desk, words, options))
+    return Job(ask("sbatch", "--parsable", str(path), holding=[held]).split(";")[0], "submitted", "", path)
 
 
-def _script_of(desk: Run) -> Path:
-    return desk.path / "job.sbatch"
-
-
-def _ask(*command: str) -> str:
-    """What a Slurm command prints. Raises RefusedError with its own words."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RefusedError(f"{command[0]}: {error}; nothing was submitted") from None
-    if done.returncode:
-        complaint = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise RefusedError(f"{complaint.removeprefix(f'{command[0]}: error: ')}; nothing was submitted")
-    return done.stdout.strip()
-
-
-def _unmake(folder: Path) -> None:
+def unmake(*folders: Path) -> None:
     """Refused at the first try: nothing was written."""
-    shutil.rmtree(folder)
+    for folder in folders:
+        shutil.rmtree(folder)
     with suppress(OSError):  # not empty: something was there before
-        for parent in list(folder.parents)[:3]:
+        for parent in list(folders[0].parents)[:3] if folders else ():
             parent.rmdir()

@@ -53,4 +53,5 @@ def _row(member: Member, result: Result) -> dict[str, Any]:
         "tries": result.tries,
         "code": result.code,
         "why": result.why,
+        "job": result.job,
     }

@@ -11,7 +11,7 @@ from typing import Any
 from runner.sweep.members import Member, Result, State
 from runner.tools.text import table
 
-HEAD = ("run", "state", "step", "best", "left", "why")
+HEAD = ("run", "state", "step", "best", "left", "job", "why")
 DRAW_SECONDS = 0.5
 MOST_ROWS = 40  # more do not fit a terminal: those that go, failed or wait first
 
@@ -81,7 +81,15 @@ def choose(members: Sequence[Member], total: int | None = None) -> Lines:
 
 def drawn(members: Sequence[Member], results: Sequence[Result], paces: dict[int, Pace] | None = None) -> list[str]:
     """The table, a row a run, and a line of counts. With `paces` it is a live one: at most so many rows."""
-    order: dict[State, int] = {"running": 0, "failed": 1, "in use": 1, "stopped": 1, "waiting": 2, "finished": 3}
+    order: dict[State, int] = {
+        "running": 0,
+        "failed": 1,
+        "in use": 1,
+        "stopped": 1,
+        "queued": 2,
+        "waiting": 2,
+        "finished": 3,
+    }
     numbers = range(len(members))
     chosen = sorted(numbers, key=lambda number: order[results[number].state])[:MOST_ROWS] if paces else numbers
     rows = [_row(members[number], results[number], paces[number] if paces else None) for number in sorted(chosen)]
@@ -115,5 +123,5 @@ def _row(member: Member, result: Result, pace: Pace | None) -> tuple[str, ...]:
     step, steps, best = int(status.get("step", 0)), member.config.train.steps, status.get("best")
     left = pace.left(step, steps) if pace and result.state == "running" else ""
     score = f"{best['value']:.4f}" if best else ""
-    why = result.why if result.state in ("failed", "in use") else ""
-    return member.name, result.state, f"{step}/{steps}", score, left, why
+    why = result.why if result.state in ("failed", "in use", "queued") else ""
+    return member.name, result.state, f"{step}/{steps}", score, left, result.job, why

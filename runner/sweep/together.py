@@ -12,10 +12,11 @@ from runner.compose import Command
 from runner.config import Config
 from runner.errors import ConfigError
 from runner.rundir import Run, shown
-from runner.sweep import local, members, summary, table
+from runner.sweep import array, local, members, summary, table
 from runner.sweep.local import Local
-from runner.sweep.members import Member
+from runner.sweep.members import Member, Result
 from runner.sweep.search import Study
+from runner.sweep.slurm import Slurm
 
 
 def run(
@@ -28,18 +29,11 @@ def run(
     Raises before anything is started: ConfigError where two are one run, RefusedError where one may not be worked on
     or the same sweep goes already.
     """
-    named = members.distinct([command.words for _, command in runs])
-    sweep = [
-        Member(config, command.words, experiment.admitted(config, command.overrides), own)
-        for (config, command), own in zip(runs, named, strict=True)
-    ]
-    if study is None:
-        members.admit(sweep)
-    if any(member.config.resume == "never" for member in sweep):
-        raise ConfigError("resume=never: a sweep goes on with its runs when it is typed again; leave it out")
+    sweep = _admitted(runs)
     command = [sys.executable, str(Path(sys.argv[0]).resolve())]
-    if study is not None:
+    if study is not None:  # it may suggest the same twice
         return study.work(sweep, option, command)
+    members.admit(sweep)
     place = summary.folder(sweep)
     with rundir.locked(Run(place)):
         board = table.choose(sweep)
@@ -48,7 +42,42 @@ def run(
         finally:
             board.close()
         summary.write(place, sweep, results)
+    _tell(sweep, results, place)
+    return code, _scores(sweep)
+
+
+def submit(runs: Sequence[tuple[Config, Command]], option: Slurm) -> tuple[int, list[float | None]]:
+    """Leave every run that is not finished to a job array, and say which job has which. Raises as `run` does."""
+    sweep = _admitted(runs)
+    members.admit(sweep)
+    if any(member.config.train.steps == 0 for member in sweep):
+        raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
+    place = summary.folder(sweep)
+    results, jobs = array.submit(sweep, place, option)
+    _tell(sweep, results, place)
+    if jobs:
+        print(f"look: squeue -r -j {','.join(jobs)}  save and stop for good: scancel {' '.join(jobs)}")
+        print("the same command says how each stands, and submits what is left")
+    return 0, _scores(sweep)
+
+
+def _admitted(runs: Sequence[tuple[Config, Command]]) -> list[Member]:
+    """The runs, each where it lives. Raises ConfigError or RefusedError where one may not be worked on so."""
+    named = members.distinct([command.words for _, command in runs])
+    sweep = [
+        Member(config, command.words, experiment.admitted(config, command.overrides), own)
+        for (config, command), own in zip(runs, named, strict=True)
+    ]
+    if any(member.config.resume == "never" for member in sweep):
+        raise ConfigError("resume=never: a sweep goes on with its runs when it is typed again; leave it out")
+    return sweep
+
+
+def _tell(sweep: Sequence[Member], results: Sequence[Result], place: Path) -> None:
     print("\n".join(table.drawn(sweep, results)))
     print(f"{shown(place / summary.SWEEP)}  {shown(place / summary.TABLE)}")
     print(f"one page about them: python -m runner report {shlex.quote(shown(place.parent.parent))}")
-    return code, [member.status().get("score") if member.is_finished else None for member in sweep]
+
+
+def _scores(sweep: Sequence[Member]) -> list[float | None]:
+    return [member.status().get("score") if member.is_finished else None for member in sweep]

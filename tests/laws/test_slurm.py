@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,99 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
     """Whether a signal was sent to a stopped process: it stands in its mask until it goes on."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(status["ShdPnd"], 16) >> (number - 1) & 1)
+
+
+# It submits, and does not say so while a file is there.
+SLOW_SBATCH = """#!/bin/sh
+{sbatch} "$@" > {folder}/said; code=$?
+while [ -e {folder}/hold ]; do sleep 0.05; done
+cat {folder}/said; exit $code
+"""
+
+
+def submit_and_die(desk: Door, slurm: Slurm, sweep: tuple[str, ...], tasks: int) -> None:
+    """The client is killed when its array is in the queue, and it does not know that yet."""
+    slow = desk.cwd / "slow"
+    slow.mkdir()
+    (slow / "hold").touch()
+    sbatch = shutil.which("sbatch", path=slurm.environment["PATH"])
+    (slow / "sbatch").write_text(SLOW_SBATCH.format(sbatch=sbatch, folder=slow))
+    (slow / "sbatch").chmod(0o755)
+    client = desk.start(*sweep, **slurm.environment | {"PATH": f"{slow}:{slurm.environment['PATH']}"})
+    wait(lambda: client.poll() is not None or len(slurm.jobs()) == tasks)
+    client.kill()
+    assert client.wait() == -signal.SIGKILL
+    (slow / "hold").unlink()
+
+
+# In the place of Python: it ends when it may. Task 1 asks at first to be run again.
+FAKE_PYTHON = """#!/bin/sh
+while [ ! -e {folder}/go ]; do sleep 0.1; done
+[ "$SLURM_ARRAY_TASK_ID-${{SLURM_RESTART_COUNT:-0}}" = 1-0 ] && exit 75
+exit 0
+"""
+
+
+def test_a_sweep_is_one_array_which_outlives_its_client(desk: Door, slurm: Slurm) -> None:
+    python = desk.cwd / "fake_python"
+    python.write_text(FAKE_PYTHON.format(folder=desk.cwd))
+    python.chmod(0o755)
+    launcher = ("hydra/launcher=slurm", "hydra.launcher.time=10", f"hydra.launcher.python={python}")
+    sweep = ("-m", *RUN, *launcher, "hydra.launcher.parallel=2", "seed=0,1,2")
+    submit_and_die(desk, slurm, sweep, 3)
+    array = slurm.jobs()[0].partition("_")[0]
+    tasks = [f"{array}_{number}" for number in range(3)]
+    wait(lambda: [slurm.job(task)["JobState"] for task in tasks] == ["RUNNING", "RUNNING", "PENDING"])
+    attached = desk.run(*sweep, **slurm.environment)
+    assert (attached.returncode, sorted(slurm.jobs())) == (0, tasks), attached.stderr
+    assert all(f"{task} running" in attached.stdout for task in tasks[:2]), attached.stdout
+    assert f"{tasks[2]} pending (JobArrayTaskLimit)" in attached.stdout, attached.stdout
+    (desk.cwd / "go").touch()
+    ends = [slurm.ended(task) for task in tasks]
+    assert [(end["JobState"], end["Restarts"]) for end in ends] == [
+        ("COMPLETED", "0"),
+        ("COMPLETED", "1"),  # 75: this task alone was requeued
+        ("COMPLETED", "0"),
+    ]
+    assert len(list(desk.cwd.glob(f"outputs/default/.sweep/*/slurm/{array}_*.out"))) == 3
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_killed_client_and_a_preemption(desk: Door, slurm: Slurm, reference: Callable[[], Path]) -> None:
+    """Six runs, one array: the client dies in the middle of submitting it, then both nodes are taken away."""
+    sweep = ("-m", *RUN, "hydra/launcher=slurm", "hydra.launcher.time=10", "hydra.launcher.parallel=2", "seed=range(6)")
+    submit_and_die(desk, slurm, sweep, 6)
+    pids = [freeze(lambda seed=seed: run_of_seed(desk, seed), 20) for seed in (0, 1)]
+    attached = desk.run(*sweep, **slurm.environment)
+    assert (attached.returncode, len(slurm.jobs())) == (0, 6), attached.stderr
+    array = slurm.jobs()[0].partition("_")[0]
+    tasks = [f"{array}_{number}" for number in range(6)]
+    assert all(f"{task} running" in attached.stdout for task in tasks[:2]), attached.stdout
+    assert all(f"{task} pending (" in attached.stdout for task in tasks[2:]), attached.stdout
+
+    preempt(slurm, desk, nodes=2)
+    wait(lambda: [slurm.job(task)["Restarts"] for task in tasks[:2]] == ["1", "1"])
+    again = desk.run(*sweep, **slurm.environment)  # what is requeued is in the queue, and is left alone
+    assert (again.returncode, again.stdout.count("submitted")) == (0, 0), again.stdout
+    assert [slurm.ended(task)["JobState"] for task in tasks] == ["COMPLETED"] * 6
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+    for seed in range(6):
+        lines = attempts(run_of_seed(desk, seed))
+        assert [line["ending"] for line in lines] == (["preempted", "finished"] if seed < 2 else ["finished"])
+        assert {(line["slurm"]["array_job_id"], line["slurm"]["array_task_id"]) for line in lines} == {
+            (int(array), seed)
+        }
+        assert all(first["ended"] < second["started"] for first, second in pairwise(lines))  # no two at one time
+        assert sum(line["lost_steps"] for line in lines) == 0
+    assert_same(run_of_seed(desk, 0), reference(), STEPS)
+    alone = desk.run(*RUN, "seed=5", "root=alone")
+    assert alone.returncode == 0, alone.stderr
+    (config,) = desk.cwd.glob("alone/*/*/config.yaml")
+    assert_same(run_of_seed(desk, 5), config.parent, STEPS)
+    over = desk.run(*sweep, **slurm.environment)
+    assert (over.returncode, slurm.jobs()) == (0, []), over.stderr
+    assert "6 runs: 6 finished" in over.stdout
 
 
 def test_every_ending_of_the_recipe(desk: Door, slurm: Slurm) -> None:
