@@ -214,7 +214,7 @@ def submit_and_die(desk: Door, slurm: Slurm, sweep: tuple[str, ...], tasks: int)
 
 # In the place of Python: it ends when it may. Task 1 asks at first to be run again.
 FAKE_PYTHON = """#!/bin/sh
-while [ ! -e {folder}/go ]; do sleep 0.1; done
+while [ ! -e {folder}/go ] && [ ! -e {folder}/go-$SLURM_ARRAY_TASK_ID ]; do sleep 0.1; done
 [ "$SLURM_ARRAY_TASK_ID-${{SLURM_RESTART_COUNT:-0}}" = 1-0 ] && exit 75
 exit 0
 """
@@ -225,23 +225,26 @@ def test_a_sweep_is_one_array_which_outlives_its_client(desk: Door, slurm: Slurm
     python.write_text(FAKE_PYTHON.format(folder=desk.cwd))
     python.chmod(0o755)
     launcher = ("hydra/launcher=slurm", "hydra.launcher.time=10", f"hydra.launcher.python={python}")
-    sweep = ("-m", *RUN, *launcher, "hydra.launcher.parallel=2", "seed=0,1,2")
-    submit_and_die(desk, slurm, sweep, 3)
+    sweep = ("-m", *RUN, *launcher, "hydra.launcher.parallel=2", "seed=0,1,2,3")
+    submit_and_die(desk, slurm, sweep, 4)
     array = slurm.jobs()[0].partition("_")[0]
-    tasks = [f"{array}_{number}" for number in range(3)]
-    wait(lambda: [slurm.job(task)["JobState"] for task in tasks] == ["RUNNING", "RUNNING", "PENDING"])
+    tasks = [f"{array}_{number}" for number in range(4)]
+    wait(lambda: [slurm.job(task)["JobState"] for task in tasks] == ["RUNNING", "RUNNING", "PENDING", "PENDING"])
     attached = desk.run(*sweep, **slurm.environment)
     assert (attached.returncode, sorted(slurm.jobs())) == (0, tasks), attached.stderr
     assert all(f"{task} running" in attached.stdout for task in tasks[:2]), attached.stdout
-    assert f"{tasks[2]} pending (JobArrayTaskLimit)" in attached.stdout, attached.stdout
+    assert all(f"{task} pending (JobArrayTaskLimit)" in attached.stdout for task in tasks[2:]), attached.stdout
+    (desk.cwd / "go-1").touch()
+    wait(lambda: slurm.job(tasks[1])["Restarts"] == "1")
     (desk.cwd / "go").touch()
     ends = [slurm.ended(task) for task in tasks]
     assert [(end["JobState"], end["Restarts"]) for end in ends] == [
         ("COMPLETED", "0"),
         ("COMPLETED", "1"),  # 75: this task alone was requeued
         ("COMPLETED", "0"),
+        ("COMPLETED", "0"),
     ]
-    assert len(list(desk.cwd.glob(f"outputs/default/.sweep/*/slurm/{array}_*.out"))) == 3
+    assert len(list(desk.cwd.glob(f"outputs/default/.sweep/*/slurm/{array}_*.out"))) == 4
 
 
 @pytest.mark.slow
