@@ -210,6 +210,12 @@ def test_a_run_in_use_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert results[0].tries > 1
 
 
+def test_a_run_that_was_in_use_is_so_although_it_was_let_go_since(tmp_path: Path) -> None:
+    told = f"error: {tmp_path}/a: in use by pid 3 on host h; wait for it or stop it\n"
+    assert members.ending(member(tmp_path / "a"), 3, told)[0] == "in use"
+    assert members.ending(member(tmp_path / "a"), 3, "error: resume=must: nothing is there")[0] == "failed"
+
+
 def test_a_killed_sweep_leaves_nobody_behind(tmp_path: Path) -> None:
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     code = (

@@ -81,6 +81,6 @@ def ending(member: Member, code: int, told: str) -> tuple[State, str]:
     if code == STOPPED:
         return "stopped", member.status().get("why") or "stopped with its state saved"
     last = told.strip().splitlines()[-1] if told.strip() else ""
-    if in_use(member.place):
+    if in_use(member.place) or "in use by" in last:  # whoever had it may have let go since
         return "in use", last.removeprefix("error: ")
     return "failed", last.removeprefix("error: ") or f"exit code {code}"
