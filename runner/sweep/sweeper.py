@@ -82,7 +82,7 @@ class HoldfastSearch(Sweeper):
         chosen = OmegaConf.to_container(self._config.hydra.sweeper, resolve=True)
         option = search.chosen({key: chosen[key] for key in search.OPTIONS})  # type: ignore[index, call-overload]
         if option.n_jobs is None:
-            option = replace(option, n_jobs=self._config.hydra.launcher.get("parallel", 1))
+            option = replace(option, n_jobs=self._config.hydra.launcher.get("parallel") or 1)
         composed = self._context.config_loader.load_sweep_config(self._config, _fixed(arguments))
         way = search.direction(option.direction, composed.score.mode)
         what = [sorted(arguments), way, chosen["sampler"], chosen["params"], chosen["custom_search_space"]]  # type: ignore[index, call-overload]
