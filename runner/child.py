@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -39,14 +39,20 @@ def spawn(
     )
 
 
-def hand_on_to(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Have `handler` hear what is to be handed on to children; gives what heard it before.
+@contextmanager
+def hearing(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """While the context lasts, have `handler` hear what is to be handed on to children.
 
     A hang-up that is ignored stays so: that is what nohup asks for.
     """
     hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     numbers = [number for number in HANDED_ON if hung_up or number != signal.SIGHUP]
-    return {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _before(parent: int, cores: Collection[int]) -> Callable[[], None] | None:

@@ -11,8 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -20,7 +19,7 @@ from typing import Annotated, Protocol
 
 from annotated_types import Ge
 
-from runner.child import hand_on_to, spawn
+from runner.child import hearing, spawn
 from runner.errors import CRASHED, STOPPED
 from runner.preempt import STOP_FILE
 from runner.sweep.members import Member, Result, ending
@@ -63,16 +62,6 @@ class Crew:
         self.asked: int | None = None
         self.going: list[Process] = []
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hand on what comes while the context lasts."""
-        before = hand_on_to(self._hear)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def ask(self, number: int) -> None:
         """Have every process that goes hear it, and start no other."""
         self.asked = number
@@ -80,7 +69,8 @@ class Crew:
             if process.handle.poll() is None:
                 process.handle.send_signal(number)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """A signal came."""
         self.ask(number)
 
 
@@ -94,7 +84,7 @@ def run(
     results = [Result("finished" if member.is_finished else "waiting") for member in members]
     crew, free = Crew(), shares(option.parallel)
     not_before = [0.0] * len(members)
-    with crew.listening():
+    with hearing(crew.hear):
         while crew.going or (crew.asked is None and any(result.state == "waiting" for result in results)):
             now = time.monotonic()
             ready = [i for i, result in enumerate(results) if result.state == "waiting" and not_before[i] <= now]

@@ -7,10 +7,8 @@ and what is finished is read from disk. With a fixed seed a killed search sugges
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -25,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.child import hand_on_to
+from runner.child import hearing
 from runner.errors import STOPPED, ConfigError
 from runner.sweep import search
 from runner.sweep.plugin import NAMESPACE, HoldfastLauncher
@@ -88,7 +86,7 @@ class HoldfastSearch(Sweeper):
         what = [sorted(arguments), way, chosen["sampler"], chosen["params"], chosen["custom_search_space"]]  # type: ignore[index, call-overload]
         place = search.folder((Path(composed.root) / composed.name).resolve(), what)
         study = Study(place, option, way, arguments)
-        with study.lock, _ended_by_signals():
+        with study.lock, hearing(_stop):
             try:
                 self._plugin(study).sweep(study.typed)
             except ValueError:  # of Optuna's: there is no best among no scores
@@ -132,16 +130,6 @@ def _fixed(arguments: Sequence[str]) -> list[str]:
     return [word for word, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _stop(number: int, frame: FrameType | None) -> None:
     """Between the batches as well, a request to stop ends the search; nothing goes then that had to be saved."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(STOPPED)
-
-    before = hand_on_to(stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    raise SystemExit(STOPPED)

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
 from runner.checkpoint.record import records_in
-from runner.child import hand_on_to, spawn
+from runner.child import hearing, spawn
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.preempt import STOP_FILE
 from runner.rundir import SUPERVISOR, Run
@@ -38,16 +38,6 @@ class Command:
         self._words = words
         self._process: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hand on what comes while the context lasts."""
-        before = hand_on_to(self._hand_on)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def attempt(self, told: Path) -> int:
         """Run it once, to its end; it writes into `told` which runs it works on. Raises ConfigError if it cannot run.
@@ -75,7 +65,8 @@ class Command:
         while self.asked is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def hand_on(self, number: int, frame: FrameType | None) -> None:
+        """A signal came."""
         self.asked = number
         if self._process is None:
             self._early.append(number)
@@ -98,7 +89,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     if arguments.crashes < 0 or not 0 <= arguments.wait < float("inf"):
         raise ConfigError(f"supervise: got --crashes {arguments.crashes} --wait {arguments.wait}; expected 0 or more")
     command = Command(arguments.command)
-    with TemporaryDirectory(prefix="holdfast-") as folder, command.listening():
+    with TemporaryDirectory(prefix="holdfast-") as folder, hearing(command.hand_on):
         return _supervised(command, Path(folder), arguments.crashes, arguments.wait)
 
 
