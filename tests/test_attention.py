@@ -179,10 +179,10 @@ def test_sampling_with_a_cache_stays_with_xla() -> None:
 @pytest.mark.parametrize("option", [GPT_OPTION, VIT_OPTION], ids=["gpt", "vit"])
 def test_its_products_are_counted_so_that_it_is_worth_storing(option: Model) -> None:
     """As many as in plain attention, and one more backward, where the scores are computed again."""
-    mine, _ = traced(option, NoRemat())
-    plain, _ = traced(replace(option, attention="xla"), NoRemat())  # type: ignore[call-arg]
+    mine = traced(option, NoRemat())
+    plain = traced(replace(option, attention="xla"), NoRemat())  # type: ignore[call-arg]
     shape = next(each.invars[0].aval.shape for each in equations(mine) if each.primitive.name == FLASH)
     product = 2 * BATCH * shape[1] ** 2 * WIDTH * LAYERS
     assert count(mine) - count(plain) == product
-    full, context = traced(option, Full())[0], traced(option, Names(save=("qkv", "attn_ctx")))[0]
+    full, context = traced(option, Full()), traced(option, Names(save=("qkv", "attn_ctx")))
     assert count(full) - count(context) == 2 * product + 2 * BATCH * shape[1] * WIDTH * 3 * WIDTH * LAYERS

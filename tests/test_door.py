@@ -166,15 +166,6 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_state(door: Door) -> None
     assert json.loads((door.the_run / "status.json").read_text())["state"] == "diverged"
 
 
-def test_a_sweep_runs_each_member_in_the_directory_it_has_alone(door: Door) -> None:
-    small = (*SMALL, "train.steps=10")
-    sweep = door.run("-m", *small, "ckpt=periodic,best")
-    assert sweep.returncode == 0, sweep.stderr
-    members = {path.parent for path in door.cwd.glob("outputs/default/*/config.yaml")}
-    assert len(members) == 2
-    assert "is finished" in door.run(*small, "ckpt=best").stdout
-
-
 def test_a_resumed_run_compiles_its_step_from_the_cache(door: Door) -> None:
     cache = {"JAX_COMPILATION_CACHE_DIR": str(door.cwd / "compiled")}
 
@@ -194,6 +185,7 @@ def test_a_resumed_run_compiles_its_step_from_the_cache(door: Door) -> None:
     assert programs() == first
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_exits_75_and_the_same_command_finishes_it(door: Door) -> None:
     command = ("-m", *SMALL, "ckpt=periodic,best")
     door.kill_at(20, *command, number=signal.SIGTERM)

@@ -102,6 +102,7 @@ def assert_went_on(run: Path, *why: str) -> None:
     assert (first["slurm"]["restart_count"], second["slurm"]["restart_count"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_an_array_goes_on_where_one_member_was_preempted(
     desk: Door, slurm: Slurm, reference: Callable[[], Path]
 ) -> None:
