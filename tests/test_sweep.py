@@ -124,6 +124,16 @@ def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path: Path) -> None
     assert results[3].why == "something: is wrong"
 
 
+def test_a_reason_is_what_the_run_wrote_down(tmp_path: Path) -> None:
+    """The last line of a traceback may be jax's."""
+    broken = member(tmp_path / "a")
+    broken.place.path.mkdir()
+    broken.place.status.write_text(json.dumps({"state": "failed", "why": "RuntimeError: planted"}))
+    assert members.ending(broken, 1, "RuntimeError: planted\nFor simplicity, …") == ("failed", "RuntimeError: planted")
+    assert members.ending(broken, -signal.SIGKILL, "step 3") == ("failed", "died of SIGKILL")
+    assert members.ending(broken, 2, "error: optim.lr: got -1") == ("failed", "optim.lr: got -1")
+
+
 def test_what_is_finished_is_not_started_again(tmp_path: Path) -> None:
     scripts = {"a": ("ok",), "b": ("raise",)}
     assert swept(tmp_path, scripts, retries=0)[1] == 1

@@ -91,7 +91,7 @@ def run(
             while ready and free and crew.asked is None:
                 number = ready.pop(0)
                 crew.going.append(_begun(members[number], number, free.pop(0), command, outputs))
-                results[number] = replace(results[number], state="running", tries=results[number].tries + 1)
+                results[number] = replace(results[number], state="running", tries=results[number].tries + 1, why="")
                 board.changed(number, results[number])
                 if crew.asked is not None:  # it came between: the process was not among those that heard it
                     crew.ask(crew.asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runner.config import Config
-from runner.errors import STOPPED, ConfigError
+from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.rundir import Run, in_use, shown
 
 State = Literal["waiting", "queued", "running", "finished", "stopped", "failed", "in use"]
@@ -75,11 +76,16 @@ def admit(members: Sequence[Member]) -> None:
 
 
 def ending(member: Member, code: int, told: str) -> tuple[State, str]:
-    """How a process ended, from its exit code and from what it said last on stderr."""
+    """How a process ended, from its exit code, and from what it wrote down or said last on stderr."""
+    status = member.status()
     if code == 0:
         return "finished", ""
     if code == STOPPED:
-        return "stopped", member.status().get("why") or "stopped with its state saved"
+        return "stopped", status.get("why") or "stopped with its state saved"
+    if code < 0:
+        return "failed", f"died of {signal.Signals(-code).name}"
+    if code == CRASHED and status.get("state") == "failed":  # a traceback's last line may be another's
+        return "failed", status.get("why") or f"exit code {code}"
     last = told.strip().splitlines()[-1] if told.strip() else ""
     if in_use(member.place) or "in use by" in last:  # whoever had it may have let go since
         return "in use", last.removeprefix("error: ")
