@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LAUNCHER = "hydra.launcher."
+SWEEP = ("-m", "--multirun")
 FLAGS = (
-    *("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--cfg", "-c", "--resolve"),
+    *("--help", "-h", "--hydra-help", "--version", "--run", "-r", *SWEEP, "--cfg", "-c", "--resolve"),
     *("--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     *("--shell-completion", "-sc", "--experimental-rerun", trust.FLAG),
 )
@@ -93,13 +94,14 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
         return scores
 
     try:
-        if {"-m", "--multirun"} & set(argv):
+        if set(SWEEP) & set(argv):
             from runner.sweep import plugin
 
             plugin.register(launch)
         if "hydra/sweeper=optuna" in argv:
             _searched(argv)
-        sys.argv[1:] = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != trust.FLAG]
+        words = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != trust.FLAG]
+        sys.argv[1:] = sorted(words, key=lambda word: word not in SWEEP)  # argparse wants it before what is positional
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
         # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
         warnings.filterwarnings("ignore", message="The version_base parameter is deprecated")
@@ -118,7 +120,7 @@ def _searched(argv: Sequence[str]) -> None:
     """Let Hydra search. Raises ConfigError where it cannot."""
     from runner.sweep import plugin
 
-    if not {"-m", "--multirun"} & set(argv):
+    if not set(SWEEP) & set(argv):
         raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
     plugin.demand_optuna()
     from runner.sweep import sweeper

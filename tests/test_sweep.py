@@ -305,6 +305,7 @@ def test_what_is_left_behind_can_be_read_as_a_table(tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
+    assert "seed=0 and seed=0 are one run" in door.run("seed=0,0", "-m").stderr  # wherever it stands
     for words, code, said in (
         (("seed=0,1", "optim.lr=1e-3,-1"), 2, "optim.lr: got -1; expected more than 0"),
         (("seed=0,0",), 2, "seed=0 and seed=0 are one run"),
