@@ -226,6 +226,20 @@ def test_what_was_chosen_is_read_and_never_trusted(
     assert "because of another budget" in asked(smaller, run)[1]
 
 
+def test_a_choice_is_for_a_model_that_is_computed_in_that_way() -> None:
+    """Keys of the model that may change in a continued run are not in its identity, but decide how much is stored."""
+    from runner.build import build
+    from runner.identity import FREE
+    from runner.remat.chosen import _circumstances
+
+    config = composed(*GPT)
+    built = build(config)
+    here = _circumstances(config, built, 1)
+    assert {key.removeprefix("model.") for key in FREE if key.startswith("model.")} <= here.keys()
+    chunked = replace(config, model=replace(config.model, loss_chunks=2))  # type: ignore[arg-type, call-arg]
+    assert _circumstances(chunked, built, 1) != here
+
+
 def test_where_nothing_fits_it_is_told_what_would(asked: Callable[..., tuple[Any, str]], tmp_path: Path) -> None:
     config = replace(composed(*LOOP), remat=policy.Auto(budget_bytes=1000), compile_cache="off")
     with pytest.raises(ConfigError, match=r"least is remat=\w+ with [\d.]+ kB; .*train.microbatches=2 \([\d.]+ kB\)"):

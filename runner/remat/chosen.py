@@ -126,6 +126,8 @@ def _circumstances(config: Config, built: Built, budget: int) -> dict[str, str |
         "shapes": f"{sources.inputs} → {sources.num_outputs}",
         "microbatches": config.train.microbatches,
         "precision": config.train.precision,
+        "loss_chunks": getattr(config.model, "loss_chunks", 1),
+        "attention": getattr(config.model, "attention", "xla"),
         "block": option.block or "",
         # A fraction of what differs by some bytes from start to start stays the same fraction.
         "budget": option.budget or f"{option.fraction:g} of {round(budget / option.fraction / 2**30)} GiB",

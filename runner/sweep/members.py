@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from runner.config import Config
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.rundir import Run, in_use, shown
+from runner.tools.rerun import name_of
 
 State = Literal["waiting", "queued", "running", "finished", "stopped", "failed", "in use"]
 
@@ -83,7 +83,7 @@ def ending(member: Member, code: int, told: str) -> tuple[State, str]:
     if code == STOPPED:
         return "stopped", status.get("why") or "stopped with its state saved"
     if code < 0:
-        return "failed", f"died of {signal.Signals(-code).name}"
+        return "failed", f"died of {name_of(-code)}"
     if code == CRASHED and status.get("state") == "failed":  # a traceback's last line may be another's
         return "failed", status.get("why") or f"exit code {code}"
     last = told.strip().splitlines()[-1] if told.strip() else ""

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from runner.config import Config
 from runner.tools import Answer, Say
-from runner.tools.text import table
+from runner.tools.text import scaled, table
 
 if TYPE_CHECKING:
     from runner.summary import Part, Summary
-
-PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -60,19 +58,11 @@ def _told(found: Summary, config: Config) -> list[str]:
         "",
         "FLOPs of the forward pass and bytes stored for the backward pass, each for one example "
         f"({config.train.precision}, remat={config.remat.kind}).",
-        f"A step on {found.batch_size} examples: {_scaled(found.step_flops)}FLOPs, {found.step_flops / forward:.2f} × "
-        f"the forward pass; {_scaled(found.total.stored_bytes * found.batch_size / parts)}B stored{at_once}.",
+        f"A step on {found.batch_size} examples: {scaled(found.step_flops)}FLOPs, {found.step_flops / forward:.2f} × "
+        f"the forward pass; {scaled(found.total.stored_bytes * found.batch_size / parts)}B stored{at_once}.",
     ]
 
 
 def _row(part: Part) -> tuple[str, ...]:
     name = part.name or "(batch)"
-    return name, f"{part.parameters:,}", _scaled(part.flops), f"{_scaled(part.stored_bytes)}B"
-
-
-def _scaled(number: float) -> str:
-    """1234567 → `1.23 M`."""
-    power = 0
-    while number >= 1000 and power + 1 < len(PREFIXES):
-        number, power = number / 1000, power + 1
-    return f"{number:.3g} {PREFIXES[power]}"
+    return name, f"{part.parameters:,}", scaled(part.flops), f"{scaled(part.stored_bytes)}B"

@@ -16,10 +16,9 @@ from runner.errors import ConfigError
 from runner.remat.report import Change, Report, Row
 from runner.tools import Answer, Say
 from runner.tools.place import new_folder
-from runner.tools.text import plural, table, wrapped
+from runner.tools.text import plural, scaled, table, wrapped
 
 LINES, PICTURE = "remat.jsonl", "remat.png"
-PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 MOST_ROUNDS = 10_000
 
 
@@ -215,8 +214,4 @@ def _change(change: Change, now: Row) -> tuple[str, ...]:
 
 
 def _flops(number: float) -> str:
-    """1234567 → `1.23 MFLOP`."""
-    power = 0
-    while number >= 1000 and power + 1 < len(PREFIXES):
-        number, power = number / 1000, power + 1
-    return f"{number:.3g} {PREFIXES[power]}FLOP"
+    return f"{scaled(number)}FLOP"

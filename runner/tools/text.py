@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 GAP, NARROWEST = "  ", 12
 WIDTH_WITHOUT_TERMINAL = 100
 
@@ -98,3 +99,11 @@ def duration(milliseconds: float) -> str:
 def share(part: float, whole: float) -> str:
     """`71.3 %`."""
     return f"{100 * part / whole if whole else 0.0:.1f} %"
+
+
+def scaled(number: float) -> str:
+    """1234567 → `1.23 M`."""
+    power = 0
+    while number >= 1000 and power + 1 < len(PREFIXES):
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {PREFIXES[power]}"
