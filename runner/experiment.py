@@ -109,17 +109,23 @@ def _admit(config: Config, place: Run) -> list[Drift]:
     return drifts
 
 
-def _finished(config: Config, place: Run) -> Outcome | None:
-    """The outcome of a run that has nothing left to do."""
+def is_finished(config: Config, place: Run) -> bool:
+    """Whether nothing is left to do: all its steps are done, and the last is on disk where that is wanted."""
     status = place.read_status()
     step = status.get("step", 0)
     if config.overwrite or status.get("state") != "finished" or step < config.train.steps:
-        return None
+        return False
     if config.step is not None and config.step != status.get("taken_back_to"):
+        return False
+    return not config.ckpt.last or (place.checkpoints / str(step)).is_dir()
+
+
+def _finished(config: Config, place: Run) -> Outcome | None:
+    """The outcome of a run that has nothing left to do, and a word about it."""
+    if not is_finished(config, place):
         return None
-    if config.ckpt.last and not (place.checkpoints / str(step)).is_dir():
-        return None
-    best = status.get("best")
+    status = place.read_status()
+    step, best = status["step"], status.get("best")
     score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
     print(
         f"{place} is finished: {step} steps{score}\nmore steps: python run.py dir={place} train.steps={2 * step}"

@@ -210,7 +210,7 @@ MAY_KNOW = {
     "runner.summary": ("models", "runner.build", "runner.config", "runner.flops", "runner.programs"),
     "runner.tools.export": ("runner.checkpoint.arrays", "runner.tools"),
     # A sweep: a run is a process and a directory to it, and a configuration that is valid already.
-    "runner.sweep.members": ("runner.config", "runner.tools.rerun"),
+    "runner.sweep.members": ("runner.config", "runner.experiment", "runner.tools.rerun"),
     "runner.sweep.local": ("runner.child", "runner.preempt", "runner.sweep"),
     "runner.sweep.table": ("runner.sweep", "runner.tools.text"),
     "runner.sweep.summary": ("runner.sweep",),
