@@ -79,22 +79,26 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
     stream = stream_of(config.data, sources, config.seed)
 
-    def make_model() -> nnx.Module:
+    def make_model(key: jax.Array) -> nnx.Module:
         try:
-            return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(config.seed))
+            return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(key))
         except ValueError as error:
             if config.model.kind == "external":
                 raise  # a bug of the user's, with its traceback
             raise ConfigError(f"model={config.model.kind}: {error}") from error
 
     with external.told("model"):
-        network = steps.take_apart(make_model, partial(_prepared, config))
+        network = steps.take_apart(lambda: make_model(jax.random.key(config.seed)), partial(_prepared, config))
     objective = config.objective.build(own)
     train, ema = config.train, config.optim.ema
     schedule = config.schedule.build(config.optim.lr, train.steps)
     tx = config.optim.build(schedule)
     update = steps.Update(train.precision, train.microbatches, ema)
-    init, abstract = steps.place(partial(steps.init, make_model, tx, ema=ema is not None), replicated(mesh))
+
+    def fresh(key: jax.Array) -> State:
+        return steps.init(partial(make_model, key), tx, ema=ema is not None)
+
+    init, abstract = steps.place(fresh, config.seed, replicated(mesh))
     sharding = batched(mesh)
 
     def model(state: State) -> nnx.Module:

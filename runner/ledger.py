@@ -17,7 +17,7 @@ from typing import Any
 
 from runner import pulse, rundir
 from runner.checkpoint.record import Score
-from runner.provenance import made_by
+from runner.provenance import made_by, peak_memory
 from runner.pulse import Beat, Pulse
 from runner.rundir import Run
 from runner.stopwatch import Stopwatch
@@ -192,6 +192,7 @@ class Attempt:
             if "ending" in self._record:
                 return
             self._status |= {"step": stands, "why": why}
+            self._record["peak_memory_bytes"] = peak_memory()
             seconds = self._watch.read()
             line = {**self._record, "ended": _exactly(time.time()), "ending": state, "why": why}
             line |= {"to_step": stands + lost, "seconds": seconds}

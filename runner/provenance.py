@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import resource
 import socket
 import subprocess
 import sys
@@ -47,6 +48,12 @@ def process_began() -> float:
     except (OSError, AttributeError, ValueError):  # not Linux
         return time.time()
     return time.time() - age
+
+
+def peak_memory() -> int:
+    """The most memory of the host that this process had at once, in bytes (its resident set)."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -248,12 +248,17 @@ def _keys_like(template: Any, tree: Any) -> Any:
     return {key: _keys_like(value, tree[str(key)]) for key, value in template.items()}
 
 
-def place(make: Callable[[], State], sharding: jax.sharding.Sharding) -> tuple[Callable[[], State], State]:
-    """A jitted `make` whose result lies on `sharding`, and the abstract state with that sharding.
+def place(
+    make: Callable[[jax.Array], State], seed: int, sharding: jax.sharding.Sharding
+) -> tuple[Callable[[], State], State]:
+    """A jitted `make` of this seed whose result lies on `sharding`, and the abstract state with that sharding.
 
-    A restored state is placed the same way, so that the first step after a resume finds the compiled program.
+    The key is an argument of the program: another seed finds it compiled. A restored state is placed the same way, so
+    that the first step after a resume finds the compiled program.
     """
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(make)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: make(jax.random.key(seed))),
     )
-    return jax.jit(make, out_shardings=sharding), abstract
+    placed = jax.jit(make, out_shardings=sharding)
+    return lambda: placed(jax.random.key(seed)), abstract

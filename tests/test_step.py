@@ -361,6 +361,16 @@ def test_a_built_run_has_all_of_it() -> None:
     close(after["ema"], after["params"])
 
 
+def test_another_seed_begins_with_the_same_program() -> None:
+    def program(seed: int) -> str:
+        size = {"model": {"kind": "mlp", "width": 8}, "data": {"kind": "synthetic", "gives": "features"}}
+        built = build(load(changed(**size, seed=seed)))
+        (call,) = [each for each in jax.make_jaxpr(built.init)().eqns if each.params.get("name") == "fresh"]
+        return str(call.params["jaxpr"])
+
+    assert program(0) == program(1)
+
+
 def test_weights_of_another_run_are_where_the_average_begins(tmp_path: Path) -> None:
     keys = {"model": {"kind": "mlp", "width": 8}, "data": {"kind": "synthetic", "gives": "features", "batch_size": 4}}
     built = build(load(changed(**keys, optim__ema=0.9)))

@@ -30,7 +30,7 @@ def write(place: Path, members: Sequence[Member], results: Sequence[Result]) -> 
     keys = list(dict.fromkeys(key for row in rows for key in row["own"]))
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    facts = ("state", "step", "score", "best_step", "best_value", "seconds", "tries", "why")
+    facts = ("state", "step", "score", "best_step", "best_value", "seconds", "peak_memory_bytes", "tries", "why")
     table.writerow(["directory", *keys, *facts])
     for row in rows:
         table.writerow([row["directory"], *(row["own"].get(key) for key in keys), *(row[fact] for fact in facts)])
@@ -50,6 +50,7 @@ def _row(member: Member, result: Result) -> dict[str, Any]:
         "best_step": best.get("step"),
         "best_value": best.get("value"),
         "seconds": round(result.seconds, 3),
+        "peak_memory_bytes": status.get("attempt", {}).get("peak_memory_bytes"),
         "tries": result.tries,
         "code": result.code,
         "why": result.why,

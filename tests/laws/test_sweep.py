@@ -16,6 +16,7 @@ from tests.conftest import SMALL, Door, assert_same, write_corpus
 pytestmark = pytest.mark.slow
 
 KILLS = 5
+PAGES = 0.05  # of memory, by when threads come and go (measured: below 0.01)
 GRID = ("ckpt=periodic,best,combined", "remat=none,full,attention_only")
 SHORT = (*SMALL[5:], "train.steps=40", "data.seq_len=16", "data.batch_size=8")  # on the default data
 
@@ -27,6 +28,10 @@ def alone(folder: Path, *words: str) -> Door:
     done = door.run(*words)
     assert done.returncode == 0, done.stderr
     return door
+
+
+def peak_memory(run: Path) -> int:
+    return json.loads((run / "attempts.jsonl").read_text())["peak_memory_bytes"]
 
 
 def attempts(run: Path) -> int:
@@ -88,11 +93,14 @@ def test_a_broken_member_is_named_and_when_it_is_mended_only_it_runs(door: Door)
 
 
 def test_neither_order_nor_neighbours_change_a_result(door: Door, tmp_path: Path) -> None:
+    programs = f"compile_cache={tmp_path / 'programs'}"  # who compiles needs more memory than who finds it compiled
+    alone(tmp_path / "before", *SMALL, programs, "seed=4")
+
     def finished(folder: Path, seeds: str) -> dict[int, Path]:
         folder.mkdir()
         write_corpus(folder)
         swept = Door(folder)
-        done = swept.run("-m", *SMALL, f"seed={seeds}", "hydra.launcher.parallel=2")
+        done = swept.run("-m", *SMALL, programs, f"seed={seeds}", "hydra.launcher.parallel=2")
         assert done.returncode == 0, (done.stdout, done.stderr)
         runs = [path.parent for path in folder.glob("outputs/default/*/config.yaml")]
         assert all(json.loads((run / "status.json").read_text())["state"] == "finished" for run in runs)
@@ -102,3 +110,4 @@ def test_neither_order_nor_neighbours_change_a_result(door: Door, tmp_path: Path
     assert one.keys() == other.keys() == {0, 1, 2, 3}
     for seed, run in one.items():
         assert_same(run, other[seed], 60)
+        assert peak_memory(run) == pytest.approx(peak_memory(other[seed]), rel=PAGES)
