@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LAUNCHER = "hydra.launcher."
 SWEEP = ("-m", "--multirun")
+WHICH = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")  # of Hydra's, with a value
 FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--run", "-r", *SWEEP, "--cfg", "-c", "--resolve"),
-    *("--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--package", "-p", "--info", "-i", *WHICH),
     *("--shell-completion", "-sc", "--experimental-rerun", trust.FLAG),
 )
 
@@ -81,11 +82,11 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
         return score
 
     def launch(jobs: Sequence[plugin.Job], study: Study | None) -> list[float | None]:
-        runs, option = [], _option(jobs[0][0].hydra)
+        runs, option, which = [], _option(jobs[0][0].hydra), _which(argv)
         for composed, words in jobs:
             HydraConfig.instance().set_config(composed)
             config, overrides = _validated(_without_hydra(composed), trusted=trusted)
-            runs.append((config, Command(overrides, began, (*words, *([trust.FLAG] if trusted else [])))))
+            runs.append((config, Command(overrides, began, (*which, *words, *([trust.FLAG] if trusted else [])))))
         assert sweep is not None
         code, scores = sweep(runs, option, study)
         codes.append(code)
@@ -184,6 +185,13 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
 def _words(argv: Sequence[str]) -> tuple[str, ...]:
     """What starts the same run here, without a launcher."""
     return tuple(word for word in argv if not word.lstrip("+~").startswith(("hydra/launcher", LAUNCHER)))
+
+
+def _which(argv: Sequence[str]) -> tuple[str, ...]:
+    """The flags that say which configuration is meant: it is that of each run."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    found = ((word, after) if word in WHICH else (word,) for word, after in pairs if word.split("=")[0] in WHICH)
+    return tuple(word for words in found for word in words)
 
 
 def _slurm(chosen: Any) -> Slurm | None:

@@ -22,7 +22,7 @@ from runner.compose import _option
 from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run
 from runner.sweep import array, slurm
-from runner.sweep.jobs import same
+from runner.sweep.jobs import Job, queued, same
 from runner.sweep.members import Member
 from runner.sweep.slurm import RECIPE, Slurm
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door
@@ -34,11 +34,12 @@ import os, sys, time
 from pathlib import Path
 books = Path({books!r})
 script = sys.argv[-1]
-if (books / "refuse").exists():
+limit = books / "most-jobs"
+if (books / "refuse").exists() or (limit.exists() and len(list(books.glob("job-*"))) >= int(limit.read_text())):
     sys.exit("sbatch: error: Batch job submission failed: Invalid partition name specified")
 job = 10 + len(list(books.glob("job-*")))
 text = Path(script).read_text()
-(books / f"job-{{job}}").write_text(text)
+(books / f"job-{{job}}").write_text(" ".join(sys.argv[1:-1]) + "\\n" + text)
 (books / "sbatch.pid").write_text(str(os.getpid()))
 while (books / "hold").exists():
     time.sleep(0.01)
@@ -57,6 +58,10 @@ case " $* " in
     *" -r "*) cat {books}/queue ;;
     *) sed 's/_\\([0-9]*\\)|PENDING/_[\\1]|PENDING/' {books}/queue ;;  # tasks that wait share a line
 esac
+"""
+SCONTROL = """#!/bin/sh
+echo "Configuration data as of 2026-11-21T18:00:00"
+echo "MaxArraySize            = $(cat {books}/most 2>/dev/null || echo 1001)"
 """
 
 
@@ -88,7 +93,7 @@ def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Books:
     folder = tmp_path / "slurm"
     folder.mkdir()
     (folder / "queue").touch()
-    for name, source in (("sbatch", SBATCH), ("squeue", SQUEUE)):
+    for name, source in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scontrol", SCONTROL)):
         (folder / name).write_text(source.format(python=sys.executable, books=str(folder)))
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -208,6 +213,39 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, books: Books) -> None
     (books.folder / "squeue").unlink()
     (books.folder / "sbatch").unlink()
     assert states(sweep, parent / ".sweep/1234") == [("finished", "")] * 2  # nothing to ask
+
+
+def test_more_runs_than_an_array_may_have_are_several_arrays(tmp_path: Path, books: Books) -> None:
+    (books.folder / "most").write_text("2")
+    parent = tmp_path / "n"
+    sweep, place = sweep_of(parent, "a", "b", "c", "d", "e"), parent / ".sweep/1234"
+    finish(sweep[2].place)
+    (books.folder / "most-jobs").write_text("2")
+    assert states(sweep, place, Slurm(parallel=1)) == [
+        ("queued", "10_0 submitted"),
+        ("queued", "10_1 submitted"),
+        ("finished", ""),
+        ("queued", "11_1 submitted"),
+        ("waiting", ""),
+    ]
+    (_, why) = [row["why"] for row in json.loads((place / "sweep.json").read_text())["runs"]][-2:]
+    assert why.startswith("Batch job submission failed")
+    assert "nothing was submitted" not in why
+    first, second = books.submitted()
+    assert ("--dependency" in first, "--dependency=afterany:10" in second) == (False, True)  # never two at once
+    assert ("#SBATCH --array=0-1%1" in first, "#SBATCH --array=1%1" in second) == (True, True)
+
+    (books.folder / "most-jobs").unlink()
+    results, jobs = array.submit(sweep, place, Slurm())
+    assert [result.state for result in results] == ["queued", "queued", "finished", "queued", "queued"]
+    assert (results[-1].job, jobs) == ("12_0 submitted", ["10", "11", "12"])
+    assert [known.name for known in jobs_of(sweep)] == ["10_0", "10_1", "11_1", "12_0"]
+    assert "--dependency" not in books.submitted()[2]
+
+
+def jobs_of(sweep: Sequence[Member]) -> list[Job]:
+    known = queued()
+    return [known[same(each.place.path)] for each in sweep if same(each.place.path) in known]
 
 
 def test_a_client_killed_while_it_submits_submits_once(door: Door, books: Books) -> None:

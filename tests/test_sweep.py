@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from runner import compose
 from runner.config import load, read
 from runner.errors import ConfigError
 from runner.rundir import Run
@@ -319,6 +320,19 @@ def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), (words, done.stderr)
         assert said in done.stderr
         assert not {path for path in door.tree() if "/default-" in path or "seed" in path}, door.tree()
+
+
+def test_the_runs_are_of_the_configuration_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[tuple[str, ...]] = []
+
+    def sweep(runs: Any, option: Any, study: Any) -> tuple[int, list[float | None]]:
+        typed.extend(command.words for _, command in runs)
+        return 0, [None] * len(runs)
+
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    argv = ("-cn", "config", "-m", "model=mlp", "seed=0,1", "--trust")
+    assert compose.compose(argv, lambda *_: (1, None), sweep) == 0
+    assert typed == [("-cn", "config", "model=mlp", f"seed={seed}", "--trust") for seed in (0, 1)]
 
 
 def test_a_killed_sweep_goes_on_and_each_run_is_what_it_is_alone(door: Door, tmp_path: Path) -> None:

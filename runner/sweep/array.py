@@ -1,4 +1,4 @@
-"""A sweep as one Slurm job array: what no job has and nobody works on is submitted, one task for each run.
+"""A sweep as a Slurm job array: what no job has and nobody works on is submitted, one task for each run.
 
 Nothing waits: the client may die at any moment, and typed again it attaches to what is queued or running. What is left
 to do is decided from the queue, the run locks and the run directories.
@@ -7,14 +7,16 @@ to do is decided from the queue, the run locks and the run directories.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from runner import rundir
 from runner.errors import RefusedError
 from runner.rundir import Run, in_use
 from runner.sweep import summary
-from runner.sweep.jobs import FOLDER, Job, ask, look_for_sbatch, queued, same
+from runner.sweep.jobs import FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, most_tasks, queued, same
 from runner.sweep.members import Member, Result
 from runner.sweep.slurm import Slurm, command_line, script, unmake
 
@@ -59,16 +61,32 @@ def _submitted(sweep: Sequence[Member], place: Path, options: Slurm, held: int) 
     results = [_standing(member, known) for member in sweep]
     jobs = [known[same(m.place.path)] for m, result in zip(sweep, results, strict=True) if result.job]
     tasks = {number: sweep[number] for number, result in enumerate(results) if result.state == "waiting"}
-    if tasks:
-        content = text(tasks, place, options)
+    try:
+        for number, job in _arrays(tasks, place, options, held):
+            jobs.append(job)
+            results[number] = Result("queued", job=str(job), why=_before(sweep[number]))
+    except RefusedError as error:
+        if not any(job.state == SUBMITTED for job in jobs):
+            raise
+        why = str(error).removesuffix(NOTHING)
+        results = [replace(result, why=why) if result.state == "waiting" else result for result in results]
+    return results, jobs
+
+
+def _arrays(tasks: Mapping[int, Member], place: Path, options: Slurm, held: int) -> Iterator[tuple[int, Job]]:
+    """Submit them in as many arrays as the cluster makes of them. Gives who is in which job, array after array."""
+    most, before = most_tasks() if tasks else 1, ""
+    for first, numbers in groupby(tasks, key=lambda number: number // most * most):
+        part = {number - first: tasks[number] for number in numbers}
+        content = text(part, place, options)
         # Named by its content, so that what a job in the queue was made from is never written over.
         path = place / "slurm" / f"{hashlib.sha256(content.encode()).hexdigest()[:8]}.sbatch"
         rundir.replace(path, content)
-        array = ask("sbatch", "--parsable", str(path), holding=[held]).split(";")[0]
-        for number, member in tasks.items():
-            jobs.append(Job(f"{array}_{number}", "submitted", "", path))
-            results[number] = Result("queued", job=str(jobs[-1]), why=_before(member))
-    return results, jobs
+        # `parallel` is counted within an array: the next begins when the one before it is through.
+        later = [f"--dependency=afterany:{before}"] if before and options.parallel else []
+        before = ask("sbatch", "--parsable", *later, str(path), holding=[held]).split(";")[0]
+        for number in part:
+            yield first + number, Job(f"{before}_{number}", SUBMITTED, "", path)
 
 
 def _standing(member: Member, known: Mapping[Path, Job]) -> Result:

@@ -19,6 +19,9 @@ from runner.errors import RefusedError
 ASK_SECONDS = 120  # a controller that answers nothing for so long is not there
 FOLDER, SWEEPS = ".slurm", ".sweep"  # a script of ours lives below one of these
 MARK = "#HOLDFAST "
+MAX_ARRAY_SIZE = 1001  # Slurm's default
+SUBMITTED = "submitted"  # at this moment, by us
+NOTHING = "; nothing was submitted"
 ALONE = "-"  # the task of a job that is no array
 
 
@@ -66,6 +69,12 @@ def queued() -> dict[Path, Job]:
     return found
 
 
+def most_tasks() -> int:
+    """How many tasks an array may have on this cluster. Raises RefusedError where Slurm cannot be asked."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
+    return int(found[1]) if found else MAX_ARRAY_SIZE
+
+
 def same(place: Path) -> Path:
     """What is equal for two paths of one run: its digest says which it is, not what was typed."""
     digest = re.search(r"-([0-9a-f]{8})$", place.name)
@@ -94,8 +103,8 @@ def ask(*command: str, holding: Sequence[int] = ()) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, pass_fds=holding)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RefusedError(f"{command[0]}: {error}; nothing was submitted") from None
+        raise RefusedError(f"{command[0]}: {error}{NOTHING}") from None
     if done.returncode:
         complaint = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise RefusedError(f"{complaint.removeprefix(f'{command[0]}: error: ')}; nothing was submitted")
+        raise RefusedError(f"{complaint.removeprefix(f'{command[0]}: error: ')}{NOTHING}")
     return done.stdout.strip()

@@ -20,7 +20,7 @@ from annotated_types import Ge
 from runner import rundir
 from runner.errors import RefusedError
 from runner.rundir import Run, shown
-from runner.sweep.jobs import ALONE, FOLDER, Job, ask, look_for_sbatch, marks, queued, same
+from runner.sweep.jobs import ALONE, FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, marks, queued, same
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "slurm.sbatch"
 COMMAND = "\nrun=("  # what the recipe runs; the rest of it is the same for everyone
@@ -93,7 +93,7 @@ def submit(place: Run, words: Sequence[str], options: Slurm) -> None:
         with rundir.locked(desk) as held:  # typed in two places at once, it is submitted once
             if job := queued().get(same(place.path)):
                 reason = f" ({job.reason})" if job.reason else ""
-                said = f"has it already: {job.state}{reason}; nothing was submitted"
+                said = f"has it already: {job.state}{reason}{NOTHING}"
             else:
                 job = _submitted(place, desk, words, options, held)
                 said = f"submitted; {shown(job.script)}"
@@ -140,7 +140,7 @@ def _submitted(place: Run, desk: Run, words: Sequence[str], options: Slurm, held
             pass
     path = desk.path / "job.sbatch"
     rundir.replace(path, job(place, desk, words, options))
-    return Job(ask("sbatch", "--parsable", str(path), holding=[held]).split(";")[0], "submitted", "", path)
+    return Job(ask("sbatch", "--parsable", str(path), holding=[held]).split(";")[0], SUBMITTED, "", path)
 
 
 def unmake(*folders: Path) -> None:

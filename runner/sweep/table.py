@@ -123,5 +123,5 @@ def _row(member: Member, result: Result, pace: Pace | None) -> tuple[str, ...]:
     step, steps, best = int(status.get("step", 0)), member.config.train.steps, status.get("best")
     left = pace.left(step, steps) if pace and result.state == "running" else ""
     score = f"{best['value']:.4f}" if best else ""
-    why = result.why if result.state in ("failed", "in use", "queued") else ""
+    why = result.why if result.state in ("failed", "in use", "queued", "waiting") else ""
     return member.name, result.state, f"{step}/{steps}", score, left, result.job, why

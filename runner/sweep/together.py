@@ -10,7 +10,7 @@ from pathlib import Path
 from runner import experiment, rundir
 from runner.compose import Command
 from runner.config import Config
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run, shown
 from runner.sweep import array, local, members, summary, table
 from runner.sweep.local import Local
@@ -58,7 +58,8 @@ def submit(runs: Sequence[tuple[Config, Command]], option: Slurm) -> tuple[int, 
     if jobs:
         print(f"look: squeue -r -j {','.join(jobs)}  save and stop for good: scancel {' '.join(jobs)}")
         print("the same command says how each stands, and submits what is left")
-    return 0, _scores(sweep)
+    left = [result for result in results if result.state == "waiting"]
+    return RefusedError.exit_code if left else 0, _scores(sweep)
 
 
 def _admitted(runs: Sequence[tuple[Config, Command]]) -> list[Member]:
