@@ -330,9 +330,9 @@ def test_the_runs_are_of_the_configuration_that_was_named(monkeypatch: pytest.Mo
         return 0, [None] * len(runs)
 
     monkeypatch.setattr(sys, "argv", ["run.py"])
-    argv = ("-cn", "config", "-m", "model=mlp", "seed=0,1", "--trust")
+    argv = ("-cn", "config", "-m", "seed=0,1", "--trust")
     assert compose.compose(argv, lambda *_: (1, None), sweep) == 0
-    assert typed == [("-cn", "config", "model=mlp", f"seed={seed}", "--trust") for seed in (0, 1)]
+    assert typed == [("-cn", "config", f"seed={seed}", "--trust") for seed in (0, 1)]
 
 
 def test_a_killed_sweep_goes_on_and_each_run_is_what_it_is_alone(door: Door, tmp_path: Path) -> None:
