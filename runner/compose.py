@@ -99,8 +99,8 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
             from runner.sweep import plugin
 
             plugin.register(launch)
-        if "hydra/sweeper=optuna" in argv:
-            _searched(argv)
+        elif "hydra/sweeper=optuna" in argv:
+            raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
         words = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != trust.FLAG]
         sys.argv[1:] = sorted(words, key=lambda word: word not in SWEEP)  # argparse wants it before what is positional
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
@@ -115,18 +115,6 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
     except HoldfastError as error:
         return _say(error)
     return STOPPED if STOPPED in codes else next((code for code in codes if code), 0)
-
-
-def _searched(argv: Sequence[str]) -> None:
-    """Let Hydra search. Raises ConfigError where it cannot."""
-    from runner.sweep import plugin
-
-    if not set(SWEEP) & set(argv):
-        raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
-    plugin.demand_optuna()
-    from runner.sweep import sweeper
-
-    sweeper.register()
 
 
 def _validated(composed: DictConfig, *, trusted: bool) -> tuple[Config, tuple[str, ...]]:
@@ -252,7 +240,9 @@ def _unknown(key: str) -> str:
     here, there = ([f.name for f in fields(option)] for option in (Local, Slurm))
     name = key.removeprefix(LAUNCHER)
     if key == name:
-        return f"{key}: unknown key"
+        from runner.sweep.search import OPTIONS
+
+        return f"{key}: unknown key{suggest(key.removeprefix('hydra.sweeper.'), list(OPTIONS))}"
     if name in there:
         return f"{key}: belongs to hydra/launcher=slurm; add that"
     if name in here:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from runner.compose import Command, compose
 from runner.config import Config, load
 from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run, locked
-from runner.sweep import plugin, search
+from runner.sweep import search
 from runner.sweep.local import Local
 from runner.sweep.members import Member
 from runner.sweep.search import Search, Study
@@ -121,9 +123,13 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     def never(*_: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_optuna_sweeper", None)
-    with pytest.raises(ConfigError, match=r'needs the extra `search`; pip install .*"\.\[search\]"'):
-        plugin.demand_optuna()
+    Plugins.instance()  # has looked for plugins
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["sweeper"], "sampler", raising=False)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    assert compose(["-m", "hydra/sweeper=optuna", "seed=0,1"], never, never) == 2
+    said = capsys.readouterr().err
+    assert "error: hydra/sweeper=optuna: needs the extra `search`; pip install" in said
+    assert said.count("\n") == 1
     assert compose(["hydra/sweeper=optuna"], never) == 2
     assert "add -m" in capsys.readouterr().err
 
@@ -232,6 +238,7 @@ def test_a_wrong_search_is_refused_before_it_begins(searching: Searching, capfd:
         (("hydra/sweeper/sampler=grid",), "hydra/sweeper/sampler: got grid; expected one of cmaes"),
         (("hydra/launcher=basic",), "needs hydra/launcher=local"),
         (("optim.sl=1",), "optim.sl: unknown key"),
+        (("hydra.sweeper.n_trails=3",), "hydra.sweeper.n_trails: unknown key; did you mean n_trials?"),
     ):
         assert searching.type(LR, *words) == 2, words
         error = capfd.readouterr().err
@@ -262,6 +269,30 @@ def test_a_search_in_pieces_suggests_what_one_piece_does(
 
 
 @pytest.mark.slow
+def test_an_experiment_may_say_that_it_is_a_search(searching: Searching) -> None:
+    (searching.place / "experiment").mkdir()
+    (searching.place / "experiment/rates.yaml").write_text(RATES)
+    argv = ["-cd", ".", "-m", "experiment=rates"]
+    assert compose(argv, lambda *_: (0, None), searching._sweep) == 0
+    assert sum(searching.tried().values()) == 3
+    document = json.loads((searching.study / "study.json").read_text())
+    assert [list(trial) for trial in document["trials"]] == [["optim.lr"]] * 3
+
+
+RATES = """
+# @package _global_
+defaults:
+  - override /model: mlp
+  - override /data: digits
+  - override /hydra/sweeper: optuna
+hydra:
+  sweeper:
+    n_trials: 3
+    params:
+      optim.lr: tag(log, interval(1e-4, 1e-1))
+"""
+
+
 def test_a_killed_search_goes_on_to_its_number_of_trials(optuna: None, door: Door) -> None:
     """Eight trials, SIGKILL after three, typed again: what was finished has one attempt and is not touched."""
     words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", LR, "model=mlp", "data=digits", "train.steps=40")

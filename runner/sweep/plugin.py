@@ -10,22 +10,33 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any, ClassVar
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from runner.errors import ConfigError
-from runner.sweep.search import Study
+from runner.sweep.search import Search, Study
 
 PACKAGE = "hydra_plugins"
 NAMESPACE = f"{PACKAGE}.holdfast"
 INSTALL = 'pip install -c constraints.txt -e ".[search]"'
+
+OPTUNA = {
+    "_target_": f"{NAMESPACE}.HoldfastSearch",
+    "sampler": {"seed": 0},  # another seed is another search
+    **asdict(Search()),
+    "custom_search_space": None,
+    "params": None,
+}
 
 # One job: what it was composed to, and its overrides.
 Job = tuple[DictConfig, tuple[str, ...]]
@@ -65,11 +76,32 @@ class HoldfastLauncher(Launcher):
         ]
 
 
+class HoldfastSearch(Sweeper):
+    """`hydra/sweeper=optuna`, typed or in a YAML; what needs Optuna is imported where there is a search."""
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._search: Sweeper
+
+    def setup(self, **parts: Any) -> None:
+        """Raises ConfigError where Optuna is not installed."""
+        if not _has_optuna():
+            raise ConfigError(f"hydra/sweeper=optuna: needs the extra `search`; {INSTALL}")
+        from runner.sweep.sweeper import OptunaSearch
+
+        self._search = OptunaSearch(**self._options)
+        self._search.setup(**parts)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search."""
+        self._search.sweep(arguments)
+
+
 def register(launch: Launch) -> None:
     """Let Hydra find the launcher, and have it hand the jobs of this process's sweep on to `launch`."""
     HoldfastLauncher.launch_all = staticmethod(launch)
-    HoldfastLauncher.__module__ = NAMESPACE
-    Plugins.instance().register(HoldfastLauncher)
+    _present(HoldfastLauncher)
+    _register_search()
     try:
         package = importlib.import_module(PACKAGE)
     except ImportError:  # no other plugin is installed
@@ -77,9 +109,21 @@ def register(launch: Launch) -> None:
     package.holdfast = sys.modules[NAMESPACE] = sys.modules[__name__]  # type: ignore[attr-defined]
 
 
-def demand_optuna() -> None:
-    """Raises ConfigError where what our search drives is not installed. Comes after `register`."""
-    try:
-        importlib.import_module(f"{PACKAGE}.hydra_optuna_sweeper")
-    except ImportError:
-        raise ConfigError(f"hydra/sweeper=optuna: needs the extra `search`; {INSTALL}") from None
+def _register_search() -> None:
+    """In the place of the plugin's own."""
+    store, samplers = ConfigStore.instance(), [{"sampler": "tpe"}] if _has_optuna() else []
+    store.store("optuna", {"defaults": [*samplers, "_self_"], **OPTUNA}, group="hydra/sweeper")
+    if samplers:
+        store.repo["hydra"]["sweeper"]["sampler"].pop("grid.yaml", None)  # a grid is a sweep: it needs no search
+    _present(HoldfastSearch)
+
+
+def _present(plugin: type[Launcher] | type[Sweeper]) -> None:
+    """Let Hydra find a class of this module in its own namespace."""
+    plugin.__module__ = NAMESPACE
+    Plugins.instance().register(plugin)
+
+
+def _has_optuna() -> bool:
+    """Whether the plugin is installed: Hydra, which has looked for plugins by now, knows its samplers."""
+    return "sampler" in ConfigStore.instance().repo["hydra"]["sweeper"]

@@ -7,7 +7,6 @@ and what is finished is read from disk. With a fixed seed a killed search sugges
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +14,7 @@ from types import FrameType
 from typing import Any
 
 import optuna
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
@@ -26,17 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from runner.child import hearing
 from runner.errors import STOPPED, ConfigError
 from runner.sweep import search
-from runner.sweep.plugin import NAMESPACE, HoldfastLauncher
-from runner.sweep.search import Search, Study
-
-OPTUNA = {
-    "defaults": [{"sampler": "tpe"}, "_self_"],
-    "_target_": f"{NAMESPACE}.HoldfastSearch",
-    "sampler": {"seed": 0},  # another seed is another search
-    **asdict(Search()),
-    "custom_search_space": None,
-    "params": None,
-}
+from runner.sweep.search import Study
 
 
 class Recorded(optuna.samplers.BaseSampler):
@@ -63,8 +50,8 @@ class Recorded(optuna.samplers.BaseSampler):
         self._sampler.reseed_rng()
 
 
-class HoldfastSearch(Sweeper):
-    """`hydra/sweeper=optuna`, with the plugin's options but for its database."""
+class OptunaSearch(Sweeper):
+    """What `HoldfastSearch` hands on to: a search with the plugin's options but for its database."""
 
     def __init__(self, sampler: Any, **options: Any) -> None:
         self._sampler, self._options = sampler, options
@@ -106,22 +93,10 @@ class HoldfastSearch(Sweeper):
         with open_dict(config):
             config.hydra.sweep.dir = str(study.place)  # where it leaves its optimization_results.yaml
         plugin.setup(hydra_context=self._context, task_function=self._task, config=config)
-        if not isinstance(plugin.sweeper.launcher, HoldfastLauncher):
+        if not hasattr(plugin.sweeper.launcher, "study"):
             raise ConfigError("hydra/sweeper=optuna: needs hydra/launcher=local; leave the launcher out")
         plugin.sweeper.launcher.study = study
         return plugin
-
-
-HoldfastSearch.__module__ = NAMESPACE
-
-
-def register() -> None:
-    """Let Hydra find it, in the place of the plugin's own."""
-    Plugins.instance().register(HoldfastSearch)
-    setattr(sys.modules[NAMESPACE], HoldfastSearch.__name__, HoldfastSearch)
-    store = ConfigStore.instance()
-    store.store("optuna", OPTUNA, group="hydra/sweeper")
-    store.repo["hydra"]["sweeper"]["sampler"].pop("grid.yaml", None)  # a grid is a sweep: it needs no search
 
 
 def _fixed(arguments: Sequence[str]) -> list[str]:
