@@ -275,11 +275,15 @@ def test_shares_are_equal_and_disjoint() -> None:
 
 
 def test_gpus_are_divided_and_none_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv(share.VISIBLE, "4,5,6")
     assert [each.environment for each in share.shares(2)] == [{share.VISIBLE: "4"}, {share.VISIBLE: "5"}]
     assert share.shares(1) == [share.Share()]
     with pytest.raises(ConfigError, match="parallel=4: this machine has 3 GPU"):
         share.shares(4)
+    with monkeypatch.context() as on_cpu:
+        on_cpu.setenv("JAX_PLATFORMS", "cpu")
+        assert len(share.shares(4)) == 4
     monkeypatch.delenv(share.VISIBLE)
     for name in ("a", "b"):
         (tmp_path / "gpus" / name).mkdir(parents=True)

@@ -29,7 +29,7 @@ def shares(parallel: int) -> list[Share]:
     if parallel == 1:
         return [Share()]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    devices = gpus(os.environ.get(VISIBLE), GPUS)
+    devices = [] if os.environ.get("JAX_PLATFORMS") == "cpu" else gpus(os.environ.get(VISIBLE), GPUS)
     if devices and len(devices) < parallel:
         raise ConfigError(
             f"hydra.launcher.parallel={parallel}: this machine has {len(devices)} GPU(s), and a GPU takes one run; "
