@@ -16,6 +16,7 @@ from typing import Any
 # cuDNN's flash attention is one operation: so many products of queries × keys × features of a head are in it; the
 # backward pass computes the scores again (Dao et al. 2022, arXiv:2205.14135).
 FLASH = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+AGAIN = "rematted_computation"  # in the name of an operation that a checkpoint does a second time
 OUTSIDE = ""  # the part of what is there before any weights: the batch
 
 
@@ -48,6 +49,16 @@ Origin = Weights | Activation | None  # None: a constant
 def count(jaxpr: Any) -> int:
     """The FLOPs of a jaxpr."""
     return costs(jaxpr, [Activation(OUTSIDE)] * len(jaxpr.invars)).flops.total()
+
+
+def recomputed(jaxpr: Any, *, inside: bool = False) -> int:
+    """The FLOPs of what is computed again for the backward pass, as jax names it (a jaxpr with a backward pass)."""
+    total = 0
+    for equation in jaxpr.eqns:
+        again = inside or AGAIN in str(equation.source_info.name_stack)
+        total += _own(equation) if again else 0
+        total += sum(length * recomputed(inner, inside=again) for inner, length in bodies(equation))
+    return total
 
 
 def costs(jaxpr: Any, origins: Sequence[Origin]) -> Costs:

@@ -101,8 +101,9 @@ class Attempt:
         self._record["rollbacks"] = self._record.get("rollbacks", 0) + 1
 
     def record(self, **facts: Any) -> None:
-        """Add facts to this attempt's line: what compiling cost, whether the cache was hit."""
-        self._record |= facts
+        """Add facts to this attempt's line: what compiling cost, what a step needs. From any thread."""
+        with self._writing:
+            self._record |= facts
 
     def spend(self, bucket: str) -> AbstractContextManager[None]:
         """Count the time of a block towards a bucket."""

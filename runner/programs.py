@@ -19,6 +19,8 @@ from runner.external import told
 from runner.mesh import batched
 from runner.preempt.watch import begin
 from runner.remat import effect
+from runner.remat.needs import Needs, held, needs_of
+from runner.remat.policy import Remat, named
 from runner.remat.seen import seen
 
 if TYPE_CHECKING:
@@ -36,15 +38,19 @@ EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
 class Programs:
     """The compiled programs of a run: each is there when its thread is done."""
 
-    train: Future[TrainStep]
+    train: Future[jax.stages.Compiled]
     eval: Future[EvalStep]
+    counted: Future[None]  # what a step needs is written down
 
 
-def compile_all(built: Built, config: Config, attempt: Attempt, kept: Kept) -> Programs:
-    """Start to compile, in threads: the training step first, for training waits for nothing else."""
+def compile_all(built: Built, config: Config, remat: Remat, attempt: Attempt, kept: Kept) -> Programs:
+    """Start to compile, in threads: the training step first, for training waits for nothing else.
+
+    `remat`: what is recomputed in this run, also where the configuration says auto.
+    """
     since = time.perf_counter()
 
-    def compile_training() -> TrainStep:
+    def compile_training() -> jax.stages.Compiled:
         program = compile_step(built, config)
         attempt.record(compile_seconds=round(time.perf_counter() - since, 3), compile_cache=str(kept))
         return program
@@ -56,7 +62,19 @@ def compile_all(built: Built, config: Config, attempt: Attempt, kept: Kept) -> P
         attempt.first_step.wait(HEAD_START_SECONDS)  # on few cores tracing would make training begin later
         return compile_eval(built, config)
 
-    return Programs(train, begin(compile_evaluation, "compile evaluation"))
+    evaluation = begin(compile_evaluation, "compile evaluation")
+
+    def count() -> None:
+        wait([evaluation])  # which comes after training; this is only for the record
+        attempt.record(needs=needed(built, config, remat, train.result()).document())
+
+    return Programs(train, evaluation, begin(count, "count"))
+
+
+def needed(built: Built, config: Config, remat: Remat, program: jax.stages.Compiled) -> Needs:
+    """What the compiled train step needs. Takes milliseconds: jax still has the trace."""
+    size = held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], built.mesh.size)
+    return needs_of(named(remat), trace_step(built, config), program, built.mesh, size)
 
 
 def compile_eval(built: Built, config: Config) -> EvalStep:
@@ -64,7 +82,7 @@ def compile_eval(built: Built, config: Config) -> EvalStep:
     return built.eval_step.lower(built.abstract, *abstract_batch(built, config)).compile()
 
 
-def compile_step(built: Built, config: Config) -> TrainStep:
+def compile_step(built: Built, config: Config) -> jax.stages.Compiled:
     """The train step, compiled for the shapes of this run. Raises ConfigError where remat does not do what it says."""
     effect.refuse_at_home(config.remat, built.mesh.devices.flat[0].platform)
     traced = trace_step(built, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from runner.log.console import Console
 from runner.moment import Outcome
 from runner.preempt.watch import Stopped, Watcher, begin
 from runner.readme import readme
-from runner.remat.policy import Auto
+from runner.remat.policy import Auto, Remat
 from runner.rundir import Run
 
 if TYPE_CHECKING:
@@ -52,22 +53,24 @@ def work(session: Session) -> tuple[Outcome, str]:
         built = building.build(config)
         dataset.admit(session.run, built.sources)
         session.console.say(building.describe(built, config))
-        if isinstance(config.remat, Auto):
-            built = _with_remat(session, built)
-        programs = compiling.compile_all(built, config, session.attempt, kept)
+        remat = config.remat
+        if isinstance(remat, Auto):
+            built, remat = _with_remat(session, built)
+        programs = compiling.compile_all(built, config, remat, session.attempt, kept)
         reached = _trained(session, built, programs)
     except Stopped as stop:  # before training began, or too late to save: what was durable is what there is
         return _stopped(session, str(stop)), watcher.notice or ""
     if reached.step < config.train.steps or reached.owes:
         return _stopped(session, ""), watcher.notice or ""
     with session.attempt.spend("finish"):
+        wait([programs.counted])  # long done, unless the run is very short
         state = _best(session, built, programs, reached.state) if config.train.final == "best" else reached.state
         if shown := building.showcase(built, state):
             session.console.say("a sample:\n" + "\n".join(f"  | {line}" for line in shown.splitlines()))
     return _complete(session, reached.step), ""
 
 
-def _with_remat(session: Session, built: Built) -> Built:
+def _with_remat(session: Session, built: Built) -> tuple[Built, Remat]:
     """The same with what `remat=auto` stands for in this run. A stop does not wait for the answer."""
     from runner import build as building
     from runner.remat.chosen import settled
@@ -78,7 +81,7 @@ def _with_remat(session: Session, built: Built) -> Built:
         work = partial(settled, config, built, session.run.remat, console.say, alive)
         found = session.watcher.wait_for(begin(work, "remat"))
     attempt.record(remat=found.words)
-    return building.build(replace(config, remat=found.option), built.sources)
+    return building.build(replace(config, remat=found.option), built.sources), found.option
 
 
 def step_back(session: Session) -> None:

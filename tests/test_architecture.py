@@ -56,7 +56,7 @@ NO_JAX = (
     *("runner.stopwatch", "runner.garbage"),
     *("runner.checkpoint", "runner.checkpoint.record", "runner.checkpoint.digest", "runner.checkpoint.strategy"),
     *("runner.checkpoint.retention", "runner.checkpoint.checkpointer", "runner.checkpoint.restore"),
-    *("runner.checkpoint.arrays", "runner.remat.policy", "runner.remat.offered", "models.plan"),
+    *("runner.checkpoint.arrays", "runner.remat.policy", "runner.remat.offered", "runner.remat.needs", "models.plan"),
     *("runner.preempt", "runner.preempt.sources"),
     *("runner.child", "runner.sweep", "runner.sweep.slurm", "runner.sweep.local", "runner.sweep.together"),
     "runner.sweep.search",
@@ -134,8 +134,9 @@ MAY_KNOW = {
     "runner.external": ("data", "models", "runner.explain", "runner.trust"),
     "runner.programs": (
         *("models", "runner.compiled", "runner.config", "runner.external", "runner.mesh", "runner.preempt.watch"),
-        *("runner.remat.effect", "runner.remat.seen"),
+        *("runner.remat.effect", "runner.remat.needs", "runner.remat.policy", "runner.remat.seen"),
     ),
+    "runner.remat.needs": ("runner.flops", "runner.remat.seen"),
     "runner.loop": ("runner.log", "runner.preempt.watch"),  # protocols, and what ends a wait; no concrete class
     "runner.ledger": ("runner.provenance", "runner.pulse", "runner.stopwatch"),
     "runner.stopwatch": ("runner.pulse",),
@@ -196,7 +197,7 @@ MAY_KNOW = {
     "runner.remat.measure": (
         *("data", "models", "runner.build", "runner.config", "runner.flops", "runner.programs", "runner.remat"),
     ),
-    "runner.remat.report": ("runner.remat.policy",),
+    "runner.remat.report": ("runner.remat.needs", "runner.remat.policy"),
     "runner.remat.target": (),
     "runner.remat.picture": ("runner.remat.report", "runner.tools.text"),
     "runner.remat.weigh": ("data", "runner.build", "runner.config", "runner.remat"),

@@ -20,7 +20,8 @@ from runner.__main__ import main
 from runner.config import Config, load
 from runner.dataset import read
 from runner.remat import picture, target, weigh
-from runner.remat.measure import Memory, candidate
+from runner.remat.measure import candidate
+from runner.remat.needs import Memory
 from runner.remat.policy import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat, Offload
 from runner.remat.report import Report, Row, Setting
 from tests.conftest import HANG_SECONDS, REPO, composed

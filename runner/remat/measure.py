@@ -6,7 +6,6 @@ fuses there, and the working set of a block is not in them. The compiler's numbe
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,29 +20,12 @@ from runner.config import Config
 from runner.errors import ConfigError
 from runner.flops import count
 from runner.programs import abstract_batch, trace_step
+from runner.remat.needs import Memory, held, told
 from runner.remat.policy import Remat
 from runner.remat.seen import Seen, seen, stored
 
 if TYPE_CHECKING:
     from runner.build import Built
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the compiler says of one device, in bytes; `peak` is None where the backend does not tell."""
-
-    arguments: int
-    outputs: int
-    donated: int
-    temporaries: int
-    host: int
-    peak: int | None
-    seconds: float  # that compiling took
-
-    @property
-    def footprint(self) -> int:
-        """All that is held at once: the peak, or what is in, out and between."""
-        return self.peak or self.arguments + self.outputs - self.donated + self.temporaries
 
 
 @dataclass(frozen=True)
@@ -95,9 +77,8 @@ def candidate(
     traced = trace_step(built, config)
     jaxpr, parts = traced.jaxpr.jaxpr, built.mesh.size
     kept = {name: size // parts for name, size in _stored(built, config).items()}
-    batch = sum(map(_size, jax.tree.leaves(abstract_batch(built, config)[0]))) // parts
-    held = sum(map(_size, jax.tree.leaves(built.abstract))) + batch
-    return Candidate(option, built, traced, kept, count(jaxpr), seen(jaxpr), held)
+    size = held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], parts)
+    return Candidate(option, built, traced, kept, count(jaxpr), seen(jaxpr), size)
 
 
 def memory(candidate: Candidate) -> Memory:
@@ -109,18 +90,10 @@ def compiled(candidate: Candidate) -> tuple[Memory, jax.stages.Compiled]:
     """Compile it, and ask; with the program."""
     began = time.perf_counter()
     program = candidate.traced.lower().compile()
-    found = program.memory_analysis()
-    told = Memory(
-        arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes,
-        donated=found.alias_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        host=found.host_temp_size_in_bytes,
-        # On a CPU it is arguments and outputs alone (jax 0.10).
-        peak=None if candidate.platform == "cpu" else found.peak_memory_in_bytes,
-        seconds=time.perf_counter() - began,
-    )
-    return told, program
+    found = told(program, candidate.platform, time.perf_counter() - began)
+    if found is None:
+        raise ConfigError(f"the compiler for {candidate.platform} does not say what a program needs; only count")
+    return found, program
 
 
 def _stored(built: Built, config: Config) -> Mapping[str, int]:
@@ -142,7 +115,3 @@ def microbatch(built: Built, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         name: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)
         for name, leaf in abstract_batch(built, config)[0].items()
     }
-
-
-def _size(leaf: Any) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize

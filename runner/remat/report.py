@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import quantiles
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+from runner.remat.needs import Blocks, Memory
 from runner.remat.policy import Remat
 
-if TYPE_CHECKING:
-    from runner.remat.measure import Memory
-
 BASE = "none"
-Blocks = Literal["loop", "scan", "unknown"]
 BLOCKS = {"loop": "blocks in a Python loop", "scan": "blocks under one scan", "unknown": "no blocks found"}
 
 

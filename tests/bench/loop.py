@@ -125,7 +125,14 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
     watcher = Watcher()
     parts = stack.enter_context(
         building.live(
-            config, built, compile_all(built, config, attempt, Kept()), run, attempt, console, watcher, Reached({}, 0)
+            config,
+            built,
+            compile_all(built, config, config.remat, attempt, Kept()),
+            run,
+            attempt,
+            console,
+            watcher,
+            Reached({}, 0),
         )
     )
     held = {"state": built.init(), "step": 0}
