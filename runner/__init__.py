@@ -16,7 +16,8 @@
     checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
                      record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run
-    remat/           policy.py: what each name recomputes · seen.py: what a trace tells · measure.py: what one costs
+    remat/           policy.py: what each name recomputes · seen.py: what a trace tells · needs.py: what a run writes down
+                     measure.py: what one costs
                      weigh.py: what all of them cost, as facts (report.py) and a picture · target.py: on another device
     preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
     sweep/           many runs: local.py, one process each, here; array.py, one Slurm job array; slurm.py, one job
@@ -27,7 +28,7 @@
     garbage.py       how often Python looks for garbage
     errors.py        every way to end badly, with its exit code
     drill/           a run untouched and again while it is killed: where to kill, what differs, why, and the picture
-    report/          runs as one page of HTML: facts.py differ.py (WHAT) · page.py and template/ (HOW IT LOOKS)
+    report/          runs as one page of HTML: facts.py differ.py frontier.py (WHAT) · page.py and template/ (HOW)
     tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`
     recipes/         files that make a scheduler run the command again: `python -m runner recipe`
 

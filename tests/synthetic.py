@@ -38,8 +38,13 @@ def write(
     state: str = "finished",
     why: str = "",
     rate: float = 0.01,
+    pace: float = 0.002,
+    needs: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run that saved each 100 steps and logged each 10; where it was killed, it went on from the save before."""
+    """A run that saved each 100 steps and logged each 10; where it was killed, it went on from the save before.
+
+    `pace`: seconds of a step. `needs`: what the last attempt wrote down of a step.
+    """
     (path / "logs").mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump({**DOCUMENT, **(document or {})}, sort_keys=False))
     losses = {step: 0.05 + 2.0 * math.exp(-rate * step) + 0.02 * math.sin(step) for step in range(10, steps + 1, 10)}
@@ -47,7 +52,7 @@ def write(
     metrics, timing = [], []
     for step, loss in losses.items():
         metrics.append({"step": step, "split": "train", "loss": loss, "accuracy": 1.0 - loss / 3})
-        timing.append({"step": step, "event": "train", "steps": 10, "seconds": 0.02})
+        timing.append({"step": step, "event": "train", "steps": 10, "seconds": 10 * pace})
         if step in evaluated:
             metrics.append({"step": step, "split": "eval", "loss": evaluated[step]})
             timing.append(
@@ -64,6 +69,7 @@ def write(
     for step in sorted({*sorted(evaluated)[-2:], *([best] if best else [])}):
         _checkpoint(path / "checkpoints" / str(step), step, evaluated[step])
     attempts = _attempts(steps, killed_at, state, why, words)
+    attempts[-1] |= {"hardware": "1 × cpu"} | ({} if needs is None else {"needs": dict(needs)})
     _write_lines(path / "logs" / "metrics.jsonl", metrics)
     _write_lines(path / "logs" / "timing.jsonl", timing)
     _write_lines(path / "attempts.jsonl", attempts)
@@ -73,6 +79,14 @@ def write(
         json.dumps({**status, "score": best and evaluated[best], "updated": attempts[-1]["ended"]})
     )
     return path
+
+
+def needs(remat: str, stored: int, recomputed: int, **more: Any) -> dict[str, Any]:
+    """What a step needs that takes 1000 FLOPs beside what is recomputed, and 100 bytes beside what is stored."""
+    compiled = {"arguments": 100, "outputs": 90, "donated": 90, "temporaries": 2 * stored, "host": 0, "peak": None}
+    blocks = "unknown" if remat == "none" else "scan"
+    found = {"remat": remat, "backend": "cpu", "devices": 1, "blocks": blocks, "held": 100, "stored": stored}
+    return {**found, "flops": 1000 + recomputed, "recomputed": recomputed, "compiled": compiled, **more}
 
 
 def _attempts(steps: int, killed_at: int | None, state: str, why: str, words: Sequence[str]) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ NO_JAX = (
     *("runner.tools.drill", "runner.drill", "runner.drill.plan", "runner.drill.attack", "runner.drill.evidence"),
     *("runner.drill.diagnose", "runner.drill.story", "runner.drill.picture"),
     *("runner.tools.goodput", "runner.tools.account", "runner.tools.timeline"),
-    *("runner.tools.report", "runner.report", "runner.report.facts", "runner.report.page"),
+    *("runner.tools.report", "runner.report", "runner.report.facts", "runner.report.frontier", "runner.report.page"),
 )
 EVERYONE = ("runner.errors", "runner.moment")  # the two rooms that everyone may know
 VALUES = ("runner.checkpoint.record", "runner.rundir")  # plain values and names that leaves may know as well
@@ -232,8 +232,9 @@ MAY_KNOW = {
     "runner.report.differ": ("runner.identity",),
     "runner.report.facts": (
         *("runner.checkpoint.retention", "runner.report.thin", "runner.tools.account", "runner.tools.goodput"),
-        "runner.tools.settings",
+        *("runner.ledger", "runner.remat.needs", "runner.tools.settings"),
     ),
+    "runner.report.frontier": ("runner.remat.needs", "runner.report"),
     "runner.report.page": ("runner.report", "runner.tools.account", "runner.tools.text"),
     "runner.tools.report": ("runner.report", "runner.tools"),
     "runner.tools.load": (

@@ -88,4 +88,6 @@ def test_a_restart_finds_its_programs_and_computes_the_same(door: Door, tmp_path
     assert door.run(f"dir={door.the_run}", "resume=never", "overwrite=true", run[-1]).returncode == 0
     (second,) = [json.loads(line) for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]
     assert second["compile_cache"] == "hit"
+    assert second["needs"] == first["needs"]  # a program from the cache says the same of itself
+    assert first["needs"]["compiled"]["temporaries"] > 0
     assert (door.the_run / "logs/metrics.jsonl").read_bytes() == cold

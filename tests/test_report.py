@@ -17,6 +17,7 @@ import pytest
 from runner.__main__ import main
 from runner.report.differ import DEFAULT, difference
 from runner.report.facts import facts_of
+from runner.report.frontier import groups, memory
 from runner.report.page import rendered
 from runner.report.thin import thinned
 from runner.rundir import Run
@@ -213,6 +214,7 @@ def test_a_run_that_was_really_killed(served: Forks, door: Door) -> None:
     assert served.run(door.cwd, *words, kill_at=25).returncode == -signal.SIGKILL
     assert served.run(door.cwd, *words).returncode == 0
     assert main(["report", str(door.the_run)]) == 0
+    assert facts_of(Run(door.the_run)).needs is not None
     run = Page((door.the_run / "report.html").read_text()).facts["runs"][0]
     assert [(span[3], span[5]) for span in run["spans"]] == [("killed", 25), ("finished", 60)]
     there = {int(path.name) for path in (door.the_run / "checkpoints").iterdir() if path.name.isdecimal()}
@@ -221,13 +223,114 @@ def test_a_run_that_was_really_killed(served: Forks, door: Door) -> None:
     assert len(run["curves"]["0"][1]) == sum(line["split"] == "train" for line in metrics)
 
 
+def needing(root: Path, name: str, remat: str, needs: dict[str, Any] | None, pace: float, **more: Any) -> Path:
+    """A run of a policy, that says what its step needs."""
+    document = {"remat": {"kind": remat}, **more}
+    words = (f"remat={remat}", *(f"{key}={value}" for key, value in more.items() if not isinstance(value, dict)))
+    return synthetic.write(root / name, document, words, pace=pace, needs=needs)
+
+
+@pytest.fixture(scope="module")
+def remats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Policies of one model, two of them with two seeds, and a model under a loop; what each needs is known by hand."""
+    root, needs = tmp_path_factory.mktemp("remats") / "outputs" / "remats", synthetic.needs
+    vit = {"model": {"kind": "vit", "width": 64}}
+    needing(root, "a", "none", needs("none", 1000, 0), 0.010)
+    needing(root, "b", "none", needs("none", 1000, 0), 0.014, seed=1)
+    needing(root, "c", "full", needs("full", 200, 330), 0.016)
+    needing(root, "d", "full", needs("full", 200, 330), 0.020, seed=1)
+    needing(root, "e", "dots", needs("dots", 600, 0), 0.015)
+    needing(root, "f", "ffn_only", needs("ffn_only", 800, 100), 0.017)  # dots needs less and is faster
+    needing(root, "g", "full", needs("full", 300, 250, blocks="loop"), 0.030, **vit)
+    needing(root, "h", "none", needs("none", 700, 0), 0.020, **vit)
+    needing(root, "i", "none", None, 0.011, seed=2)  # of an old version
+    return root
+
+
+def all_of(root: Path) -> tuple[list[Any], Any]:
+    facts = [facts_of(Run(path)) for path in sorted(root.glob("[a-z]"))]
+    return facts, difference([each.document for each in facts], [each.words for each in facts])
+
+
+def test_policies_are_compared_where_runs_do_the_same_work(remats: Path) -> None:
+    facts, differs = all_of(remats)
+    mlp, vit = groups(facts, differs)
+    assert [(point.policy, point.runs, point.memory) for point in mlp.points] == [
+        *(("full", (2, 3), 500), ("dots", (4,), 1300)),
+        *(("ffn_only", (5,), 1700), ("none", (0, 1), 2100)),
+    ]
+    full, dots, ffn_only, none = mlp.points
+    assert full.seconds == pytest.approx((0.016, 0.018, 0.020))
+    assert (full.extra, dots.extra, ffn_only.extra, none.extra) == (0.33, 0.0, 0.1, 0.0)
+    assert mlp.best(lambda point: point.pace) == (0, 1, 3)
+    assert mlp.best(lambda point: point.extra) == (0, 1)  # none needs more for the same
+    assert (mlp.compiled, vit.compiled) == (True, False)
+    assert [(point.policy, point.memory) for point in vit.points] == [("full", 400), ("none", 800)]
+    assert "mlp" in mlp.name
+    assert "vit" in vit.name
+    assert memory(facts, differs) == [2100, 2100, 500, 500, 1300, 1700, 400, 800, None]
+
+
+def test_what_changes_a_step_is_not_compared_and_a_seed_is_no_change(tmp_path: Path) -> None:
+    needs = synthetic.needs
+    needing(tmp_path, "a", "none", needs("none", 1000, 0), 0.01)
+    needing(tmp_path, "b", "full", needs("full", 200, 330), 0.01, seed=5)
+    assert [len(group.points) for group in groups(*all_of(tmp_path))] == [2]
+    needing(tmp_path, "c", "dots", needs("dots", 500, 0, held=150), 0.01)  # another optimizer
+    needing(tmp_path, "d", "dots", needs("dots", 500, 0), 0.01, train={"precision": "bf16"})
+    needing(tmp_path, "e", "dots", needs("dots", 500, 0) | {"flops": 2000}, 0.01)
+    assert [[point.policy for point in group.points] for group in groups(*all_of(tmp_path))] == [["full", "none"]]
+
+
+def test_a_policy_that_auto_chose_is_told_apart(tmp_path: Path) -> None:
+    needing(tmp_path, "a", "dots", synthetic.needs("dots", 500, 0), 0.01)
+    auto = needing(tmp_path, "b", "auto", synthetic.needs("dots", 500, 0), 0.01)
+    (auto / "remat.json").write_text(json.dumps({"words": "dots: 600 bytes of 1 kB"}))
+    (group,) = groups(*all_of(tmp_path))
+    assert [point.policy for point in group.points] == ["dots", "auto: dots"]
+    assert "auto chose dots: 600 bytes of 1 kB" in of(tmp_path / "a", auto)
+
+
+def test_the_page_tells_memory_where_it_is_known(remats: Path, sweep: Path, tmp_path: Path, capsys: Any) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", str(remats), "--to", str(page), "--json"]) == 0
+    runs = {Path(run["run"]).name: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert (runs["c"]["memory_bytes"], runs["c"]["recompute"]) == (500, 0.33)
+    assert (runs["i"]["memory_bytes"], runs["i"]["recompute"]) == (None, None)
+    found = Page(page.read_text())
+    for cell in ("memory", "500 bytes", "33 %", "16 – 20"):
+        assert cell in found.cells, cell
+    assert [figure["compiled"] for figure in found.facts["frontiers"]] == [True, False]
+    assert "as it was counted" in page.read_text()
+    without = Page(of(*sorted(sweep.glob("[a-d]"))))
+    assert without.facts["frontiers"] == []
+    assert "memory" not in without.cells
+    one = Page(of(remats / "a", remats / "b"))  # one policy, two seeds
+    assert one.facts["frontiers"] == []
+    assert "2.1 kB" in one.cells
+
+
+def test_a_run_whose_record_is_torn_has_no_memory(tmp_path: Path) -> None:
+    needing(tmp_path, "a", "none", synthetic.needs("none", 1000, 0), 0.01)
+    needing(tmp_path, "b", "full", {"remat": EVIL, "compiled": None}, 0.01)
+    facts, differs = all_of(tmp_path)
+    assert memory(facts, differs) == [2100, None]
+    assert "ms / step" in Page(of(tmp_path / "a", tmp_path / "b")).cells
+
+
 def test_a_thousand_runs_are_less_than_ten_megabytes(tmp_path: Path) -> None:
-    few = [facts_of(Run(synthetic.write(tmp_path / str(lr), killed_at=350, rate=lr))) for lr in (0.004, 0.01)]
+    needs = {0.004: synthetic.needs("none", 1000, 0), 0.01: synthetic.needs("full", 100, 330)}
+    few = [
+        facts_of(Run(synthetic.write(tmp_path / str(lr), killed_at=350, rate=lr, needs=found)))
+        for lr, found in needs.items()
+    ]
     facts = [few[number % 2] for number in range(1000)]
     differs = difference([lr(number) for number in range(1000)], [(f"optim.lr={number}",) for number in range(1000)])
     text = rendered(facts, differs, "thousand", tmp_path)
     assert len(text.encode()) < 10_000_000
     assert len(Page(text).facts["runs"]) == 1000
+    (figure,) = Page(text).facts["frontiers"]
+    assert [len(runs) for _, runs, *_ in figure["points"]] == [500, 500]
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +435,39 @@ def test_what_is_pointed_at_is_told(opened: Callable[..., Browser], sweep: Path)
     assert "kept: " in saved
     assert told("#time path[style*=import]", start) == "lr=0.5 kind=mlp\nstarting Python 4 s\nattempt 1, finished"
     assert page.complaints() == []
+
+
+def test_the_frontier_is_drawn_by_time_and_by_what_is_recomputed(
+    chromium: Browser, remats: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(of(*sorted(remats.glob("[a-z]")), folder=tmp_path))
+    for width, dark in ((1280, False), (390, True)):
+        chromium.open(page, width=width, dark=dark)
+        assert chromium.run("return document.querySelectorAll('#remat figure svg').length") == 2
+        first = "document.querySelector('#remat figure[data-place=\"0\"]')"
+        kept = f"return [...{first}.querySelectorAll('circle.kept')].map(each => each.dataset.policy)"
+        assert chromium.run(kept) == ["full", "dots", "none"]
+        assert chromium.run(f"return {first}.querySelectorAll('circle.gone').length") == 1
+        names = chromium.run(f"return [...{first}.querySelectorAll('text.name')].map(each => each.textContent)")
+        assert sorted(names) == ["dots", "ffn_only", "full", "none"]
+        told = (
+            f"const box = {first}.querySelector('circle.touch').getBoundingClientRect();"
+            f"{first}.querySelector('circle.touch').dispatchEvent(new PointerEvent('pointermove', {{clientX: box.left, clientY: box.top}}));"
+            "return document.getElementById('tip').innerText"
+        )
+        assert chromium.run(told) == (
+            "full, 2 runs\n500 bytes on one device, says the compiler\n18 ms / step (16 – 20)\n33 % recomputed"
+        )
+        chromium.click("#remat figure .chip")
+        assert chromium.run(kept) == ["full", "dots"]
+        assert chromium.run("return document.documentElement.scrollWidth") <= width
+    head = chromium.run("return [...document.querySelectorAll('#table thead th')].map(head => head.innerText)")
+    size = head.index("memory")
+    chromium.click(f"#table thead th:nth-child({size + 1}) button")
+    assert column(chromium, size)[:3] == ["400 bytes", "500 bytes", "500 bytes"]
+    assert column(chromium, size)[-2:] == ["2.1 kB", ""]
+    assert chromium.complaints() == []
 
 
 def test_a_finger_is_told_as_well_until_it_taps_elsewhere(opened: Callable[..., Browser]) -> None:

@@ -2,6 +2,7 @@
 
     facts.py     what the files of a run say, as frozen values
     differ.py    what differs between runs, in as few columns as tell them apart
+    frontier.py  memory against time and FLOPs, where runs differ in what they recompute
     thin.py      a long curve in few points, without losing a spike
     page.py      facts become the page; template/ is what it looks like
 

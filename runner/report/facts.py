@@ -16,6 +16,9 @@ from typing import Any
 from runner.checkpoint.record import Record, Score, best_of, records_in
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError
+from runner.ledger import attempts
+from runner.remat import needs as needed
+from runner.remat.needs import Needs
 from runner.report.thin import Point
 from runner.rundir import Run, standing
 from runner.tools.account import Account
@@ -53,6 +56,8 @@ class Facts:
     saves: tuple[Save, ...]
     step_seconds: float | None  # the median over what was logged, without waiting, evaluating and saving
     remat: str  # what `remat=auto` chose, in its own words
+    needs: Needs | None  # of the newest attempt that wrote it down
+    hardware: str  # that it ran on
 
 
 def facts_of(run: Run) -> Facts:
@@ -69,7 +74,7 @@ def facts_of(run: Run) -> Facts:
     timing, records = list(_lines(run.timing)), records_in(run.checkpoints)
     account = accounted(run, status, document)
     kept = survivors(keep, records, score)
-    state = standing(run)
+    state, needs = standing(run), _needs([*attempts(run), attempt])
     return Facts(
         run=run,
         state=state,
@@ -85,6 +90,8 @@ def facts_of(run: Run) -> Facts:
         saves=tuple(_saves(timing, records, kept, score)),
         step_seconds=_step_seconds(timing),
         remat=_remat(run.remat),
+        needs=needs[0],
+        hardware=needs[1],
     )
 
 
@@ -145,6 +152,14 @@ def _remat(path: Path) -> str:
         return str(json.loads(path.read_bytes())["words"])
     except (OSError, ValueError, TypeError, KeyError):
         return ""
+
+
+def _needs(lines: Sequence[Mapping[str, Any]]) -> tuple[Needs | None, str]:
+    """What a step needs, and on what devices."""
+    for attempt in reversed(lines):
+        if (found := needed.read(attempt.get("needs"))) is not None:
+            return found, str(attempt.get("hardware") or "")
+    return None, ""
 
 
 def _whole(value: Any) -> int | None:

@@ -21,15 +21,18 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from runner.checkpoint.record import size_text
 from runner.report.differ import Difference, as_number, text
 from runner.report.facts import Facts, Save
+from runner.report.frontier import figures, groups, memory, tables
 from runner.report.thin import thinned
 from runner.tools.account import BUCKETS, INTERRUPTED, SEEN, Span
 from runner.tools.text import duration, moment, plural
 
-SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "table.js", "run.js", "start.js")
+SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
 MOST_POINTS, MOST_SAVES, FEWEST = 120_000, 40_000, 20  # on a page; of a run, however many there are
 MOST_METRICS = 12
+MOST_GROUPS = 8  # of runs whose remat policies are compared
 FAILED = ("failed", "diverged", "killed")
 
 
@@ -56,6 +59,8 @@ def rendered(facts: Sequence[Facts], differs: Difference, title: str, folder: Pa
     hrefs = [_href(each.run.path, folder) for each in facts]
     names = [differs.name(number) or each.run.path.name for number, each in enumerate(facts)]
     head, rows = _table(facts, differs, names, hrefs)
+    found = groups(facts, differs)
+    compared, more = found[:MOST_GROUPS], max(len(found) - MOST_GROUPS, 0)
     environment = Environment(
         loader=PackageLoader("runner.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -70,8 +75,11 @@ def rendered(facts: Sequence[Facts], differs: Difference, title: str, folder: Pa
         head=head,
         rows=rows,
         more=differs.more,
-        remats=_remats(facts, differs),
-        facts=_document(facts, differs, names, hrefs),
+        remats=tables(compared),
+        counted=any(not group.compiled for group in compared),
+        many=any(len(point.runs) > 1 for group in compared for point in group.points),
+        untold=more,
+        facts={**_document(facts, differs, names, hrefs), "frontiers": figures(compared)},
         style=style,
         script=script,
         proof=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -119,10 +127,23 @@ def _table(
     """The head, and a row for each run."""
     metrics = {each.score.metric for each in facts}
     best = f"best {metrics.pop()}" if len(metrics) == 1 else "best score"
-    facts_head = ["state", "step", best, "at step", "ms / step", "wall-clock", "goodput", "interrupted", "done again"]
+    facts_head = [
+        "state",
+        "step",
+        best,
+        "at step",
+        "ms / step",
+        "memory",
+        "wall-clock",
+        "goodput",
+        "interrupted",
+        "done again",
+    ]
     head = ["run", *(column.key for column in differs.columns), *facts_head, "why"]
+    sizes = memory(facts, differs)
     rows = [
-        Row(names[number], hrefs[number], (*_own(differs, number), *_cells(each))) for number, each in enumerate(facts)
+        Row(names[number], hrefs[number], (*_own(differs, number), *_cells(each, sizes[number])))
+        for number, each in enumerate(facts)
     ]
     told = [0, *(index for index in range(1, len(head)) if any(row.cells[index - 1].text for row in rows))]
     return [head[index] for index in told], [
@@ -138,7 +159,7 @@ def _own(differs: Difference, run: int) -> Iterable[Cell]:
         yield Cell(shown, shown if rank is None else rank, "own" if rank is None else "own number")
 
 
-def _cells(each: Facts) -> list[Cell]:
+def _cells(each: Facts, size: int | None) -> list[Cell]:
     account, steps = each.account, "" if each.steps in (None, each.step) else f" / {each.steps:,}"
     step, value = each.best or (None, None)
     pace = None if each.step_seconds is None else each.step_seconds * 1000
@@ -149,26 +170,13 @@ def _cells(each: Facts) -> list[Cell]:
         Cell("" if value is None else f"{value:.5g}", value, "number"),
         Cell("" if step is None else f"{step:,}", step, "number"),
         Cell("" if pace is None else f"{pace:.3g}", pace, "number"),
+        Cell("" if size is None else size_text(size), size, "number"),
         Cell(duration(account.clock) if ran else "", account.clock if ran else None, "number"),
         Cell(f"{100 * account.goodput:.1f} %" if ran else "", account.goodput if ran else None, "number"),
         Cell(str(account.interruptions or ""), account.interruptions, "number"),
         Cell(f"{account.lost_steps:,}" if account.lost_steps else "", account.lost_steps, "number"),
         Cell(each.why, each.why or None, "why"),
     ]
-
-
-def _remats(facts: Sequence[Facts], differs: Difference) -> list[tuple[str, int, str, str]]:
-    """Where remat varies: (what, runs, milliseconds a step, what auto said of memory), as far as it was measured."""
-    column = next((each for each in differs.columns if each.key in ("remat", "remat.kind")), None)
-    if column is None:
-        return []
-    found = []
-    for value in dict.fromkeys(map(text, column.values)):
-        mine = [each for each, own in zip(facts, column.values, strict=True) if text(own) == value]
-        paces = sorted(each.step_seconds * 1000 for each in mine if each.step_seconds is not None)
-        pace = f"{paces[0]:.3g}" if len(paces) == 1 else f"{paces[0]:.3g} – {paces[-1]:.3g}" if paces else ""
-        found.append((value, len(mine), pace, "; ".join(sorted({each.remat for each in mine if each.remat}))))
-    return found if any(pace for _, _, pace, _ in found) else []
 
 
 def _document(

@@ -12,6 +12,7 @@ from runner.checkpoint.record import size_text
 from runner.errors import ConfigError
 from runner.report.differ import Difference, difference
 from runner.report.facts import Facts, facts_of
+from runner.report.frontier import memory
 from runner.report.page import rendered
 from runner.rundir import Run, shown
 from runner.tools import Answer, Say
@@ -56,6 +57,7 @@ def _page(to: str | None, paths: Sequence[str]) -> Path:
 
 def _plain(facts: Sequence[Facts], differs: Difference) -> list[dict[str, Any]]:
     """The table of the page as data."""
+    sizes = memory(facts, differs)
     return [
         {
             "run": str(each.run),
@@ -65,6 +67,7 @@ def _plain(facts: Sequence[Facts], differs: Difference) -> list[dict[str, Any]]:
             **{"best_value": each.best and each.best[1], "seconds": each.account.clock / 1000},
             **{"goodput": each.account.goodput, "interruptions": each.account.interruptions},
             **{"lost_steps": each.account.lost_steps, "step_seconds": each.step_seconds, "why": each.why},
+            **{"memory_bytes": sizes[number], "recompute": each.needs and each.needs.extra},
         }
         for number, each in enumerate(facts)
     ]

@@ -53,6 +53,7 @@ function pick(index, { scroll = false } = {}) {
 
 function draw() {
   for (const figure of figures) drawCurves(figure);
+  for (const plot of plots) drawFrontier(plot);
   drawSaves();
   drawTime();
   markRows();

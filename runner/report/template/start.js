@@ -1,6 +1,7 @@
 // Everything is set up once, drawn, and drawn again when the width of the page changes.
 setUpColours();
 setUpCurves();
+setUpFrontiers();
 setUpTable();
 if (runs.length === 1) pick(0);
 else draw();
