@@ -16,9 +16,9 @@
     checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
                      checkpointer.py puts them in order: strategy → store → prove → publish → prune
                      record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run
-    remat/           policy.py: what each name recomputes · seen.py: what a trace tells · needs.py: what a run writes down
-                     measure.py: what one costs
-                     weigh.py: what all of them cost, as facts (report.py) and a picture · target.py: on another device
+    remat/           policy.py: what each name recomputes · seen.py: what a trace tells · needs.py: what a run tells
+                     measure.py weigh.py: what one costs, and all of them, as facts (report.py) and a picture
+                     target.py: on another device
     preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
     sweep/           many runs: local.py, one process each, here; array.py, one Slurm job array; slurm.py, one job
     child.py         a process of ours, that is asked to stop when we die
