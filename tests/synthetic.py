@@ -40,6 +40,7 @@ def write(
     rate: float = 0.01,
     pace: float = 0.002,
     needs: Mapping[str, Any] | None = None,
+    hardware: str = "1 × cpu",
 ) -> Path:
     """A run that saved each 100 steps and logged each 10; where it was killed, it went on from the save before.
 
@@ -69,7 +70,7 @@ def write(
     for step in sorted({*sorted(evaluated)[-2:], *([best] if best else [])}):
         _checkpoint(path / "checkpoints" / str(step), step, evaluated[step])
     attempts = _attempts(steps, killed_at, state, why, words)
-    attempts[-1] |= {"hardware": "1 × cpu"} | ({} if needs is None else {"needs": dict(needs)})
+    attempts[-1] |= {"hardware": hardware} | ({} if needs is None else {"needs": dict(needs)})
     _write_lines(path / "logs" / "metrics.jsonl", metrics)
     _write_lines(path / "logs" / "timing.jsonl", timing)
     _write_lines(path / "attempts.jsonl", attempts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,9 +78,23 @@ def test_the_default_place_is_the_user_s_own_and_divided_by_processor(
     assert compiled.place("off") is None
 
 
+# A run that is done before it is known what its step needs: that is waited for.
+SLOW_TO_COUNT = """
+import time
+from runner import programs
+needed = programs.needed
+def slow(*words):
+    time.sleep(3)
+    return needed(*words)
+programs.needed = slow
+"""
+
+
 def test_a_restart_finds_its_programs_and_computes_the_same(door: Door, tmp_path: Path) -> None:
     run = (*SMALL, f"compile_cache={tmp_path / 'programs'}")
-    assert door.run(*run, "train.steps=10").returncode == 0
+    (door.cwd / "sitecustomize.py").write_text(SLOW_TO_COUNT)
+    path = {"PYTHONPATH": f"{door.cwd}{os.pathsep}{REPO}"}
+    assert door.run(*run, "train.steps=10", **path).returncode == 0
     (first,) = [json.loads(line) for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]
     assert first["compile_cache"] == "miss"
     assert first["compile_seconds"] > 0

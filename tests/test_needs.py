@@ -6,12 +6,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from models.scopes import Kept
 from runner.config import load
 from runner.dataset import read as read_data
-from runner.flops import recomputed
+from runner.flops import count, recomputed
 from runner.programs import needed, trace_step
 from runner.remat import needs
 from runner.remat.measure import Candidate, candidate
@@ -43,6 +45,16 @@ def test_bytes_and_flops_are_those_that_all_policies_are_weighed_by(config: Any,
         assert {**mine, "": 0} == {**one.stored, "": 0}, one.option  # by tag
         assert recomputed(one.traced.jaxpr.jaxpr) == one.flops - found[0].flops, one.option
     assert found[-1].flops > found[0].flops
+
+
+def test_a_product_in_a_function_that_is_done_again_is_counted() -> None:
+    @jax.checkpoint
+    def twice(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.jit(lambda x: jnp.sin(x @ w))(x).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(twice, argnums=(0, 1)))(jnp.ones((3, 5)), jnp.ones((5, 7))).jaxpr
+    assert recomputed(jaxpr) == 2 * 3 * 5 * 7
+    assert count(jaxpr) == 4 * recomputed(jaxpr)
 
 
 def test_in_a_loop_no_more_is_counted_than_what_a_backward_pass_asks_for() -> None:

@@ -265,6 +265,8 @@ def test_a_killed_run_goes_on_as_it_chose_and_ends_bit_for_bit(served: Forks, do
     assert done.returncode == 0, done.stdout
     assert f"remat=auto: {chosen['words']}, as before" in done.stdout
     assert_same(door.the_run, whole.the_run, 20)
+    lines = [json.loads(line) for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]
+    assert lines[-1]["needs"]["remat"] == chosen["option"]["kind"] != "auto"
     assert f"- remat: {chosen['words']}" in (door.the_run / "README.md").read_text()
     done = served.run(door.cwd, *words, "remat.budget_bytes=1000", "seed=1")
     assert done.returncode == 2

@@ -279,6 +279,7 @@ def test_what_changes_a_step_is_not_compared_and_a_seed_is_no_change(tmp_path: P
     needing(tmp_path, "c", "dots", needs("dots", 500, 0, held=150), 0.01)  # another optimizer
     needing(tmp_path, "d", "dots", needs("dots", 500, 0), 0.01, train={"precision": "bf16"})
     needing(tmp_path, "e", "dots", needs("dots", 500, 0) | {"flops": 2000}, 0.01)
+    synthetic.write(tmp_path / "f", {"remat": {"kind": "dots"}}, needs=needs("dots", 500, 0), hardware="1 × H200")
     assert [[point.policy for point in group.points] for group in groups(*all_of(tmp_path))] == [["full", "none"]]
 
 
