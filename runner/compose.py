@@ -30,6 +30,7 @@ from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
 from runner.explain import suggest
 from runner.provenance import process_began
 from runner.sweep.local import Local
+from runner.sweep.members import distinct
 from runner.sweep.slurm import Slurm
 
 if TYPE_CHECKING:
@@ -83,9 +84,12 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
 
     def launch(jobs: Sequence[plugin.Job], study: Study | None) -> list[float | None]:
         runs, option, which = [], _option(jobs[0][0].hydra), _which(argv)
-        for composed, words in jobs:
+        for (composed, words), own in zip(jobs, distinct([words for _, words in jobs]), strict=True):
             HydraConfig.instance().set_config(composed)
-            config, overrides = _validated(_without_hydra(composed), trusted=trusted)
+            try:
+                config, overrides = _validated(_without_hydra(composed), trusted=trusted)
+            except HoldfastError as error:
+                raise type(error)(f"{error} (in the run {' '.join(own)})" if own else str(error)) from None
             runs.append((config, Command(overrides, began, (*which, *words, *([trust.FLAG] if trusted else [])))))
         assert sweep is not None
         code, scores = sweep(runs, option, study)

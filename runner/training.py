@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,7 +62,8 @@ def work(session: Session) -> tuple[Outcome, str]:
     if reached.step < config.train.steps or reached.owes:
         return _stopped(session, ""), watcher.notice or ""
     with session.attempt.spend("finish"):
-        wait([programs.counted])  # long done, unless the run is very short
+        if error := programs.counted.exception():  # long done, unless the run is very short
+            session.console.say(f"warning: what a step needs is not written down: {type(error).__name__}: {error}")
         state = _best(session, built, programs, reached.state) if config.train.final == "best" else reached.state
         if shown := building.showcase(built, state):
             session.console.say("a sample:\n" + "\n".join(f"  | {line}" for line in shown.splitlines()))

@@ -322,8 +322,8 @@ def test_a_run_whose_record_is_torn_has_no_memory(tmp_path: Path) -> None:
 def test_a_thousand_runs_are_less_than_ten_megabytes(tmp_path: Path) -> None:
     needs = {0.004: synthetic.needs("none", 1000, 0), 0.01: synthetic.needs("full", 100, 330)}
     few = [
-        facts_of(Run(synthetic.write(tmp_path / str(lr), killed_at=350, rate=lr, needs=found)))
-        for lr, found in needs.items()
+        facts_of(Run(synthetic.write(tmp_path / str(rate), killed_at=350, rate=rate, needs=found)))
+        for rate, found in needs.items()
     ]
     facts = [few[number % 2] for number in range(1000)]
     differs = difference([lr(number) for number in range(1000)], [(f"optim.lr={number}",) for number in range(1000)])
