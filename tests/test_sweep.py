@@ -312,7 +312,7 @@ def test_what_is_left_behind_can_be_read_as_a_table(tmp_path: Path) -> None:
 def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
     assert "seed=0 and seed=0 are one run" in door.run("seed=0,0", "-m").stderr  # wherever it stands
     for words, code, said in (
-        (("seed=0,1", "optim.lr=1e-3,-1"), 2, "optim.lr: got -1; expected more than 0 (in the run optim.lr=-1)"),
+        (("seed=0,1", "optim.lr=1e-3,-1"), 2, "optim.lr: got -1; expected more than 0 (in the run seed=0 optim.lr=-1)"),
         (("seed=0,0",), 2, "seed=0 and seed=0 are one run"),
         (("seed=0,1", "hydra.launcher.paralel=2"), 2, "hydra.launcher.paralel: unknown key; did you mean parallel?"),
         (("seed=0,1", "hydra.launcher.parallel=0"), 2, "hydra.launcher.parallel: got 0; expected at least 1"),
