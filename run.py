@@ -20,6 +20,7 @@ from runner.errors import ConfigError
 from runner.sweep.local import Local
 from runner.sweep.search import Study
 from runner.sweep.slurm import Slurm
+from runner.sweep.submitit import Submitit
 
 
 def start(config: Config, command: Command) -> tuple[int, float | None]:
@@ -34,11 +35,13 @@ def start(config: Config, command: Command) -> tuple[int, float | None]:
 
 
 def sweep(
-    runs: Sequence[tuple[Config, Command]], option: Local | Slurm, study: Study | None
+    runs: Sequence[tuple[Config, Command]], option: Local | Slurm | Submitit, study: Study | None
 ) -> tuple[int, list[float | None]]:
     """Work on every run of a sweep, each in a process or job of its own. Gives the exit code, and the scores."""
     from runner.sweep import together
 
+    if isinstance(option, Submitit):
+        return together.hand_on(runs, option)
     return together.submit(runs, option) if isinstance(option, Slurm) else together.run(runs, option, study)
 
 

@@ -20,7 +20,8 @@
                      measure.py weigh.py: what one costs, and all of them, as facts (report.py) and a picture
                      target.py: on another device
     preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
-    sweep/           many runs: local.py, one process each, here; array.py, one Slurm job array; slurm.py, one job
+    sweep/           many runs: local.py, one process each, here; array.py, one Slurm job array; slurm.py, one job;
+                     submitit.py, whatever that submits
     child.py         a process of ours, that is asked to stop when we die
     log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
     dataset.py       the data of a run: read, written down, compared · waiting.py: whether training waits for it

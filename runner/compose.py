@@ -32,6 +32,7 @@ from runner.provenance import process_began
 from runner.sweep.local import Local
 from runner.sweep.members import distinct
 from runner.sweep.slurm import Slurm
+from runner.sweep.submitit import INSTALL, NAMES, Carry, Submitit
 
 if TYPE_CHECKING:
     from runner.sweep import plugin
@@ -60,7 +61,9 @@ class Command:
 
 Start = Callable[[Config, Command], tuple[int, float | None]]
 # The runs of a sweep → its exit code, and the score of each run.
-Sweep = Callable[[Sequence[tuple[Config, Command]], Local | Slurm, "Study | None"], tuple[int, list[float | None]]]
+Sweep = Callable[
+    [Sequence[tuple[Config, Command]], Local | Slurm | Submitit, "Study | None"], tuple[int, list[float | None]]
+]
 
 
 def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> int:
@@ -82,8 +85,8 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
             raise SystemExit(STOPPED)  # a stopped run stops the sweep
         return score
 
-    def launch(jobs: Sequence[plugin.Job], study: Study | None) -> list[float | None]:
-        runs, option, which = [], _option(jobs[0][0].hydra), _which(argv)
+    def launch(jobs: Sequence[plugin.Job], study: Study | None, carry: Carry) -> list[float | None]:
+        runs, option, which = [], _option(jobs[0][0].hydra, carry), _which(argv)
         for (composed, words), own in zip(jobs, distinct([words for _, words in jobs]), strict=True):
             HydraConfig.instance().set_config(composed)
             try:
@@ -146,16 +149,17 @@ def _document(composed: DictConfig, task: list[str], *, trusted: bool) -> Any:
     return document
 
 
-def _option(chosen: Any) -> Local | Slurm:
-    """How the runs of a sweep are to be worked on."""
-    option: Local | Slurm = _slurm(chosen) or _chosen(Local, chosen.launcher)
-    sweeper = chosen.runtime.choices.get("hydra/sweeper")
-    if isinstance(option, Slurm) and sweeper != "basic":
+def _option(chosen: Any, carry: Carry) -> Local | Slurm | Submitit:
+    """How the runs of a sweep are to be worked on. Raises ConfigError where they cannot be so."""
+    launcher, sweeper = (chosen.runtime.choices.get(f"hydra/{group}") for group in ("launcher", "sweeper"))
+    if launcher != "local" and sweeper != "basic":
         raise ConfigError(
-            f"hydra/sweeper={sweeper}: waits for scores to choose the next runs, and hydra/launcher=slurm "
-            "does not wait; leave one of them out"
+            f"hydra/sweeper={sweeper}: chooses the next runs by the scores of those before, on this machine; "
+            "leave hydra/launcher out"
         )
-    return option
+    if launcher in NAMES:
+        return Submitit(launcher, chosen.launcher, carry)
+    return _slurm(chosen) or _chosen(Local, chosen.launcher)
 
 
 def _chosen(schema: Any, launcher: DictConfig) -> Any:
@@ -187,8 +191,16 @@ def _which(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def _slurm(chosen: Any) -> Slurm | None:
-    """What a job is to ask for, where `hydra/launcher=slurm` was chosen."""
-    return _chosen(Slurm, chosen.launcher) if chosen.runtime.choices.get("hydra/launcher") == "slurm" else None
+    """What a job is to ask for, where `hydra/launcher=slurm` was chosen. Raises ConfigError for any but ours."""
+    launcher = chosen.runtime.choices.get("hydra/launcher")
+    if launcher in NAMES:
+        raise ConfigError(f"hydra/launcher={launcher}: is for sweeps; add -m, or use hydra/launcher=slurm")
+    if launcher not in ("local", "slurm"):
+        raise ConfigError(
+            f"hydra/launcher={launcher}: is not supported; leave it out (hydra.launcher.parallel=N: so many runs at "
+            f"once), or use one of slurm, {', '.join(NAMES)}"
+        )
+    return _chosen(Slurm, chosen.launcher) if launcher == "slurm" else None
 
 
 def _spelled_out(argument: str) -> tuple[str, ...]:
@@ -218,6 +230,8 @@ def _plain_line(error: HydraException) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = ", ".join(error.options)
+        if option in NAMES:
+            return f"{group}={option}: needs the extra `submitit`; {INSTALL}"
         return f"{group}: got {option}; expected one of {options}{suggest(option, list(error.options))}"
     if isinstance(error, OverrideParseException):
         override = error.override.removeprefix("++")
@@ -247,6 +261,8 @@ def _unknown(key: str) -> str:
         from runner.sweep.search import OPTIONS
 
         return f"{key}: unknown key{suggest(key.removeprefix('hydra.sweeper.'), list(OPTIONS))}"
+    if word := next((word for word in sys.argv if word.startswith("hydra/launcher=submitit")), None):
+        return f"{key}: unknown key; what there is: python run.py {word} --cfg hydra -p hydra.launcher"
     if name in there:
         return f"{key}: belongs to hydra/launcher=slurm; add that"
     if name in here:

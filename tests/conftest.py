@@ -176,6 +176,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"NOT TESTED: {len(unable)} laws on a real Slurm. {unable[0]}", red=True, bold=True)
     if unable := [reason for reason in skipped if "needs Optuna" in reason]:
         terminalreporter.write_line(f"NOT TESTED: {len(unable)} searches. {unable[0]}", red=True, bold=True)
+    if unable := [reason for reason in skipped if "needs submitit" in reason]:
+        terminalreporter.write_line(f"NOT TESTED: {len(unable)} sweeps. {unable[0]}", red=True, bold=True)
     if unable := [reason for reason in skipped if "needs Chromium" in reason]:
         terminalreporter.write_line(f"NOT TESTED: {len(unable)} pages in a browser. {unable[0]}", red=True, bold=True)
 

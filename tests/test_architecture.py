@@ -23,9 +23,10 @@ MODULES = {
 
 # One third-party library, one room (prefixes of module names).
 FENCES = {
-    "hydra": ("runner.compose", "runner.sweep.plugin", "runner.sweep.sweeper"),
+    "hydra": ("runner.compose", "runner.sweep.plugin", "runner.sweep.submitit", "runner.sweep.sweeper"),
     "omegaconf": ("runner.config", "runner.compose", "runner.sweep.plugin", "runner.sweep.sweeper"),
     "optuna": ("runner.sweep.sweeper",),
+    "submitit": ("runner.sweep.submitit",),
     "pydantic": ("runner.config",),
     "yaml": ("runner.config", "runner.tools.settings"),
     "orbax": ("runner.checkpoint.store",),
@@ -60,7 +61,7 @@ NO_JAX = (
     *("runner.preempt", "runner.preempt.sources"),
     *("runner.child", "runner.sweep", "runner.sweep.slurm", "runner.sweep.local", "runner.sweep.together"),
     "runner.sweep.search",
-    *("runner.sweep.array", "runner.sweep.jobs"),
+    *("runner.sweep.array", "runner.sweep.jobs", "runner.sweep.submitit"),
     *("runner.log", "runner.log.console", "runner.evaluate", "runner.evaluate.media", "models", "data"),
     *("data.own", "data.fields", "data.sources", "data.pipeline", "data.tokenize", "runner.dataset"),
     "runner.tools.tokenize",
@@ -220,6 +221,7 @@ MAY_KNOW = {
     "runner.sweep.sweeper": ("runner.child", "runner.sweep"),
     "runner.sweep.slurm": ("runner.sweep.jobs",),
     "runner.sweep.array": ("runner.sweep",),
+    "runner.sweep.submitit": ("runner.child", "runner.preempt.slurm", "runner.sweep"),
     "runner.sweep.together": ("runner.compose", "runner.config", "runner.experiment", "runner.sweep"),
     "runner.tools.supervise": (
         *("runner.child", "runner.preempt"),

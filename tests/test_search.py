@@ -236,7 +236,7 @@ def test_a_wrong_search_is_refused_before_it_begins(searching: Searching, capfd:
         (("hydra.sweeper.n_trials=0",), "hydra.sweeper.n_trials: got 0; expected at least 1"),
         (("hydra.sweeper.direction=maximize",), "expected minimize, as score.mode=min says"),
         (("hydra/sweeper/sampler=grid",), "hydra/sweeper/sampler: got grid; expected one of cmaes"),
-        (("hydra/launcher=basic",), "needs hydra/launcher=local"),
+        (("hydra/launcher=basic",), "on this machine; leave hydra/launcher out"),
         (("optim.sl=1",), "optim.sl: unknown key"),
         (("hydra.sweeper.n_trails=3",), "hydra.sweeper.n_trails: unknown key; did you mean n_trials?"),
     ):

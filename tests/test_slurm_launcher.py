@@ -30,7 +30,7 @@ LAUNCHER = "hydra/launcher=slurm"
         ([LAUNCHER, "resume=never"], "resume=never: a requeued job goes on with its run"),
         (
             ["hydra/launcher=slurmm"],
-            "hydra/launcher: got slurmm; expected one of basic, local, slurm; did you mean slurm?",
+            "hydra/launcher: got slurmm; expected one of basic, local, slurm",
         ),
     ],
 )

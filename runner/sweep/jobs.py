@@ -43,11 +43,11 @@ class Job:
         return self.script.parent / f"{self.name}.out"
 
 
-def look_for_sbatch() -> None:
+def look_for_sbatch(launcher: str = "slurm") -> None:
     """Raises RefusedError where nothing can be submitted."""
     if not shutil.which("sbatch"):
         raise RefusedError(
-            "hydra/launcher=slurm: there is no sbatch here; type this where jobs are submitted, "
+            f"hydra/launcher={launcher}: there is no sbatch here; type this where jobs are submitted, "
             "or leave hydra/launcher out to run it here"
         )
 

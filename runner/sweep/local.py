@@ -107,11 +107,12 @@ def run(
             board.show(results)
             time.sleep(LOOK_SECONDS)
     board.show(results)
-    return results, _code(results, crew)
+    return results, STOPPED if crew.asked is not None else code_of(results)
 
 
-def _code(results: Sequence[Result], crew: Crew) -> int:
-    if crew.asked is not None or any(result.state == "stopped" for result in results):
+def code_of(results: Sequence[Result]) -> int:
+    """The exit code of a sweep whose runs stand so."""
+    if any(result.state == "stopped" for result in results):
         return STOPPED
     return CRASHED if any(result.state != "finished" for result in results) else 0
 
@@ -129,7 +130,7 @@ def _begun(member: Member, number: int, share: Share, command: Sequence[str], ou
 def _ended(member: Member, result: Result, process: Process, option: Local, asked: int | None) -> Result:
     """How it stands now: `waiting` where it is to be tried again."""
     code = process.handle.returncode
-    state, why = ending(member, code, _last_line(process.output))
+    state, why = ending(member, code, last_line(process.output))
     if asked is not None and code == -asked:  # it was not listening yet: nothing was done that could have been lost
         state, why = "stopped", "stopped before it began"
     seconds = result.seconds + time.monotonic() - process.began
@@ -140,7 +141,7 @@ def _ended(member: Member, result: Result, process: Process, option: Local, aske
     return replace(result, state="waiting") if again and asked is None else result
 
 
-def _last_line(output: Path) -> str:
+def last_line(output: Path) -> str:
     """The last line that is not empty, of the last few kilobytes."""
     with output.open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, open_dict
 
 from runner.errors import ConfigError
 from runner.sweep.search import Search, Study
+from runner.sweep.submitit import Carry, Errand
 
 PACKAGE = "hydra_plugins"
 NAMESPACE = f"{PACKAGE}.holdfast"
@@ -40,15 +42,17 @@ OPTUNA = {
 
 # One job: what it was composed to, and its overrides.
 Job = tuple[DictConfig, tuple[str, ...]]
-Launch = Callable[[Sequence[Job], Study | None], Sequence[float | None]]
+Launch = Callable[[Sequence[Job], Study | None, Carry], Sequence[float | None]]
 
 
 class HoldfastLauncher(Launcher):
     """Hands every job on to `launch`, which says the score of each; Hydra makes the object, so that is the class's."""
 
     launch_all: ClassVar[Launch]
+    others: ClassVar[dict[str, type[Launcher]]] = {}  # those of other plugins, by the name a configuration has for them
 
-    def __init__(self, **_: Any) -> None:  # what it takes is read from the composed configuration
+    def __init__(self, **options: Any) -> None:  # ours are read from the composed configuration
+        self._options = options
         self._config: DictConfig
         self.study: Study | None = None  # what the jobs are trials of
 
@@ -66,7 +70,7 @@ class HoldfastLauncher(Launcher):
             jobs.append((composed, tuple(word.removeprefix("++") for word in filter_overrides(overrides))))
         before = HydraConfig.instance().cfg
         try:
-            scores = type(self).launch_all(jobs, self.study)
+            scores = type(self).launch_all(jobs, self.study, partial(self._carry, job_overrides))
         finally:
             HydraConfig.instance().cfg = before
         none = math.nan if self.study is None else None  # Optuna takes a trial with a NaN for a mistake of its caller
@@ -74,6 +78,13 @@ class HoldfastLauncher(Launcher):
             JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=none if score is None else score)
             for (_, words), score in zip(jobs, scores, strict=True)
         ]
+
+    def _carry(self, job_overrides: Sequence[Sequence[str]], errand: Errand, names: Mapping[int, str]) -> list[Any]:
+        """Have the plugin's launcher that was chosen take the errand to workers, once for each of these jobs."""
+        other = self.others[self._config.hydra.launcher._target_](**self._options)
+        other.setup(hydra_context=self._context, task_function=errand, config=self._config)
+        named = [[*job_overrides[number], f"hydra.job.name={name}"] for number, name in names.items()]
+        return [returned.return_value for returned in other.launch(named, 0)]
 
 
 class HoldfastSearch(Sweeper):
@@ -98,8 +109,15 @@ class HoldfastSearch(Sweeper):
 
 
 def register(launch: Launch) -> None:
-    """Let Hydra find the launcher, and have it hand the jobs of this process's sweep on to `launch`."""
+    """Let Hydra find the launcher, and have it hand the jobs of this process's sweep on to `launch`.
+
+    It stands in for every other one: whichever is chosen, all jobs are valid before any is started.
+    """
     HoldfastLauncher.launch_all = staticmethod(launch)
+    for name, found in Plugins.instance().class_name_to_class.items():
+        if issubclass(found, Launcher) and found is not HoldfastLauncher:
+            HoldfastLauncher.others[name] = found
+            Plugins.instance().class_name_to_class[name] = HoldfastLauncher
     _present(HoldfastLauncher)
     _register_search()
     try:

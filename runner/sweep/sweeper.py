@@ -21,7 +21,7 @@ from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.child import hearing
-from runner.errors import STOPPED, ConfigError
+from runner.errors import STOPPED
 from runner.sweep import search
 from runner.sweep.search import Study
 
@@ -93,8 +93,6 @@ class OptunaSearch(Sweeper):
         with open_dict(config):
             config.hydra.sweep.dir = str(study.place)  # where it leaves its optimization_results.yaml
         plugin.setup(hydra_context=self._context, task_function=self._task, config=config)
-        if not hasattr(plugin.sweeper.launcher, "study"):
-            raise ConfigError("hydra/sweeper=optuna: needs hydra/launcher=local; leave the launcher out")
         plugin.sweeper.launcher.study = study
         return plugin
 

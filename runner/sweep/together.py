@@ -12,11 +12,13 @@ from runner.compose import Command
 from runner.config import Config
 from runner.errors import ConfigError, RefusedError
 from runner.rundir import Run, shown
-from runner.sweep import array, local, members, summary, table
+from runner.sweep import array, local, members, submitit, summary, table
+from runner.sweep.jobs import look_for_sbatch
 from runner.sweep.local import Local
 from runner.sweep.members import Member, Result
 from runner.sweep.search import Study
 from runner.sweep.slurm import Slurm
+from runner.sweep.submitit import Errand, Submitit
 
 
 def run(
@@ -30,7 +32,7 @@ def run(
     or the same sweep goes already.
     """
     sweep = _admitted(runs)
-    command = [sys.executable, str(Path(sys.argv[0]).resolve())]
+    command = [sys.executable, _script()]
     if study is not None:  # it may suggest the same twice
         return study.work(sweep, option, command)
     members.admit(sweep)
@@ -41,6 +43,23 @@ def run(
             results, code = local.run(sweep, option, command, place / "output", board)
         finally:
             board.close()
+        summary.write(place, sweep, results)
+    _tell(sweep, results, place)
+    return code, _scores(sweep)
+
+
+def hand_on(runs: Sequence[tuple[Config, Command]], option: Submitit) -> tuple[int, list[float | None]]:
+    """Have submitit's workers work on every run that is not finished, and wait. Gives and raises as `run` does."""
+    sweep = _admitted(runs)
+    members.admit(sweep)
+    place = summary.folder(sweep)
+    command = runs[0][1]
+    flags = tuple(word for word in command.words if word.startswith("-") or word not in command.overrides)
+    if option.name == submitit.SLURM and not all(member.is_finished for member in sweep):
+        look_for_sbatch(option.name)
+    errand = Errand((_script(),), flags, (place / "output").resolve())
+    with rundir.locked(Run(place)):
+        results, code = submitit.run(sweep, option, errand)
         summary.write(place, sweep, results)
     _tell(sweep, results, place)
     return code, _scores(sweep)
@@ -60,6 +79,10 @@ def submit(runs: Sequence[tuple[Config, Command]], option: Slurm) -> tuple[int, 
         print("the same command says how each stands, and submits what is left")
     left = [result for result in results if result.state == "waiting"]
     return RefusedError.exit_code if left else 0, _scores(sweep)
+
+
+def _script() -> str:
+    return str(Path(sys.argv[0]).resolve())
 
 
 def _admitted(runs: Sequence[tuple[Config, Command]]) -> list[Member]:

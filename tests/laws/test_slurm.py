@@ -350,3 +350,70 @@ def test_preempted_twice_at_full_speed(
     assert [line["ending"] for line in lines] == ["preempted", "preempted", "finished"]
     assert [line["lost_steps"] for line in lines] == [0, 0, 0]
     assert_same(desk.the_run, long_reference, 1500)
+
+
+SACCT = """#!/bin/sh
+echo 'JobID|State|NodeList'
+for word; do case $word in [0-9]*) scontrol -o show job "$word" ;; esac; done |
+    sed -nE 's/^JobId=([0-9]+) (ArrayJobId=([0-9]+) ArrayTaskId=([0-9]+) )?.*JobState=([A-Z]+) .*/\\3_\\4 \\1|\\5|/; s/^_ //; s/ [0-9]+\\|/|/; p'
+"""
+SUBMITIT = ("-m", *RUN, "hydra/launcher=submitit_slurm", "hydra.launcher.partition=batch")
+
+
+@pytest.fixture
+def accounting(desk: Door, slurm: Slurm) -> dict[str, str]:
+    """An environment with submitit, and an sacct that knows what scontrol does: accounting would need a database."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs submitit, of the extra `submitit`")
+    (desk.cwd / "bin").mkdir()
+    (desk.cwd / "bin/sacct").write_text(SACCT)
+    (desk.cwd / "bin/sacct").chmod(0o755)
+    return slurm.environment | {"PATH": f"{desk.cwd}/bin:{slurm.environment['PATH']}"}
+
+
+@pytest.mark.slow
+def test_submitit_requeues_what_was_preempted(
+    desk: Door, slurm: Slurm, reference: Callable[[], Path], accounting: dict[str, str]
+) -> None:
+    client = desk.start(*SUBMITIT, "hydra.launcher.timeout_min=30", "seed=0,1", **accounting)
+    pids = [freeze(lambda seed=seed: run_of_seed(desk, seed), 20) for seed in (0, 1)]
+    array = slurm.jobs()[0].partition("_")[0]
+    preempt(slurm, desk, nodes=2)
+    ends = [slurm.ended(f"{array}_{task}") for task in (0, 1)]
+    assert [(end["JobState"], end["Restarts"]) for end in ends] == [("COMPLETED", "1")] * 2
+    out, err = client.communicate(timeout=HANG_SECONDS)
+    assert (client.returncode, "2 runs: 2 finished" in out) == (0, True), out + err
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    for seed in (0, 1):
+        assert_went_on(run_of_seed(desk, seed), *PREEMPTED)
+        assert attempts(run_of_seed(desk, seed))[0]["slurm"]["array_task_id"] == seed
+    assert_same(run_of_seed(desk, 0), reference(), STEPS)
+    assert desk.run(*SUBMITIT, "seed=0,1", **accounting).returncode == 0
+    assert slurm.jobs() == []
+
+
+@pytest.mark.slow
+def test_submitit_counts_timeouts_and_a_cancelled_job_stays_away(
+    desk: Door, slurm: Slurm, reference: Callable[[], Path], accounting: dict[str, str]
+) -> None:
+    """To submitit every USR2 is a timeout where a job has ten minutes or less; here it may have one."""
+    options = ("hydra.launcher.timeout_min=8", "hydra.launcher.max_num_timeout=1", "seed=0")
+    for step, command in ((20, "--signal=USR2"), (40, "--signal=USR2"), (60, "--full")):
+        if step != 40:  # the second time it is the same job
+            client = desk.start(*SUBMITIT, *options, **accounting)
+        pid = freeze(lambda: run_of_seed(desk, 0), step)
+        (job,) = slurm.jobs()
+        slurm.ask("scancel", command, job)
+        os.kill(pid, signal.SIGCONT)
+        if step == 20:
+            wait(lambda job=job: slurm.job(job)["Restarts"] == "1")
+            continue
+        out, err = client.communicate(timeout=HANG_SECONDS)
+        assert (client.returncode, "1 runs: 1 stopped" in out) == (75, True), out + err
+        (sweep,) = desk.cwd.glob("outputs/*/.sweep/*/sweep.json")
+        (row,) = json.loads(sweep.read_text())["runs"]
+        assert row["why"] == (f"job {job} is cancelled, with no result" if step == 60 else "SIGUSR2")
+        assert slurm.ended(job)["JobState"] == ("COMPLETED" if step == 40 else "CANCELLED")
+    assert [line["lost_steps"] for line in attempts(desk.the_run)] == [0, 0, 0]
+    last = desk.run(*SUBMITIT, *options, **accounting)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert_same(desk.the_run, reference(), STEPS)
