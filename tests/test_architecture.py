@@ -26,7 +26,6 @@ FENCES = {
     "hydra": ("runner.compose", "runner.sweep.plugin", "runner.sweep.submitit", "runner.sweep.sweeper"),
     "omegaconf": ("runner.config", "runner.compose", "runner.sweep.plugin", "runner.sweep.sweeper"),
     "optuna": ("runner.sweep.sweeper",),
-    "submitit": ("runner.sweep.submitit",),
     "pydantic": ("runner.config",),
     "yaml": ("runner.config", "runner.tools.settings"),
     "orbax": ("runner.checkpoint.store",),

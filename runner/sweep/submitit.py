@@ -90,12 +90,10 @@ def run(members: Sequence[Member], option: Submitit, errand: Errand) -> tuple[li
     left = {number: members[number] for number, result in enumerate(results) if result.state == "waiting"}
     if left:
         print(f"{len(left)} to hydra/launcher={option.name}; what they say: {shown(errand.outputs)}", flush=True)
-        from submitit.core.utils import FailedSubmissionError, UncompletedJobError
-
         names = {number: re.sub(r"[^A-Za-z0-9.-]", "_", member.place.path.name) for number, member in left.items()}
         try:
             returned = option.carry(errand, names)
-        except (UncompletedJobError, FailedSubmissionError) as error:  # of one; it does not say how the others are
+        except RuntimeError as error:  # as submitit's are: of one job, and the others it does not wait for
             returned = [error] * len(left)
         except KeyboardInterrupt:
             print(f"{option.name}: jobs that were submitted go on; the same command tells how they stand")
