@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LAUNCHER = "hydra.launcher."
 SWEEP = ("-m", "--multirun")
+ONE_OF = (*("--run", "-r", *SWEEP), *("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"))
 WHICH = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")  # of Hydra's, with a value
 FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--run", "-r", *SWEEP, "--cfg", "-c", "--resolve"),
@@ -75,8 +76,9 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
         os.environ.pop("HYDRA_FULL_ERROR", None)
         try:
             config, overrides = _validated(composed, trusted=trusted)
+            words = (*_words(argv), *_here(argv, HydraConfig.get()))
             code, score = start(
-                config, Command(overrides, time.time() if codes else began, _words(argv), _slurm(HydraConfig.get()))
+                config, Command(overrides, time.time() if codes else began, words, _slurm(HydraConfig.get()))
             )
         except HoldfastError as error:
             code, score = _say(error), None
@@ -86,7 +88,8 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
         return score
 
     def launch(jobs: Sequence[plugin.Job], study: Study | None, carry: Carry) -> list[float | None]:
-        runs, option, which = [], _option(jobs[0][0].hydra, carry), _which(argv)
+        chosen = jobs[0][0].hydra
+        runs, option, which = [], _option(chosen, carry), (*_which(argv), *_here(argv, chosen))
         for (composed, words), own in zip(jobs, distinct([words for _, words in jobs]), strict=True):
             HydraConfig.instance().set_config(composed)
             try:
@@ -102,6 +105,8 @@ def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> in
         return scores
 
     try:
+        if len(asked := [word for word in argv if word in ONE_OF]) > 1:
+            raise ConfigError(f"{' and '.join(asked)} are not for one command; leave out all but one")
         if set(SWEEP) & set(argv):
             from runner.sweep import plugin
 
@@ -181,6 +186,12 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
 def _words(argv: Sequence[str]) -> tuple[str, ...]:
     """What starts the same run here, without a launcher."""
     return tuple(word for word in argv if not word.lstrip("+~").startswith(("hydra/launcher", LAUNCHER)))
+
+
+def _here(argv: Sequence[str], chosen: Any) -> tuple[str, ...]:
+    """What keeps a run where it is started when a YAML chooses its launcher: else each job would submit it again."""
+    typed = any(word.lstrip("+~").startswith("hydra/launcher=") for word in argv)
+    return () if typed or chosen.runtime.choices.get("hydra/launcher") == "local" else ("hydra/launcher=local",)
 
 
 def _which(argv: Sequence[str]) -> tuple[str, ...]:

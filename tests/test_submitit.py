@@ -173,4 +173,4 @@ def test_a_sweep_by_submitit_local(
     assert compose([*words, "seed=0,1,2"], lambda *_: (0, None), sweep) == 1
     assert found == [("finished", 1, 0), ("finished", 2, 0), ("failed", 1, 2)]
     assert "something: is wrong" in (tmp_path / "output/seed_2.txt").read_text()
-    assert {path.name for path in tmp_path.glob("outputs/default/.sweep/*")} == {".submitit", "multirun.yaml"}
+    assert {path.name for path in tmp_path.glob("outputs/default/.sweep/*")} == {".submitit"}

@@ -26,6 +26,7 @@ from runner.rundir import Run
 from runner.sweep import local, members, share, summary, table
 from runner.sweep.local import Local
 from runner.sweep.members import Member, Result
+from runner.sweep.slurm import Slurm
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged, write_corpus
 from tests.test_config import changed
 
@@ -310,6 +311,7 @@ def test_what_is_left_behind_can_be_read_as_a_table(tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
+    before = door.tree()
     assert "seed=0 and seed=0 are one run" in door.run("seed=0,0", "-m").stderr  # wherever it stands
     for words, code, said in (
         (("seed=0,1", "optim.lr=1e-3,-1"), 2, "optim.lr: got -1; expected more than 0 (in the run seed=0 optim.lr=-1)"),
@@ -319,24 +321,36 @@ def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
         (("seed=0,1", "dir=outputs/x"), 3, "holds no run"),
         (("seed=0,1", "resume=never"), 2, "resume=never: a sweep goes on with its runs"),
         (("seed=0,1", "ckpt=best,bst"), 2, "ckpt: got bst"),
+        (("seed=0,1", "--cfg", "job"), 2, "-m and --cfg are not for one command"),
     ):
         done = door.run("-m", *words)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), (words, done.stderr)
         assert said in done.stderr
-        assert not {path for path in door.tree() if "/default-" in path or "seed" in path}, door.tree()
+        assert door.tree() == before
 
 
-def test_the_runs_are_of_the_configuration_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_are_of_the_configuration_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where that submits what it is asked for, each of its jobs does not."""
     typed: list[tuple[str, ...]] = []
 
     def sweep(runs: Any, option: Any, study: Any) -> tuple[int, list[float | None]]:
         typed.extend(command.words for _, command in runs)
+        assert isinstance(option, Slurm)
         return 0, [None] * len(runs)
 
+    def start(config: Any, command: compose.Command) -> tuple[int, float | None]:
+        typed.append(command.words)
+        assert command.slurm is not None
+        return 0, None
+
+    text = (REPO / "conf/config.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("hydra/launcher: local", "hydra/launcher: slurm"))
     monkeypatch.setattr(sys, "argv", ["run.py"])
-    argv = ("-cn", "config", "-m", "seed=0,1", "--trust")
-    assert compose.compose(argv, lambda *_: (1, None), sweep) == 0
-    assert typed == [("-cn", "config", f"seed={seed}", "--trust") for seed in (0, 1)]
+    named = ("-cd", str(tmp_path), "-cn", "mine")
+    assert compose.compose((*named, "-m", "seed=0,1", "--trust"), start, sweep) == 0
+    assert typed == [(*named, "hydra/launcher=local", f"seed={seed}", "--trust") for seed in (0, 1)]
+    assert compose.compose((*named, "seed=2"), start, sweep) == 0
+    assert typed[2] == (*named, "seed=2", "hydra/launcher=local")
 
 
 def test_a_killed_sweep_goes_on_and_each_run_is_what_it_is_alone(door: Door, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -30,6 +32,7 @@ from runner.sweep.submitit import Carry, Errand
 
 PACKAGE = "hydra_plugins"
 NAMESPACE = f"{PACKAGE}.holdfast"
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 INSTALL = 'pip install -c constraints.txt -e ".[search]"'
 
 OPTUNA = {
@@ -87,6 +90,26 @@ class HoldfastLauncher(Launcher):
         return [returned.return_value for returned in other.launch(named, 0)]
 
 
+class TidySweeper(Sweeper):
+    """Hydra's own sweeper, without what that writes down before anything is checked."""
+
+    basic: ClassVar[Any]
+
+    def __init__(self, **options: Any) -> None:
+        self._sweeper = self.basic(**options)
+
+    def setup(self, *, config: DictConfig, **parts: Any) -> None:
+        self._config = config
+        self._sweeper.setup(config=config, **parts)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Hand the product of all choices to the launcher."""
+        try:
+            return self._sweeper.sweep(arguments)
+        finally:
+            _tidy(Path(self._config.hydra.sweep.dir))
+
+
 class HoldfastSearch(Sweeper):
     """`hydra/sweeper=optuna`, typed or in a YAML; what needs Optuna is imported where there is a search."""
 
@@ -114,10 +137,13 @@ def register(launch: Launch) -> None:
     It stands in for every other one: whichever is chosen, all jobs are valid before any is started.
     """
     HoldfastLauncher.launch_all = staticmethod(launch)
-    for name, found in Plugins.instance().class_name_to_class.items():
+    classes = Plugins.instance().class_name_to_class
+    for name, found in classes.items():
         if issubclass(found, Launcher) and found is not HoldfastLauncher:
             HoldfastLauncher.others[name] = found
-            Plugins.instance().class_name_to_class[name] = HoldfastLauncher
+            classes[name] = HoldfastLauncher
+    if classes[BASIC] is not TidySweeper:
+        TidySweeper.basic, classes[BASIC] = classes[BASIC], TidySweeper
     _present(HoldfastLauncher)
     _register_search()
     try:
@@ -125,6 +151,14 @@ def register(launch: Launch) -> None:
     except ImportError:  # no other plugin is installed
         package = sys.modules[PACKAGE] = ModuleType(PACKAGE)
     package.holdfast = sys.modules[NAMESPACE] = sys.modules[__name__]  # type: ignore[attr-defined]
+
+
+def _tidy(folder: Path) -> None:
+    """Take away what Hydra wrote down, and the folders it made for that."""
+    (folder / "multirun.yaml").unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: something was there before
+        for empty in (folder, *folder.parents):
+            empty.rmdir()
 
 
 def _register_search() -> None:

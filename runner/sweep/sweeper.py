@@ -83,12 +83,17 @@ class OptunaSearch(Sweeper):
                 if study.members:
                     print("\n".join(study.story()))
 
-    def _plugin(self, study: Study) -> OptunaSweeper:
+    def _plugin(self, study: Study) -> Any:
         """The plugin's own sweeper, at work for this study."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         options = {**self._options, **asdict(study.option), "direction": study.direction, "max_failure_rate": 1.0}
-        nowhere = {"storage": None, "study_name": None, "search_space": None}
-        plugin = OptunaSweeper(sampler=Recorded(self._sampler, study), **options, **nowhere)
+        options |= {
+            "sampler": Recorded(self._sampler, study),
+            "storage": None,
+            "study_name": None,
+            "search_space": None,
+        }
+        plugin: Any = OptunaSweeper(**options)
         config = self._config.copy()
         with open_dict(config):
             config.hydra.sweep.dir = str(study.place)  # where it leaves its optimization_results.yaml
