@@ -148,6 +148,16 @@ def write_corpus(cwd: Path) -> None:
     (cwd / "corpus.txt").write_text("".join(f"{n} times {n} is {n * n}, and that is that.\n" for n in range(48)))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _streams_stay_open() -> None:
+    """Hydra, composing in this process, closes the handlers of logging; absl's would close its stream: pytest's own."""
+    import logging
+
+    from absl.logging import PythonHandler
+
+    PythonHandler.close = logging.StreamHandler.close  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One compile cache for every process of the session; CPU, so that bits can be compared."""
