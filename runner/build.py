@@ -59,7 +59,7 @@ class Built:
     init: Callable[[], State]
     abstract: State
     loss: steps.MeanLoss  # what is differentiated
-    train_step: jax.stages.Wrapped  # not compiled yet
+    train_step: steps.Rated  # not compiled yet
     eval_step: jax.stages.Wrapped
     model: Callable[[State], nnx.Module]
     evaluator: Evaluator
@@ -91,12 +91,14 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         network = steps.take_apart(lambda: make_model(jax.random.key(config.seed)), partial(_prepared, config))
     objective = config.objective.build(own)
     train, ema = config.train, config.optim.ema
-    schedule = config.schedule.build(config.optim.lr, train.steps)
-    tx = config.optim.build(schedule)
     update = steps.Update(train.precision, train.microbatches, ema)
 
+    def optimizer(lr: Any) -> tuple[Any, Any]:
+        schedule = config.schedule.build(lr, train.steps)
+        return config.optim.build(schedule), schedule
+
     def fresh(key: jax.Array) -> State:
-        return steps.init(partial(make_model, key), tx, ema=ema is not None)
+        return steps.init(partial(make_model, key), optimizer(config.optim.lr)[0], ema=ema is not None)
 
     init, abstract = steps.place(fresh, config.seed, replicated(mesh))
     sharding = batched(mesh)
@@ -119,7 +121,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         init=init,
         abstract=abstract,
         loss=steps.mean_loss(network, objective, train.precision),
-        train_step=jax.jit(steps.train_step(network, objective, tx, schedule, update), donate_argnums=0),
+        train_step=steps.rated(network, objective, optimizer, update, config.optim.lr, replicated(mesh)),
         eval_step=jax.jit(steps.eval_step(network, objective, train.precision)),
         model=model,
         evaluator=evaluator,
@@ -173,7 +175,7 @@ def live(
         is_finite, kept = jax.jit(steps.is_finite), built.abstract.keys() & {"params", "ema", "extra"}
         waits = built.sources.waits or built.stream.waits
         data = opened.enter_context(closing(Ahead(built.stream, watcher))) if waits else built.stream
-        fed = Fed(data, programs.train.result(), console.say, advice(config.data))
+        fed = Fed(data, built.train_step.bound(programs.train.result()), console.say, advice(config.data))
         yield Parts(
             cadence=Cadence(config.train.steps, config.train.log_steps, cadences(config.eval, config.train.eval_steps)),
             train_step=fed.train,

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 HEAD_START_SECONDS = 1.0  # for the first step
 State = dict[str, Any]
 Batch = Mapping[str, Any]
-TrainStep = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
 EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -30,7 +31,7 @@ Metrics = dict[str, jax.Array]
 Objective = Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]
 MeanLoss = Callable[[Tree, State, Mapping[str, jax.Array]], tuple[jax.Array, Any]]
 Gradients = Callable[[Tree, State, Mapping[str, jax.Array]], Any]  # → ((loss, (means, what moved)), gradients)
-
+Optimizer = Callable[[Any], tuple[optax.GradientTransformation, optax.Schedule]]  # of a learning rate
 Batch = Mapping[str, jax.Array]
 Precision = Literal["fp32", "bf16"]
 Weights = Literal["params", "ema"]
@@ -122,6 +123,38 @@ def train_step(
         return {"step": state["step"] + 1, "params": params, "opt": opt, **moved, **average}, metrics
 
     return train_step
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A train step whose peak learning rate is an argument of its program, so that another rate finds it compiled."""
+
+    jitted: jax.stages.Wrapped  # (state, batch, lr) → (next state, metrics)
+    lr: float
+    sharding: jax.sharding.Sharding
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        return self.jitted(state, batch, np.float32(self.lr))
+
+    def trace(self, state: State, batch: Batch) -> jax.stages.Traced:
+        return self.jitted.trace(state, batch, jax.ShapeDtypeStruct((), jnp.float32, sharding=self.sharding))
+
+    def bound(self, program: jax.stages.Compiled) -> Callable[[State, Batch], tuple[State, Metrics]]:
+        """The compiled program at this rate, which lies on the device once for all steps."""
+        lr = jax.device_put(np.float32(self.lr), self.sharding)
+        return lambda state, batch: program(state, batch, lr)
+
+
+def rated(
+    network: Network, objective: Objective, optimizer: Optimizer, update: Update, lr: float, sharding: Any
+) -> Rated:
+    """The train step with what `optimizer` makes of a learning rate; not compiled yet."""
+
+    def step(state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
+        return train_step(network, objective, *optimizer(lr), update)(state, batch)
+
+    step.__name__ = "train_step"  # of the program
+    return Rated(jax.jit(step, donate_argnums=0), lr, sharding)
 
 
 def accumulated(gradients: Gradients, parts: int) -> Gradients:

@@ -94,7 +94,7 @@ def test_every_optimizer_trains_with_the_values_its_file_has(name: str) -> None:
     built = build(config)
     state = built.init()
     first = jax.tree.map(np.array, state["params"])
-    step = built.train_step.lower(state, next(built.stream)).compile(QUICK)
+    step = built.train_step.bound(built.train_step.trace(state, next(built.stream)).lower().compile(QUICK))
     for _ in range(2):
         state, metrics = step(state, next(built.stream))
     assert int(state["step"]) == 2
@@ -104,6 +104,15 @@ def test_every_optimizer_trains_with_the_values_its_file_has(name: str) -> None:
         assert np.isfinite(after).all()
         assert not np.array_equal(before, after), path
     np.testing.assert_allclose(metrics["lr"], config.schedule.build(config.optim.lr, 10)(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("choice", [f"optim={name}" for name in OPTIMS] + [f"schedule={name}" for name in SCHEDULES])
+def test_another_learning_rate_finds_the_step_compiled(choice: str) -> None:
+    def program(lr: float) -> str:
+        built = build(composed(*(GPT if "muon" in choice else MLP), choice, f"optim.lr={lr}"))
+        return built.train_step.trace(built.abstract, next(built.stream)).lower().as_text()
+
+    assert program(1e-3) == program(3e-3)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
