@@ -124,7 +124,7 @@ def first_step(config: Config) -> dict[str, jax.Array]:
     batch = {"tokens": TOKENS["tokens"].astype(abstract_batch(built, config)[0]["tokens"].dtype)}
     program = trace_step(built, config).lower().compile(compiler_options=QUICK)
     print(*sorted(set(re.findall(r"all-to-all|all-gather|collective-permute|all-reduce", program.as_text()))))
-    return dict(program(state, built.put(batch))[1])
+    return dict(built.train_step.bound(program)(state, built.put(batch))[1])
 
 
 @functools.cache

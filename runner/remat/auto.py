@@ -132,7 +132,9 @@ def chosen(menu: Menu, budget: int, fastest: Callable[[Sequence[Row]], Row] | No
 def fastest(config: Config, sources: Sources, rows: Sequence[Row], tell: Callable[[str], None]) -> Row:
     """The one whose steps take least time: FLOPs do not tell what it costs to read and write what is stored."""
     traced = [candidate(config, row.option, sources) for row in rows]
-    programs = {row.name: compiled(each)[1] for row, each in zip(rows, traced, strict=True)}
+    programs = {
+        row.name: each.built.train_step.bound(compiled(each)[1]) for row, each in zip(rows, traced, strict=True)
+    }
     with closing(traced[0].built.stream):
         seconds = timed(traced[0], programs, ROUNDS, tell)
     medians = {name: median(found) for name, found in seconds.items()}

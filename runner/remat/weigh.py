@@ -175,8 +175,9 @@ def rows(trace: Tracer, options: Sequence[Remat], asked: Asked, tell: Tell) -> I
         row = Row(named(option), option, traced.stored, traced.counted, traced.flops, seconds)
         if asked.compiles:
             try:
-                memory, programs[row.name] = compiled(traced)
-                effect.refuse_unmoved(option, programs[row.name])
+                memory, program = compiled(traced)
+                effect.refuse_unmoved(option, program)
+                programs[row.name] = traced.built.train_step.bound(program)
                 row = replace(row, memory=memory)
                 tell(f"  {number}/{len(options)}  {row.name}: compiled in {memory.seconds:.1f} s")
             except jax.errors.JaxRuntimeError as error:

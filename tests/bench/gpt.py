@@ -110,7 +110,7 @@ class Ours:
         import jax
 
         ours, trace = traced(self.shape, name)
-        program = trace.lower().compile()
+        step = ours.train_step.bound(trace.lower().compile())
         if self.state is None:
             self.state = ours.init()
 
@@ -118,7 +118,7 @@ class Ours:
             start = time.perf_counter()
             try:
                 for _ in range(num_steps):
-                    self.state, metrics = program(self.state, self.batch)
+                    self.state, metrics = step(self.state, self.batch)
                 jax.block_until_ready((self.state, metrics))
             except jax.errors.JaxRuntimeError:
                 self.state = ours.init()  # what was donated is gone
