@@ -90,15 +90,14 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     with external.told("model"):
         network = steps.take_apart(lambda: make_model(jax.random.key(config.seed)), partial(_prepared, config))
     objective = config.objective.build(own)
-    train, ema = config.train, config.optim.ema
-    update = steps.Update(train.precision, train.microbatches, ema)
+    update = steps.Update(config.train.precision, config.train.microbatches, config.optim.ema)
 
     def optimizer(lr: Any) -> tuple[Any, Any]:
-        schedule = config.schedule.build(lr, train.steps)
+        schedule = config.schedule.build(lr, config.train.steps)
         return config.optim.build(schedule), schedule
 
     def fresh(key: jax.Array) -> State:
-        return steps.init(partial(make_model, key), optimizer(config.optim.lr)[0], ema=ema is not None)
+        return steps.init(partial(make_model, key), optimizer(config.optim.lr)[0], ema=update.ema is not None)
 
     init, abstract = steps.place(fresh, config.seed, replicated(mesh))
     sharding = batched(mesh)
@@ -120,9 +119,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         mesh=mesh,
         init=init,
         abstract=abstract,
-        loss=steps.mean_loss(network, objective, train.precision),
+        loss=steps.mean_loss(network, objective, update.precision),
         train_step=steps.rated(network, objective, optimizer, update, config.optim.lr, replicated(mesh)),
-        eval_step=jax.jit(steps.eval_step(network, objective, train.precision)),
+        eval_step=jax.jit(steps.eval_step(network, objective, update.precision)),
         model=model,
         evaluator=evaluator,
         put=put,

@@ -75,12 +75,7 @@ CASES = (
         "digits",
         ("model.num_layers=2", "model.num_heads=2", "model.width=8", "model.hidden=16", "model.dropout=0.2", *FEW),
     ),
-    Case(
-        "vae",
-        "digits",
-        ("model.widths=[4,8]", "model.latent=4", "eval=[metrics,samples,reconstructions]", *FEW),
-        quick=True,
-    ),
+    Case("vae", "digits", ("model.widths=[4,8]", "model.latent=4", "eval=[metrics,samples,reconstructions]", *FEW)),
     Case("mlp", "digits", (*MLP, *FEW), prefetch=2),
     Case("gpt", "stdlib", GPT, prefetch=2),
     Case("gpt", "text", GPT, workers=2),
