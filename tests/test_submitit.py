@@ -1,6 +1,6 @@
 """hydra-submitit-launcher carries our runs, and its handlers are called; other launchers are refused.
 
-What needs submitit is skipped where it is not installed. tests/laws/test_submitit.py has it on a real Slurm.
+What needs submitit is skipped where it is not installed. tests/laws/test_slurm.py has it on a real Slurm.
 """
 
 from __future__ import annotations
