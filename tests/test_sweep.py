@@ -321,6 +321,11 @@ def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
         (("seed=0,1", "dir=outputs/x"), 3, "holds no run"),
         (("seed=0,1", "resume=never"), 2, "resume=never: a sweep goes on with its runs"),
         (("seed=0,1", "ckpt=best,bst"), 2, "ckpt: got bst"),
+        (
+            ("seed=0,1", "hydra.sweeper.max_batch_size=1"),
+            2,
+            "hydra.sweeper.max_batch_size: all runs are checked before",
+        ),
         (("seed=0,1", "--cfg", "job"), 2, "-m and --cfg are not for one command"),
     ):
         done = door.run("-m", *words)

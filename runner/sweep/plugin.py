@@ -99,6 +99,12 @@ class TidySweeper(Sweeper):
         self._sweeper = self.basic(**options)
 
     def setup(self, *, config: DictConfig, **parts: Any) -> None:
+        """Raises ConfigError where not all runs would be known before one is started."""
+        if config.hydra.sweeper.max_batch_size is not None:
+            raise ConfigError(
+                "hydra.sweeper.max_batch_size: all runs are checked before any is started; leave it out "
+                "(hydra.launcher.parallel=N: so many at once)"
+            )
         self._config = config
         self._sweeper.setup(config=config, **parts)
         self._sweeper.validate_batch_is_legal = lambda batch: None  # composes all, as our launcher does: half the time
