@@ -365,7 +365,9 @@ module.train_step = planted
 @pytest.mark.parametrize(
     ("bug", "cause", "leaf"),
     [
-        ("rng", "the random streams are not restored as they were saved: rng.", "rng."),
+        pytest.param(
+            "rng", "the random streams are not restored as they were saved: rng.", "rng.", marks=pytest.mark.slow
+        ),
         pytest.param("data", "the order of the data: its position is not restored", "params.", marks=pytest.mark.slow),
         pytest.param("noise", "the computation does not repeat, also without a kill", None, marks=pytest.mark.slow),
     ],

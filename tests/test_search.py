@@ -293,6 +293,7 @@ hydra:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_its_number_of_trials(optuna: None, door: Door) -> None:
     """Eight trials, SIGKILL after three, typed again: what was finished has one attempt and is not touched."""
     words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", LR, "model=mlp", "data=digits", "train.steps=40")

@@ -153,6 +153,7 @@ def test_a_plain_batch_job_is_preempted(
     assert_same(desk.the_run, reference(), STEPS)
 
 
+@pytest.mark.slow
 def test_the_launcher_submits_once_and_its_job_outlives_its_time_limit(
     desk: Door, slurm: Slurm, reference: Callable[[], Path]
 ) -> None:
