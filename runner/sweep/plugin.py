@@ -164,7 +164,7 @@ def _tidy(folder: Path) -> None:
     """Take away what Hydra wrote down, and the folders it made for that."""
     (folder / "multirun.yaml").unlink(missing_ok=True)
     with suppress(OSError):  # not empty: something was there before
-        for empty in (folder, *folder.parents):
+        for empty in (folder, *list(folder.parents)[:2]):  # .sweep, NAME, ROOT: what is above was not made by it
             empty.rmdir()
 
 
