@@ -13,20 +13,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from runner import garbage
-from runner.compose import Command, compose
-from runner.config import Config
+from runner.session import attempt
+from runner.launch.command_line import Command
+from runner.launch.compose import compose
+from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.sweep.local import Local
-from runner.sweep.search import Study
-from runner.sweep.slurm import Slurm
-from runner.sweep.submitit import Submitit
+from runner.launch.local import Local
+from runner.launch.study import Study
+from runner.launch.slurm_job import Slurm
+from runner.launch.submitit import Submitit
 
 
 def start(config: Config, command: Command) -> tuple[int, float | None]:
     """Work on one run. Gives the exit code and the score (less or more is better, as `score.mode` says)."""
-    garbage.seldom()  # importing and tracing make none worth looking for, until training begins
-    from runner import experiment
+    attempt.seldom()  # importing and tracing make none worth looking for, until training begins
+    from runner.session import experiment
 
     if command.slurm is not None:
         return submit(config, command, command.slurm), None
@@ -38,17 +39,17 @@ def sweep(
     runs: Sequence[tuple[Config, Command]], option: Local | Slurm | Submitit, study: Study | None
 ) -> tuple[int, list[float | None]]:
     """Work on every run of a sweep, each in a process or job of its own. Gives the exit code, and the scores."""
-    from runner.sweep import together
+    from runner.launch import sweep
 
     if isinstance(option, Submitit):
-        return together.hand_on(runs, option)
-    return together.submit(runs, option) if isinstance(option, Slurm) else together.run(runs, option, study)
+        return sweep.hand_on(runs, option)
+    return sweep.submit(runs, option) if isinstance(option, Slurm) else sweep.run(runs, option, study)
 
 
 def submit(config: Config, command: Command, options: Slurm) -> int:
     """Leave the run to a Slurm job, unless it is finished."""
-    from runner import experiment
-    from runner.sweep import slurm
+    from runner.session import experiment
+    from runner.launch import slurm_job
 
     if config.resume == "never":
         raise ConfigError("resume=never: a requeued job goes on with its run; leave it out with hydra/launcher=slurm")
@@ -56,7 +57,7 @@ def submit(config: Config, command: Command, options: Slurm) -> int:
         raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
     place, _, done = experiment.standing(config, command.overrides)
     if done is None:
-        slurm.submit(place, command.words, options)
+        slurm_job.submit(place, command.words, options)
     return 0
 
 

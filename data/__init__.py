@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, r
 from annotated_types import Ge
 
 from data.fields import Batches, Count, Fraction, Pictured
-from data.own import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
+from data.user_formats import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
 
 if TYPE_CHECKING:
     from data.sources import Sources
@@ -42,7 +42,7 @@ class Stdlib(Batches):
     gives: ClassVar[str] = "tokens"
 
     def sources(self) -> Sources:
-        from data.text import stdlib
+        from data.text_files import stdlib
 
         return stdlib(self.seq_len, self.eval_fraction)
 
@@ -113,7 +113,7 @@ class External(Batches):
 
     def sources(self) -> Sources:
         """Raises Unfit where the target returns something else."""
-        from data.external import sources
+        from data.user_data import sources
 
         return sources(self.target, self.options, self.eval_fraction)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data.identity import of_bytes
+from data.fingerprint import of_bytes
 from data.sources import NUM_BYTES, NUM_CLASSES, Source, Sources, Table, halves
-from data.text import Windows
+from data.text_files import Windows
 
 
 def digits(eval_fraction: float) -> Sources:

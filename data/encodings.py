@@ -55,7 +55,7 @@ def _tokenizers(file: Path, *, eos: bool) -> Encoding:
         raise ValueError("--encoding tokenizers needs a package: pip install tokenizers") from None
     if not file.is_file():
         raise ValueError(f"--encoding tokenizers:{file}: no such file")
-    from data.identity import of_file
+    from data.fingerprint import of_file
 
     try:
         tokenizer = Tokenizer.from_file(str(file))

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.identity import fingerprint, of_bytes, of_file
+from data.fingerprint import fingerprint, of_bytes, of_file
 from data.images import Pictures
 from data.sources import Source, Sources, classes, parts
 from data.tables import DIMENSIONS, ready, two
-from data.text import in_memory
+from data.text_files import in_memory
 
 if TYPE_CHECKING:
-    from data.own import Hub
+    from data.user_formats import Hub
 
 
 def hub(option: Hub) -> Sources:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from data.identity import WHOLE_BYTES, draw, fingerprint, of_bytes
+from data.fingerprint import WHOLE_BYTES, draw, fingerprint, of_bytes
 from data.sources import Sources, UnreadableError
 
 ENDINGS = (".png", ".jpg", ".jpeg")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.identity import of_file
+from data.fingerprint import of_file
 from data.images import Pictures
 from data.sources import Sources, classes, parts
 from data.tables import in_memory, two
 
 if TYPE_CHECKING:
-    from data.own import Parquet
+    from data.user_formats import Parquet
 
 
 def columns_of(path: Path, inputs: str | tuple[str, ...], label: str) -> list[Path]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.identity import of_file
+from data.fingerprint import of_file
 from data.sources import Sources, UnreadableError, classes, parts
 from data.tables import DIMENSIONS, ready, two
 
 if TYPE_CHECKING:
-    from data.own import Arrayrecord
+    from data.user_formats import Arrayrecord
 
 NAMES = ("inputs", "label")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.identity import fingerprint, of_file
+from data.fingerprint import fingerprint, of_file
 from data.sources import Source, Sources, Table, classes, parts
 
 DIMENSIONS = {"images": (3, 4), "features": (2,)}  # with the examples; images without channels get one

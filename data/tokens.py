@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from data.identity import fingerprint, of_file
+from data.fingerprint import fingerprint, of_file
 from data.sources import Source, Sources
-from data.text import Windows
+from data.text_files import Windows
 
 HEADER, SIDES, VERSION = "tokens.json", ("train", "eval"), 1
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from models.vision import Cnn, Implementation, Resnet, Vae, Vit, check_heads
+from models.vision import Cnn, Resnet, Vae, Vit
+from models.choices import Implementation, check_heads
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -33,7 +34,7 @@ class Gpt:
 
     `num_kv_heads`: keys and values there are for all heads to share (null: every head has its own). `context`: the
     longest sequence, where positions are `learned`. `biases`: in every linear map. `tied`: the embedding is the output
-    layer as well. tests/test_papers.py has GPT-2, Llama 2 and others written in these.
+    layer as well. tests/models/test_papers.py has GPT-2, Llama 2 and others written in these.
 
     Two change how it is computed and nothing else: with `loss_chunks` the output layer and the loss are computed for
     one part of the sequence after the other, so that there never are all logits at once; `attention`: `cudnn` is flash
@@ -146,7 +147,7 @@ class External:
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model. Raises Unfit where the target makes none."""
-        from models.external import module
+        from models.user_model import module
 
         return module(self.target, self.options, inputs, num_outputs, rngs)
 
@@ -186,7 +187,7 @@ class ExternalObjective:
 
     def build(self, own: str) -> Function:
         """The function; it raises Unfit when it is traced and gives something else."""
-        from models.external import objective
+        from models.user_model import objective
 
         return objective(self.target, self.options)
 

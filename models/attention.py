@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 from models.scopes import CONTEXT, tag
-from models.vision import Implementation
+from models.choices import Implementation
 
 Heads = Float[Array, "batch seq heads head_dim"]
 

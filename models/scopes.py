@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from models.plan import Plan
+from models.remat_plan import Plan
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

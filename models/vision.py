@@ -5,6 +5,13 @@
 
 from __future__ import annotations
 
+from models.choices import Count
+from models.choices import Counts
+from models.choices import Implementation
+from models.choices import Positive
+from models.choices import Rate
+from models.choices import check_heads
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -13,11 +20,6 @@ from annotated_types import Ge, Gt, Interval, MinLen
 if TYPE_CHECKING:
     from flax import nnx
 
-Count = Annotated[int, Ge(1)]
-Counts = Annotated[tuple[Count, ...], MinLen(1)]  # one for each stage of a network
-Positive = Annotated[float, Gt(0.0)]
-Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
-Implementation = Literal["xla", "cudnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,13 +158,6 @@ class Vae:
         return VAE(self, image=inputs, rngs=rngs)
 
 
-def check_heads(attention: Implementation, head_dim: int) -> None:
-    """Raises ValueError where cuDNN has no flash attention for heads of that size."""
-    if attention == "cudnn" and (head_dim % 8 or head_dim > 256):
-        raise ValueError(
-            f"attention=cudnn takes heads of up to 256 numbers in multiples of 8, and width ÷ num_heads is {head_dim}; "
-            "change one of them, or choose attention=xla"
-        )
 
 
 def _sides(image: tuple[int, ...]) -> str:

@@ -70,7 +70,7 @@ class ViT(nnx.Module):
     """Patches, positions, blocks stacked under one scan, a norm, a linear head that starts at zero.
 
     The mean over tokens and fixed sine-cosine positions are as good as a cls token and learned ones, and simpler (Beyer
-    et al. 2022, arXiv:2205.01580). ViT-B/16 as it was released is in tests/test_papers.py.
+    et al. 2022, arXiv:2205.01580). ViT-B/16 as it was released is in tests/models/test_papers.py.
     """
 
     def __init__(self, option: Vit, *, image: tuple[int, ...], num_classes: int, rngs: nnx.Rngs):

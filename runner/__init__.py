@@ -39,13 +39,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runner.tools.load import load as load
+    from runner.inspect.load import load as load
 
 
 def __getattr__(name: str) -> Any:
     """`runner.load`, when it is asked for: importing this package imports nothing."""
     if name == "load":
-        from runner.tools.load import load
+        from runner.inspect.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -89,7 +89,7 @@ def overview() -> str:
 
 def _done(verb: str, words: Sequence[str]) -> int:
     if verb not in VERBS:
-        from runner.explain import suggest
+        from runner.config.explain import suggest
 
         near = suggest(verb, list(VERBS)) or f"; there are: {', '.join(VERBS)}"
         raise ConfigError(f"unknown verb '{verb}'{near}")

@@ -18,7 +18,7 @@ import pytest
 from tests.slurm import Slurm, cluster, lacking
 
 if TYPE_CHECKING:
-    from runner.config import Config
+    from runner.config.schema import Config
 
 if TYPE_CHECKING:
     from tests.laws.faults import Forks
@@ -90,7 +90,7 @@ def composed(*overrides: str) -> Config:
     """The configuration of a command line, from the real files of conf/, in this process."""
     import hydra
 
-    from runner.config import load
+    from runner.config.schema import load
 
     with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         return load(hydra.compose("config", list(overrides)))

@@ -48,7 +48,7 @@ def texts(folder: Path, count: int = 12) -> Path:
 
 
 def a_tokens(root: Path) -> Tokens:
-    from data.tokenize import documents_of, tokenize
+    from data.token_files import documents_of, tokenize
 
     documents = documents_of([texts(root / "texts")], "*.txt")
     quiet: Callable[[int, int], None] = lambda done, tokens: None  # noqa: E731

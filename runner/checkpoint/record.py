@@ -26,17 +26,6 @@ FORMAT = 2  # the layout of a checkpoint directory; raised when an older reader 
 SIDECAR, PIN = "holdfast.json", "pinned"
 STATE, PROGRESS = "state", "progress"
 TRASH, WRITING = ".trash", ".writing"  # what is on its way out of, and into, `checkpoints/`
-UNITS = {
-    "": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
 _SEAL = re.compile(rb',\n "xxh3": "([0-9a-f]{32})"\n}\n\Z')
 
 Mode = Literal["min", "max"]
@@ -152,19 +141,8 @@ def best_of(records: Iterable[Record], score: Score) -> Record | None:
     return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
 
 
-def size_text(num_bytes: float) -> str:
-    """`1.2 GB`, `830 MB`: a size for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 999.5:  # what rounds to 1000 belongs to the next unit
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
 
 
-def parsed_size(size: int | str) -> int:
-    """20000000000, `20GB` or `500MiB` in bytes; 0 where it cannot be read."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", str(size))
-    return int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
 
 
 def progress_of(directory: Path) -> Any:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from runner.checkpoint.digest import problem_of
+from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import TRASH, WRITING, Record, load, steps_in
 from runner.errors import RefusedError
-from runner.rundir import shown
+from runner.text import shown
 
 T = TypeVar("T")
 Read = Callable[[Path], T]

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from runner.checkpoint.record import Mode, Record, Score, best_of, parsed_size
+from runner.checkpoint.record import Mode, Record, Score, best_of
+from runner.text import parsed_size
 
 Count = Annotated[int, Ge(1)]
 

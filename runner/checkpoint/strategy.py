@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 
 from runner.checkpoint.record import Mode, Record, Score, best_of
-from runner.moment import Moment
+from runner.values import Moment
 
 Count = Annotated[int, Ge(1)]
 Duration = Annotated[float, Gt(0.0)]

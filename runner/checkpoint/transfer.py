@@ -12,11 +12,11 @@ import numpy as np
 
 from runner.checkpoint import arrays
 from runner.checkpoint.arrays import Leaf
-from runner.checkpoint.digest import problem_of
+from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import STATE
 from runner.checkpoint.store import as_leaf, by_name
 from runner.errors import RefusedError
-from runner.rundir import shown
+from runner.text import shown
 
 WEIGHTS = ("params", "extra")  # what a model knows: trained variables, and those that last beside them
 

@@ -6,5 +6,5 @@
     diagnose.py      WHY, probably: pure reasoning over that
     picture.py       both curves, one on top of the other
 
-`runner/tools/drill.py` puts them in order: `python -m runner drill`.
+`runner/drill/drill_verb.py` puts them in order: `python -m runner drill`.
 """

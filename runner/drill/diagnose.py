@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.drill.evidence import Evidence, Line
+from runner.drill.compare import Evidence, Line
 
 DETERMINISTIC = "on a GPU, XLA_FLAGS=--xla_gpu_deterministic_ops=true makes XLA choose operations that repeat"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from runner.errors import StorageError
-from runner.moment import Values
+from runner.values import Values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from runner.ledger import now
-from runner.moment import Values
+from runner.text import now
+from runner.values import Values
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.moment import Values
+from runner.values import Values
 
 BLOCK_BYTES = 1 << 16
 Line = tuple[int, str, dict[str, float | str]]  # step, split, values

@@ -25,7 +25,7 @@ from tensorboardX.proto.types_pb2 import DT_STRING
 from tensorboardX.record_writer import masked_crc32c
 
 from runner.log.jsonl import Until, lines_after
-from runner.moment import Values
+from runner.values import Values
 
 PROVEN_BYTES = 1 << 16  # at the end of a file, where a power loss may have left anything, checksums are looked at
 

@@ -8,6 +8,7 @@ so each holds the run from its first line, and those before are deleted.
 
 from __future__ import annotations
 
+from runner import files
 import html
 import os
 import secrets
@@ -19,9 +20,9 @@ from typing import Any
 
 import wandb
 
-from runner import rundir
+from runner.rundir import layout
 from runner.log.jsonl import lines
-from runner.moment import Values
+from runner.values import Values
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _online(directory: Path, num_lines: int, lineage: str, options: dict[str, An
             run = _init(mode="online", id=_run_id(directory), resume="allow", **options)
             why = " ".join(str(error).split())
             tell(f"wandb: {run_id} keeps what was taken back ({why}); the run goes on as {run.id}")
-    rundir.replace(told, lineage)
+    files.replace(told, lineage)
     return run
 
 
@@ -112,5 +113,5 @@ def _run_id(directory: Path) -> str:
     """The id of this run at wandb, made once, before wandb first hears of it."""
     path = directory / "run_id"
     if not path.exists():
-        rundir.replace(path, secrets.token_hex(4))
+        files.replace(path, secrets.token_hex(4))
     return path.read_text().strip()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from runner.preempt.line import Line
-from runner.preempt.notice import Notice, Question, Silence
-from runner.preempt.reading import fields, moment
+from runner.preempt.metadata import Line
+from runner.preempt.metadata import Notice, Question, Silence
+from runner.preempt.metadata import fields, moment
 
 if TYPE_CHECKING:
-    from runner.preempt import Aws
+    from runner.preempt.options import Aws
 
 TOKEN = "/latest/api/token"
 TOKEN_SECONDS = 21600  # the longest there is

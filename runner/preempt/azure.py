@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from runner.preempt.line import Line
-from runner.preempt.notice import Notice, Question, Silence
-from runner.preempt.reading import fields, moment
+from runner.preempt.metadata import Line
+from runner.preempt.metadata import Notice, Question, Silence
+from runner.preempt.metadata import fields, moment
 
 if TYPE_CHECKING:
-    from runner.preempt import Azure
+    from runner.preempt.options import Azure
 
 EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"

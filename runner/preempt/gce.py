@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from runner.preempt.line import Line
-from runner.preempt.notice import Notice, Question, Silence
+from runner.preempt.metadata import Line
+from runner.preempt.metadata import Notice, Question, Silence
 
 if TYPE_CHECKING:
-    from runner.preempt import Gce
+    from runner.preempt.options import Gce
 
 INSTANCE = "/computeMetadata/v1/instance/"
 FLAVOR = {"Metadata-Flavor": "Google"}  # asked for by the service; it sends the same, and whoever else answers does not

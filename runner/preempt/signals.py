@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from runner.preempt.watch import Watcher
+from runner.preempt.stop import Watcher
 
 ECHO_SECONDS = 0.25  # faster than a person; the two of `timeout` come within microseconds (measured)
 

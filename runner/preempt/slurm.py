@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from runner.preempt.notice import Notice, Question, Silence, nothing_to_end
+from runner.preempt.metadata import Notice, Question, Silence, nothing_to_end
 
 if TYPE_CHECKING:
-    from runner.preempt import Slurm
+    from runner.preempt.options import Slurm
 
 
 END = "SLURM_JOB_END_TIME"

@@ -5,6 +5,8 @@ A run may be training while it is looked at: its last lines may be half written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import json
 import math
 import statistics
@@ -16,14 +18,16 @@ from typing import Any
 from runner.checkpoint.record import Record, Score, best_of, records_in
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError
-from runner.ledger import attempts
-from runner.remat import needs as needed
-from runner.remat.needs import Needs
-from runner.report.thin import Point
-from runner.rundir import Run, standing
-from runner.tools.account import Account
-from runner.tools.goodput import accounted
-from runner.tools.settings import document_of, settings_in
+from runner.rundir.attempts import attempts
+from runner.trace import requirements as needed
+from runner.trace.requirements import Needs
+
+from runner.rundir.layout import Run, standing
+from runner.inspect.time_account import Account
+from runner.inspect.goodput import accounted
+from runner.inspect.lookup import document_of, settings_in
+
+Point = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -178,3 +182,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(line, dict):
                 yield line
+
+
+def thinned(curve: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` (≥ 4) of the points, in order."""
+    if len(curve) <= most:
+        return list(curve)
+    inner, stretches = curve[1:-1], (most - 2) // 2
+    chosen = [curve[0]]
+    for number in range(stretches):
+        begin, end = (len(inner) * edge // stretches for edge in (number, number + 1))
+        stretch = inner[begin:end]
+        extremes = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
+        chosen += sorted(extremes)
+    return [*chosen, curve[-1]]

@@ -16,12 +16,5 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a verb found or did, as plain JSON values: sizes in bytes, times in unix seconds."""
-
-    document: Any
-    exit_code: int = 0

@@ -19,7 +19,7 @@ import numpy as np
 
 from data import Arrayrecord, Digits, Images, Parquet, Stdlib, Tokens
 from data.fields import Augment
-from runner.dataset import stream_of
+from runner.train.dataset import stream_of
 from tests.conftest import REPO
 
 SECONDS = 3.0
@@ -41,7 +41,7 @@ def pipelines(root: Path) -> dict[str, Any]:
 
 
 def _tokens(root: Path) -> Tokens:
-    from data.tokenize import documents_of, tokenize
+    from data.token_files import documents_of, tokenize
 
     documents = documents_of([Path(os.__file__).parent], "*.py")
     if not (root / "tokens").exists():

@@ -21,11 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from runner import pulse
-from runner.ledger import attempts
-from runner.rundir import Run
-from runner.tools.account import Account
-from runner.tools.goodput import account_of
+from runner.rundir import heartbeat
+from runner.rundir.attempts import attempts
+from runner.rundir.layout import Run
+from runner.inspect.time_account import Account
+from runner.inspect.goodput import account_of
 
 REPO = Path(__file__).resolve().parents[2]
 # when (the uninterrupted wall-clock is 1, start-up included), and how; drawn once, for ever the same
@@ -53,7 +53,7 @@ def start(home: Path, words: list[str]) -> subprocess.Popen[bytes]:
 def warm(home: Path, words: list[str]) -> None:
     """Fill the compile cache: a run of the same programs, stopped as soon as it trains."""
     process = start(home, words)
-    while not any((beat := pulse.read(path)) and beat.step for path in home.glob("outputs/*/*/.pulse")):
+    while not any((beat := heartbeat.read(path)) and beat.step for path in home.glob("outputs/*/*/.pulse")):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)

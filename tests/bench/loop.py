@@ -10,6 +10,7 @@ arrays, Orbax's) is taken from training; and where 50 steps are shorter than a s
 
 from __future__ import annotations
 
+from runner.train import assemble
 import contextlib
 import dataclasses
 import io
@@ -25,15 +26,15 @@ import optax
 from flax import nnx
 
 from models.objectives import OBJECTIVES
-from runner import build as building
-from runner.compiled import Kept
-from runner.config import Config, load
-from runner.ledger import Attempt
+from runner.train import build as building
+from runner.train.compile_cache import Kept
+from runner.config.schema import Config, load
+from runner.rundir.attempts import Attempt
 from runner.log.console import choose
-from runner.loop import Cadence, Reached, train
-from runner.preempt.watch import Watcher
-from runner.programs import compile_all
-from runner.rundir import Run
+from runner.train.loop import Cadence, Reached, train
+from runner.preempt.stop import Watcher
+from runner.train.compile import compile_all
+from runner.rundir.layout import Run
 
 CASES = {
     "mlp, about 1 ms": ({"kind": "mlp", "width": 256, "num_layers": 3}, "features", 64, 64, 500),
@@ -124,7 +125,7 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
     attempt.restored(0, None, "bench")
     watcher = Watcher()
     parts = stack.enter_context(
-        building.live(
+        assemble.live(
             config,
             built,
             compile_all(built, config, config.remat, attempt, Kept()),

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.checkpoint.record import size_text
-from runner.remat.policy import Names
-from runner.tools.text import table
+from runner.text import size_text
+from runner.config.remat import Names
+from runner.text import table
 from tests.conftest import composed
 
 BUDGETS = 10
@@ -50,8 +50,8 @@ class Line:
 
 def measured(words: Sequence[str]) -> Iterator[Line]:
     """A line for each budget. An option is compiled once; what it took counts for each budget that asks for it."""
-    from runner.dataset import read
-    from runner.remat.auto import chosen, menu
+    from runner.train.dataset import read
+    from runner.remat.search import chosen, menu
 
     config = composed(*words, "remat=auto", "remat.budget_bytes=1GB")
     began = time.perf_counter()

@@ -33,7 +33,7 @@ from runner.checkpoint.record import PROGRESS, STATE, Score
 from runner.checkpoint.restore import newest_good
 from runner.checkpoint.retention import Last
 from runner.checkpoint.strategy import Failures
-from runner.moment import Moment
+from runner.values import Moment
 
 MB = 10**6
 # name → number of leaves, bytes of each

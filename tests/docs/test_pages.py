@@ -41,7 +41,7 @@ def test_there_are_commands_to_run() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
     words = shlex.split(command.replace("FOLDER", "."))[2:]
-    if "-m" in words:  # one run of each sweep: tests/test_sweep.py has more
+    if "-m" in words:  # one run of each sweep: tests/launch/test_sweep.py has more
         words = [word.split(",")[0] for word in words]
     if "--help" in words:
         shown = door.run(*words)

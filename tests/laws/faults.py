@@ -146,7 +146,7 @@ def _become(request: dict) -> None:
 
 
 def _die_at(step: int) -> None:
-    from runner.ledger import Attempt
+    from runner.rundir.attempts import Attempt
 
     beat = Attempt.beat
 

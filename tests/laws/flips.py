@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint.digest import problem_of
+from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import STATE, steps_in
 from runner.checkpoint.restore import newest_good
 from runner.errors import RefusedError

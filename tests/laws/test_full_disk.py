@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.digest import problem_of
+from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import steps_in
 from tests.conftest import Door, assert_same
 

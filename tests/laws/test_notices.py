@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from runner.rundir import Run, locked
+from runner.rundir.layout import Run, locked
 from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, Clouds, clouds
 from tests.conftest import SMALL, Door, assert_same, last_logged, plant
-from tests.test_preempt import FIRMWARE, write_firmware
+from tests.preempt.test_preempt import FIRMWARE, write_firmware
 
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
 SLOW_STEPS = """

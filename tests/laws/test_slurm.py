@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from runner.sweep.slurm import RECIPE
+from runner.launch.slurm_job import RECIPE
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged
 from tests.slurm import Slurm, wait
 

@@ -1,7 +1,7 @@
 """The law: a stop is seen wherever a run may be, loses no completed step, and the same command goes on bit for bit.
 
 What lasts milliseconds is made to last longer by a planted `sitecustomize`, so that the signal surely falls into it; the
-run's own sign of life (runner/pulse.py) says when it is there.
+run's own sign of life (runner/rundir/heartbeat.py) says when it is there.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from runner import pulse
-from runner.preempt.grace import Grace
-from runner.preempt.watch import Stopped, Watcher
+from runner.rundir import heartbeat
+from runner.preempt.deadline import Grace
+from runner.preempt.stop import Stopped, Watcher
 from tests.conftest import REPO, SMALL, Door, assert_same, plant
 
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
@@ -82,11 +82,11 @@ def slow(module: str, name: str, seconds: float) -> str:
 
 # where: (what is planted, the phase of the training thread, that of the writing thread)
 PLACES = {
-    "compiling": (slow("runner.programs", "compile_step", 600), "compile", ""),
+    "compiling": (slow("runner.train.compile", "compile_step", 600), "compile", ""),
     "the first step": (SLOW_FIRST_STEP, "step", ""),
     "an evaluation": (SLOW_EVALUATION, "eval", ""),
     "slow data": (SLOW_DATA, "data", ""),
-    "a save": (slow("runner.checkpoint.digest", "seal", 1.0), "save", "seal"),
+    "a save": (slow("runner.checkpoint.seal", "seal", 1.0), "save", "seal"),
     "a restore": (slow("runner.checkpoint.store", "read", 600), "restore", ""),
 }
 
@@ -107,7 +107,7 @@ def wait_until(process: subprocess.Popen[str], door: Door, phase: str, writing: 
     while True:
         assert process.poll() is None, process.communicate()
         for path in door.cwd.glob("outputs/*/*/.pulse"):
-            beat = pulse.read(path)
+            beat = heartbeat.read(path)
             if beat and (beat.phase, beat.writing) == (phase, writing) and time.time() - beat.since > 0.05:
                 return
         time.sleep(0.001)
@@ -129,7 +129,7 @@ def test_a_stop_is_seen_and_loses_nothing(where: str, door: Door, reference: Doo
     assert status["state"] == "preempted"
     line = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
     assert (line["ending"], line["lost_steps"], line["to_step"]) == ("preempted", 0, status["step"])
-    beat = pulse.read(run / ".pulse")
+    beat = heartbeat.read(run / ".pulse")
     assert beat is not None
     if status["step"]:
         assert beat.step <= status["step"]
@@ -171,7 +171,7 @@ def test_a_second_signal_leaves_at_once_wherever_it_is(where: str, door: Door, t
 
 def test_a_save_that_cannot_make_it_is_not_begun(door: Door, tmp_path: Path, reference: Door) -> None:
     """A warning with numbers once it is known what a save takes; at the notice the newest checkpoint is enough."""
-    planted = slow("runner.checkpoint.digest", "seal", 5.0) + SLOW_DATA
+    planted = slow("runner.checkpoint.seal", "seal", 5.0) + SLOW_DATA
     process = door.start(*RUN, "preempt.notice_seconds=2", **plant(tmp_path, planted))
     wait_until(process, door, "data")  # of step 12; step 7 is saved
     process.send_signal(signal.SIGTERM)
@@ -208,7 +208,7 @@ def test_time_that_is_up_ends_what_cannot_be_interrupted(door: Door, tmp_path: P
     planted = SLOW_FIRST_STEP.replace("step == 1:", "step == 33:").replace("sleep(1.0)", "sleep(600)")
     process = door.start(*RUN, "preempt.notice_seconds=2", **plant(tmp_path, planted))
     while True:
-        beat = next((pulse.read(path) for path in door.cwd.glob("outputs/*/*/.pulse")), None)
+        beat = next((heartbeat.read(path) for path in door.cwd.glob("outputs/*/*/.pulse")), None)
         if beat and beat.step >= 30 and time.time() - beat.changed > 0.3:
             break
         assert process.poll() is None

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.digest import problem_of
+from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import Score, best_of, load, records_in, steps_in
 from tests.conftest import Door, assert_same
 from tests.laws.faults import LAST, TINY, Event, Forks, Window, compiled, events_in, forks, missing

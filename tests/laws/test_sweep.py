@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import read
+from runner.config.schema import read
 from tests.conftest import SMALL, Door, assert_same, write_corpus
 
 pytestmark = pytest.mark.slow

@@ -179,7 +179,7 @@ module.in_order = slow
 
 @pytest.mark.parametrize("ending", ["failed", "preempted", "killed", "finished"])
 def test_what_counts_as_the_same_failure(ending: str) -> None:
-    from runner.crashes import relapse
+    from runner.rundir.crash_loop import relapse
 
     def line(step: int, ending: str = "failed", code: str = "a", **more: Any) -> dict[str, Any]:
         return {"to_step": step, "ending": ending, "code": code, "why": "boom", **more}

@@ -1,0 +1,177 @@
+"""Data of the user's own, as options: text, token files, arrays, folders of images, tables, records, the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from data.fields import Batches, Count, Fraction, Number, Pictured, Tabular, existing
+
+if TYPE_CHECKING:
+    from data.sources import Sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Batches):
+    """A text file or a folder of the user's, as bytes; split by file, or by position where the files are few."""
+
+    kind: Literal["text"] = "text"
+    path: str
+    pattern: str = "**/*.txt"
+    seq_len: Count = 128
+    batch_size: Count = 16
+    eval_fraction: Fraction = 0.05
+
+    gives: ClassVar[str] = "tokens"
+
+    def look(self) -> None:
+        path = existing(self.path)
+        if path.is_dir() and not any(path.glob(self.pattern)):
+            raise ValueError(f"path={self.path} holds no file that matches pattern={self.pattern}")
+
+    def sources(self) -> Sources:
+        from data.text_files import text
+
+        return text(Path(self.path).expanduser(), self.pattern, self.seq_len, self.eval_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Batches):
+    """Tokens that `python -m runner tokenize` has written, mapped from disk. `encoding`: refuse any other one."""
+
+    kind: Literal["tokens"] = "tokens"
+    path: str
+    encoding: str | None = None
+    seq_len: Count = 128
+    batch_size: Count = 16
+
+    gives: ClassVar[str] = "tokens"
+
+    def look(self) -> None:
+        from data.tokens import header_of
+
+        existing(self.path)
+        header_of(Path(self.path).expanduser(), self.encoding)
+
+    def sources(self) -> Sources:
+        from data.tokens import tokens
+
+        return tokens(Path(self.path).expanduser(), self.encoding, self.seq_len)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Tabular):
+    """An .npz with `inputs` and `label`, and perhaps `eval_inputs` and `eval_label`; else a fixed part is held out."""
+
+    kind: Literal["arrays"] = "arrays"
+
+    def look(self) -> None:
+        from data.tables import shapes_in_npz
+
+        shapes_in_npz(existing(self.path), self.gives)
+
+    def sources(self) -> Sources:
+        from data.tables import arrays
+
+        return arrays(Path(self.path).expanduser(), self.gives, self.eval_fraction, self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Pictured):
+    """A folder with a folder of PNG or JPEG files for each class; split by file. Decoded when needed, then kept."""
+
+    kind: Literal["images"] = "images"
+    path: str
+    size: Count = 32
+    channels: Literal[1, 3] = 3
+    batch_size: Count = 64
+    eval_fraction: Fraction = 0.1
+
+    gives: ClassVar[str] = "images"
+
+    def look(self) -> None:
+        from data.images import classes_in
+
+        classes_in(existing(self.path))
+
+    def sources(self) -> Sources:
+        from data.images import images
+
+        return images(Path(self.path).expanduser(), self.size, self.channels, self.eval_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(Tabular):
+    """A Parquet file, or a folder of them; the named columns are read into memory.
+
+    `inputs`: a column of lists, or of encoded images; or several columns of numbers. `size` is that of an encoded
+    image. Needs pyarrow.
+    """
+
+    kind: Literal["parquet"] = "parquet"
+    inputs: str | tuple[str, ...] = "inputs"
+    label: str = "label"
+    size: Count = 32
+    channels: Literal[1, 3] = 3
+
+    def look(self) -> None:
+        from data.parquet import columns_of
+
+        columns_of(existing(self.path), self.inputs, self.label)
+
+    def sources(self) -> Sources:
+        from data.parquet import parquet
+
+        return parquet(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrayrecord(Tabular):
+    """ArrayRecord files, read through grain where they lie. Each record is an .npz with `inputs` and `label`."""
+
+    kind: Literal["arrayrecord"] = "arrayrecord"
+    prefetch: Number = 4
+
+    def look(self) -> None:
+        from data.records import files_of
+
+        files_of(existing(self.path))
+
+    def sources(self) -> Sources:
+        from data.records import arrayrecord
+
+        return arrayrecord(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Tabular):
+    """A dataset of the Hugging Face hub, or one that `save_to_disk` left in a folder. Needs the extra `hub`.
+
+    `gives=tokens` reads the column `inputs` as text, byte by byte. Where there is no `eval_split`, a part is held out.
+    """
+
+    kind: Literal["hub"] = "hub"
+    gives: Literal["images", "features", "tokens"] = "images"  # type: ignore[assignment]
+    subset: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    eval_split: str | None = None
+    inputs: str = "image"
+    label: str = "label"
+    size: Count = 32
+    channels: Literal[1, 3] = 3
+    seq_len: Count = 128
+    prefetch: Number = 4
+
+    def look(self) -> None:
+        path = Path(self.path).expanduser()
+        if path.is_dir() and not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            raise ValueError(
+                f"path={self.path} is a folder that save_to_disk did not write; name a dataset or write it"
+            )
+
+    def sources(self) -> Sources:
+        from data.hub import hub
+
+        return hub(self)

@@ -1,0 +1,284 @@
+"""A document becomes a frozen, typed `Config`, or one plain line says what is wrong with it.
+
+The only file that knows omegaconf and pydantic. The option dataclasses live with the parts they configure; here they
+are put together, validated strictly (no coercion, no unknown key) and checked against each other, before jax starts
+and before anything is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError
+
+from data import Data, Looks
+from models import Model, Named, Objective
+from runner.preempt import options
+from runner.checkpoint.checkpointer import Verify
+from runner.checkpoint.record import Score
+from runner.checkpoint.retention import Keep
+from runner.checkpoint.strategy import Rule
+from runner.errors import ConfigError, RefusedError
+from runner.config.evaluations import Evaluation, Metrics
+from runner.config.explain import explain
+from runner.log import Log
+from runner.mesh import Mesh
+from runner.optim.optimizers import Optim
+from runner.config import remat
+from runner.config.remat import Remat
+from runner.optim.schedules import Schedule
+
+Count = Annotated[int, Ge(1)]
+BY_KIND = Field(discriminator="kind")
+Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long to train, how often to look, which weights a finished run ends on, and when to give up.
+
+    `steps=0` evaluates a run that is there (with dir=RUN, or as `python -m runner eval`).
+    `hang_seconds`: without a sign of life for so long, the process ends (exit 1); null: never. `max_crashes`: a step
+    that failed so often in a row is tried once more from an older checkpoint, then no more. `max_rollbacks`: so often
+    a run goes back and skips a batch on which the loss was not finite. `dollars_per_hour` is for the goodput report.
+
+    `microbatches`: a batch is computed in so many parts, whose gradients are averaged: memory for one part at a time.
+    `precision`: bf16 computes in bfloat16; parameters, averages, statistics and the optimizer stay in float32.
+    """
+
+    steps: Annotated[int, Ge(0)] = 600
+    log_steps: Count = 10
+    eval_steps: Count = 100
+    eval_batches: Count = 40
+    final: Literal["last", "best"] = "last"
+    microbatches: Count = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    hang_seconds: Annotated[float, Gt(0.0)] | None = 1800.0
+    max_crashes: Count = 3
+    max_rollbacks: Annotated[int, Ge(0)] = 3
+    dollars_per_hour: Annotated[float, Ge(0.0)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ckpt:
+    """The strategy: named rules, whether training waits for the disk, and whether the last state is saved as well.
+
+    `verify`: `bytes` takes a checksum of every file and compares it before a restore; `values` also reads each fresh
+    checkpoint back and compares it with the live state; `off` compares names and sizes only.
+    """
+
+    save: Mapping[str, Annotated[Rule, BY_KIND]] = field(default_factory=dict)
+    write: Literal["blocking", "background"] = "background"
+    last: bool = True
+    verify: Verify = "bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preempt(options.Preempt):
+    """The same, and here it is known that `kind` says what a notice is."""
+
+    notices: Mapping[str, Annotated[options.Source, BY_KIND]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """Begin with the weights of another run: `RUN`, `RUN@STEP` or `RUN@best`; with `partial`, those that fit."""
+
+    run: str | None = None
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        if self.partial and self.run is None:
+            raise ValueError("partial=true says how to take weights, but not whose; add init_from=RUN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on. `document` is the same as plain JSON values, as it is written to config.yaml."""
+
+    model: Annotated[Model, BY_KIND]
+    data: Annotated[Data, BY_KIND]
+    optim: Annotated[Optim, BY_KIND]
+    schedule: Annotated[Schedule, BY_KIND]
+    train: Train
+    ckpt: Ckpt
+    retention: Mapping[str, Annotated[Keep, BY_KIND]]
+    remat: Annotated[Remat, BY_KIND]
+    mesh: Mesh
+    preempt: Preempt
+    log: Log
+    score: Score
+    objective: Annotated[Objective, BY_KIND] = field(default_factory=Named)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
+    root: str = "outputs"
+    seed: Annotated[int, Ge(0)] = 0
+    eval: Mapping[Split, Annotated[Evaluation, BY_KIND]] = field(default_factory=lambda: {"eval": Metrics()})
+    init_from: InitFrom = field(default_factory=InitFrom)
+    compile_cache: str = "auto"
+    dir: str | None = None
+    step: Annotated[int, Ge(1)] | Literal["best"] | None = None
+    resume: Literal["auto", "never", "must"] = "auto"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model.takes and self.data.gives and self.data.gives not in self.model.takes:
+            raise ValueError(
+                f"model={self.model.kind} takes {' or '.join(self.model.takes)}, but data={self.data.kind} gives "
+                f"{self.data.gives}; choose {_fitting(self.model.takes)} or {_fitting_model(self.data.gives)}"
+            )
+        if self.objective.kind not in ("default", "external", self.model.objective or self.objective.kind):
+            raise ValueError(
+                f"objective={self.objective.kind} does not train model={self.model.kind}, which is made for "
+                f"{self.model.objective}; choose objective=default, or objective=external"
+            )
+        remat.check(self.remat, self.model)
+        if getattr(self.model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
+            raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
+        if self.train.steps == 0 and self.dir is None:
+            raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
+        self._check_evaluations()
+        if self.data.batch_size % self.train.microbatches:
+            raise ValueError(
+                f"train.microbatches={self.train.microbatches} must divide data.batch_size={self.data.batch_size}; "
+                "change one of them"
+            )
+        if self.overwrite and self.resume != "never":
+            raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
+
+    def _check_evaluations(self) -> None:
+        if taken := sorted(self.eval.keys() & {"train", "save"}):
+            raise ValueError(f"eval.{taken[0]}: this name is taken by training itself; choose another")
+        for name, option in self.eval.items():
+            if not isinstance(option, Metrics) and option.kind not in self.model.shows:
+                shows = ", ".join(self.model.shows) or "nothing"
+                raise ValueError(f"eval.{name}: model={self.model.kind} makes no {option.kind} (it has: {shows})")
+            if option.weights == "ema" and self.optim.ema is None:
+                raise ValueError(f"eval.{name}.weights=ema: no average is kept; add optim.ema=0.999")
+        split = self.score.metric.partition("/")[0]
+        if not isinstance(self.eval.get(split), Metrics):
+            measured = ", ".join(name for name, option in self.eval.items() if isinstance(option, Metrics))
+            raise ValueError(
+                f"score.metric={self.score.metric}: no evaluation named '{split}' measures anything "
+                f"({f'there is: {measured}' if measured else 'add it: eval=[metrics,…]'})"
+            )
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The validated document, defaults included, as plain JSON values."""
+        return _adapter(Config).dump_python(self, mode="json")
+
+
+def load(document: Any) -> Config:
+    """Validate a composed document (a DictConfig or plain values), and see whether its data is there.
+
+    Raises ConfigError with every way out it knows.
+    """
+    config: Config = checked(Config, document)
+    if isinstance(config.data, Looks):
+        try:
+            config.data.look()
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from None
+    return config
+
+
+def checked(schema: Any, document: Any) -> Any:
+    """Validate a document as any dataclass of options. Raises ConfigError likewise."""
+    plain = _plain(document)
+    try:
+        return _adapter(schema).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        raise ConfigError(explain(error.errors(include_url=False), plain, schema)) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The document of a run's config.yaml, with the defaults of keys that are newer than it.
+
+    Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
+    """
+    try:
+        return checked(Config, of_now(yaml.safe_load(path.read_text()))).document
+    except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
+        raise RefusedError(f"{path}: not a configuration of this version ({_first_line(error)}); restore it") from None
+
+
+def of_now(saved: Any) -> Any:
+    """A saved document with its schedule where it is now: it was the optimizer's once, and always a cosine."""
+    optim = saved.get("optim") if isinstance(saved, dict) else None
+    if not isinstance(optim, dict) or "schedule" in saved:
+        return saved
+    moved = {key: optim[key] for key in ("warmup_steps", "end_lr_fraction") if key in optim}
+    kept = {key: value for key, value in optim.items() if key not in moved}
+    return {**saved, "optim": kept, "schedule": {"kind": "cosine", **moved}}
+
+
+def write(document: Mapping[str, Any]) -> str:
+    """A document as YAML."""
+    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True)
+
+
+def continued(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """The saved document with `keys` (what the command line touched) as composed now, or without them if deleted."""
+    document, now = copy.deepcopy(dict(saved)), _plain(composed, throw=False)
+    for key in keys:
+        *path, leaf = key.split(".")
+        source: Any = now
+        target: Any = document
+        for part in path:
+            source = source.get(part, {}) if isinstance(source, dict) else {}
+            target = target.setdefault(part, {})
+        if isinstance(source, dict) and leaf in source:
+            target[leaf] = source[leaf]
+        else:
+            target.pop(leaf, None)
+    return document
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    for option in _options(schema):
+        option.__pydantic_config__ = {"extra": "forbid"}  # the default would drop an unknown key in silence
+    return TypeAdapter(schema)
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """Every dataclass in a type."""
+    if is_dataclass(annotation):
+        yield annotation
+        for hint in get_type_hints(annotation).values():
+            yield from _options(hint)
+    for argument in get_args(annotation):
+        yield from _options(argument)
+
+
+def _plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
+    if not isinstance(document, DictConfig):
+        return dict(document)
+    try:
+        return OmegaConf.to_container(document, resolve=True, throw_on_missing=throw)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: a value is needed; say {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _fitting(takes: tuple[str, ...]) -> str:
+    return f"data={'|'.join(data.kind for data in get_args(Data) if data.gives in takes)}"
+
+
+def _fitting_model(gives: str) -> str:
+    return f"model={'|'.join(model.kind for model in get_args(Model) if gives in model.takes)}"

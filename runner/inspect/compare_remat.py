@@ -1,0 +1,219 @@
+"""`remat`: what each way to recompute costs for your model and batch, counted, compiled and, if you like, timed.
+
+Nothing is trained. The table, a line of JSON for each row and the picture are left in a folder of their own.
+"""
+
+from __future__ import annotations
+
+from runner import files
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from runner.rundir import layout
+from runner.text import parsed_size, size_text
+from runner.config.schema import Config
+from runner.errors import ConfigError
+from runner.remat.cost_table import Change, Report, Row
+from runner.values import Answer, Say
+from runner.inspect.lookup import new_folder
+from runner.text import plural, scaled, table, wrapped
+
+LINES, PICTURE = "remat.jsonl", "remat.png"
+MOST_ROUNDS = 10_000
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """What to measure, for which device, and the configuration as for run.py."""
+    parser.usage = (
+        "python -m runner remat [--no-compile | --time N] [--budget SIZE] [--target tpu:KIND] [--all] [--to DIR] "
+        "[--json] [--] [key=value …]"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run.py")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="only count in the traces: seconds instead of minutes"
+    )
+    parser.add_argument("--time", type=int, default=0, metavar="N", help="also take N steps with each, in turns")
+    parser.add_argument("--budget", metavar="SIZE", help="bytes there are on a device: 8GB, 7GiB")
+    parser.add_argument(
+        "--target", metavar="tpu:KIND", help="compile for a TPU that is not here: tpu:v5e (needs libtpu)"
+    )
+    parser.add_argument("--all", action="store_true", help="everything_saveable as well")
+    parser.add_argument("--to", metavar="DIR", help="a new folder for the results (outputs/.remat/TIME)")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Compose, trace, compile, tell, draw. Raises ConfigError where the words do not fit each other."""
+    from runner.launch.command_line import Command
+    from runner.launch.compose import compose
+
+    _check(arguments)
+    place = new_folder("remat", arguments.to)
+    document: dict[str, object] = {}
+
+    def start(config: Config, command: Command) -> tuple[int, float | None]:
+        from runner.train.dataset import read
+        from runner.remat import tpu_target
+        from runner.remat.survey import Asked, weigh
+
+        devices = tpu_target.devices(arguments.target, config.mesh.data) if arguments.target else None
+        asked = Asked(not arguments.no_compile, arguments.time, arguments.all, parsed_size(arguments.budget or 0))
+        report = weigh(config, read(config.data), asked, devices, say)
+        for line in told(report):
+            say(line)
+        document.update(report.document(), files=_written(report, place))
+        say("")
+        say(f"{place / LINES} has every number, {place / PICTURE} the picture.")
+        return 0, None
+
+    return Answer(document, compose(arguments.overrides, start))
+
+
+def _check(arguments: Namespace) -> None:
+    if arguments.budget is not None and parsed_size(arguments.budget) < 1:
+        raise ConfigError(f"--budget {arguments.budget}: expected a number of bytes, as 8000000000, 8GB or 7GiB")
+    if not 0 <= arguments.time <= MOST_ROUNDS:
+        raise ConfigError(f"--time {arguments.time}: expected 1 to {MOST_ROUNDS} steps")
+    for name in ("no_compile", "target"):
+        if arguments.time and getattr(arguments, name):
+            raise ConfigError(f"--time: nothing is run with --{name.replace('_', '-')}; leave one of them out")
+    if arguments.target and arguments.no_compile:
+        raise ConfigError("--target: nothing is compiled with --no-compile; leave one of them out")
+    if arguments.target:
+        from runner.remat import tpu_target
+
+        tpu_target.check(arguments.target)
+
+
+def _written(report: Report, place: Path) -> dict[str, str]:
+    from runner.remat.memory_plot import draw
+
+    files.replace(place / LINES, "".join(json.dumps(line) + "\n" for line in report.lines()))
+    draw(place / PICTURE, report)
+    return {"lines": str(place / LINES), "picture": str(place / PICTURE)}
+
+
+def told(report: Report) -> list[str]:
+    """The tables, and what they mean."""
+    return [
+        "",
+        *_rows(report),
+        "",
+        *_notes(report),
+        *(["", *_tags(report)] if report.tags else []),
+        *(["", *_changes(report)] if report.changes else []),
+    ]
+
+
+def _rows(report: Report) -> list[str]:
+    numbers = ("stored", "temporaries", "on host", "in all", "recompute", "step", "IQR", "compile")
+    head = ("remat", *numbers, "best", "fits", "now")
+    best = {row.name for row in report.frontier}
+    rows = [
+        (
+            row.name,
+            size_text(row.num_bytes),
+            size_text(row.memory.temporaries) if row.memory else "",
+            size_text(row.memory.host) if row.memory and row.memory.host else "",
+            "no room" if row.trouble else size_text(report.in_all(row)),
+            f"{100 * report.recompute(row):+.1f} %",
+            *_step(row),
+            f"{row.memory.seconds:.1f} s" if row.memory else "",
+            "*" if row.name in best else "",
+            {None: "", True: "yes", False: "no"}[report.fits(row)],
+            "<" if row.name == report.now else "",
+        )
+        for row in report.ordered
+    ]
+    return table(head, rows, right=numbers, flexible=("remat",))
+
+
+def _step(row: Row) -> tuple[str, str]:
+    """The median, and how far apart the quartiles are."""
+    if not row.quartiles:
+        return "", ""
+    low, middle, high = row.quartiles
+    return f"{1000 * middle:.3g} ms", f"{1000 * (high - low):.3g} ms"
+
+
+def _notes(report: Report) -> list[str]:
+    """What the columns are, and what not to believe."""
+    in_all = "what the compiler needs for a step" if report.is_believed else "state, batch and what is stored"
+    cheap = "time" if report.is_timed else "recomputation"
+    notes = [
+        f"stored: what the forward pass keeps for the backward pass, counted in the trace; in all: {in_all}; both on "
+        f"one device. recompute: of {_flops(report.base.flops)} a step. *: nothing else has both less memory and less "
+        f"{cheap}."
+    ]
+    if report.is_timed:
+        notes.append("step: the median, and how far its quartiles are apart: smaller differences mean nothing")
+    if report.is_compiled and not report.is_believed:
+        notes.append(
+            "warning: on a CPU, XLA undoes recomputation where blocks follow each other in a Python loop: temporaries "
+            "say nothing about an accelerator, and memory is compared as counted; --target tpu:v5e asks a compiler "
+            "that does not undo it"
+        )
+    if report.is_auto:
+        notes.append("remat=auto chooses among these and other names when a run begins")
+    if report.setting.backend == "cpu" and report.is_compiled and report.setting.precision == "bf16":
+        notes.append("warning: XLA on a CPU computes bf16 in float32: its temporaries are larger than an accelerator's")
+    if report.budget is not None:
+        count = sum(bool(report.fits(row)) for row in report.rows)
+        notes.append(
+            f"budget: {size_text(report.budget)} a device; {count} of {plural(len(report.rows), 'option')} fit"
+        )
+    for why in dict.fromkeys(report.refused.values()):
+        names = ", ".join(name for name, each in report.refused.items() if each == why)
+        notes.append(f"left out: {names}: {why}")
+    notes += [f"{row.name} {row.trouble}" for row in report.rows if row.trouble]
+    return [line for note in notes for line in wrapped("", note)]
+
+
+def _tags(report: Report) -> list[str]:
+    """What each tag of the model is good for."""
+    head = ("tag", "stored", "spares alone", "as the last one", "")
+    rows = [
+        (
+            tag.name,
+            size_text(tag.num_bytes),
+            _part(tag.alone, report),
+            _part(tag.last, report),
+            "" if tag.pays else "no effect: do not save it",
+        )
+        for tag in report.tags
+    ]
+    what = "remat=names remat.save=[…]: bytes of all blocks, and FLOPs that need not be done again"
+    return [*table(head, rows, right=head[1:4]), *wrapped("", what)]
+
+
+def _part(flops: int, report: Report) -> str:
+    """Of a step without recomputation."""
+    return f"{_flops(flops)} ({100 * flops / report.base.flops if report.base.flops else 0:.1f} %)" if flops else "0"
+
+
+def _changes(report: Report) -> list[str]:
+    """One change at a time, against what the configuration has now."""
+    now = report.row(report.now)
+    head = ("out of memory? try", "stored", "", "in all, counted", "FLOPs")
+    rows = [
+        _change(Change(f"now (remat={now.name})", now.num_bytes, now.counted, now.flops), now),
+        *(_change(change, now) for change in report.changes),
+    ]
+    what = (
+        "each change alone, counted for this model and batch; train.microbatches: dropout and batch statistics become "
+        "those of the parts"
+    )
+    return [*table(head, rows, right=head[1:]), *wrapped("", what)]
+
+
+def _change(change: Change, now: Row) -> tuple[str, ...]:
+    less, more_bytes = now.num_bytes / max(change.num_bytes, 1), change.num_bytes / max(now.num_bytes, 1)
+    times = f"÷ {less:.3g}" if less >= 1 else f"× {more_bytes:.3g}"
+    more = f"{100 * (change.flops / now.flops - 1):+.1f} %" if now.flops else ""
+    same = (change.num_bytes, change.flops) == (now.num_bytes, now.flops)
+    stored, in_all = size_text(change.num_bytes), size_text(change.counted)
+    return change.words, stored, "" if same else times, in_all, "" if same else more
+
+
+def _flops(number: float) -> str:
+    return f"{scaled(number)}FLOP"

@@ -1,0 +1,28 @@
+"""`digest`: one SHA-256 of what a checkpoint means: names, shapes, types, values, progress; not how it was written."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from runner.checkpoint.arrays import logical_digest
+from runner.checkpoint.record import STATE, progress_of
+from runner.values import Answer, Say
+from runner.inspect.lookup import Checkpoint, proven_at
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """One checkpoint."""
+    parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Print it. Raises RefusedError where the bytes are not what was written."""
+    checkpoint, _ = proven_at(arguments.checkpoint)
+    digest = digest_of(checkpoint)
+    say(f"{digest}  {checkpoint}")
+    return Answer({"run": str(checkpoint.run), "step": checkpoint.step, "digest": digest})
+
+
+def digest_of(checkpoint: Checkpoint) -> str:
+    """`sha256:…`: equal for two checkpoints that mean the same, bit for bit."""
+    return f"sha256:{logical_digest(checkpoint.directory / STATE, progress_of(checkpoint.directory))}"

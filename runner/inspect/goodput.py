@@ -1,0 +1,224 @@
+"""`goodput`: where the wall-clock of a run went, over all its attempts, and what that cost. Changes nothing.
+
+What each bucket means, and what counts as progress, is said in account.py.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from runner.rundir import heartbeat
+from runner.checkpoint.record import durable_step
+from runner.errors import ConfigError, RefusedError
+from runner.rundir.attempts import attempts, killed
+from runner.rundir.layout import Run, in_use
+from runner.values import Answer, Say
+from runner.inspect.time_account import BUCKETS, SEEN, Account, account
+from runner.inspect.ls import runs_in
+from runner.inspect.lookup import is_run, run_at
+from runner.inspect.lookup import document_of
+from runner.text import duration, moment, plural, share, table, width
+
+PICTURES = (".png", ".svg", ".pdf")
+# bucket → how it is drawn in a line of text, and what it is
+LEGEND = {
+    "progress": ("█", "training steps whose result is still there"),
+    "eval": ("▓", "evaluating"),
+    "save": ("▒", "training waited for a checkpoint"),
+    "data": ("d", "training waited for data"),
+    "lost": ("×", "steps that were done again"),
+    "import": ("i", "from the start of the process until it works: Python, libraries, configuration"),
+    "startup": ("s", "reading the data, building the model, opening logs"),
+    "restore": ("r", "reading a checkpoint and proving it, or a fresh state"),
+    "compile": ("c", "compiling, where nothing else was left to do"),
+    "finish": ("f", "the last write, closing"),
+    "other": ("?", "nobody wrote down"),
+    "down": ("·", "no attempt was running"),
+}
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Runs, and a picture."""
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="a run, or a directory of runs")
+    parser.add_argument("--to", metavar="FILE.png", help="draw the attempts of one run on a time axis")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Give account. Raises RefusedError where there is no run or no attempt, ConfigError where FILE is no picture."""
+    runs = [run for path in arguments.paths for run in runs_at(path)]
+    picture = _picture(arguments.to, runs) if arguments.to else None
+    accounts = {run: account_of(run) for run in runs}
+    if not any(account.spans for account in accounts.values()):
+        raise RefusedError(f"{runs[0]}: nothing says when it ran: attempts.jsonl is missing, or was not written by us")
+    one = next(iter(accounts.values())) if len(runs) == 1 else None
+    for line in [*(_attempts(one) if one else _overview(accounts)), "", *_total(list(accounts.values()))]:
+        say(line)
+    if picture and one:
+        from runner.inspect.timeline_plot import draw
+
+        draw(one, str(runs[0]), picture)
+        say(f"{picture}  drawn")
+    return Answer({"runs": [{"run": str(run), **_plain(account)} for run, account in accounts.items()]})
+
+
+def account_of(run: Run) -> Account:
+    """The account of one run, up to its last sign of life if it is at work."""
+    status = run.read_status()
+    try:
+        document = document_of(run, status.get("attempt", {}).get("drift", ()))
+    except (RefusedError, AttributeError, ValueError):  # where the time went can be said without it
+        document = {}
+    return accounted(run, status, document)
+
+
+def accounted(run: Run, status: Mapping[str, Any], document: Mapping[str, Any]) -> Account:
+    """The same, of a run whose files have been read already."""
+    train = document.get("train")
+    price = train.get("dollars_per_hour") if isinstance(train, dict) else None
+    return account(_lines(run, status), float(price) if isinstance(price, int | float) else None)
+
+
+def _lines(run: Run, status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """attempts.jsonl, and the lines that it does not hold yet: of who was killed since, and of who is at work."""
+    written = attempts(run)
+    known = {(line.get("attempt"), line.get("started")) for line in written}
+    pending = list(status.get("unburied", []))
+    if status.get("state") == "running" and "started" in status.get("attempt", {}):
+        pending.append(killed(status, heartbeat.read(run.pulse)))
+        if in_use(run):
+            pending[-1]["ending"] = "running"
+    durable = durable_step(run.checkpoints) if pending else 0
+    for line in pending:
+        line["lost_steps"] = 0 if line["ending"] == "running" else max(line["to_step"] - durable, 0)
+    return written + [line for line in pending if (line.get("attempt"), line.get("started")) not in known]
+
+
+def runs_at(path: str) -> list[Run]:
+    """The run in this directory, or the runs below it. Raises RefusedError where there is none."""
+    place = Run(Path(path).expanduser())
+    return [place] if is_run(place) else runs_in(place.path) or [run_at(path)]  # the last says what is wrong with it
+
+
+def _picture(name: str, runs: Sequence[Run]) -> Path:
+    path = Path(name).expanduser()
+    if len(runs) != 1:
+        raise ConfigError(f"--to {name}: a picture shows one run, and these are {len(runs)}; name one of them")
+    if path.suffix not in PICTURES:
+        raise ConfigError(f"--to {name}: is no picture; expected a name that ends in {', '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--to {name}: there is no directory {path.parent}; make it, or choose another")
+    return path
+
+
+def _attempts(account: Account) -> list[str]:
+    """One line for each attempt."""
+    head = ("#", "started", "host", "ended", "steps", "done again", "down before", "took")
+    rows = [
+        (
+            str(span.number),
+            moment(span.started).removesuffix(" UTC"),
+            span.host,
+            span.how,
+            span.steps,
+            f"{span.lost_steps:,}" if span.lost_steps else "",
+            duration(span.down) if span.down else "",
+            duration(span.end - span.start),
+        )
+        for span in account.spans
+    ]
+    lines = table(head, rows, right=("#", "steps", "done again", "down before", "took"), flexible=("host", "ended"))
+    return lines + _left_out(account.unreadable)
+
+
+def _overview(accounts: Mapping[Run, Account]) -> list[str]:
+    """One line for each run."""
+    head = ("goodput", "attempts", "interrupted", "done again", "wall-clock", "cost", "run")
+    rows = [
+        (
+            share(account.buckets["progress"], account.clock) if account.spans else "",
+            str(len(account.spans)),
+            str(account.interruptions or ""),
+            str(account.lost_steps or ""),
+            duration(account.clock),
+            "" if account.dollars is None else dollars(account.dollars),
+            str(run),
+        )
+        for run, account in accounts.items()
+    ]
+    return table(head, rows, right=head[:-1]) + _left_out(sum(account.unreadable for account in accounts.values()))
+
+
+def _left_out(count: int) -> list[str]:
+    return [f"{plural(count, 'line')} of attempts.jsonl left out: no time of start and end in it"] if count else []
+
+
+def _total(accounts: Sequence[Account]) -> list[str]:
+    """The bar, what its characters mean, and the sums."""
+    buckets = {name: sum(account.buckets[name] for account in accounts) for name in LEGEND}
+    clock, running = (sum(getattr(account, name) for account in accounts) for name in ("clock", "running"))
+    rows = [
+        (LEGEND[name][0], name, duration(time), share(time, clock), LEGEND[name][1])
+        for name, time in buckets.items()
+        if time >= SEEN
+    ]
+    head = ("", "", "time", "share", "")
+    count = sum(account.interruptions for account in accounts)
+    lines = [bar(buckets, min(width(), 100)), *table(head, rows, right=("time", "share"))[1:], ""]
+    lines.append(
+        f"goodput {share(buckets['progress'], clock)} of {duration(clock)}"
+        + (f" ({share(buckets['progress'], running)} of the time an attempt was running)" if clock > running else "")
+        + f": {plural(sum(len(account.spans) for account in accounts), 'attempt')}, {plural(count, 'interruption')}, "
+        f"{plural(sum(account.lost_steps for account in accounts), 'step')} done again"
+    )
+    return lines + _money(accounts)
+
+
+def _money(accounts: Sequence[Account]) -> list[str]:
+    """What it cost, where the price is known: all of it, and what of that was not for progress."""
+    priced = [account for account in accounts if account.dollars is not None]
+    if not priced:
+        return []
+    total = sum(account.dollars or 0.0 for account in priced)
+    progress = sum((account.dollars or 0.0) * account.goodput_running for account in priced)
+    prices = {account.dollars_per_hour for account in priced}
+    price = f"at ${prices.pop():g} an hour" if len(prices) == 1 else "at their prices"
+    only = f" ({len(priced)} of {len(accounts)} runs have a price)" if len(priced) < len(accounts) else ""
+    return [f"{dollars(total)} {price} while attempts ran: {dollars(progress)} of it for progress{only}"]
+
+
+def bar(spent: Mapping[str, int], room: int) -> str:
+    """Shares as one line of `room` characters, cut where the running sum is: who has less than half of one has none."""
+    total, upto, drawn = sum(spent.values()) or 1, 0, ""
+    for name, time in spent.items():
+        upto += time
+        drawn += LEGEND[name][0] * (round(upto / total * room) - len(drawn))
+    return drawn
+
+
+def dollars(amount: float) -> str:
+    """`$12.34`; small amounts with more digits."""
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}"
+
+
+def _plain(account: Account) -> dict[str, Any]:
+    """The same as data: seconds, unix seconds."""
+    spans = []
+    for span in account.spans:
+        times = {name: getattr(span, name) / 1000 for name in ("start", "end", "down")}
+        facts = {**asdict(span), **times, "buckets": {name: time / 1000 for name, time in span.buckets.items()}}
+        spans.append({key: value for key, value in facts.items() if value is not None})
+    return {
+        "goodput": account.goodput,
+        "goodput_running": account.goodput_running,
+        "seconds": account.clock / 1000,
+        "buckets": {name: account.buckets[name] / 1000 for name in BUCKETS},
+        "interruptions": account.interruptions,
+        "lost_steps": account.lost_steps,
+        "dollars": account.dollars,
+        "unreadable": account.unreadable,
+        "attempts": spans,
+    }

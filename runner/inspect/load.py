@@ -1,0 +1,46 @@
+"""A checkpoint as a live model, in a notebook: `from runner import load`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from runner.train import dataset
+from runner.train.build import build, restore
+from runner.config.schema import Config, checked, of_now
+from runner.mesh import Mesh
+from runner.train.step import Weights, weighed
+from runner.inspect.lookup import maker_of, proven_at
+from runner.inspect.lookup import document_of
+from runner.config.user_code import demand
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+
+def load(reference: str, weights: Weights = "params", *, trust: bool = False) -> tuple[nnx.Module, Config]:
+    """The model of `RUN`, `RUN@STEP` or `RUN@best`, in evaluation mode, and the configuration it was trained with.
+
+        model, config = load("outputs/NAME/RUN@best")
+
+    Every byte is proven first (RefusedError), and no code of the run is executed: config.yaml is data. A run that names
+    a model, data or an objective of somebody's own is refused without `trust=True` (RefusedError). The model lies
+    on one device, whatever the run had. How many inputs and outputs the model has is in data.json; for a run without
+    one the data is read: it must still be where the configuration says (ConfigError). `weights="ema"` takes the average
+    that optim.ema keeps (ConfigError where there is none).
+    """
+    checkpoint, _ = proven_at(reference)
+    document = document_of(checkpoint.run, maker_of(checkpoint).get("drift", ()))
+    if not trust:
+        demand(checkpoint.run.path, document, {}, "say trust=True")
+    config = anywhere(checked(Config, of_now(document)))
+    built = build(config, dataset.as_recorded(checkpoint.run))
+    return built.model(weighed(restore(built, checkpoint.directory), weights)), config
+
+
+def anywhere(config: Config) -> Config:
+    """The same on one device; and with an attention that every machine has, in float32 as well."""
+    model: Any = config.model
+    if hasattr(model, "attention"):
+        model = replace(model, attention="xla")
+    return replace(config, mesh=Mesh(data=1), model=model)

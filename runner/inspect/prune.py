@@ -1,0 +1,74 @@
+"""`prune`: what retention lets go is deleted now, with the rules in force. Never while a run trains there, and never
+where the newest checkpoint is not proven."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
+
+from runner.rundir import layout
+from runner.checkpoint.checkpointer import discard, link_best
+from runner.checkpoint.record import records_in
+from runner.text import size_text
+from runner.checkpoint.restore import verdicts
+from runner.checkpoint.retention import survivors
+from runner.errors import RefusedError, StorageError
+from runner.rundir.layout import Run
+from runner.values import Answer, Say
+from runner.inspect.lookup import run_at
+from runner.inspect.lookup import settings_of
+from runner.text import plural
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """A run."""
+    parser.add_argument("run", metavar="RUN", help="outputs/NAME/RUN")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Prune, oldest first. Raises RefusedError where it must not be done, StorageError where it cannot."""
+    run = run_at(arguments.run)
+    with nullcontext() if arguments.dry_run else layout.locked(run):
+        return _pruned(run, say, dry=arguments.dry_run)
+
+
+def _pruned(run: Run, say: Say, *, dry: bool) -> Answer:
+    _prove_newest(run)
+    settings, records = settings_of(run), records_in(run.checkpoints)
+    kept = survivors(settings.keep, records, settings.score)
+    if not dry:
+        link_best(run.checkpoints, records, settings.score)  # first: no moment without a link to what there is
+    freed, gone = 0, []
+    for record in records:
+        if record.step in kept:
+            say(f"step {record.step:>6}  stays: {kept[record.step]}")
+            continue
+        if not dry:
+            _discard(run, record.step)
+        say(f"step {record.step:>6}  {'would be deleted' if dry else 'deleted'}, {size_text(record.num_bytes)}")
+        gone.append(record.step)
+        freed += record.num_bytes
+    done = f"{'would free' if dry else 'freed'} {size_text(freed)}" if gone else "nothing to delete"
+    say(f"{plural(len(kept), 'checkpoint')} {'stays' if len(kept) == 1 else 'stay'}; {done}")
+    kept_words = {str(step): why for step, why in kept.items()}
+    return Answer({"run": str(run), "dry_run": dry, "deleted": gone, "kept": kept_words, "freed_bytes": freed})
+
+
+def _prove_newest(run: Run) -> None:
+    """Raises RefusedError unless the newest checkpoint is good: an older one may be all there is to go on from."""
+    newest = next((verdict for verdict in verdicts(run.checkpoints) if verdict.problem or verdict.usable), None)
+    if newest is None:
+        raise RefusedError(f"{run} has no checkpoint to resume from; nothing was deleted")
+    if newest.problem is not None:
+        raise RefusedError(
+            f"{run}@{newest.step}: the newest checkpoint is not good: {newest.problem}; nothing was deleted; a restart "
+            "of the run sets it aside"
+        )
+
+
+def _discard(run: Run, step: int) -> None:
+    try:
+        discard(run.checkpoints / str(step))
+    except OSError as error:
+        raise StorageError(f"{run}@{step}: could not be deleted ({error.strerror})") from error

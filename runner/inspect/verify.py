@@ -1,0 +1,55 @@
+"""`verify`: whether every byte of a checkpoint is the one that was written. Reads all of it, and changes nothing."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from runner.text import size_text
+from runner.checkpoint.record import steps_in
+from runner.errors import RefusedError
+from runner.values import Answer, Say
+from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, run_at
+from runner.text import plural
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """One checkpoint, or all of a run."""
+    parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest directory, or the step that is named")
+    parser.add_argument("--all", action="store_true", help="every checkpoint of the run")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Verify, and say one line for each. Exit code 3 where one is not good."""
+    entries = []
+    for checkpoint in _named(arguments.checkpoint, whole=arguments.all):
+        found = look(checkpoint.directory, checksums=True)
+        if found is None:
+            continue  # deleted meanwhile by the run it belongs to
+        say(f"step {found.step:>6}  {_verdict(found)}")
+        num_bytes = found.record.num_bytes if found.record else None
+        entries.append({"step": found.step, "verified": found.proof, "problem": found.problem, "bytes": num_bytes})
+    bad = [entry["step"] for entry in entries if entry["problem"]]
+    if len(entries) > 1:
+        say(f"{plural(len(entries), 'checkpoint')}: {f'{len(bad)} not good' if bad else 'all good'}")
+    run = str(checkpoint.run)
+    return Answer({"run": run, "good": not bad, "checkpoints": entries}, RefusedError.exit_code if bad else 0)
+
+
+def _named(reference: str, *, whole: bool) -> list[Checkpoint]:
+    """What to look at. `RUN` is its newest directory, good or not: that is what a person worries about."""
+    place, _, which = reference.rpartition("@") if "@" in reference else (reference, "", "newest")
+    if not whole and which != "newest":
+        return [checkpoint_at(reference)]
+    run = run_at(place)
+    steps = steps_in(run.checkpoints)
+    if not steps:
+        raise RefusedError(f"{run} has no checkpoint")
+    return [Checkpoint(run, step) for step in (steps if whole else steps[-1:])]
+
+
+def _verdict(found: Look) -> str:
+    if found.problem:
+        return f"not good: {found.problem}"
+    assert found.record is not None
+    read = "every byte of" if found.proof == "ok" else "only sizes were kept (ckpt.verify=off):"
+    return f"{found.proof}, {read} {plural(found.num_files, 'file')}, {size_text(found.record.num_bytes)}"

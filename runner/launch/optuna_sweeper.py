@@ -1,0 +1,113 @@
+"""Hydra's Optuna sweeper with a memory of ours: its trials are runs, and a search that was killed goes on.
+
+By itself the plugin asks for so many trials more at each start, and a trial that was killed never ends. Here each start
+replays the search: the sampler is asked for every trial again, what was suggested before wins over what it says now,
+and what is finished is read from disk. With a fixed seed a killed search suggests what an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from runner.launch.process import hearing
+from runner.errors import STOPPED
+from runner.launch import study
+from runner.launch.study import Study
+
+
+class Recorded(optuna.samplers.BaseSampler):
+    """Another sampler, whose suggestions are kept, and give way to those that were kept before."""
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, study: Study):
+        self._sampler, self._study = sampler, study
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        values = self._sampler.sample_relative(study, trial, search_space)
+        return {key: self._study.suggested(trial.number, key, value) for key, value in values.items()}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
+        return self._study.suggested(trial.number, param_name, value)
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self._sampler.reseed_rng()
+
+
+class OptunaSearch(Sweeper):
+    """What `HoldfastSearch` hands on to: a search with the plugin's options but for its database."""
+
+    def __init__(self, sampler: Any, **options: Any) -> None:
+        self._sampler, self._options = sampler, options
+        self._config: DictConfig
+        self._context: HydraContext
+        self._task: TaskFunction
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._context, self._task, self._config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search until there are so many trials. Raises ConfigError before any of them where an option is wrong."""
+        chosen = OmegaConf.to_container(self._config.hydra.sweeper, resolve=True)
+        option = study.chosen({key: chosen[key] for key in study.OPTIONS})  # type: ignore[index, call-overload]
+        if option.n_jobs is None:
+            option = replace(option, n_jobs=self._config.hydra.launcher.get("parallel") or 1)
+        composed = self._context.config_loader.load_sweep_config(self._config, _fixed(arguments))
+        way = study.direction(option.direction, composed.score.mode)
+        what = [sorted(arguments), way, chosen["sampler"], chosen["params"], chosen["custom_search_space"]]  # type: ignore[index, call-overload]
+        place = study.folder((Path(composed.root) / composed.name).resolve(), what)
+        study = Study(place, option, way, arguments)
+        with study.lock, hearing(_stop):
+            try:
+                self._plugin(study).sweep(study.typed)
+            except ValueError:  # of Optuna's: there is no best among no scores
+                if any(study.score(member) is not None for member in study.members):
+                    raise
+            finally:
+                if study.members:
+                    print("\n".join(study.story()))
+
+    def _plugin(self, study: Study) -> Any:
+        """The plugin's own sweeper, at work for this study."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        options = {**self._options, **asdict(study.option), "direction": study.direction, "max_failure_rate": 1.0}
+        options |= {
+            "sampler": Recorded(self._sampler, study),
+            "storage": None,
+            "study_name": None,
+            "search_space": None,
+        }
+        plugin: Any = OptunaSweeper(**options)
+        config = self._config.copy()
+        with open_dict(config):
+            config.hydra.sweep.dir = str(study.place)  # where it leaves its optimization_results.yaml
+        plugin.setup(hydra_context=self._context, task_function=self._task, config=config)
+        plugin.sweeper.launcher.study = study
+        return plugin
+
+
+def _fixed(arguments: Sequence[str]) -> list[str]:
+    """The overrides that every trial has."""
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    return [word for word, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Between the batches as well, a request to stop ends the search; nothing goes then that had to be saved."""
+    raise SystemExit(STOPPED)

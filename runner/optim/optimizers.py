@@ -1,0 +1,181 @@
+"""Optimizers: option, default and range of each. Free of jax until `build`.
+
+Each `build` gives the transformation for a learning rate by steps. Everywhere the gradient is first clipped to a global
+norm (`clip_norm`, null: not at all), weight decay touches matrices and kernels only (runner/optim/parameter_groups.py), and `ema` keeps
+an average of the weights beside them (runner/train/step.py), which evaluations and exports can use; null: no average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+if TYPE_CHECKING:
+    import optax
+
+Positive = Annotated[float, Gt(0.0)]
+NotNegative = Annotated[float, Ge(0.0)]
+Momentum = Annotated[float, Interval(ge=0.0, lt=1.0)]
+Average = Annotated[float, Interval(gt=0.0, lt=1.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). The default that rarely disappoints."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 4e-3
+    weight_decay: NotNegative = 0.1
+    b1: Momentum = 0.9
+    b2: Momentum = 0.99
+    clip_norm: Positive | None = 1.0
+    ema: Average | None = None
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        import optax
+
+        from runner.optim.parameter_groups import decays
+
+        adamw = optax.adamw(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decays)
+        return optax.chain(_clip(self.clip_norm), adamw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion:
+    """Lion, the sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675): half the memory of AdamW.
+
+    Its updates are larger: as the paper says, a learning rate 3-10 times smaller than AdamW's, and a weight decay as
+    many times larger.
+    """
+
+    kind: Literal["lion"] = "lion"
+    lr: Positive = 4e-4
+    weight_decay: NotNegative = 1.0
+    b1: Momentum = 0.9
+    b2: Momentum = 0.99
+    clip_norm: Positive | None = 1.0
+    ema: Average | None = None
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        import optax
+
+        from runner.optim.parameter_groups import decays
+
+        lion = optax.lion(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decays)
+        return optax.chain(_clip(self.clip_norm), lion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd:
+    """SGD with momentum (Sutskever et al. 2013), as ResNets are trained (He et al. 2016, arXiv:1512.03385).
+
+    Weight decay is the L2 penalty of those papers: added to the gradient, before the momentum.
+    """
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.1
+    weight_decay: NotNegative = 1e-4
+    momentum: Momentum = 0.9
+    nesterov: bool = True
+    clip_norm: Positive | None = None
+    ema: Average | None = None
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        import optax
+
+        from runner.optim.parameter_groups import decays
+
+        decayed = optax.add_decayed_weights(self.weight_decay, mask=decays)
+        return optax.chain(_clip(self.clip_norm), decayed, optax.sgd(schedule, self.momentum, self.nesterov))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adafactor:
+    """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235): rows and columns of second moments, hardly any memory.
+
+    `lr` is relative: each parameter moves by lr × its own root mean square (at least 1e-3). The second moment after t
+    steps decays by 1 - t^-`decay_rate`. Weight decay is decoupled, lr × weight_decay × w, as AdamW's is. Layers stacked
+    in one array share one root mean square, as optax has it.
+    """
+
+    kind: Literal["adafactor"] = "adafactor"
+    lr: Positive = 1e-2
+    weight_decay: NotNegative = 0.0
+    decay_rate: Average = 0.8
+    clip_update: Positive = 1.0
+    clip_norm: Positive | None = None
+    ema: Average | None = None
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        import optax
+
+        from runner.optim.parameter_groups import decays
+
+        return optax.chain(
+            _clip(self.clip_norm),
+            optax.scale_by_factored_rms(decay_rate=self.decay_rate),
+            optax.clip_by_block_rms(self.clip_update),
+            optax.scale_by_param_block_rms(),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon (Jordan et al. 2024): hidden matrices get their momentum orthogonalized, layer by layer; the rest AdamW.
+
+    Scaled as in Liu et al. 2025 (arXiv:2502.16982): an update of a matrix has the root mean square `update_rms` × lr,
+    about that of AdamW, so one learning rate and one weight decay serve both. A kernel that holds several maps side by
+    side (queries, keys and values) counts as one matrix.
+    """
+
+    kind: Literal["muon"] = "muon"
+    lr: Positive = 4e-3
+    weight_decay: NotNegative = 0.1
+    momentum: Momentum = 0.95
+    update_rms: Positive = 0.2
+    b1: Momentum = 0.9
+    b2: Momentum = 0.95
+    clip_norm: Positive | None = 1.0
+    ema: Average | None = None
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        import jax
+        import optax
+        from optax import contrib
+
+        from runner.optim.parameter_groups import Tree, decays, fans, hidden
+
+        def labels(params: Tree) -> Tree:
+            return jax.tree.map(lambda _, axes: "adam" if axes is None else "muon", params, hidden(params))
+
+        def dimensions(params: Tree) -> Tree:
+            return jax.tree.map(lambda _, axes: contrib.MuonDimensionNumbers(*axes), params, hidden(params))
+
+        def even(updates: Tree, params: Tree | None) -> Tree:
+            """Every matrix with the same root mean square, whatever its shape."""
+            return jax.tree.map(
+                lambda update, axes: self.update_rms * max(fans(update, axes)) ** 0.5 * update, updates, hidden(updates)
+            )
+
+        orthogonal = contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions)
+        orthogonal = optax.chain(orthogonal, optax.stateless(even))
+        adam = optax.scale_by_adam(b1=self.b1, b2=self.b2)
+        return optax.chain(
+            _clip(self.clip_norm),
+            optax.partition({"muon": orthogonal, "adam": adam}, labels),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+def _clip(norm: float | None) -> optax.GradientTransformation:
+    import optax
+
+    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
+
+
+Optim = AdamW | Lion | Sgd | Adafactor | Muon

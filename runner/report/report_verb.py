@@ -1,0 +1,75 @@
+"""`report`: one page of HTML about runs, for a browser and without a network. Changes nothing in them."""
+
+from __future__ import annotations
+
+from runner import files
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.rundir import layout
+from runner.text import size_text
+from runner.errors import ConfigError
+from runner.report.config_diff import Difference, difference
+from runner.report.facts import Facts, facts_of
+from runner.report.pareto import memory
+from runner.report.page import rendered
+from runner.rundir.layout import Run
+from runner.text import shown
+from runner.values import Answer, Say
+from runner.inspect.goodput import runs_at
+from runner.text import plural
+
+PAGE = "report.html"
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Runs, and where the page goes."""
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="a run, or a directory of runs")
+    parser.add_argument("--to", metavar="FILE.html", help=f"the page; PATH/{PAGE} where this is not given")
+
+
+def run(arguments: Namespace, say: Say) -> Answer:
+    """Write the page. Raises RefusedError where there is no run, ConfigError where FILE is no place for a page."""
+    page = _page(arguments.to, arguments.paths)
+    places = {place.path.resolve() for path in arguments.paths for place in runs_at(path)}
+    found = [facts_of(Run(path)) for path in sorted(places)]
+    differs = difference([each.document for each in found], [each.words for each in found])
+    order = differs.order(len(found))
+    facts, differs = [found[number] for number in order], differs.taken(order)
+    title = " · ".join(shown(Path(path).expanduser()) for path in arguments.paths)
+    html = rendered(facts, differs, title, page.resolve().parent)
+    files.replace(page, html, durable=False)
+    say(f"{page}  {plural(len(facts), 'run')}, {size_text(len(html.encode()))}; open it in a browser")
+    return Answer({"page": str(page), "bytes": len(html.encode()), "runs": _plain(facts, differs)})
+
+
+def _page(to: str | None, paths: Sequence[str]) -> Path:
+    if to is None:
+        folder = Path(paths[0]).expanduser() if len(paths) == 1 else Path()
+        return folder / PAGE
+    page = Path(to).expanduser()
+    if page.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--to {to}: is no page; expected a name that ends in .html")
+    if not page.parent.is_dir():
+        raise ConfigError(f"--to {to}: there is no directory {page.parent}; make it, or choose another")
+    return page
+
+
+def _plain(facts: Sequence[Facts], differs: Difference) -> list[dict[str, Any]]:
+    """The table of the page as data."""
+    sizes = memory(facts, differs)
+    return [
+        {
+            "run": str(each.run),
+            "own": {column.key: column.values[number] for column in differs.columns},
+            **{"state": each.state, "step": each.step, "steps": each.steps},
+            **{"metric": each.score.metric, "best_step": each.best and each.best[0]},
+            **{"best_value": each.best and each.best[1], "seconds": each.account.clock / 1000},
+            **{"goodput": each.account.goodput, "interruptions": each.account.interruptions},
+            **{"lost_steps": each.account.lost_steps, "step_seconds": each.step_seconds, "why": each.why},
+            **{"memory_bytes": sizes[number], "recompute": each.needs and each.needs.extra},
+        }
+        for number, each in enumerate(facts)
+    ]

@@ -1,0 +1,80 @@
+"""A run evaluated once more, finished or not: it is only read, and what is found goes into a folder of its own."""
+
+from __future__ import annotations
+
+from runner import files
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from runner.train import dataset
+from runner.rundir import layout
+from runner.train.build import build, restore
+from runner.train.built import describe
+from runner.checkpoint.record import locate
+from runner.checkpoint.restore import exactly
+from runner.train.compile_cache import keep
+from runner.config.schema import Config
+from runner.values import Values
+from runner.train.compile import compile_eval
+from runner.rundir.layout import Run
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of one checkpoint, by evaluation; files are named as seen from the run's directory."""
+
+    run: Run
+    step: int
+    values: dict[str, Values]
+
+    def score(self, metric: str) -> float | None:
+        """The metric that says what is best, as `eval/loss`, where it was measured."""
+        split, _, name = metric.partition("/")
+        value = self.values.get(split, {}).get(name)
+        return value if isinstance(value, float) else None
+
+
+def again(config: Config, run: Run, say: Callable[[str], None]) -> Found:
+    """Do every evaluation of a configuration on the checkpoint that `step=` names, or on the newest.
+
+    Raises RefusedError where that is not good or the data has changed, ConfigError where data or model does not fit.
+    """
+    checkpoint = locate(f"{run.path}@{config.step or 'newest'}")
+    keep(config.compile_cache, say)
+    config = replace(config, train=replace(config.train, steps=1))  # what is trained is another matter
+    built = build(config)
+    dataset.compare(run, built.sources)
+    say(describe(built, config))
+    checksums = config.ckpt.verify != "off"
+    record, state = exactly(checkpoint, partial(restore, built), checksums=checksums)
+    program = compile_eval(built, config)
+    values = built.evaluator(list(config.eval), state, program, run.path, f"eval/{record.step}/{{}}", lambda: None)
+    found = Found(run, record.step, values)
+    document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
+    files.replace(run.path / f"eval/{record.step}/results.json", json.dumps(document, indent=1) + "\n")
+    for line in lines(found):
+        say(line)
+    return found
+
+
+def _loss_first(item: tuple[str, float | str]) -> tuple[bool, str]:
+    return item[0] != "loss", item[0]
+
+
+def lines(found: Found) -> list[str]:
+    """What a person reads: one line an evaluation."""
+    width = max(map(len, found.values))
+    shown = [
+        "  ".join(
+            value if isinstance(value, str) else f"{name} {value:.6g}"
+            for name, value in sorted(values.items(), key=_loss_first)
+        )
+        for values in found.values.values()
+    ]
+    return [
+        f"{found.run}@{found.step}",
+        *(f"  {name:<{width}}  {line}" for name, line in zip(found.values, shown, strict=True)),
+        f"also in {found.run}/eval/{found.step}/results.json",
+    ]

@@ -1,0 +1,551 @@
+"""The order of things in saving and restoring, with the real store: what a disk, a metric or a bug can do to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runner.checkpoint import arrays, checkpointer, store
+from runner.checkpoint.checkpointer import Checkpointer, Policy, preflight
+from runner.checkpoint.seal import problem_of
+from runner.checkpoint.record import PIN, PROGRESS, STATE, Record, Score, best_of, load, records_in, steps_in
+from runner.text import size_text
+from runner.checkpoint.restore import exactly, ignored, newest_good, take_back, verdicts
+from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Keep, Last, Pinned
+from runner.checkpoint.strategy import Best, Failures, OnError, Rule, Steps
+from runner.errors import RefusedError, StorageError
+from runner.values import Moment
+from runner.text import shown
+
+SCORE = Score("eval/loss", "min")
+EVERY: dict[str, Rule] = {"best": Best(), "every": Steps(steps=1)}
+
+
+def items(step: int) -> dict[str, Any]:
+    return {STATE: {"w": jnp.full((32, 32), step, jnp.float32), "step": jnp.int32(step)}, PROGRESS: {"next": step}}
+
+
+def values(directory: Path) -> dict[str, Any]:
+    return arrays.read(directory / STATE)
+
+
+class Told(list[str]):
+    def __call__(self, line: object) -> None:
+        self.append(str(line))
+
+
+class Fake:
+    """A store that writes one small file a checkpoint: as fast as the rules are to be tried."""
+
+    def __init__(self) -> None:
+        self.fails: Callable[[int], bool] = lambda step: False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def hold(self, state: Any) -> Any:
+        return dict(state)
+
+    def write(self, directory: Path, state: Any, progress: Any) -> None:
+        self.gate.wait()
+        directory.mkdir(parents=True)
+        (directory / "data").write_text(str(state))
+        if self.fails(int(directory.name)):
+            raise StorageError("No space left on device")
+
+    def differing_leaf(self, directory: Path, state: Any) -> str | None:
+        return None if (directory / "data").read_text() == str(state) else "w"
+
+
+def saver(
+    path: Path,
+    keep: dict[str, Keep],
+    *,
+    save: dict[str, Rule] = EVERY,
+    background: bool = False,
+    bytes_: Any = store,
+    verify: Any = "bytes",
+) -> tuple[Checkpointer, Told, list[checkpointer.Saved]]:
+    told, saves = Told(), []
+    policy = Policy(save, keep, SCORE, background, verify)
+    return Checkpointer(path, policy, bytes_, told, saves.append, Failures()), told, saves
+
+
+def saved_steps(path: Path, *steps: int) -> None:
+    made, _, _ = saver(path, {"all": All()})
+    for step in steps:
+        made.save("test", Moment(step), items(step))
+    made.close()
+
+
+# --- saving ---
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_scripted_metrics_leave_the_newest_and_the_best_on_disk(tmp_path: Path, background: bool) -> None:
+    made, told, saves = saver(tmp_path, {"last": Last(n=1), "best": BestN(n=1)}, background=background)
+    for step, loss in enumerate([0.9, 0.5, 0.6, math.nan, 0.8, math.inf], 1):
+        moment = Moment(step, {"eval/loss": loss})
+        reason = made.due(moment)
+        assert reason
+        made.save(reason, moment, items(step))
+    assert made.holds(6)
+    made.close()
+    assert [r.step for r in records_in(tmp_path)] == [2, 6]
+    assert (tmp_path / "best").resolve() == tmp_path / "2"
+    assert best_of(records_in(tmp_path), SCORE).step == 2  # type: ignore[union-attr]
+    assert newest_good(tmp_path, tmp_path / "q", values, print)[0].step == 6  # type: ignore[index]
+    assert not list(tmp_path.glob(".trash/*"))
+    assert not list(tmp_path.glob(".writing/*"))
+    assert told == []
+    assert [save.record.step for save in saves] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < save.stall_seconds <= save.durable_seconds for save in saves)
+    assert all(save.bytes > 256 for save in saves)
+
+
+def test_the_sidecar_says_why_and_what_it_cost(tmp_path: Path) -> None:
+    made, _, saves = saver(tmp_path, {"all": All()}, background=True)
+    made.save("because", Moment(5, {"eval/loss": 2.0}), items(5))
+    made.close()
+    record, files = load(tmp_path / "5")
+    assert (record.step, record.reason, record.metrics, record.mark) == (5, "because", {"eval/loss": 2.0}, "")
+    assert 0 < record.stall_seconds <= record.write_seconds <= saves[0].durable_seconds
+    assert any(name.startswith("state/d/") for name in files)
+    assert json.loads((tmp_path / "5/progress/metadata").read_text()) == {"next": 5}
+
+
+def test_nothing_has_a_name_before_it_is_sealed_and_nothing_is_deleted_before_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the promise: write, seal, name, sync, and only then delete."""
+    events: list[tuple[str, list[int]]] = []
+
+    def watch(name: str) -> None:
+        real = getattr(checkpointer, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            events.append((name, steps_in(tmp_path)))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(checkpointer, name, watched)
+
+    for name in ("seal", "_publish", "sync_directory", "survivors", "discard"):
+        watch(name)
+    made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
+    made.save("test", Moment(1), items(1))
+    events.clear()
+    made.save("test", Moment(2), items(2))
+    made.close()
+    assert events == [
+        ("seal", [1]),
+        ("_publish", [1]),
+        ("sync_directory", [1, 2]),
+        ("survivors", [1, 2]),
+        ("discard", [1, 2]),
+        ("sync_directory", [2]),
+    ]
+
+
+def test_deletion_is_oldest_first_and_only_of_what_is_not_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_steps(tmp_path, 1, 2, 3, 9)
+    gone: list[str] = []
+    monkeypatch.setattr(
+        checkpointer, "discard", lambda directory: (gone.append(directory.name), shutil.rmtree(directory))
+    )
+    made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
+    made.save("test", Moment(4), items(4))
+    made.close()
+    assert gone == ["1", "2", "3"]  # 9 is not from this training: not ours to judge
+    assert steps_in(tmp_path) == [4, 9]
+
+
+def test_a_save_in_the_background_does_not_keep_training_waiting(tmp_path: Path) -> None:
+    slow = Fake()
+    slow.gate.clear()
+    made, _, _ = saver(tmp_path, {"all": All()}, background=True, bytes_=slow)
+    made.save("test", Moment(1), items(1))
+    assert made.due(Moment(2)) is None  # one is being written: not now
+    assert made.newest is None
+    slow.gate.set()
+    made.holds(1)
+    assert made.newest == 1
+    assert made.due(Moment(3)) == "every 1 steps"
+    made.close()
+
+
+def test_pinned_survive_while_training_goes_on(tmp_path: Path) -> None:
+    made, _, _ = saver(tmp_path, {"pinned": Pinned()}, bytes_=Fake())
+    made.save("test", Moment(1), items(1))
+    (tmp_path / "1" / PIN).touch()
+    for step in (2, 3):
+        made.save("test", Moment(step), items(step))
+    made.close()
+    assert steps_in(tmp_path) == [1, 3]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_failed_save_is_told_once_deletes_nothing_and_heals(tmp_path: Path, background: bool) -> None:
+    saved_steps(tmp_path, 1)
+    bytes_ = Fake()
+    bytes_.fails = lambda step: step < 4
+    made, told, saves = saver(tmp_path, {"last": Last(n=1)}, background=background, bytes_=bytes_)
+    for step in (2, 3):
+        assert made.due(Moment(step))
+        made.save("test", Moment(step), items(step))
+        assert not made.holds(step)
+        assert steps_in(tmp_path) == [1]
+        assert not (tmp_path / ".writing").exists()  # its space is free again at once
+    assert sum("could not be written: No space left on device" in line for line in told) == 1
+    assert made.newest == 1
+    assert made.due(Moment(3)) is None  # tried, and not again before it is next due
+    made.save("test", Moment(4), items(4))
+    assert made.holds(4)
+    made.close()
+    assert steps_in(tmp_path) == [4]
+    assert told[1:] == ["checkpoints are written again: step 4 is durable"]
+    assert [save.record.step for save in saves] == [4]
+
+
+def test_a_failure_in_the_background_is_noticed_at_the_next_step(tmp_path: Path) -> None:
+    bytes_ = Fake()
+    bytes_.fails = lambda step: True
+    made, told, _ = saver(tmp_path, {"all": All()}, background=True, bytes_=bytes_)
+    made.save("test", Moment(1), items(1))
+    while not made._pending.done():  # type: ignore[union-attr]
+        time.sleep(0.001)
+    made.due(Moment(2))
+    assert len(told) == 1
+    made.close()
+
+
+def test_what_cannot_be_sealed_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpointer, "seal", fails)
+    made, told, _ = saver(tmp_path, {"all": All()})
+    made.save("test", Moment(1), items(1))
+    assert not made.holds(1)
+    made.close()
+    assert steps_in(tmp_path) == []
+    assert "could not be written: Input/output error" in told[0]
+
+
+def test_verify_values_finds_what_was_not_saved_as_it_was(tmp_path: Path) -> None:
+    """The seal proves the files; only reading back proves that the files are the state."""
+
+    class Wrong(Fake):
+        def write(self, directory: Path, state: Any, progress: Any) -> None:
+            super().write(directory, {**state, "w": "other"} if directory.name == "2" else state, progress)
+
+    for verify, there in (("bytes", [1, 2]), ("values", [1])):
+        made, told, _ = saver(tmp_path / verify, {"all": All()}, bytes_=Wrong(), verify=verify)
+        for step in (1, 2):
+            made.save("test", Moment(step), items(step))
+        made.close()
+        assert steps_in(tmp_path / verify) == there
+        assert bool(told) == (verify == "values")
+    assert "w reads back differently from what was to be saved" in told[0]
+
+
+def test_verify_values_on_the_real_store(tmp_path: Path) -> None:
+    made, told, _ = saver(tmp_path, {"all": All()}, background=True, verify="values")
+    made.save("test", Moment(1), items(1))
+    assert made.holds(1)
+    made.close()
+    assert told == []
+
+
+def test_verify_off_takes_no_checksums(tmp_path: Path) -> None:
+    made, _, _ = saver(tmp_path, {"all": All()}, verify="off")
+    made.save("test", Moment(1), items(1))
+    made.close()
+    assert not any("xxh3" in file for file in load(tmp_path / "1")[1].values())
+
+
+def test_an_error_leaves_a_marked_checkpoint_where_a_rule_asks_for_it(tmp_path: Path) -> None:
+    saved_steps(tmp_path, 1)
+    for rules, there in (({}, [1]), ({"on_error": OnError()}, [1, 2])):
+        made, told, _ = saver(tmp_path, {"last": Last(n=1)}, save=rules)
+        made.rescue(KeyError("x"), Moment(2), lambda: items(2))
+        assert made.newest == 1
+        made.close()
+        assert steps_in(tmp_path) == there
+    assert told == ["left checkpoint 2 to look at, marked; step=2 restores it"]
+    assert load(tmp_path / "2")[0].mark == "error"
+    assert load(tmp_path / "2")[0].reason == "error after step 2: KeyError: 'x'"
+    lines = Told()
+    assert newest_good(tmp_path, tmp_path / "q", values, lines)[0].step == 1  # type: ignore[index]
+    assert lines == ["checkpoint 2 is passed over (error after step 2: KeyError: 'x'); step=2 restores it"]
+    assert exactly(tmp_path / "2", values)[0].mark == "error"  # asked for
+
+
+def test_what_an_error_left_gives_way_to_the_real_step(tmp_path: Path) -> None:
+    made, _, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
+    made.save("test", Moment(1), items(1))
+    made.rescue(ValueError("boom"), Moment(2), lambda: items(7))
+    made.save("test", Moment(2), items(2))
+    made.close()
+    assert load(tmp_path / "2")[0].mark == ""
+    assert int(values(tmp_path / "2")["step"]) == 2
+
+
+def test_an_error_after_a_good_save_leaves_that_alone(tmp_path: Path) -> None:
+    made, told, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
+    made.save("test", Moment(1), items(1))
+    made.rescue(ValueError("boom"), Moment(1), lambda: items(7))
+    made.close()
+    assert load(tmp_path / "1")[0].mark == ""
+    assert told == []
+
+
+def test_a_state_that_went_with_the_step_cannot_be_left_and_that_is_said(tmp_path: Path) -> None:
+    def gone() -> dict[str, Any]:
+        raise RuntimeError("Array has been deleted with shape=float32[8,8].")
+
+    made, told, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
+    made.rescue(ValueError("boom"), Moment(1), gone)
+    made.close()
+    assert told == ["warning: nothing could be left to look at (Array has been deleted with shape=float32[8,8].)"]
+
+
+def test_leftovers_of_a_killed_process_are_cleaned_up(tmp_path: Path) -> None:
+    for leftover in (
+        ".writing/7/state",
+        ".writing/7.orbax-checkpoint-tmp",
+        ".trash/3-1/state",
+        "7.orbax-checkpoint-tmp",
+    ):
+        (tmp_path / leftover).mkdir(parents=True)
+    saved_steps(tmp_path, 7)
+    assert {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir() if path.name != "7"} == {
+        ".trash": 0,
+        ".writing": 0,
+    }
+
+
+def test_what_a_killed_process_had_not_deleted_yet_is_deleted_at_the_start(tmp_path: Path) -> None:
+    """Killed after the last save of a run, before pruning: no save comes any more that would do it."""
+    saved_steps(tmp_path, 1, 2, 3)
+    (tmp_path / "best").unlink(missing_ok=True)
+    made, told, _ = saver(tmp_path, {"last": Last(n=1)})
+    assert made.newest == 3
+    made.close()
+    assert steps_in(tmp_path) == [3]
+    assert told == []
+
+
+# --- room on the disk ---
+
+
+def usage(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free})())
+
+
+def test_preflight_counts_what_will_be_kept_and_one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep: dict[str, Keep] = {"last": Last(n=2), "best": BestN(n=1)}
+    usage(monkeypatch, 4000)
+    assert preflight(tmp_path / "not/yet/there", 1000, keep, 100) is None
+    usage(monkeypatch, 3999)
+    said = preflight(tmp_path / "not/yet/there", 1000, keep, 100)
+    assert said is not None
+    assert "4 kB free for checkpoints of 1 kB" in said
+    assert "room for 3, but retention keeps up to 3 and one more" in said
+    assert preflight(tmp_path, 1000, {"k": EveryK(steps=10)}, 100) is not None  # ten milestones
+    assert preflight(tmp_path, 1000, {"k": EveryK(steps=10), "budget": DiskBudget(bytes=2000)}, 100) is None
+    assert preflight(tmp_path, 1000, {"all": All()}, 100) is None
+    assert "keeps at least 2" in str(preflight(tmp_path, 1400, {"all": All()}, 100))
+
+
+def test_preflight_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_steps(tmp_path, 1)
+    size = records_in(tmp_path)[0].num_bytes
+    usage(monkeypatch, size * 2)
+    assert preflight(tmp_path, size, {"last": Last(n=2)}, 9) is None  # one of three is on it
+
+
+def test_sizes_are_for_people() -> None:
+    sizes = {
+        0: "0 bytes",
+        999: "999 bytes",
+        1000: "1 kB",
+        999_600_000: "1 GB",
+        1_234_567: "1.23 MB",
+        20e9: "20 GB",
+        5e15: "5e+03 TB",
+    }
+    assert {size: size_text(size) for size in sizes} == sizes
+
+
+# --- restoring ---
+
+
+def test_what_is_not_good_is_set_aside_and_the_next_older_is_used(tmp_path: Path) -> None:
+    path, quarantine, told = tmp_path / "c", tmp_path / "quarantine", Told()
+    saved_steps(path, 1, 2, 3)
+    (path / "99999").mkdir()  # an empty directory that is named like a step
+    (path / "3 (copy)").mkdir()
+    flipped = max((path / "3").rglob("d/*"), key=lambda file: file.stat().st_size)
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"\0")
+    found = newest_good(path, quarantine, values, told)
+    assert found is not None
+    assert (found[0].step, int(found[1]["step"])) == (2, 2)
+    assert told[0] == f"ignored in {shown(path)}: 3 (copy) (not a directory named like a step)"
+    assert "99999 is not good: no holdfast.json" in told[1]
+    assert "checkpoint 3 is not good: " in told[2]
+    assert sorted(aside.name.split("-")[0] for aside in quarantine.iterdir()) == ["3", "99999"]
+    assert all((aside / "reason.txt").read_text() for aside in quarantine.iterdir())
+    assert steps_in(path) == [1, 2]
+
+
+def test_nothing_good_left_is_refused_saying_what_was_tried(tmp_path: Path) -> None:
+    saved_steps(tmp_path / "c", 1, 2)
+    for step in (1, 2):
+        (tmp_path / f"c/{step}/holdfast.json").unlink()
+    with pytest.raises(RefusedError, match=r"tried 2 \(no holdfast.json.*\), 1 \(no holdfast.json"):
+        newest_good(tmp_path / "c", tmp_path / "q", values, Told())
+    assert newest_good(tmp_path / "empty", tmp_path / "q", values, Told()) is None
+
+
+def test_a_refusal_of_good_bytes_is_no_reason_to_go_back(tmp_path: Path) -> None:
+    """Another model is the user's mistake: nothing is set aside for it."""
+
+    def refuses(directory: Path) -> Any:
+        raise RefusedError("another model")
+
+    saved_steps(tmp_path / "c", 1, 2)
+    with pytest.raises(RefusedError, match="another model"):
+        newest_good(tmp_path / "c", tmp_path / "q", refuses, Told())
+    assert steps_in(tmp_path / "c") == [1, 2]
+
+
+def test_bytes_that_cannot_be_read_are_set_aside_even_where_the_seal_holds(tmp_path: Path) -> None:
+    def reads(directory: Path) -> Any:
+        if directory.name == "2":
+            raise ValueError("DATA_LOSS: bad node")
+        return values(directory)
+
+    saved_steps(tmp_path / "c", 1, 2)
+    told = Told()
+    found = newest_good(tmp_path / "c", tmp_path / "q", reads, told)
+    assert found is not None
+    assert found[0].step == 1
+    assert "cannot be read (ValueError: DATA_LOSS: bad node)" in told[0]
+
+
+def test_a_flipped_bit_is_loaded_only_where_checking_is_off(tmp_path: Path) -> None:
+    """What `ckpt.verify=off` gives up, so that nobody has to guess."""
+    saved_steps(tmp_path / "c", 1, 2)
+    data = max((tmp_path / "c/2").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    at = content.index(np.float32(2.0).tobytes())
+    content[at] ^= 1
+    data.write_bytes(content)
+    found = newest_good(tmp_path / "c", tmp_path / "q", values, Told(), checksums=False)
+    assert found is not None
+    assert found[0].step == 2
+    found = newest_good(tmp_path / "c", tmp_path / "q", values, Told())
+    assert found is not None
+    assert found[0].step == 1
+
+
+def test_an_explicit_step_that_is_bad_fails_loudly_and_stays(tmp_path: Path) -> None:
+    saved_steps(tmp_path / "c", 1, 2)
+    assert exactly(tmp_path / "c/1", values)[0].step == 1
+    data = max((tmp_path / "c/1").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(RefusedError, match="is not good: .* bytes instead of"):
+        exactly(tmp_path / "c/1", values)
+    assert steps_in(tmp_path / "c") == [1, 2]
+
+
+def test_going_back_sets_the_newer_aside(tmp_path: Path) -> None:
+    saved_steps(tmp_path / "c", 1, 2, 3)
+    told = Told()
+    take_back(tmp_path / "c", tmp_path / "q", 1, told)
+    assert steps_in(tmp_path / "c") == [1]
+    assert told == [f"taken back to step 1: 2, 3 moved to {shown(tmp_path / 'q')}"]
+    assert {path.name.split("-")[0] for path in (tmp_path / "q").iterdir()} == {"2", "3"}
+    take_back(tmp_path / "c", tmp_path / "q", 1, told)
+    assert len(told) == 1
+
+
+def test_verdicts_look_and_change_nothing(tmp_path: Path) -> None:
+    saved_steps(tmp_path, 1, 2)
+    (tmp_path / "3").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    found = list(verdicts(tmp_path))
+    assert [(verdict.step, verdict.usable) for verdict in found] == [(3, False), (2, True), (1, True)]
+    assert ignored(tmp_path) == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- everything together ---
+
+metrics = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
+keeps: st.SearchStrategy[dict[str, Keep]] = st.dictionaries(
+    st.sampled_from("ab"),
+    st.one_of(
+        st.builds(Last, n=st.integers(1, 3)),
+        st.builds(BestN, n=st.integers(1, 3)),
+        st.builds(EveryK, steps=st.integers(2, 5)),
+        st.just(Pinned()),
+        st.builds(DiskBudget, bytes=st.integers(1, 4000)),
+    ),
+)
+strategies: st.SearchStrategy[dict[str, Rule]] = st.dictionaries(
+    st.sampled_from("xy"), st.one_of(st.builds(Steps, steps=st.integers(1, 4)), st.just(Best())), min_size=1
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(strategies, keeps, st.lists(st.tuples(metrics, st.booleans()), min_size=1, max_size=16), st.booleans())
+def test_whatever_is_chosen_measured_and_fails_the_laws_hold_on_disk(
+    tmp_path_factory: pytest.TempPathFactory,
+    save: dict[str, Rule],
+    keep: dict[str, Keep],
+    script: list[tuple[float | None, bool]],
+    background: bool,
+) -> None:
+    """After every step: the newest durable and the best durable are there, proven; nothing else looks like one."""
+    path, bytes_ = tmp_path_factory.mktemp("law"), Fake()
+    bytes_.fails = lambda step: script[step - 1][1]
+    made, _, _ = saver(path, keep, save=save, background=background, bytes_=bytes_)
+    durable: dict[int, float] = {}
+    for step, (loss, fails) in enumerate(script, 1):
+        moment = Moment(step, {} if loss is None else {"eval/loss": loss})
+        if reason := made.due(moment):
+            made.save(reason, moment, items(step))
+            assert made.holds(step) == (not fails)
+            if not fails:
+                durable[step] = math.inf if loss is None or not math.isfinite(loss) else loss
+        there = steps_in(path)
+        assert set(there) <= durable.keys()
+        assert all(problem_of(path / str(known)) is None for known in there)
+        if durable:
+            assert max(durable) in there
+            best = min(durable.values())
+            assert math.isinf(best) or best in [r.metrics.get("eval/loss") for r in records_in(path)]
+            assert math.isinf(best) or (path / "best").resolve().name in map(str, there)
+    made.close()
+    restarted, _, _ = saver(path, keep, save=save, bytes_=Fake())  # a new process decides from the disk alone
+    assert restarted.newest == max(durable, default=None)
+    restarted.close()
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        Record(1, "", {}, 0.0).step = 2  # type: ignore[misc]

@@ -1,0 +1,91 @@
+"""`hydra/launcher=slurm` without a Slurm: what is refused, what the job says, and what an attempt records of it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runner.errors import ConfigError
+from runner.rundir.layout import Run
+from runner.launch.slurm_job import RECIPE, Slurm, job
+from tests.conftest import SMALL, Door
+
+LAUNCHER = "hydra/launcher=slurm"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([LAUNCHER, "hydra.launcher.partion=gpu"], "hydra.launcher.partion: unknown key; did you mean partition?"),
+        (["hydra.launcher.time=60"], "hydra.launcher.time: belongs to hydra/launcher=slurm; add that"),
+        ([LAUNCHER, "hydra.launcher.time=1h"], 'hydra.launcher.time: got "1h"; expected a whole number'),
+        ([LAUNCHER, "hydra.launcher.time=2"], "hydra.launcher.signal_seconds: got 120; expected less than the job's"),
+        ([LAUNCHER, "hydra.launcher.qos='a b'"], "hydra.launcher.qos: got 'a b'; expected one word"),
+        ([LAUNCHER, "hydra.launcher.sbatch=['--output=x']"], "hydra.launcher.sbatch: --output is set by the launcher"),
+        ([LAUNCHER, "hydra.launcher.sbatch=[now]"], "hydra.launcher.sbatch: got 'now'; expected a long option"),
+        ([LAUNCHER, "train.stepps=3"], "train.stepps: unknown key; did you mean steps?"),
+        ([LAUNCHER, "resume=never"], "resume=never: a requeued job goes on with its run"),
+        (
+            ["hydra/launcher=slurmm"],
+            "hydra/launcher: got slurmm; expected one of basic, local, slurm",
+        ),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_submitted(words: list[str], said: str, door: Door) -> None:
+    before = door.tree()
+    done = door.run(*SMALL, *words)
+    assert done.stderr.startswith(f"error: {said}")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert door.tree() == before
+
+
+def test_no_sbatch_is_one_plain_line(door: Door) -> None:
+    before = door.tree()
+    done = door.run(*SMALL, LAUNCHER, PATH=str(door.cwd))
+    assert (done.returncode, door.tree()) == (3, before)
+    assert done.stderr.startswith("error: hydra/launcher=slurm: there is no sbatch here; ")
+
+
+def test_the_job_is_the_recipe_with_the_command_filled_in(tmp_path: Path) -> None:
+    options = Slurm(
+        partition="gpu", time=90, cpus=4, gpus="h100:1", sbatch=["--constraint=a|b"], setup=["module load x"]
+    )
+    run, desk = Run(tmp_path / "n" / "it s-1"), Run(tmp_path / "n" / ".slurm" / "it s-1")
+    text = job(run, desk, ("+a={kind: x}", "name=$HOME"), options)
+    lines = text.splitlines()
+    for asked in (
+        "partition=gpu",
+        "time=90",
+        "cpus-per-task=4",
+        "gres=gpu:h100:1",
+        "constraint=a|b",
+        "signal=B:USR1@120",
+    ):
+        assert f"#SBATCH --{asked}" in lines
+    assert lines.index("module load x") < next(n for n, line in enumerate(lines) if line.startswith("run=("))
+    tail = RECIPE.read_text().partition("\nrun=(")[2].partition("\n")[2]
+    assert text.endswith(tail)
+    assert "scontrol requeue" in tail
+    words = shlex.split(next(line for line in lines if line.startswith("run=("))[len("run=(") : -1])
+    assert words[-2:] == ["+a={kind: x}", "name=$HOME"]
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_a_word_that_would_be_another_line_of_the_script_is_refused() -> None:
+    from runner.config.schema import checked
+
+    for options in ({"account": "a\n#SBATCH --uid=0"}, {"sbatch": ["--x\ny"]}, {"setup": ["a\nb"]}):
+        with pytest.raises(ConfigError):
+            checked(Slurm, options)
+
+
+def test_an_attempt_records_its_job(door: Door) -> None:
+    from tests.laws.test_slurm import attempts
+
+    task = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}
+    assert door.run(*SMALL, "train.steps=2", **task).returncode == 0
+    (line,) = attempts(door.the_run)
+    assert line["slurm"] == {"job_id": 12, "array_job_id": 11, "array_task_id": 3, "restart_count": 2}
