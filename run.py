@@ -13,20 +13,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from runner.session import attempt
-from runner.launch.command_line import Command
-from runner.launch.compose import compose
 from runner.config.schema import Config
 from runner.errors import ConfigError
+from runner.launch.command_line import Command
+from runner.launch.compose import compose
 from runner.launch.local import Local
-from runner.launch.study import Study
 from runner.launch.slurm_job import Slurm
+from runner.launch.study import Study
 from runner.launch.submitit import Submitit
+from runner.session.attempt import collect_garbage_seldom
 
 
 def start(config: Config, command: Command) -> tuple[int, float | None]:
     """Work on one run. Gives the exit code and the score (less or more is better, as `score.mode` says)."""
-    attempt.seldom()  # importing and tracing make none worth looking for, until training begins
+    collect_garbage_seldom()  # importing and tracing make none worth looking for, until training begins
     from runner.session import experiment
 
     if command.slurm is not None:
@@ -39,17 +39,17 @@ def sweep(
     runs: Sequence[tuple[Config, Command]], option: Local | Slurm | Submitit, study: Study | None
 ) -> tuple[int, list[float | None]]:
     """Work on every run of a sweep, each in a process or job of its own. Gives the exit code, and the scores."""
-    from runner.launch import sweep
+    from runner.launch import sweep as launch_sweep
 
     if isinstance(option, Submitit):
-        return sweep.hand_on(runs, option)
-    return sweep.submit(runs, option) if isinstance(option, Slurm) else sweep.run(runs, option, study)
+        return launch_sweep.hand_on(runs, option)
+    return launch_sweep.submit(runs, option) if isinstance(option, Slurm) else launch_sweep.run(runs, option, study)
 
 
 def submit(config: Config, command: Command, options: Slurm) -> int:
     """Leave the run to a Slurm job, unless it is finished."""
-    from runner.session import experiment
     from runner.launch import slurm_job
+    from runner.session import experiment
 
     if config.resume == "never":
         raise ConfigError("resume=never: a requeued job goes on with its run; leave it out with hydra/launcher=slurm")

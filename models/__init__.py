@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from models.vision import Cnn, Resnet, Vae, Vit
 from models.choices import Implementation, check_heads
+from models.vision import Cnn, Resnet, Vae, Vit
 
 if TYPE_CHECKING:
     from flax import nnx

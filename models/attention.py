@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float
 
-from models.scopes import CONTEXT, tag
 from models.choices import Implementation
+from models.scopes import CONTEXT, tag
 
 Heads = Float[Array, "batch seq heads head_dim"]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from annotated_types import Interval
-from annotated_types import MinLen
-from typing import Literal
-from annotated_types import Gt
-from annotated_types import Ge
-from typing import Annotated
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval, MinLen
 
 Count = Annotated[int, Ge(1)]
 Counts = Annotated[tuple[Count, ...], MinLen(1)]  # one for each stage of a network

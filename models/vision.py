@@ -5,21 +5,15 @@
 
 from __future__ import annotations
 
-from models.choices import Count
-from models.choices import Counts
-from models.choices import Implementation
-from models.choices import Positive
-from models.choices import Rate
-from models.choices import check_heads
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Interval
+
+from models.choices import Count, Counts, Implementation, Positive, Rate, check_heads
 
 if TYPE_CHECKING:
     from flax import nnx
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +150,6 @@ class Vae:
         from models.vae import VAE
 
         return VAE(self, image=inputs, rngs=rngs)
-
-
 
 
 def _sides(image: tuple[int, ...]) -> str:

@@ -19,27 +19,45 @@ from runner.errors import ConfigError, HoldfastError
 
 EXIT_STORAGE, EXIT_INTERRUPTED, EXIT_PIPE = 5, 130, 141
 
-# verb → the module of runner.tools that does it, and one line of help
+# verb → the module of runner that does it, and one line of help
 VERBS = {
-    "ls": ("ls", "the checkpoints of a run, or the runs of a directory"),
-    "show": ("show", "one checkpoint: why, when, what was measured, every array"),
-    "diff": ("diff", "what differs between two checkpoints; exit 0 where nothing does, 1 where something does"),
-    "verify": ("verify", "whether every byte is the one that was written; exit 3 where not"),
-    "why": ("why", "which checkpoint a restart would use, and why not a newer one"),
-    "pin": ("pin", "keep a checkpoint, whatever retention says"),
-    "unpin": ("pin", "leave a checkpoint to retention again"),
-    "prune": ("prune", "delete now what retention lets go"),
-    "digest": ("digest", "one SHA-256 of what a checkpoint means, however it was written"),
-    "export": ("export", "the weights alone, as safetensors or npz, with a model card"),
-    "eval": ("eval", "what the evaluations of a run, or others, measure on one of its checkpoints"),
-    "model": ("model", "what a model costs, part by part: parameters, FLOPs, stored bytes; key=value as for run.py"),
-    "remat": ("remat", "what each way to recompute costs, for your model and batch: memory, FLOPs, time; a picture"),
-    "supervise": ("supervise", "run a command again until it is done: after stops, and within a budget after crashes"),
-    "recipe": ("recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
-    "tokenize": ("tokenize", "text files become token files for data=tokens, in parallel"),
-    "drill": ("drill", "a configuration untouched and again while it is killed: every bit compared; exit 1 where not"),
-    "report": ("report", "one page of HTML about runs: what differs, scores, curves, checkpoints, interruptions, time"),
-    "goodput": ("goodput", "where the wall-clock of all attempts went: progress, start-up, saving, lost, down; money"),
+    "ls": ("inspect.ls", "the checkpoints of a run, or the runs of a directory"),
+    "show": ("inspect.show", "one checkpoint: why, when, what was measured, every array"),
+    "diff": ("inspect.diff", "what differs between two checkpoints; exit 0 where nothing does, 1 where something does"),
+    "verify": ("inspect.verify", "whether every byte is the one that was written; exit 3 where not"),
+    "why": ("inspect.why", "which checkpoint a restart would use, and why not a newer one"),
+    "pin": ("inspect.pin", "keep a checkpoint, whatever retention says"),
+    "unpin": ("inspect.pin", "leave a checkpoint to retention again"),
+    "prune": ("inspect.prune", "delete now what retention lets go"),
+    "digest": ("inspect.digest", "one SHA-256 of what a checkpoint means, however it was written"),
+    "export": ("inspect.export", "the weights alone, as safetensors or npz, with a model card"),
+    "eval": ("inspect.eval", "what the evaluations of a run, or others, measure on one of its checkpoints"),
+    "model": (
+        "inspect.model",
+        "what a model costs, part by part: parameters, FLOPs, stored bytes; key=value as for run.py",
+    ),
+    "remat": (
+        "inspect.compare_remat",
+        "what each way to recompute costs, for your model and batch: memory, FLOPs, time; a picture",
+    ),
+    "supervise": (
+        "launch.supervise",
+        "run a command again until it is done: after stops, and within a budget after crashes",
+    ),
+    "recipe": ("launch.recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
+    "tokenize": ("inspect.tokenize", "text files become token files for data=tokens, in parallel"),
+    "drill": (
+        "drill.drill_verb",
+        "a configuration untouched and again while it is killed: every bit compared; exit 1 where not",
+    ),
+    "report": (
+        "report.report_verb",
+        "one page of HTML about runs: what differs, scores, curves, checkpoints, interruptions, time",
+    ),
+    "goodput": (
+        "inspect.goodput",
+        "where the wall-clock of all attempts went: progress, start-up, saving, lost, down; money",
+    ),
 }
 
 
@@ -94,7 +112,7 @@ def _done(verb: str, words: Sequence[str]) -> int:
         near = suggest(verb, list(VERBS)) or f"; there are: {', '.join(VERBS)}"
         raise ConfigError(f"unknown verb '{verb}'{near}")
     name, what = VERBS[verb]
-    tool = importlib.import_module(f"runner.tools.{name}")
+    tool = importlib.import_module(f"runner.{name}")
     parser = Parser(prog=f"python -m runner {verb}", description=f"{what[0].upper()}{what[1:]}.")
     tool.arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")

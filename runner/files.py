@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
 import json
-from pathlib import Path
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 
 def replace(path: Path, content: str | bytes, *, durable: bool = True) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from datetime import UTC
-
 import re
-
-from pathlib import Path
-
 import shutil
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 UNITS = {
     "": 1,

@@ -1,12 +1,8 @@
 """What is true after a step, and after a run: the values that rules, loggers and the door look at."""
 
-from typing import Any
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Say = Callable[[str], None]
 

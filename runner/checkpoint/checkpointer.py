@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from runner.checkpoint.seal import seal, sync_directory
 from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, best_of, records_in
-from runner.text import size_text
 from runner.checkpoint.retention import DiskBudget, Keep, most_kept, survivors
+from runner.checkpoint.seal import seal, sync_directory
 from runner.checkpoint.strategy import Failures, History, OnError, Rule, due
 from runner.errors import StorageError
+from runner.text import size_text
 from runner.values import Moment
 
 Items = Mapping[str, Any]  # STATE: a tree of arrays; PROGRESS: a JSON value

@@ -141,10 +141,6 @@ def best_of(records: Iterable[Record], score: Score) -> Record | None:
     return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
 
 
-
-
-
-
 def progress_of(directory: Path) -> Any:
     """The JSON value saved beside the state: position of the data, its fingerprint, the best score so far."""
     return json.loads((directory / PROGRESS / "metadata").read_bytes())

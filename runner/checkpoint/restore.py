@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import TRASH, WRITING, Record, load, steps_in
+from runner.checkpoint.seal import problem_of
 from runner.errors import RefusedError
 from runner.text import shown
 

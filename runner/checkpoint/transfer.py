@@ -12,8 +12,8 @@ import numpy as np
 
 from runner.checkpoint import arrays
 from runner.checkpoint.arrays import Leaf
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import STATE
+from runner.checkpoint.seal import problem_of
 from runner.checkpoint.store import as_leaf, by_name
 from runner.errors import RefusedError
 from runner.text import shown

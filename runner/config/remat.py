@@ -8,15 +8,14 @@ its repeated module; null: it is found.
 
 from __future__ import annotations
 
-from models import Model
-from runner.config.explain import suggest
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
+from models import Model
 from models.remat_plan import Keeps, Plan
+from runner.config.explain import suggest
 from runner.text import parsed_size
 
 BLOCK = frozenset({"block"})
@@ -208,7 +207,7 @@ def named(option: Remat) -> str:
             return option.kind
 
 
-def check(remat: Remat, model: Model) -> None:
+def check_model_supports(remat: Remat, model: Model) -> None:
     """Raises ValueError for a scope, a tag or a class of blocks that is not there, naming what is."""
     what, plan, tags = f"model={model.kind}", remat.plan, ", ".join(model.tags)
     if isinstance(remat, Names | Offload) and not plan.names | plan.offload:

@@ -23,20 +23,19 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from data import Data, Looks
 from models import Model, Named, Objective
-from runner.preempt import options
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
 from runner.checkpoint.retention import Keep
 from runner.checkpoint.strategy import Rule
-from runner.errors import ConfigError, RefusedError
 from runner.config.evaluations import Evaluation, Metrics
 from runner.config.explain import explain
+from runner.config.remat import Remat, check_model_supports
+from runner.errors import ConfigError, RefusedError
 from runner.log import Log
 from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
-from runner.config import remat
-from runner.config.remat import Remat
 from runner.optim.schedules import Schedule
+from runner.preempt import options
 
 Count = Annotated[int, Ge(1)]
 BY_KIND = Field(discriminator="kind")
@@ -141,7 +140,7 @@ class Config:
                 f"objective={self.objective.kind} does not train model={self.model.kind}, which is made for "
                 f"{self.model.objective}; choose objective=default, or objective=external"
             )
-        remat.check(self.remat, self.model)
+        check_model_supports(self.remat, self.model)
         if getattr(self.model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
             raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
         if self.train.steps == 0 and self.dir is None:

@@ -6,13 +6,6 @@ decided in trust.py, before.
 
 from __future__ import annotations
 
-from typing import Any
-from runner.text import shown
-from collections.abc import Iterator
-from collections.abc import Mapping
-from pathlib import Path
-from runner.errors import RefusedError
-
 import hashlib
 import importlib
 import inspect
@@ -29,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import data
 import models
-from runner.errors import ConfigError
 from runner.config.explain import suggest
+from runner.errors import ConfigError, RefusedError
 from runner.text import shown
-
 
 if TYPE_CHECKING:
     from data.sources import Source

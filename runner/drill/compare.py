@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoint import arrays
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import STATE, progress_of, records_in
+from runner.checkpoint.seal import problem_of
 from runner.errors import RefusedError
-from runner.rundir.layout import Run
 from runner.inspect.diff import Arrays, compared, differing_progress
 from runner.inspect.lookup import Checkpoint
+from runner.rundir.layout import Run
 
 # What belongs to the outcome of a run in status.json; the rest says when and where.
 RESULT = ("state", "step", "score", "best")

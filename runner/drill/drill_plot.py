@@ -21,12 +21,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from runner.text import size_text
-from runner.drill.kill import Attempt
 from runner.drill.compare import curves
+from runner.drill.kill import Attempt
 from runner.drill.result import Story
 from runner.rundir.layout import Run
-from runner.text import plural, shortened
+from runner.text import plural, shortened, size_text
 
 INK, GREY, FAINT, PALE = "#1b2733", "#6b7785", "#e4e8ec", "#ffc36b"
 KILL, RESUME, GOOD = "#d55e00", "#009e73", "#0072b2"

@@ -6,7 +6,6 @@ where every bit is equal; 1 where not, with the first difference and its probabl
 
 from __future__ import annotations
 
-from runner import files
 import json
 import shutil
 import signal
@@ -17,20 +16,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from runner.rundir import layout
-from runner.drill.kill import Attempt, Case, attempts, follow
-from runner.drill.diagnose import Facts, diagnose
+from runner import files
 from runner.drill.compare import evidence
+from runner.drill.diagnose import Facts, diagnose
+from runner.drill.kill import Attempt, Case, attempts, follow
 from runner.drill.kill_plan import STARTING, Past, plan
 from runner.drill.result import PICTURE, Story, clock, document, told
 from runner.errors import ConfigError, HoldfastError, RefusedError
+from runner.inspect.diff import compared
+from runner.inspect.lookup import Checkpoint, new_folder
 from runner.rundir.attempts import attempts as lines_of
 from runner.rundir.heartbeat import Beat
 from runner.rundir.layout import Run
-from runner.values import Answer, Say
-from runner.inspect.diff import compared
-from runner.inspect.lookup import Checkpoint, new_folder
 from runner.text import plural
+from runner.values import Answer, Say
 
 OURS = ("dir", "root", "resume", "overwrite", "step", "hydra")  # the drill's to decide
 REPORT = "report.json"

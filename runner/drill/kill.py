@@ -15,10 +15,10 @@ from pathlib import Path
 from signal import SIGTERM
 from statistics import median
 
-from runner.rundir import heartbeat
 from runner.checkpoint.record import records_in
 from runner.drill.kill_plan import STARTING, TRAINING, Aim, Past, doing
 from runner.errors import STOPPED
+from runner.rundir import heartbeat
 from runner.rundir.heartbeat import Beat
 from runner.rundir.layout import Run
 

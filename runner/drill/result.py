@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.text import size_text
-from runner.drill.kill import Attempt, Kill, kills
-from runner.drill.diagnose import tell_tale
 from runner.drill.compare import Evidence
+from runner.drill.diagnose import tell_tale
+from runner.drill.kill import Attempt, Kill, kills
 from runner.drill.kill_plan import MOMENTS, Past
-from runner.text import shown
-from runner.text import plural, wrapped
+from runner.text import plural, shown, size_text, wrapped
 
 PICTURE = "drill.png"
 

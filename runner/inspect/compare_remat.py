@@ -5,19 +5,17 @@ Nothing is trained. The table, a line of JSON for each row and the picture are l
 
 from __future__ import annotations
 
-from runner import files
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from runner.rundir import layout
-from runner.text import parsed_size, size_text
+from runner import files
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.remat.cost_table import Change, Report, Row
-from runner.values import Answer, Say
 from runner.inspect.lookup import new_folder
-from runner.text import plural, scaled, table, wrapped
+from runner.remat.cost_table import Change, Report, Row
+from runner.text import parsed_size, plural, scaled, size_text, table, wrapped
+from runner.values import Answer, Say
 
 LINES, PICTURE = "remat.jsonl", "remat.png"
 MOST_ROUNDS = 10_000
@@ -52,9 +50,9 @@ def run(arguments: Namespace, say: Say) -> Answer:
     document: dict[str, object] = {}
 
     def start(config: Config, command: Command) -> tuple[int, float | None]:
-        from runner.train.dataset import read
         from runner.remat import tpu_target
         from runner.remat.survey import Asked, weigh
+        from runner.train.dataset import read
 
         devices = tpu_target.devices(arguments.target, config.mesh.data) if arguments.target else None
         asked = Asked(not arguments.no_compile, arguments.time, arguments.all, parsed_size(arguments.budget or 0))

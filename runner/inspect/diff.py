@@ -13,14 +13,13 @@ import numpy as np
 
 from runner.checkpoint import arrays
 from runner.checkpoint.arrays import Leaf
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import STATE, progress_of
-from runner.errors import RefusedError
+from runner.checkpoint.seal import problem_of
 from runner.config.identity import Drift, drift
-from runner.values import Answer, Say
-from runner.inspect.lookup import Checkpoint, checkpoint_at, maker_of
-from runner.inspect.lookup import document_of
+from runner.errors import RefusedError
+from runner.inspect.lookup import Checkpoint, checkpoint_at, document_of, maker_of
 from runner.text import plural
+from runner.values import Answer, Say
 
 SHOWN = 8  # names of each kind that are listed for a person; --json has all
 

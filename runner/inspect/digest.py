@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 
 from runner.checkpoint.arrays import logical_digest
 from runner.checkpoint.record import STATE, progress_of
-from runner.values import Answer, Say
 from runner.inspect.lookup import Checkpoint, proven_at
+from runner.values import Answer, Say
 
 
 def arguments(parser: ArgumentParser) -> None:

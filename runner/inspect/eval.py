@@ -5,10 +5,10 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from runner.config.schema import Config
-from runner.errors import ConfigError
-from runner.values import Answer, Say
-from runner.inspect.lookup import checkpoint_at
 from runner.config.user_code import FLAG
+from runner.errors import ConfigError
+from runner.inspect.lookup import checkpoint_at
+from runner.values import Answer, Say
 
 OURS = ("dir", "step", "train.steps", "resume", "overwrite")
 

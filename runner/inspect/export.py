@@ -6,25 +6,13 @@ bfloat16 and its like become float32 there, which holds each of their values exa
 
 from __future__ import annotations
 
-from runner.rundir.attempts import attempts
-from collections.abc import Iterator
-from runner.text import moment
-import shlex
-from runner.inspect.lookup import document_of
-from runner.checkpoint.record import Record
-from runner.inspect.digest import digest_of
 import math
-from runner.checkpoint.arrays import Leaf
-from typing import Any
-from runner.inspect.lookup import Checkpoint
-from collections.abc import Mapping
-from runner.checkpoint.record import progress_of
-from dataclasses import dataclass
-
 import os
+import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +20,13 @@ import numpy as np
 
 from runner.checkpoint import arrays
 from runner.checkpoint.arrays import Leaf
-from runner.checkpoint.record import STATE
-from runner.text import size_text
+from runner.checkpoint.record import STATE, Record, progress_of
 from runner.errors import ConfigError
+from runner.inspect.digest import digest_of
+from runner.inspect.lookup import Checkpoint, document_of, maker_of, proven_at
+from runner.rundir.attempts import attempts
+from runner.text import moment, plural, size_text
 from runner.values import Answer, Say
-
-from runner.inspect.lookup import Checkpoint, maker_of, proven_at
-from runner.text import plural
 
 LOADED = {
     "model.safetensors": ("from safetensors.numpy import load_file", 'load_file("model.safetensors")'),

@@ -11,17 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runner.rundir import heartbeat
 from runner.checkpoint.record import durable_step
 from runner.errors import ConfigError, RefusedError
+from runner.inspect.lookup import document_of, is_run, run_at
+from runner.inspect.ls import runs_in
+from runner.inspect.time_account import BUCKETS, SEEN, Account, account
+from runner.rundir import heartbeat
 from runner.rundir.attempts import attempts, killed
 from runner.rundir.layout import Run, in_use
-from runner.values import Answer, Say
-from runner.inspect.time_account import BUCKETS, SEEN, Account, account
-from runner.inspect.ls import runs_in
-from runner.inspect.lookup import is_run, run_at
-from runner.inspect.lookup import document_of
 from runner.text import duration, moment, plural, share, table, width
+from runner.values import Answer, Say
 
 PICTURES = (".png", ".svg", ".pdf")
 # bucket → how it is drawn in a line of text, and what it is

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from runner.config.schema import Config, checked, of_now
+from runner.config.user_code import demand
+from runner.inspect.lookup import document_of, maker_of, proven_at
+from runner.mesh import Mesh
 from runner.train import dataset
 from runner.train.build import build, restore
-from runner.config.schema import Config, checked, of_now
-from runner.mesh import Mesh
 from runner.train.step import Weights, weighed
-from runner.inspect.lookup import maker_of, proven_at
-from runner.inspect.lookup import document_of
-from runner.config.user_code import demand
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from runner.checkpoint.record import Score
-from runner.rundir.layout import Run
-from typing import get_args
-from collections.abc import Mapping
-from runner.checkpoint.retention import Keep
-from dataclasses import fields
-from runner.errors import RefusedError
-from collections.abc import Sequence
-import yaml
-from typing import Any
 import json
-from dataclasses import dataclass
-
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import yaml
+
+from runner.checkpoint.record import Record, Score, is_step, load, locate
+from runner.checkpoint.retention import Keep
 from runner.checkpoint.seal import problem_of
-from runner.checkpoint.record import Record, is_step, load, locate
 from runner.errors import RefusedError
 from runner.rundir.layout import Run
 

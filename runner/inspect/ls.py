@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoint.record import Score, best_of, steps_in
-from runner.text import size_text
 from runner.checkpoint.restore import ignored
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError
+from runner.inspect.lookup import Look, Settings, is_run, look, run_at, settings_of
 from runner.rundir.layout import Run, standing
+from runner.text import age, plural, size_text, table
 from runner.values import Answer, Say
-from runner.inspect.lookup import Look, is_run, look, run_at
-from runner.inspect.lookup import Settings, settings_of
-from runner.text import age, plural, table
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from runner.config.schema import Config
-from runner.values import Answer, Say
 from runner.text import scaled, table
+from runner.values import Answer, Say
 
 if TYPE_CHECKING:
     from runner.inspect.model_cost import Part, Summary
@@ -28,9 +28,9 @@ def run(arguments: Namespace, say: Say) -> Answer:
     document: dict[str, object] = {}
 
     def start(config: Config, command: Command) -> tuple[int, float | None]:
+        from runner.inspect.model_cost import summary
         from runner.train.build import build
         from runner.train.built import describe
-        from runner.inspect.model_cost import summary
 
         built = build(config)
         found = summary(built, config)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.checkpoint.seal import sync_directory
 from runner.checkpoint.record import PIN, load
+from runner.checkpoint.seal import sync_directory
 from runner.errors import RefusedError
-from runner.values import Answer, Say
 from runner.inspect.lookup import Checkpoint, checkpoint_at
+from runner.values import Answer, Say
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -6,18 +6,16 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
 
-from runner.rundir import layout
 from runner.checkpoint.checkpointer import discard, link_best
 from runner.checkpoint.record import records_in
-from runner.text import size_text
 from runner.checkpoint.restore import verdicts
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError, StorageError
+from runner.inspect.lookup import run_at, settings_of
+from runner.rundir import layout
 from runner.rundir.layout import Run
+from runner.text import plural, size_text
 from runner.values import Answer, Say
-from runner.inspect.lookup import run_at
-from runner.inspect.lookup import settings_of
-from runner.text import plural
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 from runner.checkpoint.arrays import Leaf, leaves
 from runner.checkpoint.record import STATE, progress_of
-from runner.text import size_text
 from runner.errors import RefusedError
-from runner.values import Answer, Say
 from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, maker_of
-from runner.text import age, measured, moment, plural, table, wrapped
+from runner.text import age, measured, moment, plural, size_text, table, wrapped
+from runner.values import Answer, Say
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from runner.text import size_text
 from runner.errors import ConfigError
+from runner.text import size_text
 from runner.values import Answer, Say
 
 REPORT_SECONDS = 0.5

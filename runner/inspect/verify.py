@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.text import size_text
 from runner.checkpoint.record import steps_in
 from runner.errors import RefusedError
-from runner.values import Answer, Say
 from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, run_at
-from runner.text import plural
+from runner.text import plural, size_text
+from runner.values import Answer, Say
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -6,13 +6,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.restore import Verdict, ignored, verdicts
+from runner.checkpoint.seal import problem_of
 from runner.errors import RefusedError
+from runner.inspect.lookup import run_at, settings_of
 from runner.rundir.layout import Run
 from runner.values import Answer, Say
-from runner.inspect.lookup import run_at
-from runner.inspect.lookup import settings_of
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from runner.launch.slurm_job import Slurm
 
 

@@ -7,8 +7,6 @@ keys exist; its message knows the whole schema.
 
 from __future__ import annotations
 
-from runner.launch.command_line import Command
-
 import copy
 import os
 import re
@@ -16,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,22 +24,23 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.config import user_code, user_code
-from runner.rundir import layout
+from runner.config import user_code
+from runner.config.explain import suggest
 from runner.config.schema import Config, checked, continued, load, read
 from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
-from runner.config.explain import suggest
-from runner.rundir.provenance import process_began
+from runner.launch.command_line import Command
 from runner.launch.local import Local
 from runner.launch.members import distinct
 from runner.launch.slurm_job import Slurm
 from runner.launch.submitit import INSTALL, NAMES, Carry, Submitit
+from runner.rundir import layout
+from runner.rundir.provenance import process_began
 
 if TYPE_CHECKING:
     from runner.launch import hydra_plugin
     from runner.launch.study import Study
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 LAUNCHER = "hydra.launcher."
 SWEEP = ("-m", "--multirun")
 ONE_OF = (*("--run", "-r", *SWEEP), *("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"))
@@ -51,8 +50,6 @@ FLAGS = (
     *("--package", "-p", "--info", "-i", *WHICH),
     *("--shell-completion", "-sc", "--experimental-rerun", user_code.FLAG),
 )
-
-
 
 
 Start = Callable[[Config, Command], tuple[int, float | None]]

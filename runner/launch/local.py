@@ -7,31 +7,22 @@ A request to stop is handed on to every run that goes; they save, and the sweep 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from collections.abc import Mapping
-import os
-from runner.errors import ConfigError
-from dataclasses import field
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
-
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeVar
 
 from annotated_types import Ge
 
-from runner.launch.process import hearing, spawn
-from runner.errors import CRASHED, STOPPED
-from runner.preempt.options import STOP_FILE
+from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.members import Member, Result, ending
+from runner.launch.process import hearing, spawn
+from runner.preempt.options import STOP_FILE
 
 Thing = TypeVar("Thing")
 GPUS = Path("/proc/driver/nvidia/gpus")

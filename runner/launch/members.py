@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-from collections.abc import Sequence
-import io
 import csv
-from runner import text
 import hashlib
+import io
 import json
-from pathlib import Path
-from runner import files
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from runner import files, text
 from runner.config.schema import Config
 from runner.errors import CRASHED, STOPPED, ConfigError
+from runner.launch.process import name_of
 from runner.rundir.layout import Run, in_use
 from runner.text import shown
-from runner.launch.process import name_of
 
 SWEEP, TABLE = "sweep.json", "results.csv"
 

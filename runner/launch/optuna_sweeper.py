@@ -20,10 +20,9 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.launch.process import hearing
 from runner.errors import STOPPED
-from runner.launch import study
-from runner.launch.study import Study
+from runner.launch.process import hearing
+from runner.launch.study import OPTIONS, Study, read_search_options, score_of, search_direction, study_folder
 
 
 class Recorded(optuna.samplers.BaseSampler):
@@ -65,19 +64,19 @@ class OptunaSearch(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Search until there are so many trials. Raises ConfigError before any of them where an option is wrong."""
         chosen = OmegaConf.to_container(self._config.hydra.sweeper, resolve=True)
-        option = study.chosen({key: chosen[key] for key in study.OPTIONS})  # type: ignore[index, call-overload]
+        option = read_search_options({key: chosen[key] for key in OPTIONS})  # type: ignore[index, call-overload]
         if option.n_jobs is None:
             option = replace(option, n_jobs=self._config.hydra.launcher.get("parallel") or 1)
         composed = self._context.config_loader.load_sweep_config(self._config, _fixed(arguments))
-        way = study.direction(option.direction, composed.score.mode)
+        way = search_direction(option.direction, composed.score.mode)
         what = [sorted(arguments), way, chosen["sampler"], chosen["params"], chosen["custom_search_space"]]  # type: ignore[index, call-overload]
-        place = study.folder((Path(composed.root) / composed.name).resolve(), what)
+        place = study_folder((Path(composed.root) / composed.name).resolve(), what)
         study = Study(place, option, way, arguments)
         with study.lock, hearing(_stop):
             try:
                 self._plugin(study).sweep(study.typed)
             except ValueError:  # of Optuna's: there is no best among no scores
-                if any(study.score(member) is not None for member in study.members):
+                if any(score_of(member) is not None for member in study.members):
                     raise
             finally:
                 if study.members:

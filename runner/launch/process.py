@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import ctypes
 import os
 import signal

@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from runner.errors import ConfigError
 from runner.config.explain import suggest
+from runner.errors import ConfigError
 from runner.values import Answer, Say
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

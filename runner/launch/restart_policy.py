@@ -5,12 +5,11 @@ attempt → Ending → Streak.after → next_move → Rerun(wait) or Leave(code)
 
 from __future__ import annotations
 
-from runner.launch.process import name_of
-
 import signal
 from dataclasses import dataclass, replace
 
 from runner.errors import CRASHED, STOPPED, RefusedError
+from runner.launch.process import name_of
 
 LONGEST_WAIT = 300.0  # seconds: waits double up to here
 FRUITLESS_SECONDS = 60.0  # a stop sooner than this with nothing new saved got nowhere: a notice that does not go away
@@ -121,5 +120,3 @@ def _said(code: int) -> str:
     if number := _signal(code):
         return f"died of {name_of(number)}" + (" (out of memory?)" if number == signal.SIGKILL else "")
     return {0: "finished", CRASHED: "crashed", STOPPED: "stopped with its state saved"}.get(code, "ended")
-
-

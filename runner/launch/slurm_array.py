@@ -6,20 +6,20 @@ to do is decided from the queue, the run locks and the run directories.
 
 from __future__ import annotations
 
-from runner import files
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from runner.rundir import layout
+from runner import files
 from runner.errors import RefusedError
-from runner.rundir.layout import Run, in_use
 from runner.launch import members
-from runner.launch.slurm_queue import FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, most_tasks, queued, same
 from runner.launch.members import Member, Result
 from runner.launch.slurm_job import Slurm, command_line, script, unmake
+from runner.launch.slurm_queue import FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, most_tasks, queued, same
+from runner.rundir import layout
+from runner.rundir.layout import Run, in_use
 
 
 def submit(sweep: Sequence[Member], place: Path, options: Slurm) -> tuple[list[Result], list[str]]:

@@ -6,7 +6,6 @@ again (jobs.py), and typing the command twice does not submit it twice.
 
 from __future__ import annotations
 
-from runner import files
 import shlex
 import shutil
 import sys
@@ -18,11 +17,12 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from runner.rundir import layout
+from runner import files
 from runner.errors import RefusedError
+from runner.launch.slurm_queue import ALONE, FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, marks, queued, same
+from runner.rundir import layout
 from runner.rundir.layout import Run
 from runner.text import shown
-from runner.launch.slurm_queue import ALONE, FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, marks, queued, same
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "slurm.sbatch"
 COMMAND = "\nrun=("  # what the recipe runs; the rest of it is the same for everyone

@@ -6,7 +6,6 @@ a search that goes on is told what was suggested before, finds those runs finish
 
 from __future__ import annotations
 
-from runner import files
 import hashlib
 import json
 import math
@@ -19,14 +18,15 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from runner.rundir import layout
+from runner import files
 from runner.config.schema import checked
 from runner.errors import STOPPED, ConfigError, HoldfastError
-from runner.rundir.layout import Run
-from runner.text import shown
 from runner.launch import local, members, status_table
 from runner.launch.local import Local
 from runner.launch.members import Member, Result
+from runner.rundir import layout
+from runner.rundir.layout import Run
+from runner.text import shown
 
 STUDY = "study.json"
 DIRECTIONS = {"min": "minimize", "max": "maximize"}
@@ -94,7 +94,7 @@ class Study:
         for member, result in zip(fresh, results, strict=True):
             self._known[member.place.path] = member, result
         members.write(self.place, self.members, self.results)
-        scores = [score(member) for member in batch]
+        scores = [score_of(member) for member in batch]
         failed = sum(value is None for value in scores)
         if code != STOPPED and failed > self.option.max_failure_rate * len(scores):
             rate = f"hydra.sweeper.max_failure_rate={self.option.max_failure_rate:g}"
@@ -103,7 +103,7 @@ class Study:
 
     def story(self) -> list[str]:
         """How it stands, for a person."""
-        scored = [(value, member) for member in self.members if (value := score(member)) is not None]
+        scored = [(value, member) for member in self.members if (value := score_of(member)) is not None]
         lines = status_table.drawn(self.members, self.results)
         if scored:
             best = max if self.direction == "maximize" else min
@@ -148,13 +148,13 @@ def key(word: str) -> str:
     return word.lstrip("+").partition("=")[0]
 
 
-def score(member: Member) -> float | None:
+def score_of(member: Member) -> float | None:
     """The score of a run that is finished; nothing where it is not, or is no number to compare."""
     value = member.status().get("score") if member.is_finished else None
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def chosen(options: Any) -> Search:
+def read_search_options(options: Any) -> Search:
     """What is chosen for a search. Raises ConfigError."""
     try:
         return checked(Search, options)
@@ -162,13 +162,13 @@ def chosen(options: Any) -> Search:
         raise ConfigError(f"hydra.sweeper.{error}") from None
 
 
-def folder(runs: Path, what: Any) -> Path:
+def study_folder(runs: Path, what: Any) -> Path:
     """Where the search for this is kept, beside the runs; the number of its trials is no part of that."""
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
     return runs / ".sweep" / digest
 
 
-def direction(wanted: str | None, mode: str) -> str:
+def search_direction(wanted: str | None, mode: str) -> str:
     """Which way is better. Raises ConfigError where it was chosen against score.mode."""
     meant = DIRECTIONS[mode]
     if wanted not in (None, meant):

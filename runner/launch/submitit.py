@@ -21,14 +21,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from runner.launch.process import hearing, spawn
 from runner.errors import CRASHED, STOPPED, ConfigError, RefusedError
+from runner.launch.local import code_of, last_line
+from runner.launch.members import Member, Result, ending
+from runner.launch.process import hearing, spawn
+from runner.launch.slurm_queue import ask
 from runner.preempt import slurm
 from runner.rundir.layout import in_use
 from runner.text import shown
-from runner.launch.slurm_queue import ask
-from runner.launch.local import code_of, last_line
-from runner.launch.members import Member, Result, ending
 
 NAMES = HERE, SLURM = ("submitit_local", "submitit_slurm")
 INSTALL = 'pip install -c constraints.txt -e ".[submitit]"'

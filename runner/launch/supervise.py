@@ -22,13 +22,12 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from runner.checkpoint.record import records_in
-from runner.launch.process import hearing, spawn
 from runner.errors import CRASHED, STOPPED, ConfigError
+from runner.launch.process import hearing, name_of, spawn
+from runner.launch.restart_policy import Ending, Leave, Rerun, Streak, exit_code, is_crash, next_move
 from runner.preempt.options import STOP_FILE
 from runner.rundir.layout import SUPERVISOR, Run
 from runner.values import Answer, Say
-from runner.launch.restart_policy import Ending, Leave, Rerun, Streak, exit_code, is_crash, next_move
-from runner.launch.process import name_of
 
 
 class Command:

@@ -7,20 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.session import experiment
-from runner.rundir import layout
-from runner.launch.command_line import Command
 from runner.config.schema import Config
 from runner.errors import ConfigError, RefusedError
-from runner.rundir.layout import Run
-from runner.text import shown
-from runner.launch import slurm_array, local, members, submitit, members, status_table
-from runner.launch.slurm_queue import look_for_sbatch
+from runner.launch import local, members, slurm_array, status_table, submitit
+from runner.launch.command_line import Command
 from runner.launch.local import Local
 from runner.launch.members import Member, Result
-from runner.launch.study import Study
 from runner.launch.slurm_job import Slurm
+from runner.launch.slurm_queue import look_for_sbatch
+from runner.launch.study import Study
 from runner.launch.submitit import Errand, Submitit
+from runner.rundir import layout
+from runner.rundir.layout import Run
+from runner.session import experiment
+from runner.text import shown
 
 
 def run(

@@ -8,7 +8,6 @@ so each holds the run from its first line, and those before are deleted.
 
 from __future__ import annotations
 
-from runner import files
 import html
 import os
 import secrets
@@ -20,7 +19,7 @@ from typing import Any
 
 import wandb
 
-from runner.rundir import layout
+from runner import files
 from runner.log.jsonl import lines
 from runner.values import Values
 

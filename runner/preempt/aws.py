@@ -9,9 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from runner.preempt.metadata import Line
-from runner.preempt.metadata import Notice, Question, Silence
-from runner.preempt.metadata import fields, moment
+from runner.preempt.metadata import Line, Notice, Question, Silence, fields, moment
 
 if TYPE_CHECKING:
     from runner.preempt.options import Aws

@@ -11,9 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from runner.preempt.metadata import Line
-from runner.preempt.metadata import Notice, Question, Silence
-from runner.preempt.metadata import fields, moment
+from runner.preempt.metadata import Line, Notice, Question, Silence, fields, moment
 
 if TYPE_CHECKING:
     from runner.preempt.options import Azure

@@ -6,11 +6,6 @@ one compilation, one step or one save takes longer than there is time, or for ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import time
-from runner.preempt.stop import Watcher
-from runner.preempt.stop import Stopped
-
 import faulthandler
 import os
 import sys
@@ -23,7 +18,7 @@ from typing import NoReturn, Protocol
 
 from runner.checkpoint.record import durable_step
 from runner.errors import CRASHED, STOPPED
-from runner.preempt.stop import Watcher
+from runner.preempt.stop import Stopped, Watcher
 from runner.rundir.heartbeat import Beat
 from runner.rundir.layout import Run
 

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from runner.preempt.metadata import Line
-from runner.preempt.metadata import Notice, Question, Silence
+from runner.preempt.metadata import Line, Notice, Question, Silence
 
 if TYPE_CHECKING:
     from runner.preempt.options import Gce

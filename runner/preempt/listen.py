@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from runner.preempt.options import STOP_FILE, Preempt, Source, seconds_of
 from runner.preempt.metadata import Notice, Question, Silence
+from runner.preempt.options import STOP_FILE, Preempt, Source, seconds_of
 from runner.preempt.stop import Watcher
 from runner.rundir.layout import Run
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-import json
-from datetime import datetime
-
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import http.client
+import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
-
-
 
 CONNECT_SECONDS = 3.0  # the service is on the same host; where nobody listens it may take for ever
 LONGEST_BODY = 1 << 20

@@ -19,13 +19,13 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from data.sources import Sources
 from models.remat_plan import Plan
 from models.scopes import Kept, Misplaced, active
-from runner.train.build import build
+from runner.config.remat import Remat
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.trace.flops import bodies, count
 from runner.remat.candidates import Candidate, microbatch
-from runner.config.remat import Remat
+from runner.trace.flops import bodies, count
 from runner.trace.stored import seen, stored
+from runner.train.build import build
 
 BLOCK = "block"
 

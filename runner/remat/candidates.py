@@ -15,14 +15,14 @@ import jax
 
 from data.sources import Sources
 from models.scopes import active
-from runner.train.build import build
+from runner.config.remat import Remat
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.trace.flops import count
-from runner.train.compile import abstract_batch, trace_step
 from runner.trace.requirements import Memory, held, told
-from runner.config.remat import Remat
 from runner.trace.stored import Seen, seen, stored
+from runner.train.build import build
+from runner.train.compile import abstract_batch, trace_step
 
 if TYPE_CHECKING:
     from runner.train.built import Built

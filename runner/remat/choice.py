@@ -7,7 +7,6 @@ torn, or of another budget, device or model, counts as none.
 
 from __future__ import annotations
 
-from runner import files
 import hashlib
 import importlib.metadata
 import json
@@ -18,19 +17,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from runner import files
 from runner.config import user_code
-from runner.rundir import layout
-from runner.train.built import hardware
-from runner.text import size_text
-from runner.train.compile_cache import place
+from runner.config.identity import identity
+from runner.config.remat import Auto, Offload, Remat, named
 from runner.config.schema import BY_KIND, Config, checked
 from runner.errors import ConfigError
-from runner.config.identity import identity
-from runner.rundir.provenance import code
-from runner.remat.search import Menu, Row, budget_of, chosen, fastest, menu, table
 from runner.remat.candidates import candidate, memory
-from runner.config.remat import Auto, Offload, Remat, named
+from runner.remat.search import Menu, Row, budget_of, chosen, fastest, menu, table
 from runner.remat.survey import others
+from runner.rundir.provenance import code
+from runner.text import size_text
+from runner.train.built import hardware
+from runner.train.compile_cache import place
 
 if TYPE_CHECKING:
     from runner.train.built import Built

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import quantiles
 from typing import Any
 
-from runner.trace.requirements import Blocks, Memory
 from runner.config.remat import Remat
+from runner.trace.requirements import Blocks, Memory
 
 BASE = "none"
 BLOCKS = {"loop": "blocks in a Python loop", "scan": "blocks under one scan", "unknown": "no blocks found"}

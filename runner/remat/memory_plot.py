@@ -24,9 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from runner.text import size_text
 from runner.remat.cost_table import Report, Row
-from runner.text import shortened
+from runner.text import shortened, size_text
 
 INK, GREY, FAINT = "#1b2733", "#6b7785", "#e4e8ec"
 BEST, OTHER, BUDGET = "#0072b2", "#d55e00", "#009e73"

@@ -22,14 +22,14 @@ import jax
 
 from data.sources import Sources
 from models.remat_plan import Plan
-from runner.text import size_text
+from runner.config import remat
+from runner.config.remat import Auto, Names, Remat, named
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.config import remat
 from runner.remat.block_costs import Blocks, Cost, blocks, whole
 from runner.remat.candidates import Candidate, candidate, compiled, memory
-from runner.config.remat import Auto, Names, Remat, named
 from runner.remat.survey import NO_ROOM, timed
+from runner.text import size_text
 from runner.text import table as lines
 
 MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets

@@ -11,13 +11,27 @@ from typing import Any
 import jax
 
 from data.sources import Sources
-from runner.train.built import describe
+from runner.config.remat import (
+    AttentionCore,
+    AttentionOnly,
+    Auto,
+    Dots,
+    DotsNoBatch,
+    EveryN,
+    EverythingSaveable,
+    FfnOnly,
+    Full,
+    Names,
+    NoRemat,
+    Remat,
+    named,
+)
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.train import compile
 from runner.remat.candidates import Candidate, candidate, compiled
-from runner.config.remat import AttentionCore, AttentionOnly, Auto, Dots, DotsNoBatch, EveryN, EverythingSaveable, FfnOnly, Full, Names, NoRemat, Remat, named
 from runner.remat.cost_table import Change, Report, Row, Setting, Tag
+from runner.train import compile
+from runner.train.built import describe
 
 NOT_DECLARED = "the model does not declare what they recompute"
 NO_ROOM = "RESOURCE_EXHAUSTED"

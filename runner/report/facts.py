@@ -5,8 +5,6 @@ A run may be training while it is looked at: its last lines may be half written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import json
 import math
 import statistics
@@ -18,14 +16,13 @@ from typing import Any
 from runner.checkpoint.record import Record, Score, best_of, records_in
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError
-from runner.rundir.attempts import attempts
-from runner.trace import requirements as needed
-from runner.trace.requirements import Needs
-
-from runner.rundir.layout import Run, standing
-from runner.inspect.time_account import Account
 from runner.inspect.goodput import accounted
 from runner.inspect.lookup import document_of, settings_in
+from runner.inspect.time_account import Account
+from runner.rundir.attempts import attempts
+from runner.rundir.layout import Run, standing
+from runner.trace import requirements as needed
+from runner.trace.requirements import Needs
 
 Point = tuple[int, float]
 

@@ -21,13 +21,11 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from runner.text import size_text
-from runner.report.config_diff import Difference, as_number, text
-from runner.report.facts import Facts, Save
-from runner.report.pareto import figures, groups, memory, tables
-from runner.report.facts import thinned
 from runner.inspect.time_account import BUCKETS, INTERRUPTED, SEEN, Span
-from runner.text import duration, moment, plural
+from runner.report.config_diff import Difference, as_number, text
+from runner.report.facts import Facts, Save, thinned
+from runner.report.pareto import figures, groups, memory, tables
+from runner.text import duration, moment, plural, size_text
 
 SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
 MOST_POINTS, MOST_SAVES, FEWEST = 120_000, 40_000, 20  # on a page; of a run, however many there are

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.text import size_text
-from runner.trace.requirements import Needs, believed, bytes_of
 from runner.report.config_diff import Difference, text
 from runner.report.facts import Facts
+from runner.text import size_text
+from runner.trace.requirements import Needs, believed, bytes_of
 
 REMAT = "remat"
 OF_THE_STEP = ("model", "data", "mesh", "objective", "train.precision", "train.microbatches")  # and what is below

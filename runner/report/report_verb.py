@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from runner import files
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.rundir import layout
-from runner.text import size_text
+from runner import files
 from runner.errors import ConfigError
+from runner.inspect.goodput import runs_at
 from runner.report.config_diff import Difference, difference
 from runner.report.facts import Facts, facts_of
-from runner.report.pareto import memory
 from runner.report.page import rendered
+from runner.report.pareto import memory
 from runner.rundir.layout import Run
-from runner.text import shown
+from runner.text import plural, shown, size_text
 from runner.values import Answer, Say
-from runner.inspect.goodput import runs_at
-from runner.text import plural
 
 PAGE = "report.html"
 

@@ -6,9 +6,6 @@ status.json last said.
 
 from __future__ import annotations
 
-from runner.text import now
-
-from runner import files
 import json
 import threading
 import time
@@ -18,12 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runner.rundir import heartbeat, layout
+from runner import files
 from runner.checkpoint.record import Score
-from runner.rundir.provenance import made_by, peak_memory
-from runner.rundir.heartbeat import Beat, Pulse
+from runner.rundir import heartbeat
+from runner.rundir.heartbeat import Beat, Pulse, Stopwatch
 from runner.rundir.layout import Run
-from runner.rundir.heartbeat import Stopwatch
+from runner.rundir.provenance import made_by, peak_memory
+from runner.text import now
 
 STATUS_SECONDS = 1.0  # status.json is replaced at most once in this time
 TRAINING = ("step", "data", "eval", "save")  # buckets that steps are paid from
@@ -245,8 +243,6 @@ def _lost(line: Mapping[str, Any], seconds: Mapping[str, float], steps: int) -> 
     trained = sum(seconds.get(bucket, 0.0) for bucket in TRAINING)
     done = line["to_step"] - line.get("from_step", line["to_step"])
     return {"lost_steps": steps, "lost_seconds": round(trained * min(steps / done, 1.0), 3) if done > 0 else 0.0}
-
-
 
 
 def _exactly(seconds: float) -> str:

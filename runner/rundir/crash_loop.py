@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runner.errors import GaveUpError
-from runner.rundir.layout import Run
 from runner.files import replace
+from runner.rundir.layout import Run
 
 Move = Literal["try", "step back", "give up"]
 

@@ -7,15 +7,12 @@ supervisor that one hangs, and lets the drill kill at a chosen moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-import time
-from collections import defaultdict
-
 import mmap
 import struct
 import time
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 

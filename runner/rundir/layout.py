@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from runner.text import shown
-
 import fcntl
 import json
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.errors import RefusedError
+from runner.text import shown
 
 SLUG_CHARS = 60
 SUPERVISOR = "HOLDFAST_SUPERVISOR"  # set by `supervise`: the file in which it reads where its command works
@@ -61,8 +60,6 @@ class Run:
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
-
-
 
 
 def find(parent: Path, slug: str, digest: str) -> Run:
@@ -167,7 +164,3 @@ def set_aside(run: Run) -> Path:
     aside.parent.mkdir(exist_ok=True)
     run.path.rename(aside)
     return aside
-
-
-
-

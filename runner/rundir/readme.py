@@ -6,8 +6,8 @@ import shlex
 from typing import Any
 
 from runner.rundir.attempts import attempts
-from runner.text import now
 from runner.rundir.layout import Run
+from runner.text import now
 
 
 def readme(run: Run) -> str:

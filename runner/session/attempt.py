@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import gc
-
-from runner import files
-from runner import text
-from runner.train import assemble
-from runner.train import built
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from data.sources import UnreadableError
-from runner.train import dataset
-from runner.session import attempt
-from runner.rundir import layout
+from runner import files, text
 from runner.checkpoint.record import Record, best_of, durable_step, locate, progress_of, records_in
 from runner.checkpoint.restore import exactly, newest_good, take_back
-from runner.train.compile_cache import keep
+from runner.config.evaluations import Metrics
+from runner.config.remat import Auto, Remat
 from runner.config.schema import Config
 from runner.errors import STOPPED, DivergedError, HoldfastError, RefusedError, StorageError
-from runner.config.evaluations import Metrics
-from runner.rundir.attempts import Attempt
 from runner.log.console import Console
-from runner.values import Outcome
 from runner.preempt.stop import Stopped, Watcher, begin
-from runner.rundir.readme import readme
-from runner.config.remat import Auto, Remat
+from runner.rundir.attempts import Attempt
 from runner.rundir.layout import Run
+from runner.rundir.readme import readme
+from runner.train import assemble, dataset
+from runner.train.compile_cache import keep
+from runner.values import Outcome
 
 if TYPE_CHECKING:
     from runner.train.built import Built
-    from runner.train.loop import Reached
     from runner.train.compile import Programs
+    from runner.train.loop import Reached
 
 USUAL = gc.get_threshold()
 SELDOM = (100_000, *USUAL[1:])  # still bounded; and nothing large is overdue when it is as usual again
@@ -56,13 +50,14 @@ def work(session: Session) -> tuple[Outcome, str]:
     with session.attempt.spend("import"):
         from runner.train import build as building
         from runner.train import compile as compiling
+        from runner.train.built import describe
 
     config, watcher = session.config, session.watcher
     try:
         kept = keep(config.compile_cache, session.console.say)
         built = building.build(config)
         dataset.admit(session.run, built.sources)
-        session.console.say(built.describe(built, config))
+        session.console.say(describe(built, config))
         remat = config.remat
         if isinstance(remat, Auto):
             built, remat = _with_remat(session, built)
@@ -83,8 +78,8 @@ def work(session: Session) -> tuple[Outcome, str]:
 
 def _with_remat(session: Session, built: Built) -> tuple[Built, Remat]:
     """The same with what `remat=auto` stands for in this run. A stop does not wait for the answer."""
-    from runner.train import build as building
     from runner.remat.choice import settled
+    from runner.train import build as building
 
     config, attempt, console = session.config, session.attempt, session.console
     with attempt.spend("compile"):
@@ -110,7 +105,7 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
 
     Raises Stopped where a stop is asked for before training begins, DivergedError where no rollback is left.
     """
-    from runner.train import build as building
+    from runner.train.built import hardware
     from runner.train.loop import train
 
     config, run, attempt, console, watcher = (
@@ -123,7 +118,7 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
             start, best = watcher.wait_for(begin(partial(_restored, session, built), "restore"))
         with attempt.spend("compile"):
             watcher.wait_for(programs.train)
-        attempt.restored(start.step, best, built.hardware(built))
+        attempt.restored(start.step, best, hardware(built))
         files.replace(run.readme, readme(run))
         try:
             with attempt.spend("finish"), ExitStack() as opened:
@@ -131,7 +126,7 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
                     living = assemble.live(config, built, programs, run, attempt, console, watcher, start)
                     parts = opened.enter_context(living)
                     console.begin(start.step, config.train.steps)
-                attempt.as_usual()
+                collect_garbage_as_usual()
                 with attempt.spend("step"):
                     reached = train(parts, start, watcher)
                 if config.ckpt.last and reached.step > 0 and not parts.saver.holds(reached.step):
@@ -256,11 +251,11 @@ def _complete(session: Session, step: int) -> Outcome:
     return Outcome("finished", step, best["value"] if best else None, 0)
 
 
-def seldom() -> None:
+def collect_garbage_seldom() -> None:
     """While a process starts."""
     gc.set_threshold(*SELDOM)
 
 
-def as_usual() -> None:
+def collect_garbage_as_usual() -> None:
     """While it trains: what garbage holds there may be large."""
     gc.set_threshold(*USUAL)

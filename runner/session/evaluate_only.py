@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from runner import files
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from runner.train import dataset
-from runner.rundir import layout
-from runner.train.build import build, restore
-from runner.train.built import describe
+from runner import files
 from runner.checkpoint.record import locate
 from runner.checkpoint.restore import exactly
-from runner.train.compile_cache import keep
 from runner.config.schema import Config
-from runner.values import Values
-from runner.train.compile import compile_eval
 from runner.rundir.layout import Run
+from runner.train import dataset
+from runner.train.build import build, restore
+from runner.train.built import describe
+from runner.train.compile import compile_eval
+from runner.train.compile_cache import keep
+from runner.values import Values
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from runner import files
 import errno
 import shutil
 import sys
@@ -11,24 +10,25 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from runner.config import user_code, user_code
-from runner.rundir import layout
+from runner import files
 from runner.checkpoint.record import durable_step, locate
-from runner.config.schema import Config, read, write
-from runner.rundir.crash_loop import give_up, relapse
-from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
+from runner.config import user_code
 from runner.config.identity import PLACE, Drift, drift, fingerprint, identity
-from runner.rundir.attempts import Attempt, attempts
+from runner.config.schema import Config, read, write
+from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
 from runner.log.console import Console, choose
-from runner.values import Outcome
 from runner.preempt.deadline import Guard
-from runner.preempt.signals import listening
 from runner.preempt.listen import watching
+from runner.preempt.signals import listening
 from runner.preempt.stop import Watcher
+from runner.rundir import layout
+from runner.rundir.attempts import Attempt, attempts
+from runner.rundir.crash_loop import give_up, relapse
+from runner.rundir.layout import Run
 from runner.rundir.provenance import code
 from runner.rundir.readme import readme
-from runner.rundir.layout import Run
 from runner.session.attempt import Session, step_back, work
+from runner.values import Outcome
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -147,15 +147,15 @@ def _worked_on(
     """One attempt, with its end recorded however it comes."""
     fresh = not place.config.exists()
     own = user_code.origins(config.document)
-    files = [path for origin in own for path in origin.files]
-    again = relapse(attempts(place), code(files))
+    own_files = [path for origin in own for path in origin.files]
+    again = relapse(attempts(place), code(own_files))
     move = again.move(config.train.max_crashes) if again else "try"
     if again and move == "give up":
         give_up(place, again)
     console = choose(place.log, wanted=config.log.console)
     session = Session(config, place, attempt, console, watcher)
     mine, theirs = user_code.record(own), place.read_status().get("attempt", {}).get("external", {})
-    attempt.begin(overrides, [str(change) for change in drifts], files)
+    attempt.begin(overrides, [str(change) for change in drifts], own_files)
     attempt.record(**({"external": mine} if mine else {}))
     try:
         _introduce(config, place, drifts, console, fresh=fresh)

@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-from runner.checkpoint.checkpointer import preflight
-from runner.train.built import Built
-from runner.checkpoint.checkpointer import Checkpointer
-from runner.config.identity import fingerprint
-from runner.rundir.layout import Run
-from collections.abc import Mapping
-from runner.log.jsonl import Until
-from runner.rundir.attempts import Attempt
-import jax
-from runner.preempt.stop import begin
-from runner.log.jsonl import Jsonl
-from runner.train.compile import Programs
-from runner.train.starvation import Fed
-from runner.log import Fanout
-from runner.checkpoint import store
-from runner.train.loop import Parts
-from runner.preempt.deadline import Grace
-from runner.log import Wandb
-from typing import Any
-from runner.train import step as steps
-from contextlib import closing
-from runner.log import Logger
-from runner.checkpoint.record import save_seconds
-from runner.checkpoint.strategy import Failures
-from runner.log.console import Console
-from runner.train.loop import Reached
-from runner.rundir.attempts import interruptions
-from runner.checkpoint.record import PROGRESS
-from runner.checkpoint.checkpointer import Policy
-from runner.log import reached
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from runner.train.built import State
+from typing import Any
+
+import jax
+
+from runner.checkpoint import store
+from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, preflight
+from runner.checkpoint.record import PROGRESS, STATE, save_seconds
+from runner.checkpoint.strategy import Failures
+from runner.config.evaluations import cadences, due
+from runner.config.identity import fingerprint
 from runner.config.schema import Config
+from runner.log import Fanout, Logger, Wandb, reached
+from runner.log.console import Console
+from runner.log.jsonl import Jsonl, Until, cut
+from runner.preempt.deadline import Grace
+from runner.preempt.stop import Watcher, begin
+from runner.rundir.attempts import Attempt, interruptions
+from runner.rundir.layout import Run
+from runner.train import step as steps
+from runner.train.built import Built, State, num_bytes
+from runner.train.compile import Programs
 from runner.train.dataset import advice
-from runner.checkpoint.record import STATE
-from runner.log.jsonl import cut
-from runner.preempt.stop import Watcher
+from runner.train.loop import Cadence, Parts, Reached
 from runner.train.prefetch import Ahead
-from collections.abc import Iterator
-from runner.config.evaluations import due
-from runner.train.built import num_bytes
+from runner.train.starvation import Fed
 from runner.values import Values
-from contextlib import ExitStack
-from contextlib import contextmanager
-from runner.config.evaluations import cadences
-from runner.train.loop import Cadence
-from runner.checkpoint.checkpointer import Saved
 
 
 @contextmanager

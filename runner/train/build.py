@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from runner.train.built import Built
-from runner.train.built import State
-from runner.train.built import num_bytes
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,41 +10,21 @@ from typing import Any
 import jax
 from flax import nnx
 
-from data.pipeline import Stream
 from data.sources import Sources
 from models.find_blocks import prepare
-from models.remat_plan import Plan
 from models.scopes import Misplaced
-from runner.config import user_code
-from runner.train import step as steps
 from runner.checkpoint import store
-from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, preflight
-from runner.checkpoint.record import PROGRESS, STATE, save_seconds
-from runner.checkpoint.strategy import Failures
 from runner.checkpoint.transfer import Report, transfer
+from runner.config import user_code
+from runner.config.evaluations import Text
 from runner.config.schema import Config
-from runner.train.dataset import advice, read, stream_of
 from runner.errors import ConfigError
-from runner.config.evaluations import Text, cadences, due
-from runner.train.evaluator import Evaluator
-from runner.config.identity import fingerprint
-from runner.rundir.attempts import Attempt, interruptions
-from runner.log import Fanout, Logger, Wandb, reached
-from runner.log.console import Console
-from runner.log.jsonl import Jsonl, Until, cut
-from runner.train.loop import Cadence, Parts, Reached
 from runner.mesh import batched, replicated
-from runner.values import Values
-from runner.train.prefetch import Ahead
-from runner.preempt.deadline import Grace
-from runner.preempt.stop import Watcher, begin
-from runner.train.compile import Programs
 from runner.optim.parameter_groups import is_stacked
-from runner.rundir.layout import Run
-from runner.train.starvation import Fed
-
-
-
+from runner.train import step as steps
+from runner.train.built import Built, State
+from runner.train.dataset import read, stream_of
+from runner.train.evaluator import Evaluator
 
 
 def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.Device] | None = None) -> Built:
@@ -133,22 +107,6 @@ def warm(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, Repor
     return steps.averaging(state) if "ema" in state else state, report
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def showcase(built: Built, state: State) -> str | None:
     """How a language model goes on after a text it has not seen; None for a model, or data, without words."""
     model = built.model(state)
@@ -156,9 +114,3 @@ def showcase(built: Built, state: State) -> str | None:
         return None
     ((prompt, text),) = built.evaluator.written(Text(count=1, new_tokens=240), model)
     return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)  # a terminal obeys
-
-
-
-
-
-

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from data.pipeline import Stream
 from data.sources import Sources
+from models.remat_plan import Plan
 from runner.checkpoint import store
 from runner.config.schema import Config
-from runner.train.evaluator import Evaluator
-from typing import Any
-from flax import nnx
 from runner.train import step as steps
-from collections.abc import Mapping
-from models.remat_plan import Plan
-from collections.abc import Callable
-from runner.train.dataset import read
-import jax
-from data.pipeline import Stream
-from dataclasses import dataclass
+from runner.train.evaluator import Evaluator
 
 State = steps.State
 

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-from models.scopes import active
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from models.remat_plan import Plan
+from models.scopes import active
+from runner.config.remat import Names, Offload, Remat
+from runner.errors import ConfigError
 from runner.trace.flops import count
 from runner.trace.stored import seen
-from typing import Any
-from collections.abc import Iterable
-from runner.config.remat import Offload
-from collections.abc import Mapping
-from runner.errors import ConfigError
-from models.remat_plan import Plan
-from runner.config.remat import Remat
-import jax
-from runner.config.remat import Names
-from typing import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from runner.train.built import Built
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
-from models.scopes import Misplaced, active
-from runner.train.compile_cache import Kept
+from models.scopes import Misplaced
+from runner.config.remat import named
 from runner.config.schema import Config
-from runner.errors import ConfigError
 from runner.config.user_code import told
 from runner.mesh import batched
 from runner.preempt.stop import begin
-from runner.train import compile
 from runner.trace.requirements import Needs, held, needs_of
-from runner.config.remat import Remat, named
-from runner.trace.stored import seen
+from runner.train import compile
+from runner.train.compile_cache import Kept
 
 if TYPE_CHECKING:
-    from runner.train.built import Built
     from runner.rundir.attempts import Attempt
+    from runner.train.built import Built
 
 HOST_MEMORY = "S(5)"  # how a compiled program writes that an array lies there
 

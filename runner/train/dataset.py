@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from runner import files
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -14,10 +13,10 @@ from data import Data
 from data.fingerprint import folded
 from data.pipeline import Stream
 from data.sources import Source, Sources, Table, UnreadableError
-from runner.rundir import layout
-from runner.text import size_text
+from runner import files
 from runner.errors import ConfigError, RefusedError
 from runner.rundir.layout import Run
+from runner.text import size_text
 
 MOST_NAMED = 3
 

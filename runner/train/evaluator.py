@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from runner import files
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from flax import nnx
 
 from data.pipeline import in_order
 from data.sources import Source, Sources
-from runner.rundir import layout
-from runner.errors import ConfigError
+from runner import files
 from runner.config.evaluations import Evaluation, Metrics, Named, Reconstructions, Samples, Text
+from runner.errors import ConfigError
 from runner.train.media import in_pairs, mosaic, pages
-from runner.values import Values
 from runner.train.step import weighed
+from runner.values import Values
 
 State = dict[str, Any]
 EvalStep = Callable[[State, Any, Any], Any]

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from runner.errors import DivergedError
 from runner.log import Truth
-from runner.values import Moment
 from runner.preempt.stop import Stopped
+from runner.values import Moment
 
 State = dict[str, Any]
 LOSSES = 64  # so many logged losses are remembered, for rules that look at them

@@ -21,11 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from runner.inspect.goodput import account_of
+from runner.inspect.time_account import Account
 from runner.rundir import heartbeat
 from runner.rundir.attempts import attempts
 from runner.rundir.layout import Run
-from runner.inspect.time_account import Account
-from runner.inspect.goodput import account_of
 
 REPO = Path(__file__).resolve().parents[2]
 # when (the uninterrupted wall-clock is 1, start-up included), and how; drawn once, for ever the same

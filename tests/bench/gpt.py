@@ -68,8 +68,8 @@ SMALL = Shape(num_layers=2, num_heads=4, width=64, vocab=512, seq_len=64, batch_
 
 def built(shape: Shape, name: str) -> Any:
     """Our train step for a variant, traced under its plan for real token ids."""
-    from runner.train.build import build
     from runner.config.schema import load
+    from runner.train.build import build
 
     remat, attention, chunks = VARIANTS[name]
     sizes = {"num_layers": shape.num_layers, "num_heads": shape.num_heads, "width": shape.width}

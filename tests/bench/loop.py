@@ -10,7 +10,6 @@ arrays, Orbax's) is taken from training; and where 50 steps are shorter than a s
 
 from __future__ import annotations
 
-from runner.train import assemble
 import contextlib
 import dataclasses
 import io
@@ -26,15 +25,16 @@ import optax
 from flax import nnx
 
 from models.objectives import OBJECTIVES
-from runner.train import build as building
-from runner.train.compile_cache import Kept
 from runner.config.schema import Config, load
-from runner.rundir.attempts import Attempt
 from runner.log.console import choose
-from runner.train.loop import Cadence, Reached, train
 from runner.preempt.stop import Watcher
-from runner.train.compile import compile_all
+from runner.rundir.attempts import Attempt
 from runner.rundir.layout import Run
+from runner.train import assemble
+from runner.train import build as building
+from runner.train.compile import compile_all
+from runner.train.compile_cache import Kept
+from runner.train.loop import Cadence, Reached, train
 
 CASES = {
     "mlp, about 1 ms": ({"kind": "mlp", "width": 256, "num_layers": 3}, "features", 64, 64, 500),

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.text import size_text
 from runner.config.remat import Names
-from runner.text import table
+from runner.text import size_text, table
 from tests.conftest import composed
 
 BUDGETS = 10
@@ -50,8 +49,8 @@ class Line:
 
 def measured(words: Sequence[str]) -> Iterator[Line]:
     """A line for each budget. An option is compiled once; what it took counts for each budget that asks for it."""
-    from runner.train.dataset import read
     from runner.remat.search import chosen, menu
+    from runner.train.dataset import read
 
     config = composed(*words, "remat=auto", "remat.budget_bytes=1GB")
     began = time.perf_counter()

@@ -19,15 +19,14 @@ from hypothesis import strategies as st
 
 from runner.checkpoint import arrays, checkpointer, store
 from runner.checkpoint.checkpointer import Checkpointer, Policy, preflight
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import PIN, PROGRESS, STATE, Record, Score, best_of, load, records_in, steps_in
-from runner.text import size_text
 from runner.checkpoint.restore import exactly, ignored, newest_good, take_back, verdicts
 from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Keep, Last, Pinned
+from runner.checkpoint.seal import problem_of
 from runner.checkpoint.strategy import Best, Failures, OnError, Rule, Steps
 from runner.errors import RefusedError, StorageError
+from runner.text import shown, size_text
 from runner.values import Moment
-from runner.text import shown
 
 SCORE = Score("eval/loss", "min")
 EVERY: dict[str, Rule] = {"best": Best(), "every": Steps(steps=1)}

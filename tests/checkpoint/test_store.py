@@ -17,7 +17,6 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from runner.checkpoint import arrays, store
-from runner.checkpoint.seal import problem_of, seal
 from runner.checkpoint.record import (
     FORMAT,
     PIN,
@@ -30,6 +29,7 @@ from runner.checkpoint.record import (
     records_in,
     steps_in,
 )
+from runner.checkpoint.seal import problem_of, seal
 from runner.checkpoint.transfer import transfer
 from runner.errors import RefusedError, StorageError
 from tests.conftest import REPO

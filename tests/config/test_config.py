@@ -10,9 +10,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from runner.config.identity import class_of, drift, fingerprint, identity
 from runner.config.schema import continued, load, read, write
 from runner.errors import ConfigError, RefusedError
-from runner.config.identity import class_of, drift, fingerprint, identity
 from runner.rundir.layout import slug
 
 DOCUMENT: dict[str, Any] = {

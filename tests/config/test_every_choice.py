@@ -179,9 +179,9 @@ TWO_BLOCKS = f"model=vit data=digits {VIT} model.num_layers=2 model.dropout=0.2"
 @pytest.mark.parametrize("kind", TRACED)
 def test_other_remat_policies_are_composed_and_traced(kind: str) -> None:
     """tests/remat/test_remat.py has what they do."""
+    from runner.trace.stored import seen
     from runner.train.build import build
     from runner.train.compile import trace_step
-    from runner.trace.stored import seen
 
     config = composed(*TWO_BLOCKS.split(), f"remat={kind}")
     built = build(config)

@@ -17,11 +17,10 @@ import yaml
 
 from runner.__main__ import VERBS, main
 from runner.config.schema import load
+from runner.config.user_code import changed, demand, find, origins, record, targets
 from runner.errors import ConfigError, RefusedError
-from runner.config.user_code import changed, find, origins, record
-from runner.config.user_code import demand, targets
-from tests.conftest import REPO, Door
 from tests.config.test_config import DOCUMENT
+from tests.conftest import REPO, Door
 
 MINE = """
 import jax.numpy as jnp

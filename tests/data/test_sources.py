@@ -18,11 +18,11 @@ from data.fingerprint import folded, of_file
 from data.sources import UnreadableError
 from data.tokens import header_of
 from run import start
-from runner.launch.compose import compose
-from runner.train.dataset import admit, differences, read, recorded
 from runner.errors import ConfigError, RefusedError
-from runner.rundir.layout import Run
 from runner.inspect.load import load
+from runner.launch.compose import compose
+from runner.rundir.layout import Run
+from runner.train.dataset import admit, differences, read, recorded
 from tests.conftest import Door
 from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from runner.__main__ import main
 from runner.checkpoint import arrays
-from runner.checkpoint.seal import seal
 from runner.checkpoint.record import Record
-from runner.drill.diagnose import DETERMINISTIC, Facts, diagnose, tell_tale
+from runner.checkpoint.seal import seal
 from runner.drill.compare import Evidence, Line, evidence
+from runner.drill.diagnose import DETERMINISTIC, Facts, diagnose, tell_tale
 from runner.drill.kill_plan import HEARD, MOMENTS, STARTING, Aim, Past, plan
 from runner.rundir.heartbeat import Beat
 from runner.rundir.layout import Run
@@ -336,7 +336,7 @@ def test_the_picture_is_one(identical: tuple[Door, str, dict[str, Any]]) -> None
 
 PLANTS = {
     "rng": """
-import runner.build as module
+import runner.train.build as module
 original = module.restore
 def planted(built, directory):
     return {**original(built, directory), "rng": built.init()["rng"]}
@@ -349,7 +349,7 @@ Stream.restore = lambda self, state: original(self, {**state, "next_index": 0})
 """,
     "noise": """
 import os
-import runner.step as module
+import runner.train.step as module
 original = module.train_step
 def planted(*parts):
     inner, noise = original(*parts), 1e-7 * int.from_bytes(os.urandom(3))

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.rundir import heartbeat
 from runner.__main__ import main
+from runner.inspect.goodput import LEGEND, account_of, bar
+from runner.inspect.time_account import BUCKETS, account
+from runner.rundir import heartbeat
 from runner.rundir.attempts import attempts
 from runner.rundir.layout import Run, locked
-from runner.inspect.time_account import BUCKETS, account
-from runner.inspect.goodput import LEGEND, account_of, bar
 from runner.text import duration
 from tests.conftest import SMALL, Door, last_logged
 

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from runner.train.build import build
 from runner.config.schema import load
-from runner.trace.flops import Activation, Weights, costs, count
 from runner.inspect.model_cost import Summary, summary
-from tests.conftest import REPO
+from runner.trace.flops import Activation, Weights, costs, count
+from runner.train.build import build
 from tests.config.test_config import changed
+from tests.conftest import REPO
 
 LAYERS, WIDTH, HIDDEN, SEQ, VOCAB, BATCH = 3, 16, 24, 8, 256, 4
 SIZES = {"num_layers": LAYERS, "num_heads": 2, "width": WIDTH, "hidden": HIDDEN}

@@ -16,12 +16,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from runner.rundir import layout
-from runner.__main__ import VERBS, main
-from runner.checkpoint import seal, record
-from runner.rundir.layout import Run
 from runner import text
+from runner.__main__ import VERBS, main
+from runner.checkpoint import record, seal
 from runner.inspect.lookup import changed
+from runner.rundir import layout
+from runner.rundir.layout import Run
 from tests.conftest import REPO, Door
 
 STEPS = [15, 20, 30, 40, 45, 60]

@@ -17,14 +17,14 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from runner.rundir import layout
-from runner.launch.compose import _option
 from runner.errors import ConfigError, RefusedError
-from runner.rundir.layout import Run
 from runner.launch import slurm_array, slurm_job
-from runner.launch.slurm_queue import Job, queued, same
+from runner.launch.compose import _option
 from runner.launch.members import Member
 from runner.launch.slurm_job import RECIPE, Slurm
+from runner.launch.slurm_queue import Job, queued, same
+from runner.rundir import layout
+from runner.rundir.layout import Run
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door
 from tests.launch.test_sweep import member
 

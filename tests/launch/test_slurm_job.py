@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from runner.errors import ConfigError
-from runner.rundir.layout import Run
 from runner.launch.slurm_job import RECIPE, Slurm, job
+from runner.rundir.layout import Run
 from tests.conftest import SMALL, Door
 
 LAUNCHER = "hydra/launcher=slurm"

@@ -20,17 +20,17 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from runner.launch.command_line import Command
-from runner.launch.compose import compose
 from runner.config.schema import Config, load
 from runner.errors import ConfigError, RefusedError
-from runner.rundir.layout import Run, locked
 from runner.launch import study
+from runner.launch.command_line import Command
+from runner.launch.compose import compose
 from runner.launch.local import Local
 from runner.launch.members import Member
 from runner.launch.study import Search, Study
-from tests.conftest import Door
+from runner.rundir.layout import Run, locked
 from tests.config.test_config import changed
+from tests.conftest import Door
 from tests.launch.test_sweep import STAND_IN, member, tries
 
 TYPED = ("++optim.lr=interval(1e-4,1e-1)", "model=mlp")

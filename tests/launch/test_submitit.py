@@ -17,14 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from runner.launch.command_line import Command
-from runner.launch.compose import _plain_line, compose
 from runner.config.schema import Config, load
 from runner.errors import ConfigError
-from runner.rundir.layout import Run, locked
 from runner.launch import submitit
+from runner.launch.command_line import Command
+from runner.launch.compose import _plain_line, compose
 from runner.launch.members import Member
 from runner.launch.submitit import Errand, Submitit
+from runner.rundir.layout import Run, locked
 from tests.config.test_config import changed
 from tests.launch.test_sweep import STAND_IN, member
 

@@ -18,12 +18,22 @@ from typing import Any
 
 import pytest
 
-from runner.rundir import layout
 from runner.__main__ import main
-from runner.launch.process import HANDED_ON
 from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, RefusedError, StorageError
+from runner.launch.process import HANDED_ON
+from runner.launch.restart_policy import (
+    FRUITLESS_SECONDS,
+    IN_USE_TRIES,
+    LONGEST_WAIT,
+    Ending,
+    Leave,
+    Rerun,
+    Streak,
+    next_move,
+    pause,
+)
+from runner.rundir import layout
 from runner.rundir.layout import Run
-from runner.launch.restart_policy import FRUITLESS_SECONDS, IN_USE_TRIES, LONGEST_WAIT, Ending, Leave, Rerun, Streak, next_move, pause
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged
 
 SUPERVISE = (sys.executable, "-m", "runner", "supervise", "--wait", "0.1")

@@ -5,7 +5,6 @@ A stand-in for `run.py` ends as it is told and leaves what a run leaves; the law
 
 from __future__ import annotations
 
-from runner.launch import command_line
 import csv
 import json
 import os
@@ -20,16 +19,15 @@ from typing import Any
 
 import pytest
 
-from runner.launch import compose
 from runner.config.schema import load, read
 from runner.errors import ConfigError
-from runner.rundir.layout import Run
-from runner.launch import local, members, local, members, status_table
+from runner.launch import command_line, compose, local, members, status_table
 from runner.launch.local import Local
 from runner.launch.members import Member, Result
 from runner.launch.slurm_job import Slurm
-from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged, write_corpus
+from runner.rundir.layout import Run
 from tests.config.test_config import changed
+from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged, write_corpus
 
 STAND_IN = """
 import fcntl, json, os, signal, sys, time

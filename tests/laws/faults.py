@@ -116,9 +116,9 @@ def forks(library: Path | None = None) -> Iterator[Forks]:
 
 def serve() -> None:
     """Answer requests until stdin ends."""
-    import runner.build
-    import runner.experiment
-    import runner.loop  # noqa: F401
+    import runner.session.experiment
+    import runner.train.build
+    import runner.train.loop  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not safe to fork"
     while line := sys.stdin.readline():  # no read-ahead: a child must not inherit what comes next

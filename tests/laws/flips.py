@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import STATE, steps_in
 from runner.checkpoint.restore import newest_good
+from runner.checkpoint.seal import problem_of
 from runner.errors import RefusedError
 from tests.conftest import Door, assert_same
 from tests.laws.faults import LAST, TINY, Window, compiled, forks

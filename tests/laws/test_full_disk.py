@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import steps_in
+from runner.checkpoint.seal import problem_of
 from tests.conftest import Door, assert_same
 
 COMMAND = (

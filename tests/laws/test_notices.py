@@ -24,7 +24,7 @@ from tests.preempt.test_preempt import FIRMWARE, write_firmware
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
 SLOW_STEPS = """
 import time
-import runner.loop as module
+import runner.train.loop as module
 original = module.Flight.take_off
 def slow(self, step, metrics):
     original(self, step, metrics)
@@ -33,7 +33,7 @@ module.Flight.take_off = slow
 """
 HELD = """
 import os, time
-import runner.loop as module
+import runner.train.loop as module
 original = module.Flight.take_off
 def held(self, step, metrics):
     original(self, step, metrics)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.rundir import heartbeat
 from runner.preempt.deadline import Grace
 from runner.preempt.stop import Stopped, Watcher
+from runner.rundir import heartbeat
 from tests.conftest import REPO, SMALL, Door, assert_same, plant
 
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
@@ -47,7 +47,7 @@ module.in_order = slow
 """
 SLOW_FIRST_STEP = """
 import time
-import runner.loop as module
+import runner.train.loop as module
 original = module.Flight.take_off
 def slow(self, step, metrics):
     original(self, step, metrics)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.seal import problem_of
 from runner.checkpoint.record import Score, best_of, load, records_in, steps_in
+from runner.checkpoint.seal import problem_of
 from tests.conftest import Door, assert_same
 from tests.laws.faults import LAST, TINY, Event, Forks, Window, compiled, events_in, forks, missing
 

@@ -107,7 +107,7 @@ def test_a_loss_that_stays_bad_ends_with_4(door: Door, tmp_path: Path) -> None:
 def test_poisoned_parameters_are_never_saved(door: Door, tmp_path: Path) -> None:
     """The loss of the step that overflows is finite still: only a look at the parameters tells."""
     planted = """
-import runner.step as module
+import runner.train.step as module
 original = module.train_step
 def poisoned(*words):
     import jax

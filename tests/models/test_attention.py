@@ -16,13 +16,13 @@ from models.gpt import GPT
 from models.objectives import OBJECTIVES
 from models.scopes import FLASH, active
 from models.vit import ViT
-from runner.train.build import build
+from runner.config.remat import AttentionCore, AttentionOnly, Dots, DotsNoBatch, FfnOnly, Full, Names, NoRemat, Remat
 from runner.config.schema import load
 from runner.errors import ConfigError
-from runner.trace.flops import count
-from runner.config.remat import AttentionCore, AttentionOnly, Dots, DotsNoBatch, FfnOnly, Full, Names, NoRemat, Remat
-from runner.trace.stored import equations, seen, stored
 from runner.inspect.load import anywhere
+from runner.trace.flops import count
+from runner.trace.stored import equations, seen, stored
+from runner.train.build import build
 from tests.config.test_config import changed
 
 LAYERS, HEADS, WIDTH, SEQ, BATCH = 3, 2, 32, 24, 2

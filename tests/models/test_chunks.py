@@ -21,19 +21,19 @@ from flax import nnx
 from models import Gpt
 from models.chunks import in_chunks
 from models.objectives import next_token
-from runner.train.build import build
+from runner.config.identity import class_of, drift, identity
+from runner.config.remat import Full, NoRemat, Remat
 from runner.config.schema import Config, load
 from runner.errors import ConfigError
-from runner.trace.flops import count
-from runner.config.identity import class_of, drift, identity
-from runner.train.compile import abstract_batch, trace_step
-from runner.remat.candidates import candidate
-from runner.config.remat import Full, NoRemat, Remat
-from runner.trace.stored import equations
-from runner.train.step import cast
 from runner.inspect.model_cost import summary
-from tests.conftest import QUICK, REPO
+from runner.remat.candidates import candidate
+from runner.trace.flops import count
+from runner.trace.stored import equations
+from runner.train.build import build
+from runner.train.compile import abstract_batch, trace_step
+from runner.train.step import cast
 from tests.config.test_config import changed
+from tests.conftest import QUICK, REPO
 
 LAYERS, WIDTH, SEQ, VOCAB, BATCH = 2, 16, 16, 256, 4
 LOGITS = BATCH * SEQ * VOCAB

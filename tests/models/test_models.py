@@ -14,10 +14,10 @@ from models import Cnn, Gpt, Mlp, Model, Resnet, Vae, Vit
 from models.objectives import OBJECTIVES
 from models.remat_plan import Plan
 from models.scopes import active, scope
-from runner.train import step as steps
-from runner.trace.flops import count as flops
 from runner.config.remat import Full
+from runner.trace.flops import count as flops
 from runner.trace.stored import seen
+from runner.train import step as steps
 from tests.fresh import fresh
 
 GPT = Gpt(num_layers=3, num_heads=2, width=32, hidden=96, dropout=0.1)

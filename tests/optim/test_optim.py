@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.train.build import build
+from runner.config.identity import class_of
 from runner.config.schema import load, read
 from runner.errors import ConfigError
-from runner.config.identity import class_of
 from runner.optim.optimizers import AdamW, Lion, Muon, Optim, Sgd
 from runner.optim.parameter_groups import decays, hidden
 from runner.optim.schedules import Constant, Cosine, InverseSqrt, Linear, Schedule, Wsd
-from tests.conftest import QUICK, REPO, composed
+from runner.train.build import build
 from tests.config.test_config import changed
+from tests.conftest import QUICK, REPO, composed
 
 OPTIMS, SCHEDULES = (
     sorted(path.stem for path in (REPO / "conf" / group).glob("*.yaml")) for group in ("optim", "schedule")

@@ -20,13 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.preempt.options import Auto, Aws, Azure, Gce, Preempt, Slurm, Source, seconds_of
 from runner.preempt import aws, azure, gce, machine, slurm
-from runner.preempt.metadata import Line
-from runner.preempt.metadata import Notice, Silence
-from runner.preempt.metadata import moment
-from runner.preempt.signals import ECHO_SECONDS
 from runner.preempt.listen import watching
+from runner.preempt.metadata import Line, Notice, Silence, moment
+from runner.preempt.options import Auto, Aws, Azure, Gce, Preempt, Slurm, Source, seconds_of
+from runner.preempt.signals import ECHO_SECONDS
 from runner.preempt.stop import Stopped, Watcher
 from runner.rundir.layout import Run
 from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, NOTICES, Clouds, clouds

@@ -19,12 +19,25 @@ from flax import nnx
 from models.find_blocks import prepare
 from models.remat_plan import Plan
 from models.scopes import NOT_CHOSEN, Kept, Misplaced, active, layers, scanned, scope, tag
-from runner.train import step as steps
+from runner.config.remat import (
+    AttentionCore,
+    AttentionOnly,
+    Dots,
+    DotsNoBatch,
+    EveryN,
+    EverythingSaveable,
+    FfnOnly,
+    Full,
+    Names,
+    NoRemat,
+    NothingSaveable,
+    Offload,
+)
 from runner.errors import ConfigError
 from runner.trace.flops import bodies, count
-from runner.train import compile
-from runner.config.remat import AttentionCore, AttentionOnly, Dots, DotsNoBatch, EveryN, EverythingSaveable, FfnOnly, Full, Names, NoRemat, NothingSaveable, Offload
 from runner.trace.stored import equations, seen, stored
+from runner.train import compile
+from runner.train import step as steps
 from tests.conftest import QUICK, composed
 from tests.stacks import BATCH, HIDDEN, NUM_LAYERS, SEQ, WIDTH, example, filled, made
 

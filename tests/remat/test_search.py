@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from runner.config.schema import Config
-from runner.errors import ConfigError
 from runner.config import remat
 from runner.config.remat import Names, Remat
+from runner.config.schema import Config
+from runner.errors import ConfigError
 from tests.bench.remat_auto import MODELS, check, measured
 from tests.conftest import Door, assert_same, composed
 from tests.laws.faults import Forks
@@ -49,8 +49,8 @@ def _sources(config: Config) -> Any:
 )
 def test_what_blocks_cost_is_what_the_whole_costs(words: tuple[str, ...]) -> None:
     """Bytes to the last one (in bf16: of rounded masks), FLOPs exactly; for a model that was traced once."""
-    from runner.remat.search import menu
     from runner.remat.candidates import candidate
+    from runner.remat.search import menu
 
     config = composed(*words)
     sources = _sources(config)
@@ -181,8 +181,8 @@ def asked(tmp_path: Path) -> Callable[..., tuple[Any, str]]:
     """`settled` for a configuration: what it chose, and what it said."""
 
     def ask(config: Config, run: Path) -> tuple[Any, str]:
-        from runner.train.build import build
         from runner.remat.choice import settled
+        from runner.train.build import build
 
         said: list[str] = []
         found = settled(config, build(config), run, said.append, lambda: None)
@@ -228,9 +228,9 @@ def test_what_was_chosen_is_read_and_never_trusted(
 
 def test_a_choice_is_for_a_model_that_is_computed_in_that_way() -> None:
     """Keys of the model that may change in a continued run are not in its identity, but decide how much is stored."""
-    from runner.train.build import build
     from runner.config.identity import FREE
     from runner.remat.choice import _circumstances
+    from runner.train.build import build
 
     config = composed(*GPT)
     built = build(config)

@@ -17,15 +17,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from runner.__main__ import main
-from runner.config.schema import Config, load
-from runner.train.dataset import read
-from runner.remat import memory_plot, tpu_target, survey
-from runner.remat.candidates import candidate
-from runner.trace.requirements import Memory
 from runner.config.remat import AttentionOnly, Auto, Dots, DotsNoBatch, Full, Names, NoRemat, Offload
+from runner.config.schema import Config, load
+from runner.remat import memory_plot, survey, tpu_target
+from runner.remat.candidates import candidate
 from runner.remat.cost_table import Report, Row, Setting
-from tests.conftest import HANG_SECONDS, REPO, composed
+from runner.trace.requirements import Memory
+from runner.train.dataset import read
 from tests.config.test_config import changed
+from tests.conftest import HANG_SECONDS, REPO, composed
 
 LAYERS, WIDTH, HIDDEN, SEQ, BATCH = 8, 32, 128, 32, 4
 HERE = Setting("gpt", "cpu", "cpu", 1, "scan", "fp32", BATCH, 1, None)

@@ -16,10 +16,9 @@ import pytest
 
 from runner.__main__ import main
 from runner.report.config_diff import DEFAULT, difference
-from runner.report.facts import facts_of
-from runner.report.pareto import groups, memory
+from runner.report.facts import facts_of, thinned
 from runner.report.page import rendered
-from runner.report.facts import thinned
+from runner.report.pareto import groups, memory
 from runner.rundir.layout import Run
 from tests import synthetic
 from tests.browser import Browser, browser, lacking

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from runner.rundir import heartbeat
 from runner.checkpoint.record import Score
+from runner.rundir import heartbeat
 from runner.rundir.attempts import Attempt, attempts
-from runner.rundir.heartbeat import Pulse
+from runner.rundir.heartbeat import Pulse, Stopwatch
 from runner.rundir.layout import Run, in_use, locked, standing
-from runner.rundir.heartbeat import Stopwatch
 from tests.conftest import REPO
 
 
@@ -178,7 +177,7 @@ def test_when_this_process_began() -> None:
 
 
 def test_changed_code_has_another_hash(tmp_path: Path, monkeypatch: Any) -> None:
-    import runner.provenance as provenance
+    import runner.rundir.provenance as provenance
 
     (tmp_path / "runner").mkdir()
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runner/rundir/provenance.py"))

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import pytest
 
 from models.scopes import Kept
-from runner.config.schema import load
-from runner.train.dataset import read as read_data
-from runner.trace.flops import count, recomputed
-from runner.train.compile import needed, trace_step
-from runner.trace import requirements
-from runner.remat.candidates import Candidate, candidate
 from runner.config.remat import AttentionOnly, EveryN, Full, Names, NoRemat, Remat
+from runner.config.schema import load
+from runner.remat.candidates import Candidate, candidate
+from runner.trace import requirements
+from runner.trace.flops import count, recomputed
 from runner.trace.stored import kept
+from runner.train.compile import needed, trace_step
+from runner.train.dataset import read as read_data
 from tests import synthetic
 from tests.config.test_config import changed
 from tests.remat.test_survey import config_of

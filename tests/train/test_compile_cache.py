@@ -81,7 +81,7 @@ def test_the_default_place_is_the_user_s_own_and_divided_by_processor(
 # A run that is done before it is known what its step needs: that is waited for.
 SLOW_TO_COUNT = """
 import time
-from runner import programs
+from runner.train import compile
 needed = programs.needed
 def slow(*words):
     time.sleep(3)

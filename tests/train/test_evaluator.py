@@ -15,12 +15,12 @@ from flax import nnx
 from PIL import Image
 
 from data.sources import Sources, Table
-from runner.errors import ConfigError
 from runner.config.evaluations import Metrics, Reconstructions, Samples, Text, cadences, due
-from runner.train.evaluator import Evaluator
-from runner.train.media import in_pairs, mosaic
+from runner.errors import ConfigError
 from runner.log.jsonl import Until
 from runner.log.tensorboard import TensorBoard
+from runner.train.evaluator import Evaluator
+from runner.train.media import in_pairs, mosaic
 from tests.conftest import SMALL, Door
 
 

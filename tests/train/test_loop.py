@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from runner.errors import DivergedError
+from runner.preempt.stop import Stopped
 from runner.train.loop import STEPS_IN_FLIGHT, Cadence, Parts, Reached, train
 from runner.values import Moment
-from runner.preempt.stop import Stopped
 
 
 class Number:

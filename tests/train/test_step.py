@@ -21,18 +21,18 @@ from flax import nnx
 
 from models import Gpt
 from models.objectives import classify, next_token
-from runner.train import step as steps
-from runner.train.build import build, warm
 from runner.checkpoint import store
 from runner.config.schema import load
 from runner.errors import ConfigError
 from runner.mesh import Mesh
 from runner.optim.optimizers import AdamW, Sgd
 from runner.optim.schedules import Constant
+from runner.train import step as steps
+from runner.train.build import build, warm
 from runner.train.step import Update
-from tests.conftest import QUICK, REPO
-from tests.config.test_config import changed
 from tests.checkpoint.test_store import abstract, assert_equal, saved
+from tests.config.test_config import changed
+from tests.conftest import QUICK, REPO
 
 BATCH, FEATURES, CLASSES = 8, 6, 3
 DECAY = 0.8
