@@ -15,7 +15,7 @@ from tests.house.source import Definition, Function, Module, Product
 # Rows (by key) whose limit a test enforces. The others are figures to look at.
 LAWS: tuple[str, ...] = ()
 
-RIDDLE = re.compile(r"(What|Whether|How|Where|Why|Which|When|Who|Whose|A|An|As|All|The same)\b")
+RIDDLE = re.compile(r"(What|Whether|How|Where|Why|Which|When|Who|Whose|A|An|As|One|The same)\b")
 MANY_FILES, MANY_LINES, MANY_FUNCTION_LINES, MANY_PARAMETERS, MANY_FIELDS = 3, 400, 80, 6, 14
 
 
@@ -71,6 +71,16 @@ def _functions(product: Product) -> Iterable[tuple[Module, Definition, Function]
         for found in module.functions:
             assert isinstance(found.node, Function)
             yield module, found, found.node
+
+
+def count_frames(_: Product) -> Figure:
+    """Count the frames from `run.py` to the call of the compiled step."""
+    return Figure(road.count_frames()[0])
+
+
+def count_compile_frames(_: Product) -> Figure:
+    """Count the frames in the compile thread down to `train_step`."""
+    return Figure(road.count_frames()[1])
 
 
 def count_rooms(product: Product) -> Figure:
@@ -311,13 +321,13 @@ _ROWS = (
     Row("names", "names defined in 3 or more files", "28", 3, find_repeated_names, partial=False),
     Row("classes", "class names used for two things", "27", 3, find_repeated_classes, partial=False),
     Row("files", "file names used for two things", "13", 3, find_repeated_files, partial=False),
-    Row("renames", "neighbours renamed on import", "–", 0, find_renames),
+    Row("renames", "neighbours renamed on import", "12", 0, find_renames),
     Row("readme", "README, lines", "762", 200, count_readme_lines, partial=False),
     Row("any", "`Any` per 1,000", "30", 8, find_any),
     Row("long-functions", f"functions over {MANY_FUNCTION_LINES} lines", "0", 0, find_long_functions),
     Row("long-files", f"files over {MANY_LINES} lines", "0", 0, find_long_files),
-    Row("parameters", f"functions with more than {MANY_PARAMETERS} parameters", "–", 0, find_many_parameters),
-    Row("fields", f"dataclasses with {MANY_FIELDS} or more fields", "1", 0, find_wide_dataclasses),
-    Row("stars", "literals unpacked where they stand", "–", 0, find_packed_stars),
+    Row("parameters", f"functions with more than {MANY_PARAMETERS} parameters", "7", 0, find_many_parameters),
+    Row("fields", f"dataclasses with {MANY_FIELDS} or more fields", "4", 0, find_wide_dataclasses),
+    Row("stars", "literals unpacked where they stand", "12", 0, find_packed_stars),
 )
 ROWS = {row.key: row for row in _ROWS}
