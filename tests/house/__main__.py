@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +23,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[2], help="another checkout")
     options = parser.parse_args(argv)
     product = read_product(options.root)
-    if options.row:
-        print(*list_places(product, options.row, options.paths), sep="\n")
-    else:
-        print(*draw_table(product, options.paths), sep="\n")
+    lines = list_places(product, options.row, options.paths) if options.row else draw_table(product, options.paths)
+    # A reader that has seen enough (`| head`) is no error.
+    with suppress(BrokenPipeError):
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+        return 0
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -63,25 +63,24 @@ def find_longest_path(arrows: Iterable[Arrow]) -> list[str]:
 
 
 def read_order(product: Product) -> dict[str, int]:
-    """Return the floor of each room by the `layers` contract of import-linter in pyproject.toml; empty without one."""
+    """Return the floor of each room by the `layers` contract of import-linter that names most; empty without one."""
     path = product.root / "pyproject.toml"
     settings = tomllib.loads(path.read_text()) if path.exists() else {}
     contracts = settings.get("tool", {}).get("importlinter", {}).get("contracts", [])
+    orders = [_read_layers(contract) for contract in contracts if contract.get("type") == "layers"]
+    return max(orders, key=len, default={})
+
+
+def _read_layers(contract: dict[str, list[str]]) -> dict[str, int]:
+    """Return the floor of each room that one contract names; none where it orders the files of a room."""
     floors: dict[str, int] = {}
-    for contract in contracts:
-        if contract.get("type") != "layers":
-            continue
-        for container in contract.get("containers", [""]):
-            # Contracts within a room order its files and say nothing about rooms.
-            if container.count("."):
-                continue
-            for floor, layer in enumerate(contract["layers"]):
-                for name in layer.replace("|", ":").split(":"):
-                    module = ".".join(filter(None, (container, name.strip(" ()"))))
-                    depth = 2 if module.startswith("runner.") else 1
-                    floors.setdefault(".".join(module.split(".")[:depth]), floor)
-        return floors
-    return floors
+    for container in contract.get("containers", [""]):
+        for floor, layer in enumerate(contract["layers"]):
+            for name in layer.replace("|", ":").split(":"):
+                parts = [*filter(None, container.split(".")), *name.strip(" ()").split(".")]
+                room = ".".join(parts[:2] if parts[0] == "runner" else parts[:1])
+                floors.setdefault(room, floor)
+    return floors if len(floors) > 1 else {}
 
 
 def _adjacency(arrows: Iterable[Arrow]) -> dict[str, set[str]]:
