@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,16 @@ def a_hub(root: Path) -> Hub:
 
 
 MADE: dict[str, Callable[[Path], Any]] = {
-    **{"digits": a_digits, "synthetic": a_synthetic, "stdlib": a_stdlib, "text": a_text, "tokens": a_tokens},
-    **{"arrays": an_arrays, "images": an_images, "parquet": a_parquet, "arrayrecord": an_arrayrecord, "hub": a_hub},
+    "digits": a_digits,
+    "synthetic": a_synthetic,
+    "stdlib": a_stdlib,
+    "text": a_text,
+    "tokens": a_tokens,
+    "arrays": an_arrays,
+    "images": an_images,
+    "parquet": a_parquet,
+    "arrayrecord": an_arrayrecord,
+    "hub": a_hub,
 }
 MODEL = {"tokens": "gpt", "images": "mlp", "features": "mlp"}
 
@@ -114,8 +123,7 @@ MODEL = {"tokens": "gpt", "images": "mlp", "features": "mlp"}
 def command(option: Any) -> list[str]:
     """What a user types to train on it."""
     keys = ("path", "gives", "num_classes", "inputs", "label", "seq_len", "batch_size", "size", "image_size")
-    given = {key: value for key in keys if (value := getattr(option, key, None)) is not None}
-    if option.kind in ("digits", "stdlib", "text", "tokens", "images"):
-        given.pop("gives")
+    settable = {field.name for field in fields(option)}  # what an option always gives is no field
+    given = {key: value for key in keys if key in settable and (value := getattr(option, key)) is not None}
     words = [f"data.{key}={json.dumps(value)}" for key, value in given.items()]
     return [f"data={option.kind}", f"model={MODEL[option.gives]}", *words]
