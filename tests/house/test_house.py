@@ -43,9 +43,10 @@ def test_rooms_and_arrows(tmp_path: Path) -> None:
             "run.py": "from runner.top import a\nfrom runner.top import b\n",
             "runner/__init__.py": "",
             "runner/top/a.py": "def f():\n    from runner import middle\n",
-            "runner/top/b.py": "from . import a\n",
+            "runner/top/b.py": "from . import a\nfrom ..aside import x\n",
             "runner/middle.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import runner.ground\n",
             "runner/ground.py": "import os\n",
+            "runner/aside.py": "",
             "models/__init__.py": "from .net import Net\n",
             "models/net.py": "from data.text import T\n",
             "data/text.py": "class T: ...\n",
@@ -54,11 +55,12 @@ def test_rooms_and_arrows(tmp_path: Path) -> None:
     assert set(draw_arrows(product)) == {
         ("run", "runner.top"),
         ("runner.top", "runner.middle"),
+        ("runner.top", "runner.aside"),
         ("runner.middle", "runner.ground"),
         ("models", "data"),
     }
-    assert measure(product, "rooms").value == 7
-    assert measure(product, "arrows").value == 4
+    assert measure(product, "rooms").value == 8
+    assert measure(product, "arrows").value == 5
     assert measure(product, "floors").places == ["run", "runner.top", "runner.middle", "runner.ground"]
     assert measure(product, "knot").value == 0
 
@@ -210,7 +212,7 @@ def test_road(tmp_path: Path) -> None:
     product = plant(
         tmp_path,
         {
-            "run.py": "import sys\nfrom runner.session import experiment\nLIMIT = 3\n"
+            "run.py": "import sys\nfrom runner.session import experiment\nfrom runner.session.experiment import Never\nLIMIT = 3\n"
             "def main(argv: Never):\n    x = sys.argv\n    return experiment.run(x, LIMIT)\n",
             "runner/session/__init__.py": "",
             "runner/session/experiment.py": "from runner.session.attempt import run_attempt\n"
