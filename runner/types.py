@@ -1,0 +1,25 @@
+"""Name the pytrees that pass between the parts of training.
+
+The aliases are strings for a type checker: this module is imported before it is known whether jax is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import jax
+
+# The train state, a plain dict of arrays: {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …, "ema": …}.
+# Its abstract twin holds a `jax.ShapeDtypeStruct` at every leaf. Its layout is stated in runner/train/step.py.
+State: TypeAlias = "dict[str, Any]"
+
+# Nested dicts of arrays with string keys: the trained variables of a model, their gradients, an average of them.
+Params: TypeAlias = "dict[str, Any]"
+
+# Arrays by field name; the leading dimension of each is the example.
+Batch: TypeAlias = "Mapping[str, jax.Array]"
+
+# Scalars by name, still on the device: reading one waits for the step that computes it.
+Metrics: TypeAlias = "Mapping[str, jax.Array]"
