@@ -26,7 +26,7 @@ GAP, NARROWEST = "  ", 12
 WIDTH_WITHOUT_TERMINAL = 100
 
 
-def table(
+def format_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), flexible: Collection[str] = ()
 ) -> list[str]:
     """Rows under a head; columns in `right` are aligned there, those in `flexible` are shortened to fit the terminal.
@@ -39,25 +39,25 @@ def table(
     widths = _fitted(
         [max(map(len, column)) for column in zip(*cells, strict=True)],
         [index for index, name in enumerate(names) if name in flexible],
-        width() - len(GAP) * (len(told) - 1),
+        terminal_width() - len(GAP) * (len(told) - 1),
     )
     return [
         GAP.join(
-            f"{shortened(cell, room):{'>' if name in right else '<'}{room}}"
+            f"{shorten(cell, room):{'>' if name in right else '<'}{room}}"
             for cell, room, name in zip(line, widths, names, strict=True)
         ).rstrip()
         for line in cells
     ]
 
 
-def width() -> int:
+def terminal_width() -> int:
     """How many characters a line has: the terminal's, or a page's where there is none."""
     return shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 0)).columns
 
 
-def wrapped(label: str, text: str) -> list[str]:
+def wrap_labelled(label: str, text: str) -> list[str]:
     """A label and its text, which goes on below itself where it does not fit the terminal."""
-    lines = textwrap.wrap(text, max(width() - len(label), 4 * NARROWEST), break_long_words=False) or [""]
+    lines = textwrap.wrap(text, max(terminal_width() - len(label), 4 * NARROWEST), break_long_words=False) or [""]
     return [label + lines[0], *(" " * len(label) + line for line in lines[1:])]
 
 
@@ -72,12 +72,12 @@ def _fitted(widths: list[int], flexible: Sequence[int], budget: int) -> list[int
     return widths
 
 
-def shortened(text: str, room: int) -> str:
+def shorten(text: str, room: int) -> str:
     """At most so many characters, with `…` for what is left out."""
     return text if len(text) <= room else text[: room - 1].rstrip() + "…"
 
 
-def age(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """`3m ago`: how long since, in the largest unit that fits; a clock that jumped is `now`."""
     for length, unit, limit in ((1, "s", 60), (60, "m", 60), (3600, "h", 48), (86400, "d", 1000000)):
         if seconds < length * limit:
@@ -86,22 +86,22 @@ def age(seconds: float) -> str:
     return "long ago"
 
 
-def moment(unix_seconds: float) -> str:
+def format_time(unix_seconds: float) -> str:
     """A time of the clock: `2026-11-21 03:28:26 UTC`."""
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def measured(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """`eval/accuracy 0.98889, eval/loss 0.056982`."""
     return ", ".join(f"{name} {value:.5g}" for name, value in sorted(metrics.items()))
 
 
-def plural(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """`1 checkpoint`, `2 checkpoints`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def duration(milliseconds: float) -> str:
+def format_duration(milliseconds: float) -> str:
     """`0.4 s`, `12.3 s`, `2m05s`, `3h07m`."""
     seconds = milliseconds / 1000
     if seconds < 59.95:
@@ -110,12 +110,12 @@ def duration(milliseconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
-def share(part: float, whole: float) -> str:
+def format_percent(part: float, whole: float) -> str:
     """`71.3 %`."""
     return f"{100 * part / whole if whole else 0.0:.1f} %"
 
 
-def scaled(number: float) -> str:
+def format_scaled(number: float) -> str:
     """1234567 → `1.23 M`."""
     power = 0
     while number >= 1000 and power + 1 < len(PREFIXES):
@@ -123,7 +123,7 @@ def scaled(number: float) -> str:
     return f"{number:.3g} {PREFIXES[power]}"
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as a person would type it from here."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
@@ -144,6 +144,6 @@ def parsed_size(size: int | str) -> int:
     return int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time of day, for people and records: ISO 8601, UTC, seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,7 +11,7 @@ Values = Mapping[str, float | str]  # metrics by name; text is the name of a fil
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepInfo:
     """`step` completed updates; `metrics` holds what an evaluation measured at exactly this step, as `eval/loss`."""
 
     step: int

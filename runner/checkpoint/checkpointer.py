@@ -23,7 +23,7 @@ from runner.checkpoint.seal import seal, sync_directory
 from runner.checkpoint.strategy import Failures, History, OnError, Rule, due
 from runner.errors import StorageError
 from runner.text import size_text
-from runner.values import Moment
+from runner.values import StepInfo
 
 Items = Mapping[str, Any]  # STATE: a tree of arrays; PROGRESS: a JSON value
 Verify = Literal["bytes", "values", "off"]
@@ -93,7 +93,7 @@ class Checkpointer:
         """The newest durable step that a restart would use."""
         return next((record.step for record in reversed(self._records) if not record.mark), None)
 
-    def due(self, moment: Moment) -> str | None:
+    def due(self, moment: StepInfo) -> str | None:
         """Why to save now, or None. Also notices here, once a step, how the last background save ended."""
         if self._pending is not None:
             if not moment.metrics and not self._pending.done():
@@ -102,7 +102,7 @@ class Checkpointer:
         waited = time.monotonic() - self._since
         return due(self._policy.save, moment, History(self._records, self._tried_step, waited, self._failures))
 
-    def save(self, reason: str, moment: Moment, items: Items, mark: Mark = "") -> None:
+    def save(self, reason: str, moment: StepInfo, items: Items, mark: Mark = "") -> None:
         """Save. Waits for the disk if the policy says so; a failure is told once and tried again when next due."""
         start = time.perf_counter()
         self._cleaning.result()  # a new checkpoint is written under a name that is cleaned up
@@ -116,7 +116,7 @@ class Checkpointer:
         if not background:
             self._settle()
 
-    def rescue(self, error: Exception, moment: Moment, items: Callable[[], Items]) -> None:
+    def rescue(self, error: Exception, moment: StepInfo, items: Callable[[], Items]) -> None:
         """Leave what there is, marked, after an exception in training; if a rule asks for it, and if it can be done."""
         if not any(isinstance(rule, OnError) for rule in self._policy.save.values()) or self.holds(moment.step):
             return

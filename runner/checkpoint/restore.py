@@ -11,7 +11,7 @@ from typing import TypeVar
 from runner.checkpoint.record import TRASH, WRITING, Record, load, steps_in
 from runner.checkpoint.seal import problem_of
 from runner.errors import RefusedError
-from runner.text import shown
+from runner.text import display_path
 
 T = TypeVar("T")
 Read = Callable[[Path], T]
@@ -57,7 +57,7 @@ def newest_good(
     are checkpoints and none is good.
     """
     if names := ignored(checkpoints):
-        tell(f"ignored in {shown(checkpoints)}: {', '.join(names)} (not a directory named like a step)")
+        tell(f"ignored in {display_path(checkpoints)}: {', '.join(names)} (not a directory named like a step)")
     tried = []
     for verdict in verdicts(checkpoints, checksums=False):
         directory = checkpoints / str(verdict.step)
@@ -73,11 +73,11 @@ def newest_good(
         tried.append(f"{verdict.step} ({problem})")
         tell(
             f"warning: checkpoint {verdict.step} is not good: {problem}; "
-            f"moved to {shown(set_aside(directory, quarantine, problem))}"
+            f"moved to {display_path(set_aside(directory, quarantine, problem))}"
         )
     if tried:
         raise RefusedError(
-            f"{shown(checkpoints)}: no good checkpoint is left; tried {', '.join(tried)}; "
+            f"{display_path(checkpoints)}: no good checkpoint is left; tried {', '.join(tried)}; "
             f"they are in {quarantine.name}/; resume=never overwrite=true starts afresh"
         )
     return None
@@ -90,7 +90,7 @@ def exactly(directory: Path, read: Read[T], *, checksums: bool = True) -> tuple[
         problem, value = _proven(directory, read, checksums=checksums)
     if problem is not None:
         raise RefusedError(
-            f"{shown(directory)}: is not good: {problem}; choose another step, or leave it out for the newest"
+            f"{display_path(directory)}: is not good: {problem}; choose another step, or leave it out for the newest"
         )
     return load(directory)[0], value  # type: ignore[return-value]
 
@@ -101,7 +101,7 @@ def take_back(checkpoints: Path, quarantine: Path, step: int, tell: Tell) -> Non
     for other in newer:
         set_aside(checkpoints / str(other), quarantine, f"newer than step {step}, to which the run was taken back")
     if newer:
-        tell(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {shown(quarantine)}")
+        tell(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {display_path(quarantine)}")
 
 
 def set_aside(directory: Path, quarantine: Path, problem: str) -> Path:

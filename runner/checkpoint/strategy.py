@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 
 from runner.checkpoint.record import Mode, Record, Score, best_of
-from runner.values import Moment
+from runner.values import StepInfo
 
 Count = Annotated[int, Ge(1)]
 Duration = Annotated[float, Gt(0.0)]
@@ -57,7 +57,7 @@ class Steps:
     kind: Literal["steps"] = "steps"
     steps: Count
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         due = moment.step // self.steps > history.last_step // self.steps
         return f"every {self.steps} steps" if due else None
 
@@ -69,7 +69,7 @@ class Seconds:
     kind: Literal["seconds"] = "seconds"
     seconds: Duration
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         return f"every {self.seconds:g} s" if history.seconds_since >= self.seconds else None
 
 
@@ -80,7 +80,7 @@ class Epochs:
     kind: Literal["epochs"] = "epochs"
     epochs: Annotated[float, Gt(0.0)] = 1.0
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         steps = self.epochs * moment.epoch_steps
         due = math.floor(moment.step / steps) > math.floor(history.last_step / steps)
         return f"every {self.epochs:g} epochs" if due else None
@@ -92,7 +92,7 @@ class First:
 
     kind: Literal["first"] = "first"
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         return None if history.last_step else "first step"
 
 
@@ -105,7 +105,7 @@ class Best:
     mode: Mode = "min"
     min_improvement: Annotated[float, Ge(0.0)] = 0.0
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         score = Score(self.metric, self.mode)
         value = score.of(moment.metrics)
         if value is None:
@@ -132,7 +132,7 @@ class Adaptive:
     mtbf_seconds: Duration = 10800.0
     max_overhead: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.02
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         if not history.last_step:
             return "adaptive: the first save, to learn what one costs"
         seconds, why = self.interval(history)
@@ -173,7 +173,7 @@ class Unstable:
                 f"steps={self.steps} must lie between min_steps={self.min_steps} and max_steps={self.max_steps}"
             )
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         steps, why = self.interval(moment.losses)
         return f"unstable: every {steps} steps ({why})" if moment.step - history.last_step >= steps else None
 
@@ -196,7 +196,7 @@ class Continuous:
     kind: Literal["continuous"] = "continuous"
     min_seconds: Annotated[float, Ge(0.0)] = 1.0
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         waited = history.seconds_since >= self.min_seconds or not history.tried_step
         return "continuous" if waited and moment.step > history.last_step else None
 
@@ -210,14 +210,14 @@ class OnError:
 
     kind: Literal["on_error"] = "on_error"
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: StepInfo, history: History) -> str | None:
         return None  # asked for by the loop, where the exception is
 
 
 Rule = Steps | Seconds | Epochs | First | Best | Adaptive | Unstable | Continuous | OnError
 
 
-def due(rules: Mapping[str, Rule], moment: Moment, history: History) -> str | None:
+def due(rules: Mapping[str, Rule], moment: StepInfo, history: History) -> str | None:
     """Every reason to save now, joined; None where no rule asks for it."""
     reasons = [reason for rule in rules.values() if (reason := rule.reason(moment, history))]
     return "; ".join(reasons) or None

@@ -16,7 +16,7 @@ from runner.checkpoint.record import STATE
 from runner.checkpoint.seal import problem_of
 from runner.checkpoint.store import as_leaf, by_name
 from runner.errors import RefusedError
-from runner.text import shown
+from runner.text import display_path
 
 WEIGHTS = ("params", "extra")  # what a model knows: trained variables, and those that last beside them
 
@@ -56,7 +56,9 @@ def transfer(
     them, and whatever else does not fit keeps its fresh value. The bytes are proven first (RefusedError).
     """
     if problem := problem_of(checkpoint):
-        raise RefusedError(f"init_from: {shown(checkpoint)} is not good: {problem}; choose another step with @STEP")
+        raise RefusedError(
+            f"init_from: {display_path(checkpoint)} is not good: {problem}; choose another step with @STEP"
+        )
     there = {name: leaf for name, leaf in arrays.leaves(checkpoint / STATE).items() if _is_weight(name)}
     fresh = {name: leaf for name, leaf in by_name(state).items() if _is_weight(name)}
     here = {name: as_leaf(leaf) for name, leaf in fresh.items()}
@@ -118,7 +120,7 @@ def _refusal(checkpoint: Path, report: Report) -> str:
     kind = "missing there" if name in report.missing else "unexpected" if name in report.unexpected else "reshaped"
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return (
-        f"init_from: the weights of {shown(checkpoint)} do not fit this model: {name} is {kind}: "
+        f"init_from: the weights of {display_path(checkpoint)} do not fit this model: {name} is {kind}: "
         f"{differing[name]}{more}; choose the model they were trained with, or take those that fit: "
         "init_from.partial=true"
     )

@@ -24,7 +24,7 @@ import data
 import models
 from runner.config.explain import suggest
 from runner.errors import ConfigError, RefusedError
-from runner.text import shown
+from runner.text import display_path
 
 if TYPE_CHECKING:
     from data.sources import Source
@@ -132,7 +132,7 @@ def record(found: Iterable[Origin]) -> dict[str, Any]:
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each file that is not what it was at the attempt before."""
     lines = [
-        f"{shown(Path(now[key]['file']))} has changed since then ({old['hash']} → {now[key]['hash']}): what goes on is "
+        f"{display_path(Path(now[key]['file']))} has changed since then ({old['hash']} → {now[key]['hash']}): what goes on is "
         "not what was interrupted"
         for key, old in before.items()
         if key in now and old["hash"] != now[key]["hash"]
@@ -150,7 +150,7 @@ def _found(key: str, name: str) -> Any:
         if not hasattr(found, part):
             where = getattr(found, "__file__", None)
             raise ConfigError(
-                f"{key}: {name}: {shown(Path(where)) if where else module} has no '{part}'{suggest(part, dir(found))}"
+                f"{key}: {name}: {display_path(Path(where)) if where else module} has no '{part}'{suggest(part, dir(found))}"
             )
         found = getattr(found, part)
     if not callable(found):
@@ -183,10 +183,10 @@ def _import_trouble(module: str, error: ImportError | SyntaxError) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
         return f"there is no module {error.name}"
     if isinstance(error, SyntaxError):
-        return f"cannot be imported: {error.msg} ({shown(Path(error.filename or module))}, line {error.lineno})"
+        return f"cannot be imported: {error.msg} ({display_path(Path(error.filename or module))}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     last = frames[-1] if len(frames) > 1 else None
-    where = f" ({shown(Path(last.filename))}, line {last.lineno})" if last else ""
+    where = f" ({display_path(Path(last.filename))}, line {last.lineno})" if last else ""
     return f"cannot be imported: {str(error).splitlines()[0]}{where}"
 
 
@@ -218,7 +218,9 @@ def demand(run: Path, document: Mapping[str, Any], typed: Mapping[str, Any], way
     """Raises RefusedError where the document of a run names code that `typed`, a document composed here, does not."""
     asked = [f"{key}={target}" for key, target in targets(document).items() if _at(typed, key) != target]
     if asked:
-        raise RefusedError(f"{shown(run)} asks for code of its own: {', '.join(asked)}; if you trust it {way_out}")
+        raise RefusedError(
+            f"{display_path(run)} asks for code of its own: {', '.join(asked)}; if you trust it {way_out}"
+        )
 
 
 def flag(document: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.inspect.lookup import new_folder
 from runner.remat.cost_table import Change, Report, Row
-from runner.text import parsed_size, plural, scaled, size_text, table, wrapped
+from runner.text import format_count, format_scaled, format_table, parsed_size, size_text, wrap_labelled
 from runner.values import Answer, Say
 
 LINES, PICTURE = "remat.jsonl", "remat.png"
@@ -123,7 +123,7 @@ def _rows(report: Report) -> list[str]:
         )
         for row in report.ordered
     ]
-    return table(head, rows, right=numbers, flexible=("remat",))
+    return format_table(head, rows, right=numbers, flexible=("remat",))
 
 
 def _step(row: Row) -> tuple[str, str]:
@@ -158,13 +158,13 @@ def _notes(report: Report) -> list[str]:
     if report.budget is not None:
         count = sum(bool(report.fits(row)) for row in report.rows)
         notes.append(
-            f"budget: {size_text(report.budget)} a device; {count} of {plural(len(report.rows), 'option')} fit"
+            f"budget: {size_text(report.budget)} a device; {count} of {format_count(len(report.rows), 'option')} fit"
         )
     for why in dict.fromkeys(report.refused.values()):
         names = ", ".join(name for name, each in report.refused.items() if each == why)
         notes.append(f"left out: {names}: {why}")
     notes += [f"{row.name} {row.trouble}" for row in report.rows if row.trouble]
-    return [line for note in notes for line in wrapped("", note)]
+    return [line for note in notes for line in wrap_labelled("", note)]
 
 
 def _tags(report: Report) -> list[str]:
@@ -181,7 +181,7 @@ def _tags(report: Report) -> list[str]:
         for tag in report.tags
     ]
     what = "remat=names remat.save=[…]: bytes of all blocks, and FLOPs that need not be done again"
-    return [*table(head, rows, right=head[1:4]), *wrapped("", what)]
+    return [*format_table(head, rows, right=head[1:4]), *wrap_labelled("", what)]
 
 
 def _part(flops: int, report: Report) -> str:
@@ -201,7 +201,7 @@ def _changes(report: Report) -> list[str]:
         "each change alone, counted for this model and batch; train.microbatches: dropout and batch statistics become "
         "those of the parts"
     )
-    return [*table(head, rows, right=head[1:]), *wrapped("", what)]
+    return [*format_table(head, rows, right=head[1:]), *wrap_labelled("", what)]
 
 
 def _change(change: Change, now: Row) -> tuple[str, ...]:
@@ -214,4 +214,4 @@ def _change(change: Change, now: Row) -> tuple[str, ...]:
 
 
 def _flops(number: float) -> str:
-    return f"{scaled(number)}FLOP"
+    return f"{format_scaled(number)}FLOP"

@@ -18,7 +18,7 @@ from runner.checkpoint.seal import problem_of
 from runner.config.identity import Drift, drift
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, checkpoint_at, document_of, maker_of
-from runner.text import plural
+from runner.text import format_count
 from runner.values import Answer, Say
 
 SHOWN = 8  # names of each kind that are listed for a person; --json has all
@@ -117,7 +117,7 @@ def differing_progress(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, 
 def _configuration(drifts: Sequence[Drift], *, same_run: bool) -> list[str]:
     if not drifts:
         return ["configuration: same run" if same_run else "configuration: the same"]
-    return [f"configuration: {plural(len(drifts), 'key')} differ", *(f"  {change}" for change in drifts)]
+    return [f"configuration: {format_count(len(drifts), 'key')} differ", *(f"  {change}" for change in drifts)]
 
 
 def _arrays(found: Arrays) -> list[str]:

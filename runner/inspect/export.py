@@ -24,8 +24,8 @@ from runner.checkpoint.record import STATE, Record, progress_of
 from runner.errors import ConfigError
 from runner.inspect.digest import digest_of
 from runner.inspect.lookup import Checkpoint, document_of, maker_of, proven_at
-from runner.rundir.attempts import attempts
-from runner.text import moment, plural, size_text
+from runner.rundir.attempts import read_attempts
+from runner.text import format_count, format_time, size_text
 from runner.values import Answer, Say
 
 LOADED = {
@@ -69,7 +69,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     num_bytes = (target / name).stat().st_size
-    say(f"{target / name}  {plural(len(kinds), 'array')}, {size_text(num_bytes)}, from {checkpoint}")
+    say(f"{target / name}  {format_count(len(kinds), 'array')}, {size_text(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
     return Answer(_plain(checkpoint, target / name, num_bytes, written))
 
@@ -190,7 +190,7 @@ def _loading(about: Exported) -> Iterator[str]:
 
 
 def _differences(about: Exported) -> Iterator[str]:
-    past = attempts(about.checkpoint.run)
+    past = read_attempts(about.checkpoint.run)
     typed = (past[0] if past else about.attempt).get("command", [])[2:]
     yield from [f"- `{shlex.join([word])}`" for word in typed] or ["Nothing."]
     yield from [f"- later: `{change}`" for change in about.attempt.get("drift", ())]
@@ -199,7 +199,7 @@ def _differences(about: Exported) -> Iterator[str]:
 def _provenance(about: Exported) -> Iterator[str]:
     attempt, checkpoint = about.attempt, about.checkpoint
     packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
-    yield f"- checkpoint: `{checkpoint}`, saved {moment(about.record.saved_unix_seconds)}"
+    yield f"- checkpoint: `{checkpoint}`, saved {format_time(about.record.saved_unix_seconds)}"
     yield f"- logical digest of the whole checkpoint: `{digest_of(checkpoint)}`"
     yield f"- command: `{shlex.join(attempt.get('command', ['unknown']))}`"
     yield f"- code: {attempt.get('git') or 'commit not recorded'}"

@@ -17,9 +17,9 @@ from runner.inspect.lookup import document_of, is_run, run_at
 from runner.inspect.ls import runs_in
 from runner.inspect.time_account import BUCKETS, SEEN, Account, account
 from runner.rundir import heartbeat
-from runner.rundir.attempts import attempts, killed
-from runner.rundir.layout import Run, in_use
-from runner.text import duration, moment, plural, share, table, width
+from runner.rundir.attempts import line_of_killed, read_attempts
+from runner.rundir.layout import RunDir, is_in_use
+from runner.text import format_count, format_duration, format_percent, format_table, format_time, terminal_width
 from runner.values import Answer, Say
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -64,7 +64,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     return Answer({"runs": [{"run": str(run), **_plain(account)} for run, account in accounts.items()]})
 
 
-def account_of(run: Run) -> Account:
+def account_of(run: RunDir) -> Account:
     """The account of one run, up to its last sign of life if it is at work."""
     status = run.read_status()
     try:
@@ -74,21 +74,21 @@ def account_of(run: Run) -> Account:
     return accounted(run, status, document)
 
 
-def accounted(run: Run, status: Mapping[str, Any], document: Mapping[str, Any]) -> Account:
+def accounted(run: RunDir, status: Mapping[str, Any], document: Mapping[str, Any]) -> Account:
     """The same, of a run whose files have been read already."""
     train = document.get("train")
     price = train.get("dollars_per_hour") if isinstance(train, dict) else None
     return account(_lines(run, status), float(price) if isinstance(price, int | float) else None)
 
 
-def _lines(run: Run, status: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _lines(run: RunDir, status: Mapping[str, Any]) -> list[dict[str, Any]]:
     """attempts.jsonl, and the lines that it does not hold yet: of who was killed since, and of who is at work."""
-    written = attempts(run)
+    written = read_attempts(run)
     known = {(line.get("attempt"), line.get("started")) for line in written}
     pending = list(status.get("unburied", []))
     if status.get("state") == "running" and "started" in status.get("attempt", {}):
-        pending.append(killed(status, heartbeat.read(run.pulse)))
-        if in_use(run):
+        pending.append(line_of_killed(status, heartbeat.read_heartbeat(run.heartbeat)))
+        if is_in_use(run):
             pending[-1]["ending"] = "running"
     durable = durable_step(run.checkpoints) if pending else 0
     for line in pending:
@@ -96,13 +96,13 @@ def _lines(run: Run, status: Mapping[str, Any]) -> list[dict[str, Any]]:
     return written + [line for line in pending if (line.get("attempt"), line.get("started")) not in known]
 
 
-def runs_at(path: str) -> list[Run]:
+def runs_at(path: str) -> list[RunDir]:
     """The run in this directory, or the runs below it. Raises RefusedError where there is none."""
-    place = Run(Path(path).expanduser())
+    place = RunDir(Path(path).expanduser())
     return [place] if is_run(place) else runs_in(place.path) or [run_at(path)]  # the last says what is wrong with it
 
 
-def _picture(name: str, runs: Sequence[Run]) -> Path:
+def _picture(name: str, runs: Sequence[RunDir]) -> Path:
     path = Path(name).expanduser()
     if len(runs) != 1:
         raise ConfigError(f"--to {name}: a picture shows one run, and these are {len(runs)}; name one of them")
@@ -119,40 +119,46 @@ def _attempts(account: Account) -> list[str]:
     rows = [
         (
             str(span.number),
-            moment(span.started).removesuffix(" UTC"),
+            format_time(span.started).removesuffix(" UTC"),
             span.host,
             span.how,
             span.steps,
             f"{span.lost_steps:,}" if span.lost_steps else "",
-            duration(span.down) if span.down else "",
-            duration(span.end - span.start),
+            format_duration(span.down) if span.down else "",
+            format_duration(span.end - span.start),
         )
         for span in account.spans
     ]
-    lines = table(head, rows, right=("#", "steps", "done again", "down before", "took"), flexible=("host", "ended"))
+    lines = format_table(
+        head, rows, right=("#", "steps", "done again", "down before", "took"), flexible=("host", "ended")
+    )
     return lines + _left_out(account.unreadable)
 
 
-def _overview(accounts: Mapping[Run, Account]) -> list[str]:
+def _overview(accounts: Mapping[RunDir, Account]) -> list[str]:
     """One line for each run."""
     head = ("goodput", "attempts", "interrupted", "done again", "wall-clock", "cost", "run")
     rows = [
         (
-            share(account.buckets["progress"], account.clock) if account.spans else "",
+            format_percent(account.buckets["progress"], account.clock) if account.spans else "",
             str(len(account.spans)),
             str(account.interruptions or ""),
             str(account.lost_steps or ""),
-            duration(account.clock),
+            format_duration(account.clock),
             "" if account.dollars is None else dollars(account.dollars),
             str(run),
         )
         for run, account in accounts.items()
     ]
-    return table(head, rows, right=head[:-1]) + _left_out(sum(account.unreadable for account in accounts.values()))
+    return format_table(head, rows, right=head[:-1]) + _left_out(
+        sum(account.unreadable for account in accounts.values())
+    )
 
 
 def _left_out(count: int) -> list[str]:
-    return [f"{plural(count, 'line')} of attempts.jsonl left out: no time of start and end in it"] if count else []
+    return (
+        [f"{format_count(count, 'line')} of attempts.jsonl left out: no time of start and end in it"] if count else []
+    )
 
 
 def _total(accounts: Sequence[Account]) -> list[str]:
@@ -160,18 +166,22 @@ def _total(accounts: Sequence[Account]) -> list[str]:
     buckets = {name: sum(account.buckets[name] for account in accounts) for name in LEGEND}
     clock, running = (sum(getattr(account, name) for account in accounts) for name in ("clock", "running"))
     rows = [
-        (LEGEND[name][0], name, duration(time), share(time, clock), LEGEND[name][1])
+        (LEGEND[name][0], name, format_duration(time), format_percent(time, clock), LEGEND[name][1])
         for name, time in buckets.items()
         if time >= SEEN
     ]
     head = ("", "", "time", "share", "")
     count = sum(account.interruptions for account in accounts)
-    lines = [bar(buckets, min(width(), 100)), *table(head, rows, right=("time", "share"))[1:], ""]
+    lines = [bar(buckets, min(terminal_width(), 100)), *format_table(head, rows, right=("time", "share"))[1:], ""]
     lines.append(
-        f"goodput {share(buckets['progress'], clock)} of {duration(clock)}"
-        + (f" ({share(buckets['progress'], running)} of the time an attempt was running)" if clock > running else "")
-        + f": {plural(sum(len(account.spans) for account in accounts), 'attempt')}, {plural(count, 'interruption')}, "
-        f"{plural(sum(account.lost_steps for account in accounts), 'step')} done again"
+        f"goodput {format_percent(buckets['progress'], clock)} of {format_duration(clock)}"
+        + (
+            f" ({format_percent(buckets['progress'], running)} of the time an attempt was running)"
+            if clock > running
+            else ""
+        )
+        + f": {format_count(sum(len(account.spans) for account in accounts), 'attempt')}, {format_count(count, 'interruption')}, "
+        f"{format_count(sum(account.lost_steps for account in accounts), 'step')} done again"
     )
     return lines + _money(accounts)
 

@@ -15,7 +15,7 @@ from runner.checkpoint.record import Record, Score, is_step, load, locate
 from runner.checkpoint.retention import Keep
 from runner.checkpoint.seal import problem_of
 from runner.errors import RefusedError
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 
 KINDS: dict[str, Any] = {option.kind: option for option in get_args(Keep)}
 
@@ -26,7 +26,7 @@ Proof = Literal["ok", "sizes ok", "not good"]
 class Checkpoint:
     """One step of one run."""
 
-    run: Run
+    run: RunDir
     step: int
 
     @property
@@ -58,16 +58,16 @@ def new_folder(verb: str, to: str | None) -> Path:
     return place.resolve()
 
 
-def run_at(path: str) -> Run:
+def run_at(path: str) -> RunDir:
     """The run in this directory. Raises RefusedError where none is."""
-    run = Run(Path(path).expanduser())
+    run = RunDir(Path(path).expanduser())
     if not is_run(run):
         what = "no run is there" if run.path.is_dir() else "there is no such directory"
         raise RefusedError(f"{path}: {what}; python -m runner ls outputs lists the runs")
     return run
 
 
-def is_run(run: Run) -> bool:
+def is_run(run: RunDir) -> bool:
     """Whether a directory was made by a run."""
     return run.config.is_file() or run.checkpoints.is_dir()
 
@@ -77,7 +77,7 @@ def checkpoint_at(reference: str) -> Checkpoint:
     directory = locate(reference)
     if not is_step(directory.name):
         raise RefusedError(f"{directory}: is no link to a step (copied without its links?); say {reference[:-4]}STEP")
-    return Checkpoint(Run(directory.parent.parent), int(directory.name))
+    return Checkpoint(RunDir(directory.parent.parent), int(directory.name))
 
 
 def proven_at(reference: str) -> tuple[Checkpoint, Record]:
@@ -106,11 +106,11 @@ def look(directory: Path, *, checksums: bool) -> Look | None:
 
 def maker_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The attempt that made a checkpoint, as attempts.jsonl or, while it works, status.json describes it."""
-    from runner.rundir.attempts import attempts
+    from runner.rundir.attempts import read_attempts
 
     status = checkpoint.run.read_status()
     current = {**status.get("attempt", {}), "to_step": status.get("step", 0)}
-    known = [line for line in (*attempts(checkpoint.run), current) if line.get("from_step") is not None]
+    known = [line for line in (*read_attempts(checkpoint.run), current) if line.get("from_step") is not None]
     began = [attempt for attempt in known if attempt["from_step"] < checkpoint.step]
     reached = [attempt for attempt in began if checkpoint.step <= attempt.get("to_step", 0)]
     return (reached or began or [{}])[-1]  # one that was killed may have come further than it had time to note
@@ -125,12 +125,12 @@ class Settings:
     verify: str
 
 
-def settings_of(run: Run) -> Settings:
+def settings_of(run: RunDir) -> Settings:
     """What was in force at the last attempt. Raises RefusedError where the run's files do not say."""
     return settings_in(document_of(run, run.read_status().get("attempt", {}).get("drift", ())), run)
 
 
-def settings_in(document: Mapping[str, Any], run: Run) -> Settings:
+def settings_in(document: Mapping[str, Any], run: RunDir) -> Settings:
     """The same, from what was read already."""
     try:
         keep = {name: _rule(option) for name, option in (document.get("retention") or {}).items()}
@@ -140,7 +140,7 @@ def settings_in(document: Mapping[str, Any], run: Run) -> Settings:
         raise RefusedError(f"{run.config}: retention or score is not what this version writes ({error})") from None
 
 
-def document_of(run: Run, drift: Sequence[str] = ()) -> dict[str, Any]:
+def document_of(run: RunDir, drift: Sequence[str] = ()) -> dict[str, Any]:
     """config.yaml with what an attempt has changed. Raises RefusedError where it is missing or no configuration."""
     try:
         text = run.config.read_bytes()

@@ -14,8 +14,8 @@ from runner.checkpoint.restore import ignored
 from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError
 from runner.inspect.lookup import Look, Settings, is_run, look, run_at, settings_of
-from runner.rundir.layout import Run, standing
-from runner.text import age, plural, size_text, table
+from runner.rundir.layout import RunDir, run_state
+from runner.text import format_age, format_count, format_table, size_text
 from runner.values import Answer, Say
 
 
@@ -27,7 +27,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """List what is there."""
-    place = Run(Path(arguments.run).expanduser())
+    place = RunDir(Path(arguments.run).expanduser())
     if not is_run(place):
         if found := runs_in(place.path):
             return _list_runs(found, say)
@@ -35,18 +35,18 @@ def run(arguments: Namespace, say: Say) -> Answer:
     return _list_checkpoints(place, say, checksums=arguments.verify)
 
 
-def runs_in(folder: Path) -> list[Run]:
+def runs_in(folder: Path) -> list[RunDir]:
     """The runs in `outputs/NAME`, or in `outputs`, the one that was touched last at the end."""
     visible = [path for level in ("*", "*/*") for path in folder.glob(level) if not path.name.startswith(".")]
-    found = [run for path in visible if path.parent.name[:1] != "." and is_run(run := Run(path))]
+    found = [run for path in visible if path.parent.name[:1] != "." and is_run(run := RunDir(path))]
     return sorted(found, key=lambda run: (run.status if run.status.exists() else run.path).stat().st_mtime)
 
 
-def _list_runs(runs: Sequence[Run], say: Say) -> Answer:
+def _list_runs(runs: Sequence[RunDir], say: Say) -> Answer:
     entries: list[dict[str, Any]] = []
     for run in runs:
         status = run.read_status()
-        known = {"state": standing(run), **{key: status.get(key) for key in ("step", "steps", "best")}}
+        known = {"state": run_state(run), **{key: status.get(key) for key in ("step", "steps", "best")}}
         updated = datetime.fromisoformat(status["updated"]).timestamp() if "updated" in status else None
         steps = steps_in(run.checkpoints)
         entries.append({"run": str(run), **known, "checkpoints": steps, "updated_unix_seconds": updated})
@@ -56,17 +56,19 @@ def _list_runs(runs: Sequence[Run], say: Say) -> Answer:
             f"{entry['step']}/{entry['steps']}" if entry["step"] is not None else "",
             "{metric} {value:.4g} at {step}".format(**entry["best"]) if entry["best"] else "",
             str(len(entry["checkpoints"])),
-            age(time.time() - entry["updated_unix_seconds"]) if entry["updated_unix_seconds"] else "",
+            format_age(time.time() - entry["updated_unix_seconds"]) if entry["updated_unix_seconds"] else "",
             entry["run"],  # last: it may be long, and is there to be copied
         )
         for entry in entries
     ]
-    for line in table(("state", "step", "best", "saved", "touched", "run"), rows, right=("step", "saved", "touched")):
+    for line in format_table(
+        ("state", "step", "best", "saved", "touched", "run"), rows, right=("step", "saved", "touched")
+    ):
         say(line)
     return Answer({"runs": entries})
 
 
-def _list_checkpoints(run: Run, say: Say, *, checksums: bool) -> Answer:
+def _list_checkpoints(run: RunDir, say: Say, *, checksums: bool) -> Answer:
     try:
         settings, unknown = settings_of(run), None
     except RefusedError as error:  # checkpoints can be looked at without it
@@ -128,7 +130,7 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
     rows = [
         (
             str(entry["step"]),
-            age(time.time() - entry["saved_unix_seconds"]) if entry["saved_unix_seconds"] else "",
+            format_age(time.time() - entry["saved_unix_seconds"]) if entry["saved_unix_seconds"] else "",
             entry["reason"] or "",
             entry["kept"] or "",
             f"{entry['metrics'][metric]:.4g}" if metric in entry["metrics"] else "",
@@ -138,17 +140,17 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
         )
         for entry in entries
     ]
-    return table(head, rows, right=("step", "age", metric, "size"), flexible=("saved because", "kept because"))
+    return format_table(head, rows, right=("step", "age", metric, "size"), flexible=("saved because", "kept because"))
 
 
-def _summary(run: Run, entries: Sequence[dict[str, Any]]) -> str:
+def _summary(run: RunDir, entries: Sequence[dict[str, Any]]) -> str:
     status = run.read_status()
     total = size_text(sum(entry["bytes"] or 0 for entry in entries))
-    stands = f"; {standing(run)} at step {status.get('step')} of {status.get('steps')}" if "state" in status else ""
-    return f"{plural(len(entries), 'checkpoint')}, {total}{stands}"
+    stands = f"; {run_state(run)} at step {status.get('step')} of {status.get('steps')}" if "state" in status else ""
+    return f"{format_count(len(entries), 'checkpoint')}, {total}{stands}"
 
 
-def _misled(run: Run, entries: Sequence[dict[str, Any]]) -> list[str]:
+def _misled(run: RunDir, entries: Sequence[dict[str, Any]]) -> list[str]:
     """A note where `RUN@best` would be another one than the best, or none: somebody has been at work by hand."""
     link = run.checkpoints / "best"
     best = next((str(entry["step"]) for entry in entries if "best" in entry["marks"]), None)

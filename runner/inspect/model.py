@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from runner.config.schema import Config
-from runner.text import scaled, table
+from runner.text import format_scaled, format_table
 from runner.values import Answer, Say
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _document(found: Summary) -> dict[str, object]:
 def _told(found: Summary, config: Config) -> list[str]:
     """A line for each part, and one for a step."""
     head = ("part", "parameters", "FLOPs", "stored")
-    lines = table(head, [_row(part) for part in (*found.parts, found.total)], right=head[1:])
+    lines = format_table(head, [_row(part) for part in (*found.parts, found.total)], right=head[1:])
     forward, parts = found.total.flops * found.batch_size, config.train.microbatches
     at_once = f" at once, in {parts} microbatches" if parts > 1 else ""
     return [
@@ -60,11 +60,11 @@ def _told(found: Summary, config: Config) -> list[str]:
         "",
         "FLOPs of the forward pass and bytes stored for the backward pass, each for one example "
         f"({config.train.precision}, remat={config.remat.kind}).",
-        f"A step on {found.batch_size} examples: {scaled(found.step_flops)}FLOPs, {found.step_flops / forward:.2f} × "
-        f"the forward pass; {scaled(found.total.stored_bytes * found.batch_size / parts)}B stored{at_once}.",
+        f"A step on {found.batch_size} examples: {format_scaled(found.step_flops)}FLOPs, {found.step_flops / forward:.2f} × "
+        f"the forward pass; {format_scaled(found.total.stored_bytes * found.batch_size / parts)}B stored{at_once}.",
     ]
 
 
 def _row(part: Part) -> tuple[str, ...]:
     name = part.name or "(batch)"
-    return name, f"{part.parameters:,}", scaled(part.flops), f"{scaled(part.stored_bytes)}B"
+    return name, f"{part.parameters:,}", format_scaled(part.flops), f"{format_scaled(part.stored_bytes)}B"

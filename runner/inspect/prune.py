@@ -13,8 +13,8 @@ from runner.checkpoint.retention import survivors
 from runner.errors import RefusedError, StorageError
 from runner.inspect.lookup import run_at, settings_of
 from runner.rundir import layout
-from runner.rundir.layout import Run
-from runner.text import plural, size_text
+from runner.rundir.layout import RunDir
+from runner.text import format_count, size_text
 from runner.values import Answer, Say
 
 
@@ -27,11 +27,11 @@ def arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, say: Say) -> Answer:
     """Prune, oldest first. Raises RefusedError where it must not be done, StorageError where it cannot."""
     run = run_at(arguments.run)
-    with nullcontext() if arguments.dry_run else layout.locked(run):
+    with nullcontext() if arguments.dry_run else layout.lock_run(run):
         return _pruned(run, say, dry=arguments.dry_run)
 
 
-def _pruned(run: Run, say: Say, *, dry: bool) -> Answer:
+def _pruned(run: RunDir, say: Say, *, dry: bool) -> Answer:
     _prove_newest(run)
     settings, records = settings_of(run), records_in(run.checkpoints)
     kept = survivors(settings.keep, records, settings.score)
@@ -48,12 +48,12 @@ def _pruned(run: Run, say: Say, *, dry: bool) -> Answer:
         gone.append(record.step)
         freed += record.num_bytes
     done = f"{'would free' if dry else 'freed'} {size_text(freed)}" if gone else "nothing to delete"
-    say(f"{plural(len(kept), 'checkpoint')} {'stays' if len(kept) == 1 else 'stay'}; {done}")
+    say(f"{format_count(len(kept), 'checkpoint')} {'stays' if len(kept) == 1 else 'stay'}; {done}")
     kept_words = {str(step): why for step, why in kept.items()}
     return Answer({"run": str(run), "dry_run": dry, "deleted": gone, "kept": kept_words, "freed_bytes": freed})
 
 
-def _prove_newest(run: Run) -> None:
+def _prove_newest(run: RunDir) -> None:
     """Raises RefusedError unless the newest checkpoint is good: an older one may be all there is to go on from."""
     newest = next((verdict for verdict in verdicts(run.checkpoints) if verdict.problem or verdict.usable), None)
     if newest is None:
@@ -65,7 +65,7 @@ def _prove_newest(run: Run) -> None:
         )
 
 
-def _discard(run: Run, step: int) -> None:
+def _discard(run: RunDir, step: int) -> None:
     try:
         discard(run.checkpoints / str(step))
     except OSError as error:

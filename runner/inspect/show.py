@@ -13,7 +13,7 @@ from runner.checkpoint.arrays import Leaf, leaves
 from runner.checkpoint.record import STATE, progress_of
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, maker_of
-from runner.text import age, measured, moment, plural, size_text, table, wrapped
+from runner.text import format_age, format_count, format_metrics, format_table, format_time, size_text, wrap_labelled
 from runner.values import Answer, Say
 
 
@@ -55,13 +55,13 @@ def _facts(checkpoint: Checkpoint, found: Look, progress: Mapping[str, Any], att
     record = found.record
     assert record is not None
     best, packages = progress.get("best"), attempt.get("packages", {})
-    files = plural(found.num_files, "file")
+    files = format_count(found.num_files, "file")
     facts = {
-        "saved": f"{moment(record.saved_unix_seconds)} ({age(time.time() - record.saved_unix_seconds)})",
+        "saved": f"{format_time(record.saved_unix_seconds)} ({format_age(time.time() - record.saved_unix_seconds)})",
         "because": record.reason,
         "mark": f"{record.mark}: nothing resumes from it unasked" if record.mark else "",
         "pinned": "yes: retention keeps it" if record.pinned else "",
-        "measured": measured(record.metrics) or "nothing at this step",
+        "measured": format_metrics(record.metrics) or "nothing at this step",
         "cost": f"training waited {record.stall_seconds:.3g} s, durable after {record.write_seconds:.3g} s",
         "on disk": f"{size_text(record.num_bytes)} in {files}, format {record.format}; {found.proof}",
         "not good": found.problem or "",
@@ -74,7 +74,10 @@ def _facts(checkpoint: Checkpoint, found: Look, progress: Mapping[str, Any], att
     }
     told = {name: fact for name, fact in facts.items() if fact}
     width = max(map(len, told))
-    return [str(checkpoint), *(line for name, fact in told.items() for line in wrapped(f"  {name:<{width}}  ", fact))]
+    return [
+        str(checkpoint),
+        *(line for name, fact in told.items() for line in wrap_labelled(f"  {name:<{width}}  ", fact)),
+    ]
 
 
 def _tree(tree: Mapping[str, Leaf]) -> list[str]:
@@ -88,7 +91,10 @@ def _tree(tree: Mapping[str, Leaf]) -> list[str]:
         for name, leaf in tree.items()
     ]
     total = size_text(sum(leaf.num_bytes for leaf in tree.values()))
-    return [*table(("array", "shape", "type", "size"), rows, right=("size",)), f"{plural(len(tree), 'array')}, {total}"]
+    return [
+        *format_table(("array", "shape", "type", "size"), rows, right=("size",)),
+        f"{format_count(len(tree), 'array')}, {total}",
+    ]
 
 
 def _plain(leaf: Leaf) -> dict[str, Any]:

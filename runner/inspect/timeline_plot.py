@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from runner.inspect.time_account import SEEN, Account, Span
-from runner.text import duration, plural, share
+from runner.text import format_count, format_duration, format_percent
 
 INK, FAINT = "#222222", "#9a9a9a"
 COLOURS = {
@@ -62,9 +62,9 @@ def draw(account: Account, name: str, path: Path) -> None:
     below.set_xlim(0, account.clock or 1)
     below.set_xlabel(f"{word} since the first start", color=INK)
     figure.legend(handles=_legend(account), loc="outside right upper", frameon=False, fontsize=9, labelspacing=0.7)
-    took = f"of {duration(account.clock)} in {plural(rows, 'attempt')}"
+    took = f"of {format_duration(account.clock)} in {format_count(rows, 'attempt')}"
     figure.suptitle(
-        f"goodput {share(account.buckets['progress'], account.clock)} {took}",
+        f"goodput {format_percent(account.buckets['progress'], account.clock)} {took}",
         x=0.012,
         ha="left",
         fontsize=13,
@@ -149,7 +149,7 @@ def _legend(account: Account) -> list[Patch]:
     patches = []
     for bucket, colour in {**COLOURS, "down": "white"}.items():
         if buckets[bucket] >= SEEN:
-            word = f"{WORDS.get(bucket, bucket)}  {share(buckets[bucket], account.clock)}"
+            word = f"{WORDS.get(bucket, bucket)}  {format_percent(buckets[bucket], account.clock)}"
             edge: dict[str, Any] = {"hatch": HATCHES.get(bucket), "edgecolor": "white"}
             if bucket == "down":
                 edge = {"edgecolor": FAINT, "linestyle": ":", "linewidth": 1.3}

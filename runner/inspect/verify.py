@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from runner.checkpoint.record import steps_in
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, run_at
-from runner.text import plural, size_text
+from runner.text import format_count, size_text
 from runner.values import Answer, Say
 
 
@@ -29,7 +29,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
         entries.append({"step": found.step, "verified": found.proof, "problem": found.problem, "bytes": num_bytes})
     bad = [entry["step"] for entry in entries if entry["problem"]]
     if len(entries) > 1:
-        say(f"{plural(len(entries), 'checkpoint')}: {f'{len(bad)} not good' if bad else 'all good'}")
+        say(f"{format_count(len(entries), 'checkpoint')}: {f'{len(bad)} not good' if bad else 'all good'}")
     run = str(checkpoint.run)
     return Answer({"run": run, "good": not bad, "checkpoints": entries}, RefusedError.exit_code if bad else 0)
 
@@ -51,4 +51,4 @@ def _verdict(found: Look) -> str:
         return f"not good: {found.problem}"
     assert found.record is not None
     read = "every byte of" if found.proof == "ok" else "only sizes were kept (ckpt.verify=off):"
-    return f"{found.proof}, {read} {plural(found.num_files, 'file')}, {size_text(found.record.num_bytes)}"
+    return f"{found.proof}, {read} {format_count(found.num_files, 'file')}, {size_text(found.record.num_bytes)}"

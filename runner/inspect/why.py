@@ -10,7 +10,7 @@ from runner.checkpoint.restore import Verdict, ignored, verdicts
 from runner.checkpoint.seal import problem_of
 from runner.errors import RefusedError
 from runner.inspect.lookup import run_at, settings_of
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from runner.values import Answer, Say
 
 
@@ -42,7 +42,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     return Answer(document, 0 if used else RefusedError.exit_code)
 
 
-def _as_restored(run: Run, *, checksums: bool) -> Iterator[Verdict]:
+def _as_restored(run: RunDir, *, checksums: bool) -> Iterator[Verdict]:
     """What restoring would make of each: what is marked is passed over by its sizes alone."""
     for verdict in verdicts(run.checkpoints, checksums=False):
         if verdict.usable and checksums and (problem := problem_of(run.checkpoints / str(verdict.step))):

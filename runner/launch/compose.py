@@ -34,7 +34,7 @@ from runner.launch.members import distinct
 from runner.launch.slurm_job import Slurm
 from runner.launch.submitit import INSTALL, NAMES, Carry, Submitit
 from runner.rundir import layout
-from runner.rundir.provenance import process_began
+from runner.rundir.provenance import process_start_time
 
 if TYPE_CHECKING:
     from runner.launch import hydra_plugin
@@ -62,7 +62,7 @@ Sweep = Callable[
 def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> int:
     """Compose, validate and start the run, or all runs of a sweep. Gives the exit code; says errors on stderr."""
     codes: list[int] = []
-    began, trusted = process_began(), user_code.FLAG in argv
+    began, trusted = process_start_time(), user_code.FLAG in argv
 
     def task(composed: DictConfig) -> float | None:
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -133,7 +133,7 @@ def _document(composed: DictConfig, task: list[str], *, trusted: bool) -> Any:
     """What was composed; with dir=, that run's own document under what was typed. Raises RefusedError without trust."""
     if composed.get("dir") is None:
         return composed
-    saved = layout.Run(Path(str(composed.dir))).config
+    saved = layout.RunDir(Path(str(composed.dir))).config
     if not saved.exists():
         raise RefusedError(f"dir={composed.dir}: holds no run; leave dir out to start one, or check the path")
     keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]

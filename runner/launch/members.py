@@ -16,8 +16,8 @@ from runner import files, text
 from runner.config.schema import Config
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.process import name_of
-from runner.rundir.layout import Run, in_use
-from runner.text import shown
+from runner.rundir.layout import RunDir, is_in_use
+from runner.text import display_path
 
 SWEEP, TABLE = "sweep.json", "results.csv"
 
@@ -30,7 +30,7 @@ class Member:
 
     config: Config
     words: tuple[str, ...]
-    place: Run
+    place: RunDir
     own: tuple[str, ...]  # the overrides that not every run of the sweep has
 
     @property
@@ -76,7 +76,7 @@ def admit(members: Sequence[Member]) -> None:
         before = seen.setdefault(member.place.path, member)
         if before is not member:
             jobs = " and ".join(" ".join(each.words) for each in (before, member))
-            raise ConfigError(f"{jobs} are one run, {shown(member.place.path)}; leave one of them out")
+            raise ConfigError(f"{jobs} are one run, {display_path(member.place.path)}; leave one of them out")
 
 
 def ending(member: Member, code: int, told: str) -> tuple[State, str]:
@@ -91,7 +91,7 @@ def ending(member: Member, code: int, told: str) -> tuple[State, str]:
     if code == CRASHED and status.get("state") == "failed":  # a traceback's last line may be another's
         return "failed", status.get("why") or f"exit code {code}"
     last = told.strip().splitlines()[-1] if told.strip() else ""
-    if in_use(member.place) or "in use by" in last:  # whoever had it may have let go since
+    if is_in_use(member.place) or "in use by" in last:  # whoever had it may have let go since
         return "in use", last.removeprefix("error: ")
     return "failed", last.removeprefix("error: ") or f"exit code {code}"
 
@@ -122,7 +122,7 @@ def _row(member: Member, result: Result) -> dict[str, Any]:
     best = status.get("best") or {}
     own = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in member.own)}
     return {
-        "directory": text.shown(member.place.path),
+        "directory": text.display_path(member.place.path),
         "own": own,
         "state": result.state,
         "step": status.get("step", 0),

@@ -19,7 +19,7 @@ from runner.launch.members import Member, Result
 from runner.launch.slurm_job import Slurm, command_line, script, unmake
 from runner.launch.slurm_queue import FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, most_tasks, queued, same
 from runner.rundir import layout
-from runner.rundir.layout import Run, in_use
+from runner.rundir.layout import RunDir, is_in_use
 
 
 def submit(sweep: Sequence[Member], place: Path, options: Slurm) -> tuple[list[Result], list[str]]:
@@ -27,10 +27,10 @@ def submit(sweep: Sequence[Member], place: Path, options: Slurm) -> tuple[list[R
 
     Raises RefusedError where Slurm cannot be asked or does not take it, and where the same is done at this moment.
     """
-    desk = Run(place.parent.parent / FOLDER)
+    desk = RunDir(place.parent.parent / FOLDER)
     fresh = [folder for folder in (place, desk.path) if not folder.exists()]
     # Two sweeps that share runs are submitted one after the other; sbatch keeps the lock where we die before it ends.
-    with layout.locked(desk) as held, layout.locked(Run(place)):
+    with layout.lock_run(desk) as held, layout.lock_run(RunDir(place)):
         try:
             results, jobs = _submitted(sweep, place, options, held)
         except RefusedError:
@@ -96,7 +96,7 @@ def _standing(member: Member, known: Mapping[Path, Job]) -> Result:
     The queue was asked before: a job that has left it since has written how the run ended.
     """
     job = known.get(same(member.place.path))
-    if job is None and in_use(member.place):
+    if job is None and is_in_use(member.place):
         return Result("in use", why="left out: a process that is no job works on it")
     if member.is_finished:
         return Result("finished")

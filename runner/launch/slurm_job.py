@@ -21,8 +21,8 @@ from runner import files
 from runner.errors import RefusedError
 from runner.launch.slurm_queue import ALONE, FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, marks, queued, same
 from runner.rundir import layout
-from runner.rundir.layout import Run
-from runner.text import shown
+from runner.rundir.layout import RunDir
+from runner.text import display_path
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "slurm.sbatch"
 COMMAND = "\nrun=("  # what the recipe runs; the rest of it is the same for everyone
@@ -82,28 +82,28 @@ class Slurm:
         return {name: word for name, word in words.items() if word is not None}
 
 
-def submit(place: Run, words: Sequence[str], options: Slurm) -> None:
+def submit(place: RunDir, words: Sequence[str], options: Slurm) -> None:
     """Have the run worked on by one job, and say by which; `words` is what to type after `python run.py`.
 
     Raises RefusedError where Slurm cannot be asked or does not take it, and where a process outside Slurm has the run.
     """
     look_for_sbatch()
     # Beside the runs: one that turns out wrong takes its directory back, and what it said must stay.
-    desk = Run(place.path.parent / FOLDER / place.path.name)
+    desk = RunDir(place.path.parent / FOLDER / place.path.name)
     fresh = not desk.path.exists()
     try:
-        with layout.locked(desk) as held:  # typed in two places at once, it is submitted once
+        with layout.lock_run(desk) as held:  # typed in two places at once, it is submitted once
             if job := queued().get(same(place.path)):
                 reason = f" ({job.reason})" if job.reason else ""
                 said = f"has it already: {job.state}{reason}{NOTHING}"
             else:
                 job = _submitted(place, desk, words, options, held)
-                said = f"submitted; {shown(job.script)}"
+                said = f"submitted; {display_path(job.script)}"
     except RefusedError:
         if fresh:
             unmake(desk.path)
         raise
-    print(f"{shown(place.path)}: job {job.name} {said}\nits output: {shown(job.output)}")
+    print(f"{display_path(place.path)}: job {job.name} {said}\nits output: {display_path(job.output)}")
     print(f"save and stop for good: scancel {job.name}")
 
 
@@ -130,15 +130,15 @@ def command_line(words: Sequence[str], options: Slurm) -> str:
     return shlex.join([options.python or sys.executable, str(Path(sys.argv[0]).resolve()), *words])
 
 
-def job(place: Run, desk: Run, words: Sequence[str], options: Slurm) -> str:
+def job(place: RunDir, desk: RunDir, words: Sequence[str], options: Slurm) -> str:
     """The job of one run. It can be read, and submitted again by hand."""
     choice = [f"run=({command_line(words, options)})"]
     return script({ALONE: place.path}, place.path.name, desk.path / "%j.out", [], options, choice)
 
 
-def _submitted(place: Run, desk: Run, words: Sequence[str], options: Slurm, held: int) -> Job:
+def _submitted(place: RunDir, desk: RunDir, words: Sequence[str], options: Slurm, held: int) -> Job:
     if place.path.exists():
-        with layout.locked(place):  # raises, naming who works on it
+        with layout.lock_run(place):  # raises, naming who works on it
             pass
     path = desk.path / "job.sbatch"
     files.replace(path, job(place, desk, words, options))

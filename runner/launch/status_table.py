@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.launch.members import Member, Result, State
-from runner.text import table
+from runner.text import format_table
 
 HEAD = ("run", "state", "step", "best", "left", "job", "why")
 DRAW_SECONDS = 0.5
@@ -95,7 +95,7 @@ def drawn(members: Sequence[Member], results: Sequence[Result], paces: dict[int,
     rows = [_row(members[number], results[number], paces[number] if paces else None) for number in sorted(chosen)]
     counts = Counter(result.state for result in results)
     tally = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
-    return [*table(HEAD, rows, right=HEAD[2:5], flexible=("run", "why")), f"{len(members)} runs: {tally}"]
+    return [*format_table(HEAD, rows, right=HEAD[2:5], flexible=("run", "why")), f"{len(members)} runs: {tally}"]
 
 
 def line(member: Member, result: Result) -> str:

@@ -25,8 +25,8 @@ from runner.launch import local, members, status_table
 from runner.launch.local import Local
 from runner.launch.members import Member, Result
 from runner.rundir import layout
-from runner.rundir.layout import Run
-from runner.text import shown
+from runner.rundir.layout import RunDir
+from runner.text import display_path
 
 STUDY = "study.json"
 DIRECTIONS = {"min": "minimize", "max": "maximize"}
@@ -83,7 +83,7 @@ class Study:
         batch = [replace(member, own=self._own(member)) for member in batch]
         fresh = list({member.place.path: member for member in batch if member.place.path not in self._known}.values())
         if not self._known:
-            self.lock.enter_context(layout.locked(Run(self.place)))
+            self.lock.enter_context(layout.lock_run(RunDir(self.place)))
         files.replace(self.place / STUDY, json.dumps(self._document(), indent=1) + "\n")
         board = status_table.choose([*self.members, *fresh], self.option.n_trials)
         try:
@@ -108,9 +108,11 @@ class Study:
         if scored:
             best = max if self.direction == "maximize" else min
             value, member = best(scored, key=lambda each: each[0])
-            lines.append(f"best: {member.name}  {member.config.score.metric} {value:.4f}  {shown(member.place.path)}")
-        lines.append("  ".join(shown(self.place / name) for name in (STUDY, members.SWEEP, members.TABLE)))
-        page = shlex.quote(shown(self.place.parent.parent))
+            lines.append(
+                f"best: {member.name}  {member.config.score.metric} {value:.4f}  {display_path(member.place.path)}"
+            )
+        lines.append("  ".join(display_path(self.place / name) for name in (STUDY, members.SWEEP, members.TABLE)))
+        page = shlex.quote(display_path(self.place.parent.parent))
         return [*lines, f"one page about them: python -m runner report {page}"]
 
     @property

@@ -27,8 +27,8 @@ from runner.launch.members import Member, Result, ending
 from runner.launch.process import hearing, spawn
 from runner.launch.slurm_queue import ask
 from runner.preempt import slurm
-from runner.rundir.layout import in_use
-from runner.text import shown
+from runner.rundir.layout import is_in_use
+from runner.text import display_path
 
 NAMES = HERE, SLURM = ("submitit_local", "submitit_slurm")
 INSTALL = 'pip install -c constraints.txt -e ".[submitit]"'
@@ -90,7 +90,7 @@ def run(members: Sequence[Member], option: Submitit, errand: Errand) -> tuple[li
     results = [_standing(member) for member in members]
     left = {number: members[number] for number, result in enumerate(results) if result.state == "waiting"}
     if left:
-        print(f"{len(left)} to hydra/launcher={option.name}; what they say: {shown(errand.outputs)}", flush=True)
+        print(f"{len(left)} to hydra/launcher={option.name}; what they say: {display_path(errand.outputs)}", flush=True)
         names = {number: re.sub(r"[^A-Za-z0-9.-]", "_", member.place.path.name) for number, member in left.items()}
         try:
             returned = option.carry(errand, names)
@@ -107,7 +107,7 @@ def run(members: Sequence[Member], option: Submitit, errand: Errand) -> tuple[li
 def _standing(member: Member) -> Result:
     if member.is_finished:
         return Result("finished")
-    if in_use(member.place):
+    if is_in_use(member.place):
         return Result("in use", why="left out: a process works on it")
     return Result("waiting")
 
@@ -119,7 +119,7 @@ def _ended(member: Member, came: Any, output: Path) -> Result:
         return Result(state, 1, code=came, why=why)
     if member.is_finished:
         return Result("finished", 1)
-    if in_use(member.place):
+    if is_in_use(member.place):
         return Result("running", 1, why="goes on; the same command tells how it stands then")
     job = re.match(r"Job (\S+) .*\(state: (\w+)", str(came), re.DOTALL)
     why = f"job {job[1]} is {job[2].lower()}, with no result" if job else str(came).strip().splitlines()[0]

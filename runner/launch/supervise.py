@@ -26,7 +26,7 @@ from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.process import hearing, name_of, spawn
 from runner.launch.restart_policy import Ending, Leave, Rerun, Streak, exit_code, is_crash, next_move
 from runner.preempt.options import STOP_FILE
-from runner.rundir.layout import SUPERVISOR, Run
+from runner.rundir.layout import SUPERVISOR, RunDir
 from runner.values import Answer, Say
 
 
@@ -123,16 +123,16 @@ def _supervised(command: Command, folder: Path, budget: int, wait: float) -> Ans
     return Answer({"exit_code": STOPPED, "attempts": codes}, STOPPED)
 
 
-def _heard(told: Path) -> tuple[list[Run], bool]:
+def _heard(told: Path) -> tuple[list[RunDir], bool]:
     """The runs that an attempt worked on, and whether it found one in use."""
     try:
         lines = [json.loads(line) for line in told.read_text().splitlines()]
     except (OSError, ValueError):  # it came to no run
         return [], False
-    return [Run(Path(line["run"])) for line in lines if line["held"]], any(not line["held"] for line in lines)
+    return [RunDir(Path(line["run"])) for line in lines if line["held"]], any(not line["held"] for line in lines)
 
 
-def _newest(run: Run) -> int:
+def _newest(run: RunDir) -> int:
     """The step of the newest checkpoint that the run would go on from by itself; 0 where there is none."""
     return max((record.step for record in records_in(run.checkpoints) if not record.mark), default=0)
 

@@ -18,9 +18,9 @@ from runner.launch.slurm_queue import look_for_sbatch
 from runner.launch.study import Study
 from runner.launch.submitit import Errand, Submitit
 from runner.rundir import layout
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from runner.session import experiment
-from runner.text import shown
+from runner.text import display_path
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
         return study.work(sweep, option, command)
     members.admit(sweep)
     place = members.folder(sweep)
-    with layout.locked(Run(place)):
+    with layout.lock_run(RunDir(place)):
         board = status_table.choose(sweep)
         try:
             results, code = local.run(sweep, option, command, place / "output", board)
@@ -60,7 +60,7 @@ def hand_on(runs: Sequence[tuple[Config, Command]], option: Submitit) -> tuple[i
     if option.name == submitit.SLURM and not all(member.is_finished for member in sweep):
         look_for_sbatch(option.name)
     errand = Errand((_script(),), flags, (place / "output").resolve())
-    with layout.locked(Run(place)):
+    with layout.lock_run(RunDir(place)):
         results, code = submitit.run(sweep, option, errand)
         members.write(place, sweep, results)
     _tell(sweep, results, place)
@@ -101,8 +101,8 @@ def _admitted(runs: Sequence[tuple[Config, Command]]) -> list[Member]:
 
 def _tell(sweep: Sequence[Member], results: Sequence[Result], place: Path) -> None:
     print("\n".join(status_table.drawn(sweep, results)))
-    print(f"{shown(place / members.SWEEP)}  {shown(place / members.TABLE)}")
-    print(f"one page about them: python -m runner report {shlex.quote(shown(place.parent.parent))}")
+    print(f"{display_path(place / members.SWEEP)}  {display_path(place / members.TABLE)}")
+    print(f"one page about them: python -m runner report {shlex.quote(display_path(place.parent.parent))}")
 
 
 def _scores(sweep: Sequence[Member]) -> list[float | None]:

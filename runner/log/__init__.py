@@ -35,7 +35,7 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-class Truth(Logger, Protocol):
+class MetricsFile(Logger, Protocol):
     """metrics.jsonl."""
 
     def flush(self) -> bool: ...
@@ -44,7 +44,7 @@ class Truth(Logger, Protocol):
 class Fanout:
     """Every metric to every sink, in order. The first is metrics.jsonl, the truth: only it may stop a run."""
 
-    def __init__(self, truth: Truth, mirrors: Sequence[Logger], tell: Teller):
+    def __init__(self, truth: MetricsFile, mirrors: Sequence[Logger], tell: Teller):
         self._truth, self._mirrors, self._tell = truth, list(mirrors), tell
 
     def log(self, step: int, split: str, metrics: Values) -> None:

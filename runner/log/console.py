@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from runner.text import now
+from runner.text import utc_now
 from runner.values import Values
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
@@ -35,7 +35,7 @@ class Quiet:
 
     def say(self, line: str) -> None:
         with suppress(OSError), self._log.open("a") as out:  # a full disk is told by who needs it, on the terminal
-            out.write("".join(f"{now()} {part}\n" for part in line.splitlines()))
+            out.write("".join(f"{utc_now()} {part}\n" for part in line.splitlines()))
 
     def begin(self, step: int, steps: int) -> None:
         self._steps, self._first, self._since = steps, step, time.monotonic()

@@ -22,7 +22,7 @@ Line = tuple[int, str, dict[str, float | str]]  # step, split, values
 
 
 @dataclass(frozen=True)
-class Until:
+class CutPoint:
     """Up to where logs go when a step is restored: without its evaluation, where that is still owed."""
 
     step: int
@@ -88,7 +88,7 @@ class Jsonl:
         return False
 
 
-def cut(path: Path, until: Until, aside: Path) -> None:
+def cut(path: Path, until: CutPoint, aside: Path) -> None:
     """Drop what comes later from a log, and torn lines; keep them in `aside`. Reads only the end of the file.
 
     A line of training comes in order, after everything older. Others may come late: timing.jsonl tells of a save when

@@ -24,7 +24,7 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 from tensorboardX.record_writer import masked_crc32c
 
-from runner.log.jsonl import Until, lines_after
+from runner.log.jsonl import CutPoint, lines_after
 from runner.values import Values
 
 PROVEN_BYTES = 1 << 16  # at the end of a file, where a power loss may have left anything, checksums are looked at
@@ -37,7 +37,7 @@ class TensorBoard:
     (measured), and a kill lost what was queued.
     """
 
-    def __init__(self, directory: Path, truth: Path, until: Until, aside: str):
+    def __init__(self, directory: Path, truth: Path, until: CutPoint, aside: str):
         directory.mkdir(parents=True, exist_ok=True)
         held = cut(directory, until, directory / aside)
         self._out, self._run = _next_name(directory).open("xb", buffering=0), truth.parent.parent
@@ -80,7 +80,7 @@ class TensorBoard:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def cut(directory: Path, until: Until, aside: Path) -> tuple[int, str]:
+def cut(directory: Path, until: CutPoint, aside: Path) -> tuple[int, str]:
     """Drop the events that come later, and torn ones; keep them in `aside`. Returns the last (step, split) held.
 
     Only the newest files are read: those before the first event that stays hold older ones alone.

@@ -19,8 +19,8 @@ from typing import NoReturn, Protocol
 from runner.checkpoint.record import durable_step
 from runner.errors import CRASHED, STOPPED
 from runner.preempt.stop import Stopped, Watcher
-from runner.rundir.heartbeat import Beat
-from runner.rundir.layout import Run
+from runner.rundir.heartbeat import Heartbeat
+from runner.rundir.layout import RunDir
 
 HOPELESS = 2.0  # times as long as there is left: below it a try may succeed, and a try that fails costs nothing
 
@@ -32,7 +32,7 @@ PATIENT = ("import", "startup", "compile", "finish")  # phases whose length says
 class Ledger(Protocol):
     """What the guard asks of ledger.py."""
 
-    def beat_now(self) -> Beat: ...
+    def last_heartbeat(self) -> Heartbeat: ...
     def end(self, state: str, reached: int, why: str, durable: int | None = None) -> None: ...
 
 
@@ -42,7 +42,7 @@ class Guard:
 
     watcher: Watcher
     ledger: Ledger
-    run: Run
+    run: RunDir
     hang_seconds: float | None
     say: Callable[[str], None]
 
@@ -60,18 +60,18 @@ class Guard:
 
     def _watch(self, done: threading.Event) -> None:
         # Ticks are counted, not seconds: a process that was suspended did not hang.
-        quiet, last = 0, self.ledger.beat_now()
+        quiet, last = 0, self.ledger.last_heartbeat()
         while not done.wait(TICK_SECONDS):
             if self.watcher.deadline is not None and time.monotonic() > self.watcher.deadline - MARGIN_SECONDS:
                 self._leave()
-            beat = self.ledger.beat_now()
+            beat = self.ledger.last_heartbeat()
             quiet, last = (0, beat) if beat != last or beat.phase in PATIENT else (quiet + 1, last)
             if self.hang_seconds is not None and quiet * TICK_SECONDS > self.hang_seconds:
                 self._abort(beat)
 
     def _leave(self) -> NoReturn:
         """Time is up: the newest durable checkpoint stands."""
-        beat = self.ledger.beat_now()
+        beat = self.ledger.last_heartbeat()
         durable = durable_step(self.run.checkpoints)
         lost = max(beat.step - durable, 0)
         stands = f"checkpoint {durable} stands" if durable else "nothing was saved yet"
@@ -80,7 +80,7 @@ class Guard:
         self.say(f"stopped by {why}; {stands}, {steps}; the same command goes on from there")
         self._end("preempted", beat.step, why, durable, STOPPED)
 
-    def _abort(self, beat: Beat) -> NoReturn:
+    def _abort(self, beat: Heartbeat) -> NoReturn:
         """Nothing moves: leave the stacks of all threads in run.log."""
         why = f"no sign of life for {self.hang_seconds:g} s during {beat.phase}, after step {beat.step}"
         self.say(f"error: {why}: the process ends; the stacks are in {self.run.log}")

@@ -18,7 +18,7 @@ from typing import Any
 from runner.preempt.metadata import Notice, Question, Silence
 from runner.preempt.options import STOP_FILE, Preempt, Source, seconds_of
 from runner.preempt.stop import Watcher
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 
 FILE_SECONDS = 1.0  # how often RUN/STOP is looked for
 LONGEST_PAUSE = 15.0  # between two tries where nobody answers: a notice may leave no more than 30 s
@@ -31,7 +31,7 @@ class Ear:
     """What the threads share: the flag, the run, whether it is over, what is being asked, and what was told already."""
 
     watcher: Watcher
-    run: Run
+    run: RunDir
     over: threading.Event = field(default_factory=threading.Event)
     questions: list[Question] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
@@ -47,7 +47,7 @@ class Ear:
 
 
 @contextmanager
-def watching(preempt: Preempt, run: Run, watcher: Watcher, began: float) -> Iterator[None]:
+def watching(preempt: Preempt, run: RunDir, watcher: Watcher, began: float) -> Iterator[None]:
     """Listen while the context lasts; `began`: when the process started, in seconds since 1970.
 
     The caller holds the run: RUN/STOP is taken away at the end, when what it asks for has happened. One that is there

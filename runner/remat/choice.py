@@ -26,7 +26,7 @@ from runner.errors import ConfigError
 from runner.remat.candidates import candidate, memory
 from runner.remat.search import Menu, Row, budget_of, chosen, fastest, menu, table
 from runner.remat.survey import others
-from runner.rundir.provenance import code
+from runner.rundir.provenance import hash_code
 from runner.text import size_text
 from runner.train.built import hardware
 from runner.train.compile_cache import place
@@ -141,7 +141,7 @@ def _cached(config: Config, circumstances: Mapping[str, str | int]) -> Path | No
     folder = place(config.compile_cache)
     if folder is None:
         return None
-    versions = [*map(importlib.metadata.version, VERSIONS), code(), os.environ.get("XLA_FLAGS", "")]
+    versions = [*map(importlib.metadata.version, VERSIONS), hash_code(), os.environ.get("XLA_FLAGS", "")]
     facts = json.dumps([versions, circumstances], sort_keys=True)
     return folder / "remat" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
 

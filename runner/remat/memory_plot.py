@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from runner.remat.cost_table import Report, Row
-from runner.text import shortened, size_text
+from runner.text import shorten, size_text
 
 INK, GREY, FAINT = "#1b2733", "#6b7785", "#e4e8ec"
 BEST, OTHER, BUDGET = "#0072b2", "#d55e00", "#009e73"
@@ -86,8 +86,8 @@ def _spread(row: Row) -> list[float]:
 def _title(figure: Figure, report: Report) -> None:
     setting = report.setting
     name = setting.model.partition(" · ")[0]
-    figure.text(0.1, 0.955, shortened(f"What to recompute: {name}", 70), fontsize=16, fontweight="bold", va="center")
-    figure.text(0.1, 0.9, shortened(setting.line, 110), color=GREY, va="center")
+    figure.text(0.1, 0.955, shorten(f"What to recompute: {name}", 70), fontsize=16, fontweight="bold", va="center")
+    figure.text(0.1, 0.9, shorten(setting.line, 110), color=GREY, va="center")
 
 
 def _axes(axes: Axes, report: Report, points: Sequence[tuple[float, float, Row]]) -> None:

@@ -29,8 +29,8 @@ from runner.errors import ConfigError
 from runner.remat.block_costs import Blocks, Cost, blocks, whole
 from runner.remat.candidates import Candidate, candidate, compiled, memory
 from runner.remat.survey import NO_ROOM, timed
+from runner.text import format_table as lines
 from runner.text import size_text
-from runner.text import table as lines
 
 MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets
 NO_SUCH_DEVICE = sys.maxsize  # bytes

@@ -19,8 +19,8 @@ from runner.errors import RefusedError
 from runner.inspect.goodput import accounted
 from runner.inspect.lookup import document_of, settings_in
 from runner.inspect.time_account import Account
-from runner.rundir.attempts import attempts
-from runner.rundir.layout import Run, standing
+from runner.rundir.attempts import read_attempts
+from runner.rundir.layout import RunDir, run_state
 from runner.trace import requirements as needed
 from runner.trace.requirements import Needs
 
@@ -43,7 +43,7 @@ class Save:
 class Facts:
     """One run. `curves`: by `split/metric`, finite values only."""
 
-    run: Run
+    run: RunDir
     state: str
     why: str
     step: int
@@ -61,7 +61,7 @@ class Facts:
     hardware: str  # that it ran on
 
 
-def facts_of(run: Run) -> Facts:
+def facts_of(run: RunDir) -> Facts:
     """Everything the page tells of a run."""
     status, attempt = run.read_status(), {}
     if isinstance(status.get("attempt"), dict):
@@ -75,7 +75,7 @@ def facts_of(run: Run) -> Facts:
     timing, records = list(_lines(run.timing)), records_in(run.checkpoints)
     account = accounted(run, status, document)
     kept = survivors(keep, records, score)
-    state, needs = standing(run), _needs([*attempts(run), attempt])
+    state, needs = run_state(run), _needs([*read_attempts(run), attempt])
     return Facts(
         run=run,
         state=state,

@@ -14,8 +14,8 @@ from runner.report.config_diff import Difference, difference
 from runner.report.facts import Facts, facts_of
 from runner.report.page import rendered
 from runner.report.pareto import memory
-from runner.rundir.layout import Run
-from runner.text import plural, shown, size_text
+from runner.rundir.layout import RunDir
+from runner.text import display_path, format_count, size_text
 from runner.values import Answer, Say
 
 PAGE = "report.html"
@@ -31,14 +31,14 @@ def run(arguments: Namespace, say: Say) -> Answer:
     """Write the page. Raises RefusedError where there is no run, ConfigError where FILE is no place for a page."""
     page = _page(arguments.to, arguments.paths)
     places = {place.path.resolve() for path in arguments.paths for place in runs_at(path)}
-    found = [facts_of(Run(path)) for path in sorted(places)]
+    found = [facts_of(RunDir(path)) for path in sorted(places)]
     differs = difference([each.document for each in found], [each.words for each in found])
     order = differs.order(len(found))
     facts, differs = [found[number] for number in order], differs.taken(order)
-    title = " · ".join(shown(Path(path).expanduser()) for path in arguments.paths)
+    title = " · ".join(display_path(Path(path).expanduser()) for path in arguments.paths)
     html = rendered(facts, differs, title, page.resolve().parent)
     files.replace(page, html, durable=False)
-    say(f"{page}  {plural(len(facts), 'run')}, {size_text(len(html.encode()))}; open it in a browser")
+    say(f"{page}  {format_count(len(facts), 'run')}, {size_text(len(html.encode()))}; open it in a browser")
     return Answer({"page": str(page), "bytes": len(html.encode()), "runs": _plain(facts, differs)})
 
 

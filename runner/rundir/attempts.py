@@ -18,23 +18,23 @@ from typing import Any
 from runner import files
 from runner.checkpoint.record import Score
 from runner.rundir import heartbeat
-from runner.rundir.heartbeat import Beat, Pulse, Stopwatch
-from runner.rundir.layout import Run
-from runner.rundir.provenance import made_by, peak_memory
-from runner.text import now
+from runner.rundir.heartbeat import Heartbeat, HeartbeatWriter, Stopwatch
+from runner.rundir.layout import RunDir
+from runner.rundir.provenance import collect_provenance, peak_host_memory
+from runner.text import utc_now
 
 STATUS_SECONDS = 1.0  # status.json is replaced at most once in this time
 TRAINING = ("step", "data", "eval", "save")  # buckets that steps are paid from
 
 
-class Attempt:
+class AttemptLog:
     """This process's work on a run: its status, its best score, and its seconds by bucket.
 
     `began`: when the process started, in seconds since 1970. Two threads may end it: training, and the guard that
     leaves in its place.
     """
 
-    def __init__(self, run: Run, score: Score, steps: int, identity: str, began: float | None = None):
+    def __init__(self, run: RunDir, score: Score, steps: int, identity: str, began: float | None = None):
         self.run, self._score = run, score
         self._began = time.time() if began is None else began
         self._status: dict[str, Any] = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
@@ -66,9 +66,9 @@ class Attempt:
         return self._status["skipped"]
 
     @property
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> HeartbeatWriter:
         """The sign of life that this process gives."""
-        return self._pulse
+        return self._heartbeat
 
     @property
     def step(self) -> int:
@@ -106,20 +106,20 @@ class Attempt:
         with self._writing:
             self._record |= facts
 
-    def spend(self, bucket: str) -> AbstractContextManager[None]:
+    def time_in(self, bucket: str) -> AbstractContextManager[None]:
         """Count the time of a block towards a bucket."""
-        return self._watch.spend(bucket)
+        return self._watch.time_in(bucket)
 
     def beat(self, step: int) -> None:
         """This many steps are complete. Costs next to nothing: called after each."""
-        self._pulse.beat(step)
+        self._heartbeat.beat(step)
         if "first_step_seconds" not in self._record:
             self._record["first_step_seconds"] = round(self.seconds, 3)
             self.first_step.set()
 
-    def beat_now(self) -> Beat:
+    def last_heartbeat(self) -> Heartbeat:
         """The last sign of life: which step, doing what."""
-        return self._pulse.read()
+        return self._heartbeat.read()
 
     def begin(self, overrides: Sequence[str], drift: Sequence[str], own: Iterable[Path] = ()) -> None:
         """Number this attempt; what a killed one left behind is read before it is written over.
@@ -132,11 +132,17 @@ class Attempt:
         number = int(previous.get("attempt", {}).get("attempt", 0)) + 1
         self._status |= {"step": int(previous.get("step", 0)), "skipped": previous.get("skipped", [])}
         self._status |= {key: previous.get(key) for key in ("best", "taken_back_to", "last_committed_step")}
-        last = [killed(previous, heartbeat.read(self.run.pulse))] if previous.get("state") == "running" else []
+        last = (
+            [line_of_killed(previous, heartbeat.read_heartbeat(self.run.heartbeat))]
+            if previous.get("state") == "running"
+            else []
+        )
         self._status["unburied"] = [*previous.get("unburied", []), *last]
-        maker = made_by(own)  # before the pulse is written over: a kill between the two would blame the one before
-        self._pulse = Pulse(self.run.pulse)
-        self._watch = Stopwatch(self._pulse, self._began)
+        maker = collect_provenance(
+            own
+        )  # before the pulse is written over: a kill between the two would blame the one before
+        self._heartbeat = HeartbeatWriter(self.run.heartbeat)
+        self._watch = Stopwatch(self._heartbeat, self._began)
         self._record = {
             "attempt": number,
             "started": _exactly(self._began),
@@ -159,7 +165,7 @@ class Attempt:
         self._record.setdefault("from_step", step)
         self._record |= {"hardware": hardware}
         self._status |= {"step": step, "best": best, "last_committed_step": step or None}
-        self._pulse.beat(step)
+        self._heartbeat.beat(step)
         self.write("running")
 
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None:
@@ -194,7 +200,7 @@ class Attempt:
             if "ending" in self._record:
                 return
             self._status |= {"step": stands, "why": why}
-            self._record["peak_memory_bytes"] = peak_memory()
+            self._record["peak_memory_bytes"] = peak_host_memory()
             seconds = self._watch.read()
             line = {**self._record, "ended": _exactly(time.time()), "ending": state, "why": why}
             line |= {"to_step": stands + lost, "seconds": seconds}
@@ -206,7 +212,7 @@ class Attempt:
         """Write the lines of attempts that were killed, once; training goes on, or failed to, from `step`."""
         with self._writing:
             unburied, self._status["unburied"] = self._status["unburied"], []
-            known = {line["attempt"] for line in attempts(self.run)} if unburied else set()
+            known = {line["attempt"] for line in read_attempts(self.run)} if unburied else set()
             for line in unburied:
                 if line["attempt"] not in known:
                     lost = max(line["to_step"] - step, 0) if "from_step" in line else 0
@@ -216,7 +222,7 @@ class Attempt:
         self._written = time.perf_counter()
         self._status["score"] = self.best["value"] if self.best else None
         document = {"state": state, **self._status, "attempt": self._record, "seconds": self._watch.read()}
-        document["updated"] = now()
+        document["updated"] = utc_now()
         files.replace(self.run.status, json.dumps(document, indent=1) + "\n", durable=durable)
 
     def _rank(self, best: Mapping[str, Any]) -> float:
@@ -224,7 +230,7 @@ class Attempt:
         return float("inf") if rank is None or best["metric"] != self._score.metric else rank
 
 
-def killed(previous: Mapping[str, Any], beat: Beat | None) -> dict[str, Any]:
+def line_of_killed(previous: Mapping[str, Any], beat: Heartbeat | None) -> dict[str, Any]:
     """The line of an attempt that wrote none, from what status.json said and from its last sign of life."""
     line, seconds = dict(previous["attempt"]), dict(previous.get("seconds", {}))
     last, ended = int(previous.get("step", 0)), previous["updated"]
@@ -250,7 +256,7 @@ def _exactly(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
-def attempts(run: Run) -> list[dict[str, Any]]:
+def read_attempts(run: RunDir) -> list[dict[str, Any]]:
     """Every line of attempts.jsonl; what is torn (power loss) is left out."""
     if not run.attempts.exists():
         return []
@@ -261,8 +267,8 @@ def attempts(run: Run) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict)]
 
 
-def interruptions(run: Run) -> tuple[int, float]:
+def count_interruptions(run: RunDir) -> tuple[int, float]:
     """How often this run was killed or crashed, and in how many seconds of work."""
-    past = [line for line in attempts(run) if line.get("from_step") is not None and line.get("ended")]
+    past = [line for line in read_attempts(run) if line.get("from_step") is not None and line.get("ended")]
     spans = [datetime.fromisoformat(line["ended"]) - datetime.fromisoformat(line["started"]) for line in past]
     return sum(line["ending"] in ("killed", "failed") for line in past), sum(span.total_seconds() for span in spans)

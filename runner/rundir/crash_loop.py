@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from runner.errors import GaveUpError
 from runner.files import replace
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 
 Move = Literal["try", "step back", "give up"]
 
 
 @dataclass(frozen=True)
-class Relapse:
+class RepeatedFailure:
     """The step that attempts failed at, the last ones all alike; how often, why, and whether one began further back."""
 
     step: int
@@ -34,7 +34,7 @@ class Relapse:
         return "step back" if self.count == allowed and not self.stepped_back else "try"
 
 
-def relapse(lines: Sequence[Mapping[str, Any]], code: str) -> Relapse | None:
+def find_repeated_failure(lines: Sequence[Mapping[str, Any]], code: str) -> RepeatedFailure | None:
     """What the last attempts of this code have in common; None where the last to fail was of another code.
 
     Attempts that were stopped or killed between say nothing about the step, and are passed over.
@@ -55,10 +55,10 @@ def relapse(lines: Sequence[Mapping[str, Any]], code: str) -> Relapse | None:
         failed.append(line)
     if not failed:
         return None
-    return Relapse(failed[0]["to_step"], len(failed), failed[0]["why"], stepped_back)
+    return RepeatedFailure(failed[0]["to_step"], len(failed), failed[0]["why"], stepped_back)
 
 
-def give_up(run: Run, again: Relapse) -> None:
+def give_up(run: RunDir, again: RepeatedFailure) -> None:
     """Say so in status.json, for supervisors, and raise GaveUpError."""
     replace(run.status, json.dumps({**run.read_status(), "gave_up": True}, indent=1) + "\n")
     back = ", the last time from an older checkpoint" if again.stepped_back else ""

@@ -22,7 +22,7 @@ STEP, CHANGED, SINCE, PHASE, WRITING = 8, 16, 24, 32, 48  # where each begins, i
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What was true when the process last changed it. Times are wall-clock seconds since 1970.
 
     `phase` is what the training thread does: import, startup, restore, compile, step, data, eval, save, finish.
@@ -36,7 +36,7 @@ class Beat:
     writing: str
 
 
-class Pulse:
+class HeartbeatWriter:
     """Written by the process that holds the run. Where the disk has no room for it there is none: nothing is lost."""
 
     def __init__(self, path: Path):
@@ -52,12 +52,12 @@ class Pulse:
         """This many steps are completed."""
         self._put(STEP, struct.pack("<qd", step, time.time()))
 
-    def phase(self, name: str) -> None:
+    def set_phase(self, name: str) -> None:
         """What the training thread does from now on."""
         now = time.time()
         self._put(CHANGED, struct.pack("<dd16s", now, now, name.encode()))
 
-    def writing(self, name: str) -> None:
+    def set_writer_phase(self, name: str) -> None:
         """What the thread that writes checkpoints does from now on."""
         self._put(WRITING, struct.pack("<16s", name.encode()))
 
@@ -65,12 +65,12 @@ class Pulse:
         """One copy: `struct.pack_into` clears the place first, and a kill (or a reader) between finds step 0."""
         self._bytes[offset : offset + len(fresh)] = fresh
 
-    def read(self) -> Beat:
+    def read(self) -> Heartbeat:
         """What was written last."""
         return _beat(bytes(self._bytes))
 
 
-def read(path: Path) -> Beat | None:
+def read_heartbeat(path: Path) -> Heartbeat | None:
     """The last sign of life of a run; None where there is none."""
     try:
         written = path.read_bytes()
@@ -79,22 +79,22 @@ def read(path: Path) -> Beat | None:
     return _beat(written) if len(written) == LAYOUT.size and written.startswith(MARK) else None
 
 
-def _beat(written: bytes) -> Beat:
+def _beat(written: bytes) -> Heartbeat:
     _, step, changed, since, phase, writing = LAYOUT.unpack(written)
-    return Beat(step, changed, since, phase.rstrip(b"\0").decode(), writing.rstrip(b"\0").decode())
+    return Heartbeat(step, changed, since, phase.rstrip(b"\0").decode(), writing.rstrip(b"\0").decode())
 
 
 class Stopwatch:
     """Where the seconds of a process go: every moment since its beginning counts towards exactly one bucket."""
 
-    def __init__(self, pulse: Pulse, began: float):
-        self._pulse, self._bucket = pulse, "startup"
+    def __init__(self, heartbeat: HeartbeatWriter, began: float):
+        self._heartbeat, self._bucket = heartbeat, "startup"
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.seconds["import"] = max(time.time() - began, 0.0)
         self._since = time.perf_counter()
 
     @contextmanager
-    def spend(self, bucket: str) -> Iterator[None]:
+    def time_in(self, bucket: str) -> Iterator[None]:
         """Count the time of a block towards a bucket, and not towards the one around it."""
         outer = self._turn_to(bucket)
         try:
@@ -106,7 +106,7 @@ class Stopwatch:
         now, outer = time.perf_counter(), self._bucket
         self.seconds[outer] += now - self._since
         self._since, self._bucket = now, bucket
-        self._pulse.phase(bucket)
+        self._heartbeat.set_phase(bucket)
         return outer
 
     def read(self) -> dict[str, float]:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RefusedError
-from runner.text import shown
+from runner.text import display_path
 
 SLUG_CHARS = 60
 SUPERVISOR = "HOLDFAST_SUPERVISOR"  # set by `supervise`: the file in which it reads where its command works
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDir:
     """The names of everything in one run directory."""
 
     path: Path
@@ -34,7 +34,7 @@ class Run:
     status = property(lambda self: self.path / "status.json")
     attempts = property(lambda self: self.path / "attempts.jsonl")
     lock = property(lambda self: self.path / ".lock")
-    pulse = property(lambda self: self.path / ".pulse")
+    heartbeat = property(lambda self: self.path / ".pulse")
     stop = property(lambda self: self.path / "STOP")
     checkpoints = property(lambda self: self.path / "checkpoints")
     quarantine = property(lambda self: self.path / "quarantine")
@@ -47,7 +47,7 @@ class Run:
 
     def __str__(self) -> str:
         """The path as a person would type it."""
-        return shown(self.path)
+        return display_path(self.path)
 
     def holds_checkpoints(self) -> bool:
         """Whether there is anything in it that training has made."""
@@ -62,21 +62,21 @@ class Run:
         return status if isinstance(status, dict) else {}
 
 
-def find(parent: Path, slug: str, digest: str) -> Run:
+def find_run_dir(parent: Path, slug: str, digest: str) -> RunDir:
     """The run with this digest, whatever its readable part says; where there is none, the place for a new one."""
     found = sorted(path for path in parent.glob(f"*-{digest}") if path.is_dir())
-    return Run(found[0] if found else parent / f"{slug}-{digest}")
+    return RunDir(found[0] if found else parent / f"{slug}-{digest}")
 
 
-def siblings(parent: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
+def iter_runs(parent: Path) -> Iterator[tuple[RunDir, dict[str, Any]]]:
     """Every run of one name with its status, the most recently touched first."""
     statuses = [path for path in parent.glob("*/status.json") if not path.parent.name.startswith(".")]
     for path in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
-        run = Run(path.parent)
+        run = RunDir(path.parent)
         yield run, run.read_status()
 
 
-def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
+def slug_from_overrides(overrides: Sequence[str], places: Sequence[str]) -> str:
     """A readable, safe and short name for a run, from what was typed, in no order. The digest identifies, not this."""
     words = []
     for override in sorted(overrides):
@@ -91,7 +91,7 @@ def slug(overrides: Sequence[str], places: Sequence[str]) -> str:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[int]:
+def lock_run(run: RunDir) -> Iterator[int]:
     """Hold the run for this process alone. The kernel lets go when the process ends, however it ends.
 
     A child that is given the handle holds it as well, until both have ended.
@@ -122,7 +122,7 @@ def _lock(handle: int) -> bool:
     return False
 
 
-def in_use(run: Run) -> bool:
+def is_in_use(run: RunDir) -> bool:
     """Whether a process holds the run, on this machine or on any that shares its locks."""
     try:
         handle = os.open(run.lock, os.O_RDONLY)
@@ -137,13 +137,13 @@ def in_use(run: Run) -> bool:
     return False
 
 
-def standing(run: Run) -> str:
+def run_state(run: RunDir) -> str:
     """How a run stands, in one word: what status.json says, and `killed` where that says running and nobody is."""
     state = run.read_status().get("state", "unknown")
-    return "killed" if state == "running" and not in_use(run) else state
+    return "killed" if state == "running" and not is_in_use(run) else state
 
 
-def _tell_supervisor(run: Run, *, held: bool) -> None:
+def _tell_supervisor(run: RunDir, *, held: bool) -> None:
     """Which run this process has, or found in use. Where nobody supervises, and where he has gone, nobody is told."""
     if file := os.environ.get(SUPERVISOR):
         with suppress(OSError), open(file, "a") as out:
@@ -158,7 +158,7 @@ def _holder(handle: int) -> str:
         return "another process"
 
 
-def set_aside(run: Run) -> Path:
+def set_run_aside(run: RunDir) -> Path:
     """Move a whole run out of the way, next to its siblings, and say where. Nothing is deleted."""
     aside = run.path.parent / ".overwritten" / f"{run.path.name}-{time.time_ns()}"
     aside.parent.mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "hydr
 ROOMS = ("runner", "models", "data")
 
 
-def made_by(own: Iterable[Path] = ()) -> dict[str, Any]:
+def collect_provenance(own: Iterable[Path] = ()) -> dict[str, Any]:
     """Everything about this process that may explain a difference later, as JSON values; `own`: files of the user's."""
     return {
         "host": socket.gethostname(),
@@ -27,12 +27,12 @@ def made_by(own: Iterable[Path] = ()) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git": _git(),
-        "code": code(own),
+        "code": hash_code(own),
         **_slurm(os.environ),
     }
 
 
-def code(own: Iterable[Path] = ()) -> str:
+def hash_code(own: Iterable[Path] = ()) -> str:
     """Eight hex digits over every source file of the runner, the models, the data and the user: other code, another."""
     root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
     for path in (*sorted(path for room in ROOMS for path in (root / room).rglob("*.py")), *own):
@@ -40,7 +40,7 @@ def code(own: Iterable[Path] = ()) -> str:
     return digest.hexdigest()[:8]
 
 
-def process_began() -> float:
+def process_start_time() -> float:
     """When this process started, in seconds since 1970: what it took to import is part of a restart."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -50,7 +50,7 @@ def process_began() -> float:
     return time.time() - age
 
 
-def peak_memory() -> int:
+def peak_host_memory() -> int:
     """The most memory of the host that this process had at once, in bytes (its resident set)."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

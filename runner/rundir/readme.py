@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from runner.rundir.attempts import attempts
-from runner.rundir.layout import Run
-from runner.text import now
+from runner.rundir.attempts import read_attempts
+from runner.rundir.layout import RunDir
+from runner.text import utc_now
 
 
-def readme(run: Run) -> str:
+def render_readme(run: RunDir) -> str:
     """The page, from status.json and attempts.jsonl."""
-    status, past = run.read_status(), attempts(run)
+    status, past = run.read_status(), read_attempts(run)
     current = status.get("attempt", {})
     command = shlex.join(current["command"])
     begun = (past[0] if past else current)["command"][2:]
@@ -57,7 +57,7 @@ def readme(run: Run) -> str:
         *[_row(attempt) for attempt in past],
         *([_row({**current, "ending": "running"})] if status.get("state") == "running" else []),
         "",
-        f"Written by the runner, {now()}.",
+        f"Written by the runner, {utc_now()}.",
         "",
     ]
     return "\n".join(lines)

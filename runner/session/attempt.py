@@ -18,9 +18,9 @@ from runner.config.schema import Config
 from runner.errors import STOPPED, DivergedError, HoldfastError, RefusedError, StorageError
 from runner.log.console import Console
 from runner.preempt.stop import Stopped, Watcher, begin
-from runner.rundir.attempts import Attempt
-from runner.rundir.layout import Run
-from runner.rundir.readme import readme
+from runner.rundir.attempts import AttemptLog
+from runner.rundir.layout import RunDir
+from runner.rundir.readme import render_readme
 from runner.train import assemble, dataset
 from runner.train.compile_cache import keep
 from runner.values import Outcome
@@ -39,15 +39,15 @@ class Session:
     """Who works on what: configuration, directory, ledger, a person's terminal, and the flag that asks for a stop."""
 
     config: Config
-    run: Run
-    attempt: Attempt
+    run: RunDir
+    attempt: AttemptLog
     console: Console
     watcher: Watcher
 
 
 def work(session: Session) -> tuple[Outcome, str]:
     """Train until the run is finished or stopped. Gives the outcome, and why it was stopped."""
-    with session.attempt.spend("import"):
+    with session.attempt.time_in("import"):
         from runner.train import build as building
         from runner.train import compile as compiling
         from runner.train.built import describe
@@ -67,7 +67,7 @@ def work(session: Session) -> tuple[Outcome, str]:
         return _stopped(session, str(stop)), watcher.notice or ""
     if reached.step < config.train.steps or reached.owes:
         return _stopped(session, ""), watcher.notice or ""
-    with session.attempt.spend("finish"):
+    with session.attempt.time_in("finish"):
         if error := programs.counted.exception():  # long done, unless the run is very short
             session.console.say(f"warning: what a step needs is not written down: {type(error).__name__}: {error}")
         state = _best(session, built, programs, reached.state) if config.train.final == "best" else reached.state
@@ -82,8 +82,8 @@ def _with_remat(session: Session, built: Built) -> tuple[Built, Remat]:
     from runner.train import build as building
 
     config, attempt, console = session.config, session.attempt, session.console
-    with attempt.spend("compile"):
-        alive = partial(attempt.pulse.phase, "compile")
+    with attempt.time_in("compile"):
+        alive = partial(attempt.heartbeat.set_phase, "compile")
         work = partial(settled, config, built, session.run.remat, console.say, alive)
         found = session.watcher.wait_for(begin(work, "remat"))
     attempt.record(remat=found.words)
@@ -114,20 +114,20 @@ def _trained(session: Session, built: Built, programs: Programs) -> Reached:
     while True:
         watcher.check()
         built.stream.skip([skipped["batch"] for skipped in attempt.skipped])
-        with attempt.spend("restore"):
+        with attempt.time_in("restore"):
             start, best = watcher.wait_for(begin(partial(_restored, session, built), "restore"))
-        with attempt.spend("compile"):
+        with attempt.time_in("compile"):
             watcher.wait_for(programs.train)
         attempt.restored(start.step, best, hardware(built))
-        files.replace(run.readme, readme(run))
+        files.replace(run.readme, render_readme(run))
         try:
-            with attempt.spend("finish"), ExitStack() as opened:
-                with attempt.spend("startup"):
+            with attempt.time_in("finish"), ExitStack() as opened:
+                with attempt.time_in("startup"):
                     living = assemble.live(config, built, programs, run, attempt, console, watcher, start)
                     parts = opened.enter_context(living)
                     console.begin(start.step, config.train.steps)
                 collect_garbage_as_usual()
-                with attempt.spend("step"):
+                with attempt.time_in("step"):
                     reached = train(parts, start, watcher)
                 if config.ckpt.last and reached.step > 0 and not parts.saver.holds(reached.step):
                     raise StorageError(
@@ -201,7 +201,7 @@ def _begun(session: Session, built: Built) -> Any:
         return built.init()
     checkpoint = locate(init_from.run)
     state, report = building.warm(built, checkpoint, partial=init_from.partial)
-    say(f"weights from {text.shown(checkpoint)}: {len(report.taken)} arrays as they are")
+    say(f"weights from {text.display_path(checkpoint)}: {len(report.taken)} arrays as they are")
     for line in report.lines():
         say(line)
     return state

@@ -11,7 +11,7 @@ from runner import files
 from runner.checkpoint.record import locate
 from runner.checkpoint.restore import exactly
 from runner.config.schema import Config
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from runner.train import dataset
 from runner.train.build import build, restore
 from runner.train.built import describe
@@ -24,7 +24,7 @@ from runner.values import Values
 class Found:
     """What was measured of one checkpoint, by evaluation; files are named as seen from the run's directory."""
 
-    run: Run
+    run: RunDir
     step: int
     values: dict[str, Values]
 
@@ -35,7 +35,7 @@ class Found:
         return value if isinstance(value, float) else None
 
 
-def again(config: Config, run: Run, say: Callable[[str], None]) -> Found:
+def again(config: Config, run: RunDir, say: Callable[[str], None]) -> Found:
     """Do every evaluation of a configuration on the checkpoint that `step=` names, or on the newest.
 
     Raises RefusedError where that is not good or the data has changed, ConfigError where data or model does not fit.

@@ -22,11 +22,11 @@ from runner.preempt.listen import watching
 from runner.preempt.signals import listening
 from runner.preempt.stop import Watcher
 from runner.rundir import layout
-from runner.rundir.attempts import Attempt, attempts
-from runner.rundir.crash_loop import give_up, relapse
-from runner.rundir.layout import Run
-from runner.rundir.provenance import code
-from runner.rundir.readme import readme
+from runner.rundir.attempts import AttemptLog, read_attempts
+from runner.rundir.crash_loop import find_repeated_failure, give_up
+from runner.rundir.layout import RunDir
+from runner.rundir.provenance import hash_code
+from runner.rundir.readme import render_readme
 from runner.session.attempt import Session, step_back, work
 from runner.values import Outcome
 
@@ -46,10 +46,10 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
     watcher = Watcher()
     with listening(watcher, config.preempt.signals, config.preempt.notice_seconds):
         if config.overwrite and place.config.exists():
-            with layout.locked(place):
-                print(f"{place} was set aside as {layout.set_aside(place)}")
-        with layout.locked(place), watching(config.preempt, place, watcher, began):
-            attempt = Attempt(place, config.score, config.train.steps, identity(config.document), began)
+            with layout.lock_run(place):
+                print(f"{place} was set aside as {layout.set_run_aside(place)}")
+        with layout.lock_run(place), watching(config.preempt, place, watcher, began):
+            attempt = AttemptLog(place, config.score, config.train.steps, identity(config.document), began)
             return _worked_on(config, place, overrides, drifts, attempt, watcher)
 
 
@@ -63,26 +63,26 @@ def evaluated(config: Config, overrides: Sequence[str]) -> Outcome:
     return Outcome("evaluated", found.step, found.score(config.score.metric), 0)
 
 
-def admitted(config: Config, overrides: Sequence[str]) -> Run:
+def admitted(config: Config, overrides: Sequence[str]) -> RunDir:
     """Where the run is. Raises RefusedError where it may not be worked on like this. Changes and says nothing."""
     place = _place(config, overrides)
     _admit(config, place)
     return place
 
 
-def standing(config: Config, overrides: Sequence[str]) -> tuple[Run, list[Drift], Outcome | None]:
+def standing(config: Config, overrides: Sequence[str]) -> tuple[RunDir, list[Drift], Outcome | None]:
     """Where the run is, what differs from how it was started, its outcome if nothing is left to do. Changes nothing."""
     place = _place(config, overrides)
     return place, _admit(config, place), _finished(config, place)
 
 
-def _place(config: Config, overrides: Sequence[str]) -> Run:
+def _place(config: Config, overrides: Sequence[str]) -> RunDir:
     """The directory of this run. Raises RefusedError where `resume` does not allow what is, or is not, there."""
     if config.dir is not None:
-        place = Run(Path(config.dir).resolve())
+        place = RunDir(Path(config.dir).resolve())
     else:
         parent = (Path(config.root) / config.name).resolve()
-        place = layout.find(parent, layout.slug(overrides, PLACE), fingerprint(config.document))
+        place = layout.find_run_dir(parent, layout.slug_from_overrides(overrides, PLACE), fingerprint(config.document))
     if config.resume == "must" and not place.config.exists():
         raise RefusedError(f"resume=must: nothing is at {place}; check the command, or leave resume out to start it")
     if config.resume == "never" and place.config.exists() and not config.overwrite:
@@ -92,7 +92,7 @@ def _place(config: Config, overrides: Sequence[str]) -> Run:
     return place
 
 
-def _admit(config: Config, place: Run) -> list[Drift]:
+def _admit(config: Config, place: RunDir) -> list[Drift]:
     """What differs from the configuration the run was started with.
 
     Raises RefusedError where it is another run, or where a checkpoint that the command names is not there.
@@ -111,7 +111,7 @@ def _admit(config: Config, place: Run) -> list[Drift]:
     return drifts
 
 
-def is_finished(config: Config, place: Run) -> bool:
+def is_finished(config: Config, place: RunDir) -> bool:
     """Whether nothing is left to do: all its steps are done, and the last is on disk where that is wanted."""
     status = place.read_status()
     step = status.get("step", 0)
@@ -122,7 +122,7 @@ def is_finished(config: Config, place: Run) -> bool:
     return not config.ckpt.last or (place.checkpoints / str(step)).is_dir()
 
 
-def _finished(config: Config, place: Run) -> Outcome | None:
+def _finished(config: Config, place: RunDir) -> Outcome | None:
     """The outcome of a run that has nothing left to do, and a word about it."""
     if not is_finished(config, place):
         return None
@@ -138,17 +138,17 @@ def _finished(config: Config, place: Run) -> Outcome | None:
 
 def _worked_on(
     config: Config,
-    place: Run,
+    place: RunDir,
     overrides: Sequence[str],
     drifts: Sequence[Drift],
-    attempt: Attempt,
+    attempt: AttemptLog,
     watcher: Watcher,
 ) -> Outcome:
     """One attempt, with its end recorded however it comes."""
     fresh = not place.config.exists()
     own = user_code.origins(config.document)
     own_files = [path for origin in own for path in origin.files]
-    again = relapse(attempts(place), code(own_files))
+    again = find_repeated_failure(read_attempts(place), hash_code(own_files))
     move = again.move(config.train.max_crashes) if again else "try"
     if again and move == "give up":
         give_up(place, again)
@@ -188,17 +188,17 @@ def _worked_on(
         console.close()
         with suppress(OSError):  # the page is for people; the disk may be what went wrong
             if place.status.exists():
-                files.replace(place.readme, readme(place))
+                files.replace(place.readme, render_readme(place))
     return outcome
 
 
-def _ended(attempt: Attempt, state: str, why: str) -> None:
+def _ended(attempt: AttemptLog, state: str, why: str) -> None:
     """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
     with suppress(OSError):
         attempt.end(state, attempt.step, why, durable_step(attempt.run.checkpoints))
 
 
-def _introduce(config: Config, place: Run, drifts: Sequence[Drift], console: Console, *, fresh: bool) -> None:
+def _introduce(config: Config, place: RunDir, drifts: Sequence[Drift], console: Console, *, fresh: bool) -> None:
     """Take the snapshot of a new run, and say where it lives and what is different."""
     if not fresh:
         console.say(f"{place}  (going on)")
@@ -208,14 +208,14 @@ def _introduce(config: Config, place: Run, drifts: Sequence[Drift], console: Con
     files.replace(place.config, write(config.document))
     console.say(f"{place}  (new run)")
     mine = identity(config.document)
-    for sibling, status in layout.siblings(place.path.parent):
+    for sibling, status in layout.iter_runs(place.path.parent):
         if status.get("identity") == mine and sibling.path != place.path:
             changes = ", ".join(str(change) for change in drift(read(sibling.config), config.document))
             console.say(f"differs from {sibling} only in {changes}; to continue that one: add dir={sibling}")
             break
 
 
-def _unmake(place: Run) -> None:
+def _unmake(place: RunDir) -> None:
     """Take back a run that turned out wrong before anything was trained: nothing was written."""
     shutil.rmtree(place.path)
     for parent in (place.path.parent, place.path.parent.parent):

@@ -19,11 +19,11 @@ from runner.config.identity import fingerprint
 from runner.config.schema import Config
 from runner.log import Fanout, Logger, Wandb, reached
 from runner.log.console import Console
-from runner.log.jsonl import Jsonl, Until, cut
+from runner.log.jsonl import CutPoint, Jsonl, cut
 from runner.preempt.deadline import Grace
 from runner.preempt.stop import Watcher, begin
-from runner.rundir.attempts import Attempt, interruptions
-from runner.rundir.layout import Run
+from runner.rundir.attempts import AttemptLog, count_interruptions
+from runner.rundir.layout import RunDir
 from runner.train import step as steps
 from runner.train.built import Built, State, num_bytes
 from runner.train.compile import Programs
@@ -39,14 +39,14 @@ def live(
     config: Config,
     built: Built,
     programs: Programs,
-    run: Run,
-    attempt: Attempt,
+    run: RunDir,
+    attempt: AttemptLog,
     console: Console,
     watcher: Watcher,
     start: Reached,
 ) -> Iterator[Parts]:
     """Everything the loop works with, open; closed in reverse, the checkpoints durable, whatever happens."""
-    until = Until(start.step, start.owes)
+    until = CutPoint(start.step, start.owes)
     with ExitStack() as opened:
         opened.enter_context(closing(built.stream))  # its workers end last: a save must not wait for that
         timing = opened.enter_context(closing(_jsonl(run.timing, until, attempt.number, console)))
@@ -80,7 +80,7 @@ def live(
         )
 
 
-def _items(built: Built, attempt: Attempt, at: Reached, position: Mapping[str, Any]) -> dict[str, Any]:
+def _items(built: Built, attempt: AttemptLog, at: Reached, position: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds."""
     progress = {"position": position, "data": built.sources.fingerprint, "best": attempt.best}
     return {STATE: at.state, PROGRESS: {**progress, "owes_evaluation": at.owes}}
@@ -90,8 +90,8 @@ def _evaluate(
     built: Built,
     config: Config,
     programs: Programs,
-    run: Run,
-    attempt: Attempt,
+    run: RunDir,
+    attempt: AttemptLog,
     watcher: Watcher,
     state: State,
     step: int,
@@ -100,7 +100,7 @@ def _evaluate(
 
     def between() -> None:
         watcher.check()
-        attempt.pulse.phase("eval")
+        attempt.heartbeat.set_phase("eval")
 
     names = due(config.eval, config.train.eval_steps, step, config.train.steps)
     program = watcher.wait_for(programs.eval)
@@ -108,13 +108,13 @@ def _evaluate(
     return watcher.wait_for(begin(work, "evaluation"))
 
 
-def _jsonl(path: Path, until: Until, attempt: int, console: Console) -> Jsonl:
+def _jsonl(path: Path, until: CutPoint, attempt: int, console: Console) -> Jsonl:
     """A log, cut back to the restored step: what is logged from here on comes once."""
     cut(path, until, path.with_name(f"{path.stem}.cut-{attempt}.jsonl"))
     return Jsonl(path, console.say)
 
 
-def _mirrors(config: Config, run: Run, attempt: Attempt, console: Console, until: Until) -> list[Logger]:
+def _mirrors(config: Config, run: RunDir, attempt: AttemptLog, console: Console, until: CutPoint) -> list[Logger]:
     """The other sinks that can be had, each with every line that metrics.jsonl has."""
     mirrors: list[Logger] = [console]
     if config.log.tensorboard:
@@ -124,13 +124,13 @@ def _mirrors(config: Config, run: Run, attempt: Attempt, console: Console, until
     return mirrors
 
 
-def _tensorboard(run: Run, attempt: Attempt, until: Until) -> Logger:
+def _tensorboard(run: RunDir, attempt: AttemptLog, until: CutPoint) -> Logger:
     from runner.log.tensorboard import TensorBoard
 
     return TensorBoard(run.tensorboard, run.metrics, until, f"cut-{attempt.number}.events")
 
 
-def _wandb(config: Config, option: Wandb, run: Run, attempt: Attempt, console: Console) -> Logger:
+def _wandb(config: Config, option: Wandb, run: RunDir, attempt: AttemptLog, console: Console) -> Logger:
     from runner.log import wandb
 
     # With another learning rate, or without a batch, steps that are done again come out different.
@@ -140,7 +140,7 @@ def _wandb(config: Config, option: Wandb, run: Run, attempt: Attempt, console: C
 
 
 def _checkpointer(
-    config: Config, run: Run, attempt: Attempt, console: Console, timing: Jsonl, grace: Grace
+    config: Config, run: RunDir, attempt: AttemptLog, console: Console, timing: Jsonl, grace: Grace
 ) -> Checkpointer:
     background, verify = config.ckpt.write == "background", config.ckpt.verify
     policy = Policy(config.ckpt.save, config.retention, config.score, background, verify)
@@ -151,5 +151,5 @@ def _checkpointer(
         grace.learn(saved.durable_seconds)
         timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
-    failures = Failures(*interruptions(run))
-    return Checkpointer(run.checkpoints, policy, store, console.say, told, failures, attempt.pulse.writing)
+    failures = Failures(*count_interruptions(run))
+    return Checkpointer(run.checkpoints, policy, store, console.say, told, failures, attempt.heartbeat.set_writer_phase)

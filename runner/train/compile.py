@@ -37,7 +37,7 @@ from runner.train import compile
 from runner.train.compile_cache import Kept
 
 if TYPE_CHECKING:
-    from runner.rundir.attempts import Attempt
+    from runner.rundir.attempts import AttemptLog
     from runner.train.built import Built
 
 HOST_MEMORY = "S(5)"  # how a compiled program writes that an array lies there
@@ -57,7 +57,7 @@ class Programs:
     counted: Future[None]  # what a step needs is written down
 
 
-def compile_all(built: Built, config: Config, remat: Remat, attempt: Attempt, kept: Kept) -> Programs:
+def compile_all(built: Built, config: Config, remat: Remat, attempt: AttemptLog, kept: Kept) -> Programs:
     """Start to compile, in threads: the training step first, for training waits for nothing else.
 
     `remat`: what is recomputed in this run, also where the configuration says auto.

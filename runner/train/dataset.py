@@ -15,7 +15,7 @@ from data.pipeline import Stream
 from data.sources import Source, Sources, Table, UnreadableError
 from runner import files
 from runner.errors import ConfigError, RefusedError
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from runner.text import size_text
 
 MOST_NAMED = 3
@@ -67,7 +67,7 @@ def advice(option: Data) -> str:
     return "try data.workers=2" if not workers else f"try more than data.workers={workers}, or data.prefetch=4"
 
 
-def admit(run: Run, sources: Sources) -> None:
+def admit(run: RunDir, sources: Sources) -> None:
     """Write down what the data is, for a run that has trained on none yet; else see that it is the same.
 
     Raises RefusedError, which names what changed.
@@ -78,14 +78,14 @@ def admit(run: Run, sources: Sources) -> None:
         compare(run, sources)
 
 
-def compare(run: Run, sources: Sources) -> None:
+def compare(run: RunDir, sources: Sources) -> None:
     """Raises RefusedError, which names what changed, where this is not what the run was trained on."""
     before, now = recorded(run), _document(sources)
     if before is not None and before["fingerprint"] != now["fingerprint"]:
         raise RefusedError(refusal(run, sources.summary, differences(before["files"], now["files"])))
 
 
-def recorded(run: Run) -> dict[str, Any] | None:
+def recorded(run: RunDir) -> dict[str, Any] | None:
     """data.json; None for a run that was made before there was one, or was killed before it had one."""
     try:
         document = json.loads(run.data.read_bytes())
@@ -94,7 +94,7 @@ def recorded(run: Run) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def refusal(run: Run, summary: str, changes: str) -> str:
+def refusal(run: RunDir, summary: str, changes: str) -> str:
     """Why a run cannot go on with this data."""
     what = changes or f"now: {summary}"
     return (
@@ -132,7 +132,7 @@ def _change(before: str, now: str) -> str:
     return f"{size_text(old)} → {size_text(new)}"
 
 
-def as_recorded(run: Run) -> Sources | None:
+def as_recorded(run: RunDir) -> Sources | None:
     """The shape of a run's data, without the data: one example of zeros. None where data.json does not say."""
     document = recorded(run)
     if document is None or "example" not in document:

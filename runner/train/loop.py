@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from runner.errors import DivergedError
-from runner.log import Truth
+from runner.log import MetricsFile
 from runner.preempt.stop import Stopped
-from runner.values import Moment
+from runner.values import StepInfo
 
 State = dict[str, Any]
 LOSSES = 64  # so many logged losses are remembered, for rules that look at them
@@ -42,9 +42,9 @@ class Saver(Protocol):
     @property
     def newest(self) -> int | None: ...
     def holds(self, step: int) -> bool: ...
-    def due(self, moment: Moment) -> str | None: ...
-    def save(self, reason: str, moment: Moment, items: Mapping[str, Any]) -> None: ...
-    def rescue(self, error: Exception, moment: Moment, items: Callable[[], Mapping[str, Any]]) -> None: ...
+    def due(self, moment: StepInfo) -> str | None: ...
+    def save(self, reason: str, moment: StepInfo, items: Mapping[str, Any]) -> None: ...
+    def rescue(self, error: Exception, moment: StepInfo, items: Callable[[], Mapping[str, Any]]) -> None: ...
 
 
 class Flag(Protocol):
@@ -58,7 +58,7 @@ class Flag(Protocol):
 class Ledger(Protocol):
     """Counts seconds, and remembers how far training is and what it measured."""
 
-    def spend(self, bucket: str) -> AbstractContextManager[None]: ...
+    def time_in(self, bucket: str) -> AbstractContextManager[None]: ...
     def beat(self, step: int) -> None: ...
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
 
@@ -110,7 +110,7 @@ class Parts:
     epoch_steps: float  # in one pass over the data
     saver: Saver
     last: bool  # whether the last state is saved when training ends or is stopped
-    logger: Truth
+    logger: MetricsFile
     timing: Callable[[Mapping[str, Any]], None]
     progress: Progress
     ledger: Ledger
@@ -130,7 +130,7 @@ def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
             while flag.notice is None and (owes or step < cadence.steps):
                 late = owes  # cut short by a stop, before this process
                 if not owes:
-                    with parts.ledger.spend("data"):
+                    with parts.ledger.time_in("data"):
                         batch = next(parts.data)
                     state, metrics = parts.train_step(state, batch)
                     step += 1
@@ -141,23 +141,23 @@ def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
                     flight.land_all()
                     measured = _evaluate(parts, state, step)
                     owes = False
-                moment = Moment(step, measured, parts.epoch_steps, flight.losses)
+                moment = StepInfo(step, measured, parts.epoch_steps, flight.losses)
                 reason = _due(parts, moment) or flag.take_wish() or ("evaluated after a stop" if late else None)
                 if reason:
                     flight.land_all()
                     _save(parts, flight, Reached(state, step), moment, reason)
         flight.land_all()
         parts.ledger.note(step, {}, parts.saver.newest)
-        with parts.ledger.spend("save"):
+        with parts.ledger.time_in("save"):
             saved = step == start.step or not parts.last or parts.saver.holds(step)  # may wait for one under way
         if not saved:
             parts.time.check()
-            _save(parts, flight, Reached(state, step, owes), Moment(step), flag.notice or "end of training")
+            _save(parts, flight, Reached(state, step, owes), StepInfo(step), flag.notice or "end of training")
     except Stopped:
         raise
     except Exception as error:  # to be looked at later, where a rule asks for it; it goes on its way all the same
         parts.ledger.note(step, {}, parts.saver.newest)
-        parts.saver.rescue(error, Moment(step), lambda: parts.items(Reached(state, step), parts.data.state()))
+        parts.saver.rescue(error, StepInfo(step), lambda: parts.items(Reached(state, step), parts.data.state()))
         raise
     return Reached(state, step, owes)
 
@@ -228,16 +228,16 @@ def _bad(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
     return next(((name, value) for name, value in values if not math.isfinite(value)), None)
 
 
-def _due(parts: Parts, moment: Moment) -> str | None:
+def _due(parts: Parts, moment: StepInfo) -> str | None:
     """Why to save now, or None. After an evaluation this may wait for the save that is under way."""
-    with parts.ledger.spend("save") if moment.metrics else nullcontext():
+    with parts.ledger.time_in("save") if moment.metrics else nullcontext():
         return parts.saver.due(moment)
 
 
-def _save(parts: Parts, flight: Flight, at: Reached, moment: Moment, reason: str) -> None:
+def _save(parts: Parts, flight: Flight, at: Reached, moment: StepInfo, reason: str) -> None:
     """Save a state that is finite, unless the log does not hold its lines yet."""
     flight.prove()
-    with parts.ledger.spend("save"):
+    with parts.ledger.time_in("save"):
         if not parts.is_finite(at.state):
             raise flight.diverged(at.step, "the parameters are not finite")
         if not parts.logger.flush():
@@ -248,7 +248,7 @@ def _save(parts: Parts, flight: Flight, at: Reached, moment: Moment, reason: str
 def _evaluate(parts: Parts, state: State, step: int) -> dict[str, float]:
     """All that is due at this step, then its lines: where it is cut short, none of it is in the log."""
     start = time.perf_counter()
-    with parts.ledger.spend("eval"):
+    with parts.ledger.time_in("eval"):
         found = parts.evaluate(state, step)
     measured: dict[str, float] = {}
     for split, values in found.items():

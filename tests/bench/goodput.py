@@ -24,8 +24,8 @@ from pathlib import Path
 from runner.inspect.goodput import account_of
 from runner.inspect.time_account import Account
 from runner.rundir import heartbeat
-from runner.rundir.attempts import attempts
-from runner.rundir.layout import Run
+from runner.rundir.attempts import read_attempts
+from runner.rundir.layout import RunDir
 
 REPO = Path(__file__).resolve().parents[2]
 # when (the uninterrupted wall-clock is 1, start-up included), and how; drawn once, for ever the same
@@ -53,14 +53,14 @@ def start(home: Path, words: list[str]) -> subprocess.Popen[bytes]:
 def warm(home: Path, words: list[str]) -> None:
     """Fill the compile cache: a run of the same programs, stopped as soon as it trains."""
     process = start(home, words)
-    while not any((beat := heartbeat.read(path)) and beat.step for path in home.glob("outputs/*/*/.pulse")):
+    while not any((beat := heartbeat.read_heartbeat(path)) and beat.step for path in home.glob("outputs/*/*/.pulse")):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
 
 
-def replay(home: Path, words: list[str], clock: float) -> tuple[Run, int]:
+def replay(home: Path, words: list[str], clock: float) -> tuple[RunDir, int]:
     """Go through the trace until the run is finished. Gives the run, and how many of the preemptions landed."""
     landed = 0
     for length, number in TRACE:
@@ -78,11 +78,11 @@ def replay(home: Path, words: list[str], clock: float) -> tuple[Run, int]:
         time.sleep(PAUSE_SECONDS)
     assert start(home, words).wait() == 0
     (config,) = home.glob(f"outputs/{words[-1].partition('=')[2]}/*/config.yaml")
-    return Run(config.parent), landed
+    return RunDir(config.parent), landed
 
 
-def told(name: str, account: Account, run: Run, landed: int) -> str:
-    buckets, lines = account.buckets, attempts(run)
+def told(name: str, account: Account, run: RunDir, landed: int) -> str:
+    buckets, lines = account.buckets, read_attempts(run)
     starts = [line["first_step_seconds"] for line in lines[1:] if "first_step_seconds" in line]
     shares = [account.goodput, account.goodput_running]
     seconds = [buckets[name] / 1000 for name in ("lost", "save", "eval", "down")]
@@ -111,7 +111,7 @@ def main() -> None:
         assert start(home, [*alone[:-1], "name=uninterrupted"]).wait() == 0
         clock = time.time() - began
         (config,) = home.glob("outputs/uninterrupted/*/config.yaml")
-        run = Run(config.parent)
+        run = RunDir(config.parent)
         print(told("uninterrupted", account_of(run), run, 0), flush=True)
         for strategy in arguments.strategies.split(","):
             run, landed = replay(home, words(strategy, arguments.steps, home / "cache"), clock)

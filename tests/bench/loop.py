@@ -28,8 +28,8 @@ from models.objectives import OBJECTIVES
 from runner.config.schema import Config, load
 from runner.log.console import choose
 from runner.preempt.stop import Watcher
-from runner.rundir.attempts import Attempt
-from runner.rundir.layout import Run
+from runner.rundir.attempts import AttemptLog
+from runner.rundir.layout import RunDir
 from runner.train import assemble
 from runner.train import build as building
 from runner.train.compile import compile_all
@@ -118,9 +118,9 @@ def bare(config: Config, num_steps: int) -> Callable[[], float]:
 
 def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitStack) -> Callable[[], float]:
     """The runner's own loop, with everything around it. Gives seconds for a segment of steps."""
-    built, run = building.build(config), Run(folder)
+    built, run = building.build(config), RunDir(folder)
     console = choose(run.log, wanted=True)
-    attempt = Attempt(run, config.score, config.train.steps, "bench")
+    attempt = AttemptLog(run, config.score, config.train.steps, "bench")
     attempt.begin([], [])
     attempt.restored(0, None, "bench")
     watcher = Watcher()

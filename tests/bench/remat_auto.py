@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.config.remat import Names
-from runner.text import size_text, table
+from runner.text import format_table, size_text
 from tests.conftest import composed
 
 BUDGETS = 10
@@ -105,7 +105,9 @@ def main(words: Sequence[str]) -> None:
             for line in lines
         ]
         print(
-            f"\n{name}: {' '.join(MODELS[name])}", *table(head, rows, right=("budget", "needs", "recomputed")), sep="\n"
+            f"\n{name}: {' '.join(MODELS[name])}",
+            *format_table(head, rows, right=("budget", "needs", "recomputed")),
+            sep="\n",
         )
         print(f"less recomputed than by the best of the menu at {check(lines)} of {BUDGETS} budgets", flush=True)
 

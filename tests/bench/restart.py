@@ -62,7 +62,7 @@ def ours(code: Path, home: Path, words: Sequence[str]) -> Cost:
     restored = max(int(found.name) for found in copy.glob("outputs/*/*/checkpoints/[0-9]*"))
     began = time.time()
     process = _start(code, copy, words)
-    while (beat := heartbeat.read(path)) is None or beat.step <= restored:
+    while (beat := heartbeat.read_heartbeat(path)) is None or beat.step <= restored:
         if process.poll() is not None:
             sys.exit(f"ended before its first step: {words}")
         time.sleep(POLL_SECONDS)
@@ -87,7 +87,9 @@ def _start(code: Path, home: Path, words: Sequence[str]) -> subprocess.Popen[byt
 
 
 def _step(home: Path) -> int:
-    return max((beat.step for path in home.glob("outputs/*/*/.pulse") if (beat := heartbeat.read(path))), default=0)
+    return max(
+        (beat.step for path in home.glob("outputs/*/*/.pulse") if (beat := heartbeat.read_heartbeat(path))), default=0
+    )
 
 
 def _processor(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> float:

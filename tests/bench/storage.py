@@ -33,7 +33,7 @@ from runner.checkpoint.record import PROGRESS, STATE, Score
 from runner.checkpoint.restore import newest_good
 from runner.checkpoint.retention import Last
 from runner.checkpoint.strategy import Failures
-from runner.values import Moment
+from runner.values import StepInfo
 
 MB = 10**6
 # name → number of leaves, bytes of each
@@ -130,7 +130,7 @@ class Ours:
         saver = Checkpointer(folder, self._policy, store, print, lambda saved: None, Failures())
         saver.holds(0)
         start = time.perf_counter()
-        saver.save("bench", Moment(step), {STATE: state, PROGRESS: {}})
+        saver.save("bench", StepInfo(step), {STATE: state, PROGRESS: {}})
         blocking = time.perf_counter() - start
         assert saver.holds(step)
         durable = time.perf_counter() - start

@@ -25,8 +25,8 @@ from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Keep, La
 from runner.checkpoint.seal import problem_of
 from runner.checkpoint.strategy import Best, Failures, OnError, Rule, Steps
 from runner.errors import RefusedError, StorageError
-from runner.text import shown, size_text
-from runner.values import Moment
+from runner.text import display_path, size_text
+from runner.values import StepInfo
 
 SCORE = Score("eval/loss", "min")
 EVERY: dict[str, Rule] = {"best": Best(), "every": Steps(steps=1)}
@@ -84,7 +84,7 @@ def saver(
 def saved_steps(path: Path, *steps: int) -> None:
     made, _, _ = saver(path, {"all": All()})
     for step in steps:
-        made.save("test", Moment(step), items(step))
+        made.save("test", StepInfo(step), items(step))
     made.close()
 
 
@@ -95,7 +95,7 @@ def saved_steps(path: Path, *steps: int) -> None:
 def test_scripted_metrics_leave_the_newest_and_the_best_on_disk(tmp_path: Path, background: bool) -> None:
     made, told, saves = saver(tmp_path, {"last": Last(n=1), "best": BestN(n=1)}, background=background)
     for step, loss in enumerate([0.9, 0.5, 0.6, math.nan, 0.8, math.inf], 1):
-        moment = Moment(step, {"eval/loss": loss})
+        moment = StepInfo(step, {"eval/loss": loss})
         reason = made.due(moment)
         assert reason
         made.save(reason, moment, items(step))
@@ -115,7 +115,7 @@ def test_scripted_metrics_leave_the_newest_and_the_best_on_disk(tmp_path: Path, 
 
 def test_the_sidecar_says_why_and_what_it_cost(tmp_path: Path) -> None:
     made, _, saves = saver(tmp_path, {"all": All()}, background=True)
-    made.save("because", Moment(5, {"eval/loss": 2.0}), items(5))
+    made.save("because", StepInfo(5, {"eval/loss": 2.0}), items(5))
     made.close()
     record, files = load(tmp_path / "5")
     assert (record.step, record.reason, record.metrics, record.mark) == (5, "because", {"eval/loss": 2.0}, "")
@@ -142,9 +142,9 @@ def test_nothing_has_a_name_before_it_is_sealed_and_nothing_is_deleted_before_th
     for name in ("seal", "_publish", "sync_directory", "survivors", "discard"):
         watch(name)
     made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
-    made.save("test", Moment(1), items(1))
+    made.save("test", StepInfo(1), items(1))
     events.clear()
-    made.save("test", Moment(2), items(2))
+    made.save("test", StepInfo(2), items(2))
     made.close()
     assert events == [
         ("seal", [1]),
@@ -165,7 +165,7 @@ def test_deletion_is_oldest_first_and_only_of_what_is_not_newer(
         checkpointer, "discard", lambda directory: (gone.append(directory.name), shutil.rmtree(directory))
     )
     made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
-    made.save("test", Moment(4), items(4))
+    made.save("test", StepInfo(4), items(4))
     made.close()
     assert gone == ["1", "2", "3"]  # 9 is not from this training: not ours to judge
     assert steps_in(tmp_path) == [4, 9]
@@ -175,22 +175,22 @@ def test_a_save_in_the_background_does_not_keep_training_waiting(tmp_path: Path)
     slow = Fake()
     slow.gate.clear()
     made, _, _ = saver(tmp_path, {"all": All()}, background=True, bytes_=slow)
-    made.save("test", Moment(1), items(1))
-    assert made.due(Moment(2)) is None  # one is being written: not now
+    made.save("test", StepInfo(1), items(1))
+    assert made.due(StepInfo(2)) is None  # one is being written: not now
     assert made.newest is None
     slow.gate.set()
     made.holds(1)
     assert made.newest == 1
-    assert made.due(Moment(3)) == "every 1 steps"
+    assert made.due(StepInfo(3)) == "every 1 steps"
     made.close()
 
 
 def test_pinned_survive_while_training_goes_on(tmp_path: Path) -> None:
     made, _, _ = saver(tmp_path, {"pinned": Pinned()}, bytes_=Fake())
-    made.save("test", Moment(1), items(1))
+    made.save("test", StepInfo(1), items(1))
     (tmp_path / "1" / PIN).touch()
     for step in (2, 3):
-        made.save("test", Moment(step), items(step))
+        made.save("test", StepInfo(step), items(step))
     made.close()
     assert steps_in(tmp_path) == [1, 3]
 
@@ -202,15 +202,15 @@ def test_a_failed_save_is_told_once_deletes_nothing_and_heals(tmp_path: Path, ba
     bytes_.fails = lambda step: step < 4
     made, told, saves = saver(tmp_path, {"last": Last(n=1)}, background=background, bytes_=bytes_)
     for step in (2, 3):
-        assert made.due(Moment(step))
-        made.save("test", Moment(step), items(step))
+        assert made.due(StepInfo(step))
+        made.save("test", StepInfo(step), items(step))
         assert not made.holds(step)
         assert steps_in(tmp_path) == [1]
         assert not (tmp_path / ".writing").exists()  # its space is free again at once
     assert sum("could not be written: No space left on device" in line for line in told) == 1
     assert made.newest == 1
-    assert made.due(Moment(3)) is None  # tried, and not again before it is next due
-    made.save("test", Moment(4), items(4))
+    assert made.due(StepInfo(3)) is None  # tried, and not again before it is next due
+    made.save("test", StepInfo(4), items(4))
     assert made.holds(4)
     made.close()
     assert steps_in(tmp_path) == [4]
@@ -222,10 +222,10 @@ def test_a_failure_in_the_background_is_noticed_at_the_next_step(tmp_path: Path)
     bytes_ = Fake()
     bytes_.fails = lambda step: True
     made, told, _ = saver(tmp_path, {"all": All()}, background=True, bytes_=bytes_)
-    made.save("test", Moment(1), items(1))
+    made.save("test", StepInfo(1), items(1))
     while not made._pending.done():  # type: ignore[union-attr]
         time.sleep(0.001)
-    made.due(Moment(2))
+    made.due(StepInfo(2))
     assert len(told) == 1
     made.close()
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_sealed_gets_no_name(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(checkpointer, "seal", fails)
     made, told, _ = saver(tmp_path, {"all": All()})
-    made.save("test", Moment(1), items(1))
+    made.save("test", StepInfo(1), items(1))
     assert not made.holds(1)
     made.close()
     assert steps_in(tmp_path) == []
@@ -253,7 +253,7 @@ def test_verify_values_finds_what_was_not_saved_as_it_was(tmp_path: Path) -> Non
     for verify, there in (("bytes", [1, 2]), ("values", [1])):
         made, told, _ = saver(tmp_path / verify, {"all": All()}, bytes_=Wrong(), verify=verify)
         for step in (1, 2):
-            made.save("test", Moment(step), items(step))
+            made.save("test", StepInfo(step), items(step))
         made.close()
         assert steps_in(tmp_path / verify) == there
         assert bool(told) == (verify == "values")
@@ -262,7 +262,7 @@ def test_verify_values_finds_what_was_not_saved_as_it_was(tmp_path: Path) -> Non
 
 def test_verify_values_on_the_real_store(tmp_path: Path) -> None:
     made, told, _ = saver(tmp_path, {"all": All()}, background=True, verify="values")
-    made.save("test", Moment(1), items(1))
+    made.save("test", StepInfo(1), items(1))
     assert made.holds(1)
     made.close()
     assert told == []
@@ -270,7 +270,7 @@ def test_verify_values_on_the_real_store(tmp_path: Path) -> None:
 
 def test_verify_off_takes_no_checksums(tmp_path: Path) -> None:
     made, _, _ = saver(tmp_path, {"all": All()}, verify="off")
-    made.save("test", Moment(1), items(1))
+    made.save("test", StepInfo(1), items(1))
     made.close()
     assert not any("xxh3" in file for file in load(tmp_path / "1")[1].values())
 
@@ -279,7 +279,7 @@ def test_an_error_leaves_a_marked_checkpoint_where_a_rule_asks_for_it(tmp_path: 
     saved_steps(tmp_path, 1)
     for rules, there in (({}, [1]), ({"on_error": OnError()}, [1, 2])):
         made, told, _ = saver(tmp_path, {"last": Last(n=1)}, save=rules)
-        made.rescue(KeyError("x"), Moment(2), lambda: items(2))
+        made.rescue(KeyError("x"), StepInfo(2), lambda: items(2))
         assert made.newest == 1
         made.close()
         assert steps_in(tmp_path) == there
@@ -294,9 +294,9 @@ def test_an_error_leaves_a_marked_checkpoint_where_a_rule_asks_for_it(tmp_path: 
 
 def test_what_an_error_left_gives_way_to_the_real_step(tmp_path: Path) -> None:
     made, _, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
-    made.save("test", Moment(1), items(1))
-    made.rescue(ValueError("boom"), Moment(2), lambda: items(7))
-    made.save("test", Moment(2), items(2))
+    made.save("test", StepInfo(1), items(1))
+    made.rescue(ValueError("boom"), StepInfo(2), lambda: items(7))
+    made.save("test", StepInfo(2), items(2))
     made.close()
     assert load(tmp_path / "2")[0].mark == ""
     assert int(values(tmp_path / "2")["step"]) == 2
@@ -304,8 +304,8 @@ def test_what_an_error_left_gives_way_to_the_real_step(tmp_path: Path) -> None:
 
 def test_an_error_after_a_good_save_leaves_that_alone(tmp_path: Path) -> None:
     made, told, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
-    made.save("test", Moment(1), items(1))
-    made.rescue(ValueError("boom"), Moment(1), lambda: items(7))
+    made.save("test", StepInfo(1), items(1))
+    made.rescue(ValueError("boom"), StepInfo(1), lambda: items(7))
     made.close()
     assert load(tmp_path / "1")[0].mark == ""
     assert told == []
@@ -316,7 +316,7 @@ def test_a_state_that_went_with_the_step_cannot_be_left_and_that_is_said(tmp_pat
         raise RuntimeError("Array has been deleted with shape=float32[8,8].")
 
     made, told, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
-    made.rescue(ValueError("boom"), Moment(1), gone)
+    made.rescue(ValueError("boom"), StepInfo(1), gone)
     made.close()
     assert told == ["warning: nothing could be left to look at (Array has been deleted with shape=float32[8,8].)"]
 
@@ -402,7 +402,7 @@ def test_what_is_not_good_is_set_aside_and_the_next_older_is_used(tmp_path: Path
     found = newest_good(path, quarantine, values, told)
     assert found is not None
     assert (found[0].step, int(found[1]["step"])) == (2, 2)
-    assert told[0] == f"ignored in {shown(path)}: 3 (copy) (not a directory named like a step)"
+    assert told[0] == f"ignored in {display_path(path)}: 3 (copy) (not a directory named like a step)"
     assert "99999 is not good: no holdfast.json" in told[1]
     assert "checkpoint 3 is not good: " in told[2]
     assert sorted(aside.name.split("-")[0] for aside in quarantine.iterdir()) == ["3", "99999"]
@@ -476,7 +476,7 @@ def test_going_back_sets_the_newer_aside(tmp_path: Path) -> None:
     told = Told()
     take_back(tmp_path / "c", tmp_path / "q", 1, told)
     assert steps_in(tmp_path / "c") == [1]
-    assert told == [f"taken back to step 1: 2, 3 moved to {shown(tmp_path / 'q')}"]
+    assert told == [f"taken back to step 1: 2, 3 moved to {display_path(tmp_path / 'q')}"]
     assert {path.name.split("-")[0] for path in (tmp_path / "q").iterdir()} == {"2", "3"}
     take_back(tmp_path / "c", tmp_path / "q", 1, told)
     assert len(told) == 1
@@ -525,7 +525,7 @@ def test_whatever_is_chosen_measured_and_fails_the_laws_hold_on_disk(
     made, _, _ = saver(path, keep, save=save, background=background, bytes_=bytes_)
     durable: dict[int, float] = {}
     for step, (loss, fails) in enumerate(script, 1):
-        moment = Moment(step, {} if loss is None else {"eval/loss": loss})
+        moment = StepInfo(step, {} if loss is None else {"eval/loss": loss})
         if reason := made.due(moment):
             made.save(reason, moment, items(step))
             assert made.holds(step) == (not fails)

@@ -26,7 +26,7 @@ from runner.checkpoint.strategy import (
     Unstable,
     due,
 )
-from runner.values import Moment
+from runner.values import StepInfo
 
 
 def record(step: int, loss: float | None = None, *, stall: float = 0.0, write: float = 0.0, mark: str = "") -> Record:
@@ -34,7 +34,7 @@ def record(step: int, loss: float | None = None, *, stall: float = 0.0, write: f
     return Record(step, "test", metrics, 0.0, mark=mark, stall_seconds=stall, write_seconds=write)  # type: ignore[arg-type]
 
 
-def saved_at(rule: Rule, moments: list[Moment]) -> list[int]:
+def saved_at(rule: Rule, moments: list[StepInfo]) -> list[int]:
     """The steps at which a rule alone would have saved, each save being durable at once."""
     saved: list[Record] = []
     for moment in moments:
@@ -44,56 +44,56 @@ def saved_at(rule: Rule, moments: list[Moment]) -> list[int]:
 
 
 def test_steps_are_counted_from_the_beginning() -> None:
-    assert saved_at(Steps(steps=5), [Moment(step) for step in range(1, 21)]) == [5, 10, 15, 20]
-    assert due({"periodic": Steps(steps=5)}, Moment(5), History()) == "every 5 steps"
+    assert saved_at(Steps(steps=5), [StepInfo(step) for step in range(1, 21)]) == [5, 10, 15, 20]
+    assert due({"periodic": Steps(steps=5)}, StepInfo(5), History()) == "every 5 steps"
 
 
 def test_a_multiple_that_was_missed_is_made_up_for_and_the_grid_stays() -> None:
     rule = Steps(steps=5)
-    assert rule.reason(Moment(7), History([record(4)]))  # 5 fell due while another save was written
-    assert rule.reason(Moment(8), History([record(7)])) is None
-    assert rule.reason(Moment(10), History([record(7)]))
+    assert rule.reason(StepInfo(7), History([record(4)]))  # 5 fell due while another save was written
+    assert rule.reason(StepInfo(8), History([record(7)])) is None
+    assert rule.reason(StepInfo(10), History([record(7)]))
 
 
 def test_a_failed_save_is_tried_again_when_next_due_and_not_at_every_step() -> None:
     rule = Steps(steps=5)
-    assert rule.reason(Moment(11), History([record(5)], tried_step=10)) is None
-    assert rule.reason(Moment(15), History([record(5)], tried_step=10))
+    assert rule.reason(StepInfo(11), History([record(5)], tried_step=10)) is None
+    assert rule.reason(StepInfo(15), History([record(5)], tried_step=10))
 
 
 def test_what_an_error_left_does_not_count_as_a_save() -> None:
-    assert Steps(steps=5).reason(Moment(10), History([record(5), record(9, mark="error")]))
-    assert Steps(steps=5).reason(Moment(10), History([record(11, mark="error")]))
+    assert Steps(steps=5).reason(StepInfo(10), History([record(5), record(9, mark="error")]))
+    assert Steps(steps=5).reason(StepInfo(10), History([record(11, mark="error")]))
 
 
 def test_seconds_are_counted_from_the_last_save() -> None:
     rule = Seconds(seconds=60.0)
-    assert rule.reason(Moment(9), History(seconds_since=59.9)) is None
-    assert rule.reason(Moment(9), History(seconds_since=60.0)) == "every 60 s"
+    assert rule.reason(StepInfo(9), History(seconds_since=59.9)) is None
+    assert rule.reason(StepInfo(9), History(seconds_since=60.0)) == "every 60 s"
 
 
 def test_epochs_are_passes_over_the_data() -> None:
-    moments = [Moment(step, epoch_steps=7.5) for step in range(1, 31)]
+    moments = [StepInfo(step, epoch_steps=7.5) for step in range(1, 31)]
     assert saved_at(Epochs(epochs=1.0), moments) == [8, 15, 23, 30]
     assert saved_at(Epochs(epochs=0.5), moments) == [4, 8, 12, 15, 19, 23, 27, 30]
-    assert saved_at(Epochs(), [Moment(step) for step in range(1, 31)]) == []  # data without an end
+    assert saved_at(Epochs(), [StepInfo(step) for step in range(1, 31)]) == []  # data without an end
 
 
 def test_first_is_once() -> None:
-    assert saved_at(First(), [Moment(step) for step in range(1, 5)]) == [1]
-    assert First().reason(Moment(2), History(tried_step=1)) is None  # it failed: the other rules try again
+    assert saved_at(First(), [StepInfo(step) for step in range(1, 5)]) == [1]
+    assert First().reason(StepInfo(2), History(tried_step=1)) is None  # it failed: the other rules try again
 
 
 def test_best_beats_what_is_on_disk_and_nothing_else_ranks() -> None:
     rule, history = Best(min_improvement=0.1), History([record(1, 2.0), record(2, math.nan), record(3)])
-    reasons = {loss: rule.reason(Moment(9, {"eval/loss": loss}), history) for loss in (1.5, 1.95, 2.5, math.nan)}
+    reasons = {loss: rule.reason(StepInfo(9, {"eval/loss": loss}), history) for loss in (1.5, 1.95, 2.5, math.nan)}
     assert reasons == {1.5: "best eval/loss: 2 → 1.5", 1.95: None, 2.5: None, math.nan: None}
-    assert rule.reason(Moment(9, {"eval/loss": -math.inf}), history) is None
-    assert rule.reason(Moment(9), history) is None
-    assert rule.reason(Moment(9, {"eval/loss": 7.0}), History([record(1, math.nan)])) == "first eval/loss: 7"
-    assert Best(mode="max").reason(Moment(9, {"eval/loss": 2.5}), history) == "best eval/loss: 2 → 2.5"
+    assert rule.reason(StepInfo(9, {"eval/loss": -math.inf}), history) is None
+    assert rule.reason(StepInfo(9), history) is None
+    assert rule.reason(StepInfo(9, {"eval/loss": 7.0}), History([record(1, math.nan)])) == "first eval/loss: 7"
+    assert Best(mode="max").reason(StepInfo(9, {"eval/loss": 2.5}), history) == "best eval/loss: 2 → 2.5"
     marked = History([record(1, 2.0), record(2, 0.5, mark="error")])
-    assert rule.reason(Moment(9, {"eval/loss": 1.5}), marked) == "best eval/loss: 2 → 1.5"
+    assert rule.reason(StepInfo(9, {"eval/loss": 1.5}), marked) == "best eval/loss: 2 → 1.5"
 
 
 def test_adaptive_is_young_and_daly() -> None:
@@ -102,8 +102,8 @@ def test_adaptive_is_young_and_daly() -> None:
         math.sqrt(2 * 2.0 * 1000.0),
         "√(2 × 2 s a save × 1000 s between failures)",
     )
-    assert rule.reason(Moment(10), History(saves, seconds_since=63.2)) is None
-    assert rule.reason(Moment(10), History(saves, seconds_since=63.3)) is not None
+    assert rule.reason(StepInfo(10), History(saves, seconds_since=63.2)) is None
+    assert rule.reason(StepInfo(10), History(saves, seconds_since=63.3)) is not None
 
 
 def test_adaptive_learns_from_this_run() -> None:
@@ -130,10 +130,10 @@ def test_adaptive_is_clamped_and_says_by_what() -> None:
 
 
 def test_adaptive_begins_by_learning_what_a_save_costs() -> None:
-    assert Adaptive().reason(Moment(1), History()) == "adaptive: the first save, to learn what one costs"
+    assert Adaptive().reason(StepInfo(1), History()) == "adaptive: the first save, to learn what one costs"
     failed = History(tried_step=1, seconds_since=10.0)
-    assert Adaptive().reason(Moment(2), failed) is None
-    assert Adaptive().reason(Moment(900), History(tried_step=1, seconds_since=150.0)) is not None  # it is tried again
+    assert Adaptive().reason(StepInfo(2), failed) is None
+    assert Adaptive().reason(StepInfo(900), History(tried_step=1, seconds_since=150.0)) is not None  # it is tried again
 
 
 def test_unstable_saves_more_often_while_the_loss_is_unsteady() -> None:
@@ -146,29 +146,29 @@ def test_unstable_saves_more_often_while_the_loss_is_unsteady() -> None:
     assert rule.interval([1.0] * 4)[0] == 400
     assert rule.interval([1.0, math.nan, 1.0, 1.0]) == (25, "the loss is not finite")
     assert rule.interval([9.0, 0.0, 9.0, 1.0, 1.0, 1.0, 1.0])[0] == 400  # only the last `window` count
-    unsteady, calm = Moment(150, losses=[0.8, 1.2] * 2), Moment(150, losses=[1.0] * 4)
+    unsteady, calm = StepInfo(150, losses=[0.8, 1.2] * 2), StepInfo(150, losses=[1.0] * 4)
     assert rule.reason(unsteady, History([record(100)])) == "unstable: every 50 steps (the loss varies by 0.2)"
     assert rule.reason(calm, History([record(100)])) is None
 
 
 def test_continuous_waits_only_for_the_clock() -> None:
     rule = Continuous(min_seconds=1.0)
-    assert rule.reason(Moment(1), History())
-    assert rule.reason(Moment(2), History([record(1)], tried_step=1, seconds_since=0.9)) is None
-    assert rule.reason(Moment(2), History([record(1)], tried_step=1, seconds_since=1.0))
-    assert rule.reason(Moment(1), History([record(1)], tried_step=1, seconds_since=9.0)) is None
+    assert rule.reason(StepInfo(1), History())
+    assert rule.reason(StepInfo(2), History([record(1)], tried_step=1, seconds_since=0.9)) is None
+    assert rule.reason(StepInfo(2), History([record(1)], tried_step=1, seconds_since=1.0))
+    assert rule.reason(StepInfo(1), History([record(1)], tried_step=1, seconds_since=9.0)) is None
 
 
 def test_reasons_are_joined() -> None:
     rules: dict[str, Rule] = {"periodic": Steps(steps=3), "best": Best()}
-    assert due(rules, Moment(3, {"eval/loss": 1.0}), History()) == "every 3 steps; first eval/loss: 1"
-    assert due({}, Moment(3), History()) is None
+    assert due(rules, StepInfo(3, {"eval/loss": 1.0}), History()) == "every 3 steps; first eval/loss: 1"
+    assert due({}, StepInfo(3), History()) is None
 
 
 def test_every_rule_is_tested_here() -> None:
     tested = {Steps, Seconds, Epochs, First, Best, Adaptive, Unstable, Continuous, OnError}
     assert set(get_args(Rule)) == tested
-    assert OnError().reason(Moment(5, {"eval/loss": 1.0}), History(seconds_since=1e9)) is None  # the loop asks for it
+    assert OnError().reason(StepInfo(5, {"eval/loss": 1.0}), History(seconds_since=1e9)) is None  # the loop asks for it
 
 
 losses = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
@@ -194,7 +194,7 @@ def test_any_strategy_on_any_metrics_gives_reasons_and_never_fails(
     tried = 0
     for step, loss in enumerate(measured, 1):
         metrics = {} if loss is None else {"eval/loss": loss}
-        moment = Moment(step, metrics, epoch_steps=3.5, losses=[x for x in measured[:step] if x is not None])
+        moment = StepInfo(step, metrics, epoch_steps=3.5, losses=[x for x in measured[:step] if x is not None])
         history = History(saved, tried, seconds_since=float(data.draw(st.integers(0, 20))))
         named = dict(zip("abcd", rules, strict=False))
         reason = due(named, moment, history)
@@ -227,14 +227,14 @@ def test_a_step_does_not_look_at_every_checkpoint_there_is() -> None:
         str(n): rule for n, rule in enumerate([Steps(steps=9), Epochs(), First(), Adaptive(), Unstable(), Continuous()])
     }
     Counted.looks = 0
-    due(rules, Moment(5001, epoch_steps=7.0), History(records))
+    due(rules, StepInfo(5001, epoch_steps=7.0), History(records))
     assert 0 < Counted.looks < 50
 
 
 @pytest.mark.parametrize("rule", [Steps(steps=4), Epochs(epochs=0.5), First()])
 def test_a_restart_changes_nothing(rule: Rule) -> None:
     """Rules hold no state: with the same records, a new process decides as the old one would have."""
-    moments = [Moment(step, epoch_steps=6.0) for step in range(1, 25)]
+    moments = [StepInfo(step, epoch_steps=6.0) for step in range(1, 25)]
     whole = saved_at(rule, moments)
     for cut in range(1, 24):
         before = [Record(step, "", {}, 0.0) for step in whole if step <= cut]

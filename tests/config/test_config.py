@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from runner.config.identity import class_of, drift, fingerprint, identity
 from runner.config.schema import continued, load, read, write
 from runner.errors import ConfigError, RefusedError
-from runner.rundir.layout import slug
+from runner.rundir.layout import slug_from_overrides
 
 DOCUMENT: dict[str, Any] = {
     "model": {"kind": "gpt"},
@@ -217,7 +217,7 @@ def test_a_removed_rule_is_a_drift_too() -> None:
     ],
 )
 def test_the_readable_part_is_a_safe_file_name(overrides: list[str], expected: str) -> None:
-    name = slug(overrides, ("root", "log", "name"))
+    name = slug_from_overrides(overrides, ("root", "log", "name"))
     assert name == expected
     assert "/" not in name
     assert len(name) <= 60

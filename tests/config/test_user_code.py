@@ -278,19 +278,19 @@ def test_who_may_name_code(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_told_and_starts_a_new_count(here: Path) -> None:
-    from runner.rundir.provenance import code
+    from runner.rundir.provenance import hash_code
 
     document = own()
     find(document)
     before = origins(document)
     assert [origin.file for origin in before] == [here / "mine.py"] * 3
-    first, first_code = record(before), code(before[0].files)
+    first, first_code = record(before), hash_code(before[0].files)
     (here / "mine.py").write_text(MINE + "# another\n")
     now = record(origins(document))
     (line,) = changed(first, now)
     assert line.startswith("mine.py has changed since then (")
     assert changed(now, now) == []
-    assert code(before[0].files) != first_code != code()
+    assert hash_code(before[0].files) != first_code != hash_code()
 
 
 def test_of_a_package_every_file_counts(here: Path) -> None:
@@ -308,9 +308,9 @@ def test_of_a_package_every_file_counts(here: Path) -> None:
 def test_a_wrong_target_leaves_nothing(door: Door) -> None:
     (door.cwd / "mine.py").write_text(MINE)
     before = door.tree()
-    for words, code in ((("model.target=mine:Nett",), 2), (("model.target=nowhere:Net",), 2)):
+    for words, hash_code in ((("model.target=mine:Nett",), 2), (("model.target=nowhere:Net",), 2)):
         done = door.run(*OWN, *words, PYTHONDONTWRITEBYTECODE="1")
-        assert (done.returncode, len(done.stderr.strip().splitlines())) == (code, 1), done.stderr
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (hash_code, 1), done.stderr
     assert door.tree() == before
 
 

@@ -21,7 +21,7 @@ from run import start
 from runner.errors import ConfigError, RefusedError
 from runner.inspect.load import load
 from runner.launch.compose import compose
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from runner.train.dataset import admit, differences, read, recorded
 from tests.conftest import Door
 from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
@@ -63,7 +63,7 @@ def test_a_model_trains_on_it(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert compose([*command(option), *small, *language], start) == 0
     (status,) = tmp_path.glob("outputs/*/*/status.json")
     assert json.loads(status.read_text())["state"] == "finished"
-    written = recorded(Run(status.parent))
+    written = recorded(RunDir(status.parent))
     assert written is not None
     assert written["inputs"] == list(option.sources().inputs)
     if kind == "tokens":
@@ -278,7 +278,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_changed_data_is_refused_and_named(kind: str, tmp_path: Path) -> None:
-    option, run = MADE[kind](tmp_path), Run(tmp_path / "run")
+    option, run = MADE[kind](tmp_path), RunDir(tmp_path / "run")
     admit(run, option.sources())
     (run.checkpoints / "10").mkdir(parents=True)
     admit(run, option.sources())
@@ -304,7 +304,7 @@ def test_differences_are_named_but_not_by_the_thousand() -> None:
 
 
 def test_a_run_that_has_trained_on_nothing_may_begin_with_other_data(tmp_path: Path) -> None:
-    run, option = Run(tmp_path / "run"), MADE["text"](tmp_path)
+    run, option = RunDir(tmp_path / "run"), MADE["text"](tmp_path)
     admit(run, option.sources())
     before = recorded(run)
     changed(tmp_path / "texts/00.txt")

@@ -19,9 +19,9 @@ from runner.__main__ import main
 from runner.inspect.goodput import LEGEND, account_of, bar
 from runner.inspect.time_account import BUCKETS, account
 from runner.rundir import heartbeat
-from runner.rundir.attempts import attempts
-from runner.rundir.layout import Run, locked
-from runner.text import duration
+from runner.rundir.attempts import read_attempts
+from runner.rundir.layout import RunDir, lock_run
+from runner.text import format_duration
 from tests.conftest import SMALL, Door, last_logged
 
 BEGAN = 1_763_000_000.0
@@ -187,7 +187,7 @@ def test_a_bar_is_as_long_as_it_may_be(spent: dict[str, int], room: int) -> None
     [(400, "0.4 s"), (59_949, "59.9 s"), (59_950, "1m00s"), (125_000, "2m05s"), (11.2e6, "3h06m")],
 )
 def test_durations(milliseconds: float, said: str) -> None:
-    assert duration(milliseconds) == said
+    assert format_duration(milliseconds) == said
 
 
 PAUSE = 1.5
@@ -205,8 +205,8 @@ def killed(make_door: Callable[[str], Door]) -> tuple[Path, dict[str, Any]]:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    dead, run = time.time(), Run(door.the_run)
-    beat = heartbeat.read(run.pulse)
+    dead, run = time.time(), RunDir(door.the_run)
+    beat = heartbeat.read_heartbeat(run.heartbeat)
     assert beat is not None
     before = account_of(run)  # nobody has written its line
     time.sleep(PAUSE)
@@ -228,7 +228,7 @@ def killed(make_door: Callable[[str], Door]) -> tuple[Path, dict[str, Any]]:
 
 def test_a_killed_run_against_the_clock(killed: tuple[Path, dict[str, Any]]) -> None:
     path, facts = killed
-    found, beat = account_of(Run(path)), facts["beat"]
+    found, beat = account_of(RunDir(path)), facts["beat"]
     first, second = found.spans
     assert (first.ending, second.ending) == ("killed", "finished")
     assert first.to_step == beat.step >= 35
@@ -241,7 +241,7 @@ def test_a_killed_run_against_the_clock(killed: tuple[Path, dict[str, Any]]) -> 
     assert down >= PAUSE - 0.03
     assert beat.changed <= facts["dead"]
     assert second.started + (second.end - second.start) / 1000 <= facts["over"]
-    for told in attempts(Run(path)):
+    for told in read_attempts(RunDir(path)):
         spent = told["seconds"]
         length = datetime.fromisoformat(told["ended"]) - datetime.fromisoformat(told["started"])
         assert sum(spent.values()) - spent["total"] == pytest.approx(spent["total"], abs=0.02)
@@ -249,7 +249,7 @@ def test_a_killed_run_against_the_clock(killed: tuple[Path, dict[str, Any]]) -> 
         known = ("step", "import", "startup", "restore", "eval", "save", "finish")
         # of a killed one status.json knows all but the last second, in which all of its steps may lie
         assert min(spent[bucket] for bucket in (known if told["ending"] == "finished" else known[1:4])) > 0
-    assert first.buckets["lost"] == pytest.approx(attempts(Run(path))[0]["lost_seconds"] * 1000, abs=20)
+    assert first.buckets["lost"] == pytest.approx(read_attempts(RunDir(path))[0]["lost_seconds"] * 1000, abs=20)
     assert found.buckets["other"] < 200
     assert 0 < found.goodput < found.goodput_running < 1
 
@@ -259,11 +259,11 @@ def test_before_anybody_came_back(killed: tuple[Path, dict[str, Any]]) -> None:
     path, facts = killed
     (span,) = facts["before"].spans
     assert (span.ending, span.to_step, span.lost_steps) == ("killed", facts["beat"].step, facts["beat"].step - 20)
-    assert facts["before"].spans[0].buckets == account_of(Run(path)).spans[0].buckets
+    assert facts["before"].spans[0].buckets == account_of(RunDir(path)).spans[0].buckets
 
 
 def test_a_run_at_work_counts_up_to_its_last_sign_of_life(killed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunDir(tmp_path / "run")
     shutil.copytree(killed[0], run.path, symlinks=True)
     whole = run.attempts.read_text().splitlines(keepends=True)
     run.attempts.write_text(whole[0])
@@ -271,10 +271,10 @@ def test_a_run_at_work_counts_up_to_its_last_sign_of_life(killed: tuple[Path, di
     status["attempt"] = {key: json.loads(whole[1])[key] for key in ("attempt", "started", "host", "from_step", "drift")}
     run.status.write_text(json.dumps(status))
     assert [span.ending for span in account_of(run).spans] == ["killed", "killed"]
-    with locked(run):
+    with lock_run(run):
         spans = account_of(run).spans
     assert [span.ending for span in spans] == ["killed", "running"]
-    beat = heartbeat.read(run.pulse)
+    beat = heartbeat.read_heartbeat(run.heartbeat)
     assert beat is not None
     assert spans[1].started + (spans[1].end - spans[1].start) / 1000 == pytest.approx(beat.changed, abs=0.01)
 
@@ -294,8 +294,8 @@ def test_the_verb(
     assert "killed during" in out
     assert "20 → 60" in out
     assert "at $36 an hour while attempts ran" in out
-    found = account_of(Run(path))
-    assert f"goodput {100 * found.goodput:.1f} % of {duration(found.clock)}" in out
+    found = account_of(RunDir(path))
+    assert f"goodput {100 * found.goodput:.1f} % of {format_duration(found.clock)}" in out
     (drawn,) = (text for text in out.splitlines() if text.startswith("█") and "  " not in text)
     assert len(drawn) == 100
     assert "×" in drawn

@@ -21,7 +21,7 @@ from runner.__main__ import VERBS, main
 from runner.checkpoint import record, seal
 from runner.inspect.lookup import changed
 from runner.rundir import layout
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from tests.conftest import REPO, Door
 
 STEPS = [15, 20, 30, 40, 45, 60]
@@ -198,7 +198,7 @@ def test_looking_waits_for_nothing_heavy(verb: str, copy: Path) -> None:
 
 
 def test_ages_are_short() -> None:
-    assert [text.age(seconds) for seconds in (-5, 0.4, 7, 200, 7300, 200_000)] == [
+    assert [text.format_age(seconds) for seconds in (-5, 0.4, 7, 200, 7300, 200_000)] == [
         *("now", "now", "7s ago", "3m ago", "2h ago", "2d ago")
     ]
 
@@ -297,7 +297,7 @@ def test_ls_lists_runs(copy: Path, ask: Asked, data: Callable[..., Any]) -> None
         head, row = ask("ls", folder)[1].splitlines()
         assert head.split() == ["state", "step", "best", "saved", "touched", "run"]
         assert row.startswith("finished  60/60  eval/loss 0.")
-        assert row.endswith(str(Run(copy)))
+        assert row.endswith(str(RunDir(copy)))
     (entry,) = data("ls", copy.parent)["runs"]
     assert (entry["state"], entry["step"], entry["checkpoints"]) == ("finished", 60, STEPS)
     assert entry["best"]["metric"] == "eval/loss"
@@ -310,7 +310,7 @@ def test_show_tells_all_of_one_checkpoint(made: Path, ask: Asked, data: Callable
     code, out, _ = ask("show", f"{made}@40")
     known = record.load(made / "checkpoints" / "40")[0]
     assert code == 0
-    assert out.startswith(f"{Run(made)}@40\n")
+    assert out.startswith(f"{RunDir(made)}@40\n")
     for said in (known.reason, "eval/accuracy", '{"next_index": 40}', "attempt 1", "orbax-checkpoint 0.", "format 2"):
         assert said in out
     assert "params.hidden.0.linear.kernel      64 × 16" in out
@@ -415,7 +415,7 @@ def test_diff_tells_configurations_apart_but_compares_checkpoints(
 
 def test_diff_warns_of_bytes_that_are_not_what_was_written(copy: Path, made: Path, ask: Asked) -> None:
     flip(copy, 60)
-    assert f"warning: {Run(copy)}@60 is not good: " in ask("diff", made, copy)[1]
+    assert f"warning: {RunDir(copy)}@60 is not good: " in ask("diff", made, copy)[1]
 
 
 # --- verify, why ---
@@ -500,7 +500,7 @@ def test_pin_and_unpin_say_what_they_did(copy: Path, ask: Asked, data: Callable[
     assert "was pinned already" in ask("pin", f"{copy}@20")[1]
     assert data("verify", f"{copy}@20")["good"] is True
     assert "pinned" in data("ls", copy)["checkpoints"][1]["marks"]
-    expected = {"run": str(Run(copy)), "step": 20, "pinned": False}
+    expected = {"run": str(RunDir(copy)), "step": 20, "pinned": False}
     assert data("unpin", f"{copy}@20") == {**expected, "changed": True}
     assert not pinned.exists()
     assert data("unpin", f"{copy}@20") == {**expected, "changed": False}
@@ -553,7 +553,7 @@ def test_prune_dry_run_says_what_prune_would_do_and_changes_nothing(
     assert content(copy) == before
     assert promised["deleted"] == [step for step in STEPS if step not in stay]
 
-    with layout.locked(Run(copy)):
+    with layout.lock_run(RunDir(copy)):
         code, _, err = ask("prune", copy)
         assert code == 3
         assert f"in use by pid {os.getpid()}" in err
@@ -593,7 +593,7 @@ def test_digest_is_of_what_a_checkpoint_means(copy: Path, made: Path, ask: Asked
     reseal(copy, 60, reason="another reason")
     of = {step: data("digest", f"{copy}@{step}")["digest"] for step in (45, 60)}
     assert len(set(of.values())) == 2
-    assert ask("digest", made)[1] == f"{of[60]}  {Run(made)}@60\n"
+    assert ask("digest", made)[1] == f"{of[60]}  {RunDir(made)}@60\n"
     assert of[60].startswith("sha256:")
     assert len(of[60]) == len("sha256:") + 64
     flip(copy, 60)

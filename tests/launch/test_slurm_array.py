@@ -24,7 +24,7 @@ from runner.launch.members import Member
 from runner.launch.slurm_job import RECIPE, Slurm
 from runner.launch.slurm_queue import Job, queued, same
 from runner.rundir import layout
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door
 from tests.launch.test_sweep import member
 
@@ -104,7 +104,7 @@ def sweep_of(parent: Path, *names: str) -> list[Member]:
     return [member(parent / name) for name in names]
 
 
-def finish(place: Run) -> None:
+def finish(place: RunDir) -> None:
     place.path.mkdir(parents=True, exist_ok=True)
     place.status.write_text(json.dumps({"state": "finished", "step": 1}))
 
@@ -118,7 +118,7 @@ def test_what_is_left_is_one_array_and_typed_again_nothing_is_submitted(tmp_path
     parent = tmp_path / "n"
     sweep, place = sweep_of(parent, "a", "b", "c", "d", "e"), parent / ".sweep/1234"
     finish(sweep[1].place)
-    with layout.locked(sweep[3].place):
+    with layout.lock_run(sweep[3].place):
         assert states(sweep, place, Slurm(parallel=2)) == [
             ("queued", "10_0 submitted"),
             ("finished", ""),
@@ -156,7 +156,7 @@ def test_a_run_is_known_again_in_another_array_and_as_a_single_job(
 ) -> None:
     parent = tmp_path / "n"
     one, two, three = (f"seed_{n}-{n}{n}abcdef" for n in range(3))
-    slurm_job.submit(Run(parent / one), ("seed=0",), Slurm())
+    slurm_job.submit(RunDir(parent / one), ("seed=0",), Slurm())
     assert states(sweep_of(parent, two), parent / ".sweep/1111") == [("queued", "11_0 submitted")]
     # Before a run exists its name says what was typed, which may be another thing for the same run.
     other = two.replace("seed_1", "default")
@@ -166,7 +166,7 @@ def test_a_run_is_known_again_in_another_array_and_as_a_single_job(
     assert [result.job for result in results] == ["10 pending (Priority)", "12_1 submitted", "11_0 pending (Priority)"]
     assert sorted(jobs) == ["10", "11_0", "12"]  # the other sweep's array has runs that are none of this one's
     capsys.readouterr()
-    slurm_job.submit(Run(parent / three), ("seed=2",), Slurm())
+    slurm_job.submit(RunDir(parent / three), ("seed=2",), Slurm())
     said = capsys.readouterr().out
     assert "job 12_1 has it already: pending (Priority); nothing was submitted" in said
     assert f"{parent}/.sweep/2222/slurm/12_1.out" in said

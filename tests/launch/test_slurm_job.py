@@ -10,7 +10,7 @@ import pytest
 
 from runner.errors import ConfigError
 from runner.launch.slurm_job import RECIPE, Slurm, job
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from tests.conftest import SMALL, Door
 
 LAUNCHER = "hydra/launcher=slurm"
@@ -53,7 +53,7 @@ def test_the_job_is_the_recipe_with_the_command_filled_in(tmp_path: Path) -> Non
     options = Slurm(
         partition="gpu", time=90, cpus=4, gpus="h100:1", sbatch=["--constraint=a|b"], setup=["module load x"]
     )
-    run, desk = Run(tmp_path / "n" / "it s-1"), Run(tmp_path / "n" / ".slurm" / "it s-1")
+    run, desk = RunDir(tmp_path / "n" / "it s-1"), RunDir(tmp_path / "n" / ".slurm" / "it s-1")
     text = job(run, desk, ("+a={kind: x}", "name=$HOME"), options)
     lines = text.splitlines()
     for asked in (

@@ -28,7 +28,7 @@ from runner.launch.compose import compose
 from runner.launch.local import Local
 from runner.launch.members import Member
 from runner.launch.study import Search, Study
-from runner.rundir.layout import Run, locked
+from runner.rundir.layout import RunDir, lock_run
 from tests.config.test_config import changed
 from tests.conftest import Door
 from tests.launch.test_sweep import STAND_IN, member, tries
@@ -82,7 +82,7 @@ def test_a_failed_trial_has_no_score_and_is_not_tried_with_every_batch(tmp_path:
 
 def test_a_search_that_goes_is_not_begun_twice(tmp_path: Path) -> None:
     study = study_at(tmp_path)
-    with locked(Run(study.place)), study.lock, pytest.raises(RefusedError, match="in use"):
+    with lock_run(RunDir(study.place)), study.lock, pytest.raises(RefusedError, match="in use"):
         study.work([member(tmp_path / "a", "ok")], Local(), command(tmp_path))
     assert not (tmp_path / "a").exists()
 
@@ -163,7 +163,7 @@ class Searching:
             folder = self.place / own
             option = replace(option, retries=0)
             config = load(changed(train__steps=1, ckpt__last=False))
-            batch.append(Member(config, (str(folder), self.script.get(own, "ok")), Run(folder), (own,)))
+            batch.append(Member(config, (str(folder), self.script.get(own, "ok")), RunDir(folder), (own,)))
         return study.work(batch, option, command(self.place))
 
     def tried(self) -> dict[str, int]:

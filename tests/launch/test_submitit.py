@@ -24,7 +24,7 @@ from runner.launch.command_line import Command
 from runner.launch.compose import _plain_line, compose
 from runner.launch.members import Member
 from runner.launch.submitit import Errand, Submitit
-from runner.rundir.layout import Run, locked
+from runner.rundir.layout import RunDir, lock_run
 from tests.config.test_config import changed
 from tests.launch.test_sweep import STAND_IN, member
 
@@ -107,7 +107,7 @@ def test_what_is_finished_or_in_use_is_not_handed_on(tmp_path: Path) -> None:
     sweep = [member(tmp_path / name, "ok") for name in ("a", "b", "c")]
     sweep[0].place.path.mkdir()
     sweep[0].place.status.write_text('{"state": "finished", "step": 1}')
-    with locked(sweep[1].place):
+    with lock_run(sweep[1].place):
         results, code = submitit.run(sweep, Submitit("submitit_local", {}, carry), Errand((), (), tmp_path / "output"))
     assert (handed, code) == (["c"], 1)
     assert [(result.state, result.code) for result in results] == [("finished", None), ("in use", None), ("failed", 2)]
@@ -159,7 +159,7 @@ def test_a_sweep_by_submitit_local(
 
     def sweep(runs: Sequence[tuple[Config, Command]], option: Any, study: Any) -> tuple[int, list[float | None]]:
         config, folders = load(changed(train__steps=1, ckpt__last=False)), [typed.words[-1] for _, typed in runs]
-        sweep = [Member(config, (name,), Run(tmp_path / name), (name,)) for name in folders]
+        sweep = [Member(config, (name,), RunDir(tmp_path / name), (name,)) for name in folders]
         results, code = submitit.run(sweep, option, Errand(("run.py",), (), tmp_path / "output"))
         found.extend(
             (result.state, len(list(each.place.path.glob("try-*"))), result.code)

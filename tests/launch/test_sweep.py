@@ -25,7 +25,7 @@ from runner.launch import command_line, compose, local, members, status_table
 from runner.launch.local import Local
 from runner.launch.members import Member, Result
 from runner.launch.slurm_job import Slurm
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from tests.config.test_config import changed
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged, write_corpus
 
@@ -95,7 +95,7 @@ class Watching:
 def member(folder: Path, *script: str) -> Member:
     """A run that does this at its first try, at its second, …"""
     config = load(changed(train__steps=1, ckpt__last=False))
-    return Member(config, (str(folder), *script), Run(folder), (f"run={folder.name}",))
+    return Member(config, (str(folder), *script), RunDir(folder), (f"run={folder.name}",))
 
 
 def swept(tmp_path: Path, scripts: dict[str, tuple[str, ...]], **option: Any) -> tuple[list[Result], int, Watching]:

@@ -146,16 +146,16 @@ def _become(request: dict) -> None:
 
 
 def _die_at(step: int) -> None:
-    from runner.rundir.attempts import Attempt
+    from runner.rundir.attempts import AttemptLog
 
-    beat = Attempt.beat
+    beat = AttemptLog.beat
 
-    def beaten(self: Attempt, reached: int) -> None:
+    def beaten(self: AttemptLog, reached: int) -> None:
         beat(self, reached)
         if reached == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Attempt.beat = beaten  # type: ignore[method-assign]
+    AttemptLog.beat = beaten  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from runner.rundir.layout import Run, locked
+from runner.rundir.layout import RunDir, lock_run
 from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, Clouds, clouds
 from tests.conftest import SMALL, Door, assert_same, last_logged, plant
 from tests.preempt.test_preempt import FIRMWARE, write_firmware
@@ -159,7 +159,7 @@ def test_a_stop_file_stops_once(door: Door, reference: Door, tmp_path: Path) -> 
     stopped(process, door, "STOP file")
     assert not stop.exists()
     stop.touch()  # while nothing runs: it is to rest
-    with locked(Run(door.the_run)):
+    with lock_run(RunDir(door.the_run)):
         assert door.run(*RUN).returncode == 3
     assert stop.exists(), "a process that has not the run leaves it alone"
     stopped(door.start(*RUN), door, "STOP file")

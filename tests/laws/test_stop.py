@@ -107,7 +107,7 @@ def wait_until(process: subprocess.Popen[str], door: Door, phase: str, writing: 
     while True:
         assert process.poll() is None, process.communicate()
         for path in door.cwd.glob("outputs/*/*/.pulse"):
-            beat = heartbeat.read(path)
+            beat = heartbeat.read_heartbeat(path)
             if beat and (beat.phase, beat.writing) == (phase, writing) and time.time() - beat.since > 0.05:
                 return
         time.sleep(0.001)
@@ -129,7 +129,7 @@ def test_a_stop_is_seen_and_loses_nothing(where: str, door: Door, reference: Doo
     assert status["state"] == "preempted"
     line = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
     assert (line["ending"], line["lost_steps"], line["to_step"]) == ("preempted", 0, status["step"])
-    beat = heartbeat.read(run / ".pulse")
+    beat = heartbeat.read_heartbeat(run / ".pulse")
     assert beat is not None
     if status["step"]:
         assert beat.step <= status["step"]
@@ -208,7 +208,7 @@ def test_time_that_is_up_ends_what_cannot_be_interrupted(door: Door, tmp_path: P
     planted = SLOW_FIRST_STEP.replace("step == 1:", "step == 33:").replace("sleep(1.0)", "sleep(600)")
     process = door.start(*RUN, "preempt.notice_seconds=2", **plant(tmp_path, planted))
     while True:
-        beat = next((heartbeat.read(path) for path in door.cwd.glob("outputs/*/*/.pulse")), None)
+        beat = next((heartbeat.read_heartbeat(path) for path in door.cwd.glob("outputs/*/*/.pulse")), None)
         if beat and beat.step >= 30 and time.time() - beat.changed > 0.3:
             break
         assert process.poll() is None

@@ -179,14 +179,14 @@ module.in_order = slow
 
 @pytest.mark.parametrize("ending", ["failed", "preempted", "killed", "finished"])
 def test_what_counts_as_the_same_failure(ending: str) -> None:
-    from runner.rundir.crash_loop import relapse
+    from runner.rundir.crash_loop import find_repeated_failure
 
     def line(step: int, ending: str = "failed", code: str = "a", **more: Any) -> dict[str, Any]:
         return {"to_step": step, "ending": ending, "code": code, "why": "boom", **more}
 
-    assert relapse([], "a") is None
-    assert relapse([line(33)] * 2, "b") is None  # other code
-    again = relapse([line(20), line(33), line(33)], "a")
+    assert find_repeated_failure([], "a") is None
+    assert find_repeated_failure([line(33)] * 2, "b") is None  # other code
+    again = find_repeated_failure([line(20), line(33), line(33)], "a")
     assert again is not None
     assert (again.step, again.count, again.move(3), again.move(2), again.move(1)) == (
         33,
@@ -195,9 +195,9 @@ def test_what_counts_as_the_same_failure(ending: str) -> None:
         "step back",
         "give up",
     )
-    between = relapse([line(33), line(31, ending), line(33)], "a")
+    between = find_repeated_failure([line(33), line(31, ending), line(33)], "a")
     assert between is not None
     assert between.count == {"failed": 1, "finished": 1}.get(ending, 2)
-    back = relapse([line(33), line(33), line(25, "killed", stepped_back=32)], "a")
+    back = find_repeated_failure([line(33), line(33), line(25, "killed", stepped_back=32)], "a")
     assert back is not None
     assert back.move(2) == "try"  # it was killed before it could show whether that helped

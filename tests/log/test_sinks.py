@@ -16,7 +16,7 @@ import pytest
 
 from runner.errors import StorageError
 from runner.log import Fanout, reached, wandb
-from runner.log.jsonl import Jsonl, Until, cut
+from runner.log.jsonl import CutPoint, Jsonl, cut
 from runner.log.tensorboard import TensorBoard
 from tests import curves
 from tests.conftest import SMALL, Door
@@ -32,10 +32,10 @@ def test_a_log_is_cut_back_to_the_restored_step_and_the_rest_is_kept(tmp_path: P
     whole = log.read_bytes()
     with log.open("a") as out:
         out.write('{"step": 20, "spl')  # torn by a kill
-    cut(log, Until(10), aside)
+    cut(log, CutPoint(10), aside)
     assert log.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
     assert aside.read_text().splitlines() == [whole.decode().splitlines()[2], '{"step": 20, "spl']
-    cut(log, Until(10), aside)  # nothing more to cut
+    cut(log, CutPoint(10), aside)  # nothing more to cut
     assert len(aside.read_text().splitlines()) == 2
 
 
@@ -43,7 +43,7 @@ def test_a_line_that_came_late_is_kept(tmp_path: Path) -> None:
     """timing.jsonl tells of a background save when it is durable, some steps after it was made."""
     log = tmp_path / "timing.jsonl"
     log.write_text('{"step": 10}\n{"step": 13}\n{"step": 11}\n')
-    cut(log, Until(11), tmp_path / "cut.jsonl")
+    cut(log, CutPoint(11), tmp_path / "cut.jsonl")
     assert log.read_text() == '{"step": 10}\n{"step": 11}\n'
 
 
@@ -133,7 +133,7 @@ def test_a_line_torn_in_the_middle_of_the_end_is_dropped(tmp_path: Path) -> None
     """What a kill leaves while the end of a log is being rewritten, or a power loss."""
     log = tmp_path / "timing.jsonl"
     log.write_bytes(b'{"step": 10, "event": "train"}\n\0\0\0\n{"step": 11}\nvent": "save"}\n{"step": 10}\n')
-    cut(log, Until(10), tmp_path / "cut.jsonl")
+    cut(log, CutPoint(10), tmp_path / "cut.jsonl")
     assert log.read_text() == '{"step": 10, "event": "train"}\n{"step": 10}\n'
     assert len((tmp_path / "cut.jsonl").read_bytes().splitlines()) == 3
 
@@ -142,7 +142,7 @@ def test_an_evaluation_that_is_owed_is_no_longer_there(tmp_path: Path) -> None:
     """A stop came while it was made, it was made up for, and a kill came before that was saved: it is made again."""
     sinks = Sinks(tmp_path)
     sinks.logged(0, 4, 1.0)
-    fanout = sinks.opened(Until(4, owes=True), "1.0", mirrors=True)
+    fanout = sinks.opened(CutPoint(4, owes=True), "1.0", mirrors=True)
     fanout.log(4, "eval", {"loss": 4.0})
     fanout.log(5, "train", {"loss": 0.2})
     fanout.close()
@@ -156,7 +156,7 @@ def test_a_long_log_is_cut_at_its_end(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     whole = [json.dumps({"step": step, "split": "train", "loss": "x" * (step % 97)}) + "\n" for step in range(5000)]
     log.write_text("torn\n" + "".join(whole))
-    cut(log, Until(1000), tmp_path / "cut.jsonl")
+    cut(log, CutPoint(1000), tmp_path / "cut.jsonl")
     assert log.read_text() == "torn\n" + "".join(whole[:1001])
     assert (tmp_path / "cut.jsonl").read_text() == "".join(whole[1001:])
 
@@ -192,7 +192,7 @@ class Sinks:
     mode: str = "offline"
     told: list[str] = field(default_factory=list)
 
-    def opened(self, until: Until, lineage: str, *, mirrors: bool) -> Fanout:
+    def opened(self, until: CutPoint, lineage: str, *, mirrors: bool) -> Fanout:
         metrics = self.logs / "metrics.jsonl"
         cut(metrics, until, self.logs / "cut.jsonl")
         truth, reached = Jsonl(metrics, print), []
@@ -204,7 +204,7 @@ class Sinks:
 
     def logged(self, restored: int, last: int, scale: float, *, mirrors: bool = True) -> None:
         """Train to a step, with values that come from `scale`."""
-        fanout = self.opened(Until(restored), str(scale), mirrors=mirrors)
+        fanout = self.opened(CutPoint(restored), str(scale), mirrors=mirrors)
         for step in range(restored + 1, last + 1):
             fanout.log(step, "train", {"loss": scale / step, "lr": 0.1})
             if step % 2 == 0:

@@ -26,7 +26,7 @@ from runner.preempt.metadata import Line, Notice, Silence, moment
 from runner.preempt.options import Auto, Aws, Azure, Gce, Preempt, Slurm, Source, seconds_of
 from runner.preempt.signals import ECHO_SECONDS
 from runner.preempt.stop import Stopped, Watcher
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, NOTICES, Clouds, clouds
 from tests.conftest import REPO
 
@@ -558,8 +558,8 @@ def test_the_shortest_notice() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    place = Run(tmp_path / "run")
+def run(tmp_path: Path) -> RunDir:
+    place = RunDir(tmp_path / "run")
     place.logs.mkdir(parents=True)
     return place
 
@@ -569,7 +569,7 @@ def listening_to(source: Source) -> Preempt:
 
 
 @pytest.mark.parametrize("what", HAPPENS)
-def test_a_source_raises_the_flag(what: str, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_source_raises_the_flag(what: str, run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     kind, (news, reason) = HAPPENS[what], happens(what)
     watcher = Watcher()
     wishes: list[str] = []
@@ -592,7 +592,7 @@ def test_a_source_raises_the_flag(what: str, run: Run, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err.count(reason) == 1
 
 
-def test_what_is_far_off_is_acted_on_when_it_is_due(run: Run) -> None:
+def test_what_is_far_off_is_acted_on_when_it_is_due(run: RunDir) -> None:
     watcher = Watcher()
     with clouds(events=[event("Redeploy", at=formatdate(time.time() + 3, usegmt=True))]) as world:
         source = Azure(url=world.url, lead_seconds=1.0, poll_seconds=600.0)
@@ -603,7 +603,7 @@ def test_what_is_far_off_is_acted_on_when_it_is_due(run: Run) -> None:
             assert watcher.notice == "Azure Redeploy"
 
 
-def test_the_end_of_a_wait_is_not_waited_for(run: Run) -> None:
+def test_the_end_of_a_wait_is_not_waited_for(run: RunDir) -> None:
     """A run that ends leaves no thread behind, though a question may wait for ten minutes."""
     before = set(threading.enumerate())
     with clouds() as world:
@@ -617,7 +617,7 @@ def test_the_end_of_a_wait_is_not_waited_for(run: Run) -> None:
     assert not run.log.exists(), "and nothing is said about it"
 
 
-def test_a_service_that_is_silent_is_told_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_is_silent_is_told_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runner.preempt.listen.LONGEST_PAUSE", 0.01)
     watcher = Watcher()
     with clouds(noise=("503",), quiet=0) as world:
@@ -630,14 +630,14 @@ def test_a_service_that_is_silent_is_told_once(run: Run, monkeypatch: pytest.Mon
     assert lines[0].endswith("preempt.notices.gce says nothing ('status 503'); it is asked again, quietly")
 
 
-def test_a_silent_service_is_asked_ever_more_seldom(run: Run) -> None:
+def test_a_silent_service_is_asked_ever_more_seldom(run: RunDir) -> None:
     with clouds(noise=("503",), quiet=0) as world:
         with watching(listening_to(replace(option("aws", world.url), poll_seconds=0.05)), run, Watcher(), time.time()):
             time.sleep(1.0)
         assert 2 <= sum(world.made.values()) <= 6, "0, 0.1, 0.3, 0.7, 1.5 s"
 
 
-def test_a_stop_file_stops_and_is_taken_away_when_it_has(run: Run) -> None:
+def test_a_stop_file_stops_and_is_taken_away_when_it_has(run: RunDir) -> None:
     watcher = Watcher()
     with watching(Preempt(), run, watcher, time.time()):
         assert watcher.notice is None
@@ -649,7 +649,7 @@ def test_a_stop_file_stops_and_is_taken_away_when_it_has(run: Run) -> None:
     assert not run.stop.exists()
 
 
-def test_a_stop_file_that_was_there_before_counts(run: Run) -> None:
+def test_a_stop_file_that_was_there_before_counts(run: RunDir) -> None:
     run.stop.touch()
     watcher = Watcher()
     with watching(Preempt(), run, watcher, time.time()):
@@ -661,7 +661,7 @@ def test_a_stop_file_that_was_there_before_counts(run: Run) -> None:
     assert run.stop.exists(), "not ours where it is not wanted"
 
 
-def test_walltime_counts_from_the_start_of_the_process(run: Run) -> None:
+def test_walltime_counts_from_the_start_of_the_process(run: RunDir) -> None:
     watcher, began = Watcher(), time.time()
     with watching(Preempt(walltime="1h"), run, watcher, began - 3599.5):
         assert watcher.notice is None
@@ -670,14 +670,14 @@ def test_walltime_counts_from_the_start_of_the_process(run: Run) -> None:
     assert (watcher.notice, watcher.deadline) == ("walltime 1h", None)
 
 
-def test_nothing_listens_where_nothing_was_chosen(run: Run) -> None:
+def test_nothing_listens_where_nothing_was_chosen(run: RunDir) -> None:
     before = threading.active_count()
     with watching(Preempt(stop_file=False), run, Watcher(), time.time()):
         assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("kind", FIRMWARE)
-def test_auto_listens_to_the_machine_it_is_on(kind: str, run: Run, tmp_path: Path) -> None:
+def test_auto_listens_to_the_machine_it_is_on(kind: str, run: RunDir, tmp_path: Path) -> None:
     news, reason = happens({"gce": "preempted", "aws": "taken", "azure": "evicted"}[kind])
     folder, watcher = write_firmware(tmp_path / "dmi", FIRMWARE[kind]), Watcher()
     with clouds(**news) as world:

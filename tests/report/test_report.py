@@ -19,7 +19,7 @@ from runner.report.config_diff import DEFAULT, difference
 from runner.report.facts import facts_of, thinned
 from runner.report.page import rendered
 from runner.report.pareto import groups, memory
-from runner.rundir.layout import Run
+from runner.rundir.layout import RunDir
 from tests import synthetic
 from tests.browser import Browser, browser, lacking
 from tests.conftest import Door
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def of(*paths: Path, folder: Path | None = None, title: str = "title") -> str:
-    facts = [facts_of(Run(path)) for path in paths]
+    facts = [facts_of(RunDir(path)) for path in paths]
     differs = difference([each.document for each in facts], [each.words for each in facts])
     return rendered(facts, differs, title, folder or paths[0].parent)
 
@@ -112,7 +112,7 @@ def test_a_thinned_curve_keeps_its_spike_and_its_ends_and_invents_nothing() -> N
 
 
 def test_facts_are_what_the_files_say(tmp_path: Path) -> None:
-    run = Run(synthetic.write(tmp_path / "run", killed_at=350, rate=0.02))
+    run = RunDir(synthetic.write(tmp_path / "run", killed_at=350, rate=0.02))
     with run.metrics.open("a") as out:
         out.write(
             '{"step": 1010, "split": "train", "loss": NaN}\n[1]\n{"step": 1020, "split": "tr'
@@ -145,7 +145,7 @@ def test_the_page_tells_what_the_runs_hold_and_links_lead_there(sweep: Path, tmp
     found = Page(page.read_text())
     links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
     assert {(page.parent / unquote(link or "")).resolve() for link in links} == set(sweep.glob("[a-d]"))
-    told = facts_of(Run(sweep / "b"))
+    told = facts_of(RunDir(sweep / "b"))
     assert told.best is not None
     for cell in ("optim.lr", "failed", f"{told.best[1]:.5g}", f"{100 * told.account.goodput:.1f} %", "50"):
         assert cell in found.cells, cell
@@ -213,7 +213,7 @@ def test_a_run_that_was_really_killed(served: Forks, door: Door) -> None:
     assert served.run(door.cwd, *words, kill_at=25).returncode == -signal.SIGKILL
     assert served.run(door.cwd, *words).returncode == 0
     assert main(["report", str(door.the_run)]) == 0
-    assert facts_of(Run(door.the_run)).needs is not None
+    assert facts_of(RunDir(door.the_run)).needs is not None
     run = Page((door.the_run / "report.html").read_text()).facts["runs"][0]
     assert [(span[3], span[5]) for span in run["spans"]] == [("killed", 25), ("finished", 60)]
     there = {int(path.name) for path in (door.the_run / "checkpoints").iterdir() if path.name.isdecimal()}
@@ -247,7 +247,7 @@ def remats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def all_of(root: Path) -> tuple[list[Any], Any]:
-    facts = [facts_of(Run(path)) for path in sorted(root.glob("[a-z]"))]
+    facts = [facts_of(RunDir(path)) for path in sorted(root.glob("[a-z]"))]
     return facts, difference([each.document for each in facts], [each.words for each in facts])
 
 
@@ -321,7 +321,7 @@ def test_a_run_whose_record_is_torn_has_no_memory(tmp_path: Path) -> None:
 def test_a_thousand_runs_are_less_than_ten_megabytes(tmp_path: Path) -> None:
     needs = {0.004: synthetic.needs("none", 1000, 0), 0.01: synthetic.needs("full", 100, 330)}
     few = [
-        facts_of(Run(synthetic.write(tmp_path / str(rate), killed_at=350, rate=rate, needs=found)))
+        facts_of(RunDir(synthetic.write(tmp_path / str(rate), killed_at=350, rate=rate, needs=found)))
         for rate, found in needs.items()
     ]
     facts = [few[number % 2] for number in range(1000)]
@@ -428,7 +428,7 @@ def test_what_is_pointed_at_is_told(opened: Callable[..., Browser], sweep: Path)
     start, end = "[box.left + 2, box.top + 2]", "[box.right - 4, box.bottom - 4]"
     found = re.search(r"^lr=0.5 .*\ntrain/loss ([0-9.]+) at step ([0-9,]+)$", told("figure path.curve", end))
     assert found
-    losses = dict(facts_of(Run(sweep / "a")).curves["train/loss"])
+    losses = dict(facts_of(RunDir(sweep / "a")).curves["train/loss"])
     assert float(found[1]) == float(f"{losses[int(found[2].replace(',', ''))]:.4g}")
     saved = told("#saves path.kept", end)
     assert "saved: every 100 steps" in saved

@@ -15,32 +15,32 @@ import pytest
 
 from runner.checkpoint.record import Score
 from runner.rundir import heartbeat
-from runner.rundir.attempts import Attempt, attempts
-from runner.rundir.heartbeat import Pulse, Stopwatch
-from runner.rundir.layout import Run, in_use, locked, standing
+from runner.rundir.attempts import AttemptLog, read_attempts
+from runner.rundir.heartbeat import HeartbeatWriter, Stopwatch
+from runner.rundir.layout import RunDir, is_in_use, lock_run, run_state
 from tests.conftest import REPO
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path)
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path)
 
 
-def begun(run: Run, began: float | None = None) -> Attempt:
-    attempt = Attempt(run, Score(), 100, "identity", began)
+def begun(run: RunDir, began: float | None = None) -> AttemptLog:
+    attempt = AttemptLog(run, Score(), 100, "identity", began)
     attempt.begin(["seed=1"], [])
     return attempt
 
 
 def test_every_moment_counts_towards_one_bucket(tmp_path: Path) -> None:
-    watch = Stopwatch(Pulse(tmp_path / "pulse"), time.time() - 2.0)
+    watch = Stopwatch(HeartbeatWriter(tmp_path / "pulse"), time.time() - 2.0)
     start = time.perf_counter()
-    with watch.spend("step"):
+    with watch.time_in("step"):
         time.sleep(0.02)
-        with watch.spend("data"):
+        with watch.time_in("data"):
             time.sleep(0.03)
-            assert heartbeat.read(tmp_path / "pulse").phase == "data"  # type: ignore[union-attr]
-        assert heartbeat.read(tmp_path / "pulse").phase == "step"  # type: ignore[union-attr]
+            assert heartbeat.read_heartbeat(tmp_path / "pulse").phase == "data"  # type: ignore[union-attr]
+        assert heartbeat.read_heartbeat(tmp_path / "pulse").phase == "step"  # type: ignore[union-attr]
     elapsed = time.perf_counter() - start
     seconds = watch.read()
     assert seconds["data"] >= 0.03
@@ -52,22 +52,22 @@ def test_every_moment_counts_towards_one_bucket(tmp_path: Path) -> None:
     assert seconds["step"] + seconds["data"] <= elapsed + 0.002  # nested, not twice
 
 
-def test_a_killed_attempt_gets_its_line_from_the_next_one(run: Run) -> None:
+def test_a_killed_attempt_gets_its_line_from_the_next_one(run: RunDir) -> None:
     """Status says step 40 as of a second ago; the sign of life knows better."""
     first = begun(run, time.time() - 10)
     first.restored(20, None, "cpu")
     first.note(40, {}, 20)
     first.write("running")
-    with first.spend("eval"):
-        first.pulse.beat(47)
-        first.pulse.writing("seal")
-        left_behind = run.pulse.read_bytes()  # what a SIGKILL leaves
-    run.pulse.write_bytes(left_behind)
+    with first.time_in("eval"):
+        first.heartbeat.beat(47)
+        first.heartbeat.set_writer_phase("seal")
+        left_behind = run.heartbeat.read_bytes()  # what a SIGKILL leaves
+    run.heartbeat.write_bytes(left_behind)
     second = begun(run)  # killed before it restored anything: also that is on record
-    assert attempts(run) == []
+    assert read_attempts(run) == []
     third = begun(run)
     third.restored(30, None, "cpu")
-    one, two = attempts(run)
+    one, two = read_attempts(run)
     assert (one["ending"], one["during"], one["from_step"], one["to_step"]) == (
         "killed",
         "eval, seal a checkpoint",
@@ -80,24 +80,24 @@ def test_a_killed_attempt_gets_its_line_from_the_next_one(run: Run) -> None:
     assert (two["attempt"], two["ending"], two["during"], two["lost_steps"]) == (2, "killed", "startup", 0)
     assert "from_step" not in two
     third.end("finished", 100, "")
-    assert [line["attempt"] for line in attempts(run)] == [1, 2, 3]
+    assert [line["attempt"] for line in read_attempts(run)] == [1, 2, 3]
     assert begun(run).number == 4
-    assert len(attempts(run)) == 3  # buried once
+    assert len(read_attempts(run)) == 3  # buried once
     assert second.number == 2
 
 
-def test_an_attempt_ends_once_and_says_what_is_lost(run: Run) -> None:
+def test_an_attempt_ends_once_and_says_what_is_lost(run: RunDir) -> None:
     attempt = begun(run)
     attempt.restored(10, None, "cpu")
     attempt.note(25, {}, 20)
     attempt.end("preempted", 25, "SIGTERM", durable=20)
     attempt.end("failed", 25, "too late", durable=20)
-    (line,) = attempts(run)
+    (line,) = read_attempts(run)
     assert (line["ending"], line["to_step"], line["lost_steps"]) == ("preempted", 25, 5)
     assert (run.read_status()["state"], run.read_status()["step"]) == ("preempted", 20)
 
 
-def test_what_a_start_that_was_refused_leaves(run: Run) -> None:
+def test_what_a_start_that_was_refused_leaves(run: RunDir) -> None:
     attempt = begun(run)
     attempt.restored(10, None, "cpu")
     attempt.end("preempted", 10, "SIGTERM", durable=10)
@@ -106,10 +106,10 @@ def test_what_a_start_that_was_refused_leaves(run: Run) -> None:
     assert run.status.read_bytes() != before
     refused.withdraw()
     assert run.status.read_bytes() == before
-    assert len(attempts(run)) == 1
+    assert len(read_attempts(run)) == 1
 
 
-def test_a_stop_before_training_loses_nothing_of_its_own(run: Run) -> None:
+def test_a_stop_before_training_loses_nothing_of_its_own(run: RunDir) -> None:
     """The steps that are gone were lost by the one that was killed, and are counted there."""
     killed = begun(run)
     killed.restored(0, None, "cpu")
@@ -117,7 +117,7 @@ def test_a_stop_before_training_loses_nothing_of_its_own(run: Run) -> None:
     killed.write("running")
     stopped = begun(run)
     stopped.end("preempted", stopped.step, "SIGTERM", durable=20)
-    first, second = attempts(run)
+    first, second = read_attempts(run)
     assert (first["ending"], first["lost_steps"]) == ("killed", 5)
     assert (second["ending"], second["lost_steps"], second["to_step"]) == ("preempted", 0, 20)
 
@@ -126,19 +126,19 @@ def test_a_stop_before_training_loses_nothing_of_its_own(run: Run) -> None:
 def test_a_pulse_that_is_none(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "pulse").write_bytes(content)
-    assert heartbeat.read(tmp_path / "pulse") is None
+    assert heartbeat.read_heartbeat(tmp_path / "pulse") is None
 
 
 def test_a_pulse_where_the_disk_has_no_room() -> None:
-    beating = Pulse(Path("/proc/nowhere/pulse"))
+    beating = HeartbeatWriter(Path("/proc/nowhere/pulse"))
     beating.beat(3)
     assert beating.read().step == 3
 
 
 def test_a_pulse_survives_a_kill(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from runner.rundir.heartbeat import Pulse\n"
-        "pulse = Pulse(Path(sys.argv[1])); pulse.phase('save'); pulse.writing('publish'); step = 0\n"
+        "import sys, time; from pathlib import Path; from runner.rundir.heartbeat import HeartbeatWriter\n"
+        "pulse = HeartbeatWriter(Path(sys.argv[1])); pulse.set_phase('save'); pulse.set_writer_phase('publish'); step = 0\n"
         "while True:\n    step += 1; pulse.beat(step)\n    if step == 1000: print('there', flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pulse")], cwd=REPO, stdout=subprocess.PIPE)
@@ -146,33 +146,33 @@ def test_a_pulse_survives_a_kill(tmp_path: Path) -> None:
     process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    beat = heartbeat.read(tmp_path / "pulse")
+    beat = heartbeat.read_heartbeat(tmp_path / "pulse")
     assert beat is not None
     assert beat.step >= 1000
     assert (beat.phase, beat.writing) == ("save", "publish")
 
 
-def test_a_run_whose_process_is_gone_is_called_killed(run: Run) -> None:
+def test_a_run_whose_process_is_gone_is_called_killed(run: RunDir) -> None:
     run.status.write_text(json.dumps({"state": "running"}))
-    with locked(run):
-        assert in_use(run)
-        assert standing(run) == "running"
-    assert not in_use(run)
-    assert standing(run) == "killed"
+    with lock_run(run):
+        assert is_in_use(run)
+        assert run_state(run) == "running"
+    assert not is_in_use(run)
+    assert run_state(run) == "killed"
     run.status.write_text(json.dumps({"state": "finished"}))
-    assert standing(run) == "finished"
+    assert run_state(run) == "finished"
 
 
 def test_when_this_process_began() -> None:
-    from runner.rundir.provenance import process_began
+    from runner.rundir.provenance import process_start_time
 
-    code = "from runner.rundir.provenance import process_began; print(process_began())"
+    code = "from runner.rundir.provenance import process_start_time; print(process_start_time())"
     before = time.time()
     answers = [
         float(subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout)
     ]
     assert before - 0.1 <= answers[0] <= time.time()
-    assert process_began() < before
+    assert process_start_time() < before
     assert os.getpid()
 
 
@@ -181,19 +181,19 @@ def test_changed_code_has_another_hash(tmp_path: Path, monkeypatch: Any) -> None
 
     (tmp_path / "runner").mkdir()
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runner/rundir/provenance.py"))
-    empty = provenance.code()
+    empty = provenance.hash_code()
     (tmp_path / "runner/x.py").write_text("1")
-    one = provenance.code()
+    one = provenance.hash_code()
     (tmp_path / "runner/x.py").write_text("2")
-    assert len({empty, one, provenance.code()}) == 3
+    assert len({empty, one, provenance.hash_code()}) == 3
 
 
 def test_a_reader_of_a_pulse_never_finds_it_cleared(tmp_path: Path) -> None:
     """A kill at any moment leaves what a reader at that moment sees."""
     code = (
-        "import sys; from pathlib import Path; from runner.rundir.heartbeat import Pulse\n"
-        "pulse = Pulse(Path(sys.argv[1])); pulse.beat(1); print('there', flush=True); step = 1\n"
-        "while True:\n    step += 1; pulse.beat(step); pulse.phase('save')\n"
+        "import sys; from pathlib import Path; from runner.rundir.heartbeat import HeartbeatWriter\n"
+        "pulse = HeartbeatWriter(Path(sys.argv[1])); pulse.beat(1); print('there', flush=True); step = 1\n"
+        "while True:\n    step += 1; pulse.beat(step); pulse.set_phase('save')\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pulse")], cwd=REPO, stdout=subprocess.PIPE)
     try:
@@ -201,7 +201,7 @@ def test_a_reader_of_a_pulse_never_finds_it_cleared(tmp_path: Path) -> None:
         process.stdout.readline()
         last = 0
         for _ in range(20_000):
-            beat = heartbeat.read(tmp_path / "pulse")
+            beat = heartbeat.read_heartbeat(tmp_path / "pulse")
             assert beat is not None
             assert beat.step >= max(last, 1)
             assert beat.changed > 0
@@ -212,7 +212,7 @@ def test_a_reader_of_a_pulse_never_finds_it_cleared(tmp_path: Path) -> None:
     assert last > 1000
 
 
-def test_what_a_rollback_does_again_is_counted(run: Run) -> None:
+def test_what_a_rollback_does_again_is_counted(run: RunDir) -> None:
     """Also in the line of an attempt that is killed later."""
     attempt = begun(run)
     attempt.restored(10, None, "cpu")
@@ -222,7 +222,7 @@ def test_what_a_rollback_does_again_is_counted(run: Run) -> None:
     attempt.write("running")
     later = begun(run)
     later.restored(40, None, "cpu")
-    (line,) = attempts(run)
+    (line,) = read_attempts(run)
     assert (line["from_step"], line["redone_steps"], line["lost_steps"]) == (10, 15, 0)
     later.end("finished", 50, "")
-    assert "redone_steps" not in attempts(run)[1]
+    assert "redone_steps" not in read_attempts(run)[1]

@@ -17,7 +17,7 @@ from PIL import Image
 from data.sources import Sources, Table
 from runner.config.evaluations import Metrics, Reconstructions, Samples, Text, cadences, due
 from runner.errors import ConfigError
-from runner.log.jsonl import Until
+from runner.log.jsonl import CutPoint
 from runner.log.tensorboard import TensorBoard
 from runner.train.evaluator import Evaluator
 from runner.train.media import in_pairs, mosaic
@@ -150,7 +150,7 @@ def test_tensorboard_has_the_pictures_and_texts(tmp_path: Path) -> None:
 
     found = done({"samples": Samples(count=4), "text": Text(count=1)}, tmp_path)
     (tmp_path / "logs").mkdir()
-    board = TensorBoard(tmp_path / "logs/tensorboard", tmp_path / "logs/metrics.jsonl", Until(0), "aside")
+    board = TensorBoard(tmp_path / "logs/tensorboard", tmp_path / "logs/metrics.jsonl", CutPoint(0), "aside")
     for split, values in found.items():
         board.log(7, split, values)
     board.close()
@@ -159,7 +159,7 @@ def test_tensorboard_has_the_pictures_and_texts(tmp_path: Path) -> None:
     assert picture.encoded_image_string == (tmp_path / found["samples"]["file"]).read_bytes()
     assert (picture.step, picture.width) == (7, 2 * 50 + 2)
     (tmp_path / found["samples"]["file"]).unlink()
-    board = TensorBoard(tmp_path / "logs/again", tmp_path / "logs/metrics.jsonl", Until(0), "aside")
+    board = TensorBoard(tmp_path / "logs/again", tmp_path / "logs/metrics.jsonl", CutPoint(0), "aside")
     board.log(7, "samples", found["samples"])  # gone: left out, and no harm
     board.close()
     (text,) = events.Tensors("text/file")
@@ -221,6 +221,8 @@ def test_a_mistake_gets_one_plain_line(words: list[str], said: str, door: Door) 
 
 def test_an_evaluation_that_is_owed_takes_all_of_its_lines_along() -> None:
     """A step saved before its evaluations were done keeps what training and saving said of it, and nothing else."""
-    held = {split for split in ("train", "save", "eval", "train_set", "text") if Until(10, owes=True).holds(10, split)}
+    held = {
+        split for split in ("train", "save", "eval", "train_set", "text") if CutPoint(10, owes=True).holds(10, split)
+    }
     assert held == {"train", "save"}
-    assert all(Until(10).holds(10, split) for split in ("train", "save", "eval", "text"))
+    assert all(CutPoint(10).holds(10, split) for split in ("train", "save", "eval", "text"))

@@ -13,7 +13,7 @@ import pytest
 from runner.errors import DivergedError
 from runner.preempt.stop import Stopped
 from runner.train.loop import STEPS_IN_FLIGHT, Cadence, Parts, Reached, train
-from runner.values import Moment
+from runner.values import StepInfo
 
 
 class Number:
@@ -48,7 +48,7 @@ class World:
         self.log_is_whole = True
         self.poisoned: set[int] = set()
         self.stop_in_evaluation: int | None = None
-        self.moments: list[tuple[Moment, list[float]]] = []
+        self.moments: list[tuple[StepInfo, list[float]]] = []
         self.batches, self.landed, self.newest, self.flag = 0, 0, None, Flag()
         self.saved: dict[int, tuple[int, int, str]] = {}
         self.owing: list[int] = []
@@ -79,17 +79,17 @@ class World:
     def holds(self, step: int) -> bool:
         return step in self.saved
 
-    def due(self, moment: Moment) -> str | None:
+    def due(self, moment: StepInfo) -> str | None:
         self.moments.append((moment, list(moment.losses)))
         return "due" if moment.step % self.save_every == 0 else None
 
-    def save(self, reason: str, moment: Moment, items: Mapping[str, Any]) -> None:
+    def save(self, reason: str, moment: StepInfo, items: Mapping[str, Any]) -> None:
         assert items["state"]["step"] == moment.step
         self.events.append(("save", moment.step))
         self.saved[moment.step] = (items["state"]["step"], items["data"]["next"], reason)
         self.owing += [moment.step] if items["owes"] else []
 
-    def rescue(self, error: Exception, moment: Moment, items: Any) -> None:
+    def rescue(self, error: Exception, moment: StepInfo, items: Any) -> None:
         self.events.append(("rescue", items()["state"]["step"]))
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -100,7 +100,7 @@ class World:
 
     def close(self) -> None: ...
 
-    def spend(self, bucket: str) -> AbstractContextManager[None]:
+    def time_in(self, bucket: str) -> AbstractContextManager[None]:
         return nullcontext()
 
     def check(self) -> None: ...
@@ -288,7 +288,7 @@ def test_waiting_for_a_save_is_saving() -> None:
             self.asked: list[tuple[str, int, list[str]]] = []
 
         @contextmanager
-        def spend(self, bucket: str) -> Iterator[None]:  # type: ignore[override]
+        def time_in(self, bucket: str) -> Iterator[None]:  # type: ignore[override]
             self.inside.append(bucket)
             yield
             self.inside.pop()
@@ -297,7 +297,7 @@ def test_waiting_for_a_save_is_saving() -> None:
             self.asked.append(("holds", step, [*self.inside]))
             return super().holds(step)
 
-        def due(self, moment: Moment) -> str | None:
+        def due(self, moment: StepInfo) -> str | None:
             self.asked.append(("due after evaluation" if moment.metrics else "due", moment.step, [*self.inside]))
             return super().due(moment)
 
