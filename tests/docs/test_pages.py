@@ -1,7 +1,10 @@
-"""The README shows what is: its commands run, its tables name every choice, its two lines are what CI runs."""
+"""The pages show what is: their commands run, their tables name every choice, and what they name is there."""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -10,84 +13,90 @@ import time
 
 import pytest
 
+from runner.__main__ import VERBS, Parser
 from tests.conftest import REPO, Door
+from tests.docs.pages import PAGES, RECIPES, blocks_outside_recipes, find_blocks, shell_lines, transcript_lines
 from tests.laws.faults import Forks
 
-README = (REPO / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+BLOCKS = blocks_outside_recipes()
+README = PAGES["README.md"]
 SHORT = ("train.steps=2", "train.eval_steps=1", "train.eval_batches=1", "log.tensorboard=false")
 TINY_GPT = ("model.num_layers=1", "model.width=16", "model.hidden=16", "data.seq_len=16")
+# What needs a run of a certain name, Slurm or Optuna is in tests/launch; the example of one's own has a test below.
+ELSEWHERE = re.compile("dir=outputs|launcher=slurm|sweeper=optuna|waves:")
 
 
 def commands() -> list[str]:
-    lines = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines()]
-    return [
-        line
-        for line in lines
-        if line.startswith("python run.py ") and not re.search("dir=outputs|launcher=slurm|sweeper=optuna|waves:", line)
-    ]
+    """Return every distinct `python run.py …` of the pages: of a sweep its first run (tests/launch has more of them)."""
+    lines = [line for line in shell_lines(BLOCKS) if line.startswith("python run.py ") and not ELSEWHERE.search(line)]
+    first = [" ".join(part.split(",")[0] for part in line.split()) if " -m " in line else line for line in lines]
+    return list(dict.fromkeys(first))
+
+
+def write_files(door: Door) -> None:
+    """Write the files that the pages show, as `# NAME.py` in their first line, where the commands are typed."""
+    for block in BLOCKS:
+        if name := re.match(r"# (\w+\.py)\b", block.text):
+            (door.cwd / name[1]).write_text(block.text)
+
+
+# --- commands ---
 
 
 def test_there_are_commands_to_run() -> None:
-    assert len(commands()) >= 6
-    assert any(
-        line == "pip install -c constraints.txt -e . && python run.py"
-        for block in BLOCKS
-        for line in block.splitlines()
-    )
-    assert any("&& pytest" in line for block in BLOCKS for line in block.splitlines())
+    assert len(commands()) >= 20
+    lines = shell_lines(find_blocks(README))
+    assert "pip install -c constraints.txt -e . && python run.py" in lines  # .ci/run types these two
+    assert any(re.fullmatch(r"pip install .* && pytest( .*)?", line) for line in lines)
 
 
 @pytest.mark.parametrize("command", commands())
 def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
     words = shlex.split(command.replace("FOLDER", "."))[2:]
-    if "-m" in words:  # one run of each sweep: tests/launch/test_sweep.py has more
-        words = [word.split(",")[0] for word in words]
     if "--help" in words:
         shown = door.run(*words)
         assert shown.returncode == 0
-        assert (
-            "retention: all, best_n, disk_budget, every_k, last_and_best, last_n, pinned, spaced, time" in shown.stdout
-        )
+        rules = sorted(path.stem for path in (REPO / "conf/retention").glob("*.yaml"))
+        assert f"retention: {', '.join(rules)}" in shown.stdout
         return
+    write_files(door)
     if "RUN" in command:
         assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
     typed = {word.split("=")[0] for word in words} | {"train.steps"}
-    small = () if "model=mlp" in words or any(word.startswith("dir=") for word in words) else TINY_GPT
+    own = any(word.startswith(("dir=", "model=mlp", "model=tower:")) for word in words)
     words = [word for word in words if not word.startswith("train.steps=")]
-    extra = [word for word in (*SHORT, *small) if word.split("=")[0] not in typed]
+    extra = [word for word in (*SHORT, *(() if own else TINY_GPT)) if word.split("=")[0] not in typed]
     done = served.run(door.cwd, *words, "train.steps=2", *extra)
     assert done.returncode == 0, done.stdout
 
 
-def test_its_tables_name_every_choice() -> None:
-    groups = (
-        "model",
-        "data",
-        "objective",
-        "optim",
-        "schedule",
-        "ckpt",
-        "retention",
-        "remat",
-        "mesh",
-        "eval",
-        "preempt",
-        "log",
-        "experiment",
-        "hydra/launcher",
-    )
-    for group in groups:
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
-        assert set(re.findall(r"`([\w/]+)`", row)[1:]) == {path.stem for path in (REPO / "conf" / group).glob("*.yaml")}
+def test_its_verbs_take_what_is_typed() -> None:
+    lines = [*transcript_lines(BLOCKS), *shell_lines(BLOCKS)]
+    typed = [line for line in lines if line.startswith("python -m runner ")]
+    assert len(typed) >= len(VERBS)
+    for line in typed:
+        verb, *words = shlex.split(re.split(" > | && ", line)[0])[3:]
+        tool = importlib.import_module(f"runner.{VERBS[verb][0]}")
+        parser = Parser()
+        tool.arguments(parser)
+        parser.parse_args(words)  # raises ConfigError where an option or a word is not taken
 
 
-def write_example(door: Door) -> None:
-    """The file of the section about one's own model, as it stands there."""
-    (code,) = re.findall(r"```python\n(# waves.py.*?)```", README, re.S)
-    assert len(code.splitlines()) < 40
-    (door.cwd / "waves.py").write_text(code)
+def test_every_verb_is_shown() -> None:
+    shown = {line.split()[3] for line in transcript_lines(BLOCKS) if line.startswith("python -m runner ")}
+    assert set(VERBS) <= shown
+
+
+def test_its_errors_are_what_is_said(door: Door) -> None:
+    write_files(door)
+    said = [found for page in PAGES.values() for found in re.findall(r"\$ python run\.py (.*)\n(error: .*)\n", page)]
+    assert len(said) >= 4
+    for command, error in said:
+        assert door.run(*command.split()).stderr.strip() == error
+
+
+# --- the example of one's own model, data and loss ---
 
 
 def kill_once_saved(door: Door, *words: str) -> None:
@@ -104,8 +113,9 @@ def kill_once_saved(door: Door, *words: str) -> None:
 @pytest.mark.parametrize("at", [0, 1])
 def test_its_example_of_ones_own_runs_as_written(at: int, door: Door) -> None:
     """The first command is killed once; typed again it ends near the best possible, -1.21 nats."""
-    write_example(door)
-    lines = [line for block in BLOCKS for line in block.splitlines() if "waves:" in line]
+    write_files(door)
+    assert len((door.cwd / "waves.py").read_text().splitlines()) < 40
+    lines = [line for line in shell_lines(BLOCKS) if "waves:" in line]
     assert len(lines) == 2
     words = shlex.split(lines[at])[2:]
     if at == 0:
@@ -119,14 +129,60 @@ def test_its_example_of_ones_own_runs_as_written(at: int, door: Door) -> None:
     assert json.loads((door.the_run / "status.json").read_text())["last"]["eval/loss"] < -1.1
 
 
-def test_its_errors_are_what_is_said(door: Door) -> None:
-    write_example(door)
-    for command, said in re.findall(r"\$ python run\.py (.*)\n(error: .*)\n", README):
-        assert door.run(*command.split()).stderr.strip() == said
+# --- what they name is there ---
 
 
-def test_every_verb_is_shown() -> None:
-    from runner.__main__ import VERBS
+def test_the_first_page_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+    (example,) = (block.text for block in find_blocks(README) if block.text.startswith("# tower.py"))
+    assert len(example.splitlines()) <= 15
 
-    assert VERBS
-    assert [verb for verb in VERBS if f"$ python -m runner {verb} " not in README] == []
+
+def test_its_table_names_every_choice() -> None:
+    folders = [path for path in (REPO / "conf").glob("**") if len([*path.glob("*.yaml")]) > 1]  # `train` has one
+    assert len(folders) == 14
+    for folder in folders:
+        group = folder.relative_to(REPO / "conf").as_posix()
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
+        assert set(re.findall(r"`([\w/]+)`", row)[1:]) == {path.stem for path in folder.glob("*.yaml")}, group
+
+
+def test_paths_in_the_pages_exist() -> None:
+    """A path is a word in backticks that begins with a folder or file of ours; `*` stands for any name."""
+    ours = re.compile(r"`((?:runner|models|data|conf|docs|tests)/[\w./*-]*|run\.py|pyproject\.toml)`")
+    made = {block.file for block in find_blocks(PAGES[RECIPES]) if block.language != "diff"}
+    named = {(page, path) for page, text in PAGES.items() for path in ours.findall(text)}
+    assert len(named) >= 30
+    assert [found for found in sorted(named) if found[1] not in made and not [*REPO.glob(found[1].rstrip("/"))]] == []
+
+
+def test_links_of_the_first_page_lead_somewhere() -> None:
+    """mkdocs checks the others."""
+    links = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", README)
+    for target, _, anchor in (("".join(link)).partition("#") for link in links):
+        assert (REPO / target).is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (REPO / target).read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], target
+
+
+def test_python_in_the_pages_is_python_and_imports_what_there_is() -> None:
+    for block in BLOCKS:
+        if block.language != "python":
+            continue
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("runner", "models", "data"):
+                module = importlib.import_module(node.module or "")
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def test_programs_in_the_pages_exist() -> None:
+    named = {name for text in PAGES.values() for name in re.findall(r"python -m (tests\.[\w.]+)", text)}
+    assert len(named) >= 9
+    assert [name for name in sorted(named) if importlib.util.find_spec(name) is None] == []
+
+
+def test_the_architecture_names_every_room_and_no_other() -> None:
+    named = set(re.findall(r"^\| `(runner/\w+/)`", PAGES["docs/architecture.md"], re.MULTILINE))
+    rooms = {path.parent.name for path in (REPO / "runner").glob("*/__init__.py")}
+    assert named == {f"runner/{room}/" for room in rooms}

@@ -1,0 +1,137 @@
+"""docs/extending.md, followed literally on copies of the repository: files are written, changes made, commands typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import HANG_SECONDS, REPO
+from tests.docs.pages import PAGES, RECIPES, Block, find_blocks, shell_lines, split_sections
+
+SECTIONS = {title: part for title, part in split_sections(PAGES[RECIPES]).items() if title.startswith("Add ")}
+COPIED = ("conf", "data", "docs", "models", "runner", "tests", "run.py", "README.md", "pyproject.toml")
+SHORT = ("log.tensorboard=false", "train.eval_steps=20", "train.eval_batches=1")
+
+
+def copy_repository(target: Path) -> Path:
+    """Copy what the recipes change and what their commands need."""
+    target.mkdir()
+    for name in COPIED:
+        if (REPO / name).is_dir():
+            shutil.copytree(REPO / name, target / name, ignore=shutil.ignore_patterns("*.pyc", "images", ".*"))
+        else:
+            shutil.copy2(REPO / name, target / name)
+    return target
+
+
+def apply_block(block: Block, root: Path) -> None:
+    """Write the file of a block, or change it where the block is a diff: what it replaces must be there just once."""
+    path = root / block.file
+    if block.language != "diff":
+        assert not path.exists(), f"{block.file} is there already"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text)
+        return
+    lines = block.text.splitlines()
+    before = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
+    after = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
+    text = path.read_text()
+    assert f"\n{text}".count(f"\n{before}") == 1, f"{block.file} has not, or not once:\n{before}"
+    path.write_text(f"\n{text}".replace(f"\n{before}", f"\n{after}")[1:])
+
+
+def follow(title: str, root: Path) -> list[Block]:
+    """Apply every block of a recipe that names a file, and return all of its blocks."""
+    blocks = find_blocks(SECTIONS[title])
+    for block in blocks:
+        if block.file:
+            apply_block(block, root)
+    return blocks
+
+
+def type_command(words: list[str], root: Path) -> str:
+    """Type a command in the copy and return what it says. It must end well."""
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return done.stdout
+
+
+def the_run(root: Path) -> Path:
+    (config,) = root.glob("outputs/*/*/config.yaml")
+    return config.parent
+
+
+def last_status(root: Path) -> dict:
+    return json.loads((the_run(root) / "status.json").read_text())
+
+
+def a_model_trains_and_is_recomputed(root: Path, said: list[str]) -> None:
+    assert last_status(root)["state"] == "finished"
+    config = yaml.safe_load((the_run(root) / "config.yaml").read_text())
+    assert config["remat"]["kind"] == "full"  # refused where no block is marked
+    assert "residual_mlp, " in said[1]
+
+
+def a_dataset_is_learned(root: Path, said: list[str]) -> None:
+    assert last_status(root)["last"]["eval/accuracy"] > 0.9  # a straight line reaches a half
+
+
+def a_retention_rule_keeps(root: Path, said: list[str]) -> None:
+    steps = {int(path.name) for path in (the_run(root) / "checkpoints").iterdir() if path.name.isdecimal()}
+    assert {10, 20, 30} <= steps
+    assert 40 not in steps
+    assert "first 3" in said[1]
+
+
+# What each recipe has to show, from the copy and from what its commands said.
+SHOWS: dict[str, Callable[[Path, list[str]], None]] = {
+    "Add a model": a_model_trains_and_is_recomputed,
+    "Add a dataset": a_dataset_is_learned,
+    "Add a retention rule": a_retention_rule_keeps,
+}
+
+
+def test_each_recipe_is_followed() -> None:
+    assert SECTIONS.keys() == SHOWS.keys()
+
+
+@pytest.mark.parametrize("title", SHOWS)
+def test_a_recipe_works_as_written(title: str, tmp_path: Path) -> None:
+    root = copy_repository(tmp_path / "copy")
+    blocks = follow(title, root)
+    listed = set(re.findall(r"^\| `([^`]+)` \|", SECTIONS[title], re.MULTILINE))
+    assert listed == {block.file for block in blocks if block.file}, "the list of files is not what the blocks change"
+    said = []
+    for line in shell_lines(blocks):
+        words = line.replace("RUN", str(the_run(root)) if "RUN" in line else "").split()
+        assert words[0] == "python"
+        short = [word for word in SHORT if words[1] == "run.py" and word.split("=")[0] not in line]
+        said.append(type_command([*words[1:], *short], root))
+    SHOWS[title](root, said)
+
+
+def test_the_repository_agrees_with_all_of_them(tmp_path: Path) -> None:
+    """With every recipe followed at once: the linter, the order of the rooms, and the tests that know every choice."""
+    root = copy_repository(tmp_path / "copy")
+    shutil.copytree(REPO / "docs" / "images", root / "docs" / "images")
+    for title in SHOWS:
+        follow(title, root)
+    checked = [block.file for title in SHOWS for block in find_blocks(SECTIONS[title]) if block.file.endswith(".py")]
+    type_command(["-m", "ruff", "check", "--no-cache", *checked], root)
+    type_command(["-m", "ruff", "format", "--no-cache", "--check", *checked], root)
+    tests = [
+        "tests/config/test_every_choice.py::test_no_choice_is_left_out",
+        "tests/laws/test_breadth.py::test_no_model_and_no_source_is_left_out",
+        "tests/docs/test_pages.py::test_its_table_names_every_choice",
+        "tests/docs/test_pages.py::test_every_verb_is_shown",
+    ]
+    type_command(["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], root)
