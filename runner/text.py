@@ -1,4 +1,4 @@
-"""Facts as a person reads them: aligned columns that fit the terminal, ages, sizes."""
+"""Facts as a person reads them: tables and paragraphs that fit the terminal, durations, sizes, times, paths."""
 
 from __future__ import annotations
 
@@ -29,56 +29,65 @@ WIDTH_WITHOUT_TERMINAL = 100
 def format_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), flexible: Collection[str] = ()
 ) -> list[str]:
-    """Rows under a head; columns in `right` are aligned there, those in `flexible` are shortened to fit the terminal.
+    """Return the lines of a text table: the head, then a line for each row.
 
-    A column that has nothing to say is left out.
+    A column without a value in any row is left out.
+
+    Args:
+        head: the name of each column.
+        rows: the cells of each row, as many as there are names.
+        right: the columns that are aligned to the right.
+        flexible: the columns whose cells may be cut short, so that a line fits the terminal.
     """
-    told = [index for index in range(len(head)) if any(row[index] for row in rows)]
-    cells = [[line[index] for index in told] for line in (head, *rows)]
-    names = [head[index] for index in told]
-    widths = _fitted(
-        [max(map(len, column)) for column in zip(*cells, strict=True)],
+    columns = [index for index in range(len(head)) if any(row[index] for row in rows)]
+    names = [head[index] for index in columns]
+    lines = [[line[index] for index in columns] for line in (head, *rows)]
+    widths = _fit_widths(
+        [max(map(len, cells)) for cells in zip(*lines, strict=True)],
         [index for index, name in enumerate(names) if name in flexible],
-        terminal_width() - len(GAP) * (len(told) - 1),
+        terminal_width() - len(GAP) * (len(columns) - 1),
     )
-    return [
-        GAP.join(
-            f"{shorten(cell, room):{'>' if name in right else '<'}{room}}"
-            for cell, room, name in zip(line, widths, names, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
+    table = []
+    for line in lines:
+        cells = [
+            shorten(cell, width).rjust(width) if name in right else shorten(cell, width).ljust(width)
+            for cell, width, name in zip(line, widths, names, strict=True)
+        ]
+        table.append(GAP.join(cells).rstrip())
+    return table
 
 
-def terminal_width() -> int:
-    """How many characters a line has: the terminal's, or a page's where there is none."""
-    return shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 0)).columns
-
-
-def wrap_labelled(label: str, text: str) -> list[str]:
-    """A label and its text, which goes on below itself where it does not fit the terminal."""
-    lines = textwrap.wrap(text, max(terminal_width() - len(label), 4 * NARROWEST), break_long_words=False) or [""]
-    return [label + lines[0], *(" " * len(label) + line for line in lines[1:])]
-
-
-def _fitted(widths: list[int], flexible: Sequence[int], budget: int) -> list[int]:
-    """Take from the widest of the flexible columns, one by one, until all fit or none can give."""
+def _fit_widths(widths: list[int], flexible: Sequence[int], budget: int) -> list[int]:
+    """Take characters from the widest of the flexible columns, one by one, until all fit or none can give more."""
     widths = list(widths)
     while flexible and sum(widths) > budget:
         widest = max(flexible, key=lambda index: widths[index])
+        # Narrower cells would tell nothing: the line is rather too long for the terminal.
         if widths[widest] <= NARROWEST:
             break
         widths[widest] -= 1
     return widths
 
 
-def shorten(text: str, room: int) -> str:
-    """At most so many characters, with `…` for what is left out."""
-    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
+def terminal_width() -> int:
+    """Return how many characters a line of the terminal has, or `WIDTH_WITHOUT_TERMINAL` where there is none."""
+    return shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 0)).columns
+
+
+def wrap_labelled(label: str, text: str) -> list[str]:
+    """Break a text into lines that fit the terminal: the first follows the label, the others stand below the first."""
+    lines = textwrap.wrap(text, max(terminal_width() - len(label), 4 * NARROWEST), break_long_words=False) or [""]
+    return [label + lines[0], *(" " * len(label) + line for line in lines[1:])]
+
+
+def shorten(text: str, length: int) -> str:
+    """Cut a text to at most `length` characters; the last is `…` where something was cut off."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def format_age(seconds: float) -> str:
-    """`3m ago`: how long since, in the largest unit that fits; a clock that jumped is `now`."""
+    """Return how long ago something was in one unit, `3m ago`; `now` below a second, or after a clock jumped back."""
+    # Two days are still told in hours: `30h ago` says more than `1d ago`.
     for length, unit, limit in ((1, "s", 60), (60, "m", 60), (3600, "h", 48), (86400, "d", 1000000)):
         if seconds < length * limit:
             count = int(seconds // length)
@@ -86,37 +95,42 @@ def format_age(seconds: float) -> str:
     return "long ago"
 
 
-def format_time(unix_seconds: float) -> str:
-    """A time of the clock: `2026-11-21 03:28:26 UTC`."""
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """`eval/accuracy 0.98889, eval/loss 0.056982`."""
-    return ", ".join(f"{name} {value:.5g}" for name, value in sorted(metrics.items()))
-
-
-def format_count(count: int, noun: str) -> str:
-    """`1 checkpoint`, `2 checkpoints`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def format_duration(milliseconds: float) -> str:
-    """`0.4 s`, `12.3 s`, `2m05s`, `3h07m`."""
-    seconds = milliseconds / 1000
+def format_duration(seconds: float) -> str:
+    """Return a length of time in three digits or so: `0.4 s`, `12.3 s`, `2m05s`, `3h07m`."""
+    # From here on the text would round to `60.0 s`.
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
+def format_time(unix_seconds: float) -> str:
+    """Return a time of the clock: `2026-11-21 03:28:26 UTC`."""
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def utc_now() -> str:
+    """Return the time of day as ISO 8601 in UTC, to the second: `2026-11-21T03:28:26+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Return metrics in the order of their names: `eval/accuracy 0.98889, eval/loss 0.056982`."""
+    return ", ".join(f"{name} {value:.5g}" for name, value in sorted(metrics.items()))
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there is not one: `1 checkpoint`, `2 checkpoints`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_percent(part: float, whole: float) -> str:
-    """`71.3 %`."""
+    """Return a part of a whole in percent, `71.3 %`; nothing of nothing is `0.0 %`."""
     return f"{100 * part / whole if whole else 0.0:.1f} %"
 
 
 def format_scaled(number: float) -> str:
-    """1234567 → `1.23 M`."""
+    """Return a number with the prefix of a unit that is to follow: `1.23 M` for 1234567, `42 ` for 42."""
     power = 0
     while number >= 1000 and power + 1 < len(PREFIXES):
         number, power = number / 1000, power + 1
@@ -124,12 +138,12 @@ def format_scaled(number: float) -> str:
 
 
 def display_path(path: Path) -> str:
-    """A path as a person would type it from here."""
+    """Return a path as a person types it: relative where it is below the working directory, else absolute."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def size_text(num_bytes: float) -> str:
+def format_size(num_bytes: float) -> str:
     """`1.2 GB`, `830 MB`: a size for people."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 999.5:  # what rounds to 1000 belongs to the next unit
@@ -142,8 +156,3 @@ def parsed_size(size: int | str) -> int:
     """20000000000, `20GB` or `500MiB` in bytes; 0 where it cannot be read."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", str(size))
     return int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
-
-
-def utc_now() -> str:
-    """The time of day, for people and records: ISO 8601, UTC, seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -13,8 +13,8 @@ from runner import files
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.inspect.lookup import new_folder
-from runner.remat.cost_table import Change, Report, Row
-from runner.text import format_count, format_scaled, format_table, parsed_size, size_text, wrap_labelled
+from runner.remat.cost_table import Alternative, PolicyCosts, SurveyReport
+from runner.text import format_count, format_scaled, format_size, format_table, parsed_size, wrap_labelled
 from runner.values import Answer, Say
 
 LINES, PICTURE = "remat.jsonl", "remat.png"
@@ -51,10 +51,10 @@ def run(arguments: Namespace, say: Say) -> Answer:
 
     def start(config: Config, command: Command) -> tuple[int, float | None]:
         from runner.remat import tpu_target
-        from runner.remat.survey import Asked, weigh
+        from runner.remat.remat_survey import Asked, weigh
         from runner.train.dataset import read
 
-        devices = tpu_target.devices(arguments.target, config.mesh.data) if arguments.target else None
+        devices = tpu_target.target_devices(arguments.target, config.mesh.data) if arguments.target else None
         asked = Asked(not arguments.no_compile, arguments.time, arguments.all, parsed_size(arguments.budget or 0))
         report = weigh(config, read(config.data), asked, devices, say)
         for line in told(report):
@@ -80,18 +80,18 @@ def _check(arguments: Namespace) -> None:
     if arguments.target:
         from runner.remat import tpu_target
 
-        tpu_target.check(arguments.target)
+        tpu_target.check_target(arguments.target)
 
 
-def _written(report: Report, place: Path) -> dict[str, str]:
-    from runner.remat.memory_plot import draw
+def _written(report: SurveyReport, place: Path) -> dict[str, str]:
+    from runner.remat.memory_plot import draw_survey
 
-    files.replace(place / LINES, "".join(json.dumps(line) + "\n" for line in report.lines()))
-    draw(place / PICTURE, report)
+    files.replace_file(place / LINES, "".join(json.dumps(line) + "\n" for line in report.lines()))
+    draw_survey(place / PICTURE, report)
     return {"lines": str(place / LINES), "picture": str(place / PICTURE)}
 
 
-def told(report: Report) -> list[str]:
+def told(report: SurveyReport) -> list[str]:
     """The tables, and what they mean."""
     return [
         "",
@@ -103,17 +103,17 @@ def told(report: Report) -> list[str]:
     ]
 
 
-def _rows(report: Report) -> list[str]:
+def _rows(report: SurveyReport) -> list[str]:
     numbers = ("stored", "temporaries", "on host", "in all", "recompute", "step", "IQR", "compile")
     head = ("remat", *numbers, "best", "fits", "now")
     best = {row.name for row in report.frontier}
     rows = [
         (
             row.name,
-            size_text(row.num_bytes),
-            size_text(row.memory.temporaries) if row.memory else "",
-            size_text(row.memory.host) if row.memory and row.memory.host else "",
-            "no room" if row.trouble else size_text(report.in_all(row)),
+            format_size(row.num_bytes),
+            format_size(row.memory.temporaries) if row.memory else "",
+            format_size(row.memory.host) if row.memory and row.memory.host else "",
+            "no room" if row.trouble else format_size(report.in_all(row)),
             f"{100 * report.recompute(row):+.1f} %",
             *_step(row),
             f"{row.memory.seconds:.1f} s" if row.memory else "",
@@ -126,7 +126,7 @@ def _rows(report: Report) -> list[str]:
     return format_table(head, rows, right=numbers, flexible=("remat",))
 
 
-def _step(row: Row) -> tuple[str, str]:
+def _step(row: PolicyCosts) -> tuple[str, str]:
     """The median, and how far apart the quartiles are."""
     if not row.quartiles:
         return "", ""
@@ -134,7 +134,7 @@ def _step(row: Row) -> tuple[str, str]:
     return f"{1000 * middle:.3g} ms", f"{1000 * (high - low):.3g} ms"
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(report: SurveyReport) -> list[str]:
     """What the columns are, and what not to believe."""
     in_all = "what the compiler needs for a step" if report.is_believed else "state, batch and what is stored"
     cheap = "time" if report.is_timed else "recomputation"
@@ -158,7 +158,7 @@ def _notes(report: Report) -> list[str]:
     if report.budget is not None:
         count = sum(bool(report.fits(row)) for row in report.rows)
         notes.append(
-            f"budget: {size_text(report.budget)} a device; {count} of {format_count(len(report.rows), 'option')} fit"
+            f"budget: {format_size(report.budget)} a device; {count} of {format_count(len(report.rows), 'option')} fit"
         )
     for why in dict.fromkeys(report.refused.values()):
         names = ", ".join(name for name, each in report.refused.items() if each == why)
@@ -167,13 +167,13 @@ def _notes(report: Report) -> list[str]:
     return [line for note in notes for line in wrap_labelled("", note)]
 
 
-def _tags(report: Report) -> list[str]:
+def _tags(report: SurveyReport) -> list[str]:
     """What each tag of the model is good for."""
     head = ("tag", "stored", "spares alone", "as the last one", "")
     rows = [
         (
             tag.name,
-            size_text(tag.num_bytes),
+            format_size(tag.num_bytes),
             _part(tag.alone, report),
             _part(tag.last, report),
             "" if tag.pays else "no effect: do not save it",
@@ -184,17 +184,17 @@ def _tags(report: Report) -> list[str]:
     return [*format_table(head, rows, right=head[1:4]), *wrap_labelled("", what)]
 
 
-def _part(flops: int, report: Report) -> str:
+def _part(flops: int, report: SurveyReport) -> str:
     """Of a step without recomputation."""
     return f"{_flops(flops)} ({100 * flops / report.base.flops if report.base.flops else 0:.1f} %)" if flops else "0"
 
 
-def _changes(report: Report) -> list[str]:
+def _changes(report: SurveyReport) -> list[str]:
     """One change at a time, against what the configuration has now."""
     now = report.row(report.now)
     head = ("out of memory? try", "stored", "", "in all, counted", "FLOPs")
     rows = [
-        _change(Change(f"now (remat={now.name})", now.num_bytes, now.counted, now.flops), now),
+        _change(Alternative(f"now (remat={now.name})", now.num_bytes, now.counted, now.flops), now),
         *(_change(change, now) for change in report.changes),
     ]
     what = (
@@ -204,12 +204,12 @@ def _changes(report: Report) -> list[str]:
     return [*format_table(head, rows, right=head[1:]), *wrap_labelled("", what)]
 
 
-def _change(change: Change, now: Row) -> tuple[str, ...]:
+def _change(change: Alternative, now: PolicyCosts) -> tuple[str, ...]:
     less, more_bytes = now.num_bytes / max(change.num_bytes, 1), change.num_bytes / max(now.num_bytes, 1)
     times = f"÷ {less:.3g}" if less >= 1 else f"× {more_bytes:.3g}"
     more = f"{100 * (change.flops / now.flops - 1):+.1f} %" if now.flops else ""
     same = (change.num_bytes, change.flops) == (now.num_bytes, now.flops)
-    stored, in_all = size_text(change.num_bytes), size_text(change.counted)
+    stored, in_all = format_size(change.num_bytes), format_size(change.counted)
     return change.words, stored, "" if same else times, in_all, "" if same else more
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from runner.checkpoint import arrays
-from runner.checkpoint.arrays import Leaf
-from runner.checkpoint.record import STATE, progress_of
-from runner.checkpoint.seal import problem_of
+from runner.checkpoint.arrays import LeafSpec
+from runner.checkpoint.record import STATE, read_progress
+from runner.checkpoint.seal import find_problem
 from runner.config.identity import Drift, drift
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, checkpoint_at, document_of, maker_of
@@ -32,7 +32,7 @@ class Arrays:
 
     only_in_a: list[str] = field(default_factory=list)
     only_in_b: list[str] = field(default_factory=list)
-    changed: dict[str, tuple[Leaf, Leaf]] = field(default_factory=dict)  # another shape or type
+    changed: dict[str, tuple[LeafSpec, LeafSpec]] = field(default_factory=dict)  # another shape or type
     differing: list[str] = field(default_factory=list)  # alike, with other bits in it
     largest: dict[str, Largest] = field(default_factory=dict)  # by kind of number
     num_equal: int = 0
@@ -52,14 +52,14 @@ def arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, say: Say) -> Answer:
     """Compare. Exit code 0 where arrays and progress are equal bit for bit, 1 where not; the configuration is told."""
     a, b = checkpoint_at(arguments.a), checkpoint_at(arguments.b)
-    problems = {str(each): problem for each in (a, b) if (problem := problem_of(each.directory))}
+    problems = {str(each): problem for each in (a, b) if (problem := find_problem(each.directory))}
     for name, problem in problems.items():
         say(f"warning: {name} is not good: {problem}")
     same_run = a.run.path.resolve() == b.run.path.resolve()
     drifts = drift(*(document_of(each.run, maker_of(each).get("drift", ())) for each in (a, b)))
     try:
         found = compared(a, b)
-        progress = differing_progress(progress_of(a.directory), progress_of(b.directory))
+        progress = differing_progress(read_progress(a.directory), read_progress(b.directory))
     except (OSError, ValueError) as error:
         problem = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise RefusedError(f"cannot be compared: {problem or str(error).splitlines()[0]}") from None
@@ -74,13 +74,13 @@ def run(arguments: Namespace, say: Say) -> Answer:
 def compared(a: Checkpoint, b: Checkpoint) -> Arrays:
     """Every array of both, in the order of their names."""
     first, second = a.directory / STATE, b.directory / STATE
-    here, there = arrays.leaves(first), arrays.leaves(second)
+    here, there = arrays.read_leaf_specs(first), arrays.read_leaf_specs(second)
     found = Arrays(sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys()))
     for name in sorted(here.keys() & there.keys()):
         if here[name] != there[name]:
             found.changed[name] = (here[name], there[name])
             continue
-        mine, theirs = (np.asarray(arrays.read(state, [name])[name]) for state in (first, second))
+        mine, theirs = (np.asarray(arrays.read_leaves(state, [name])[name]) for state in (first, second))
         if mine.tobytes() == theirs.tobytes():
             found.num_equal += 1
             continue

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.checkpoint.arrays import logical_digest
-from runner.checkpoint.record import STATE, progress_of
+from runner.checkpoint.arrays import compute_logical_digest
+from runner.checkpoint.record import STATE, read_progress
 from runner.inspect.lookup import Checkpoint, proven_at
 from runner.values import Answer, Say
 
@@ -25,4 +25,4 @@ def run(arguments: Namespace, say: Say) -> Answer:
 
 def digest_of(checkpoint: Checkpoint) -> str:
     """`sha256:…`: equal for two checkpoints that mean the same, bit for bit."""
-    return f"sha256:{logical_digest(checkpoint.directory / STATE, progress_of(checkpoint.directory))}"
+    return f"sha256:{compute_logical_digest(checkpoint.directory / STATE, read_progress(checkpoint.directory))}"

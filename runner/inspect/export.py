@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from runner.checkpoint import arrays
-from runner.checkpoint.arrays import Leaf
-from runner.checkpoint.record import STATE, Record, progress_of
+from runner.checkpoint.arrays import LeafSpec
+from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
 from runner.inspect.digest import digest_of
 from runner.inspect.lookup import Checkpoint, document_of, maker_of, proven_at
 from runner.rundir.attempts import read_attempts
-from runner.text import format_count, format_time, size_text
+from runner.text import format_count, format_size, format_time
 from runner.values import Answer, Say
 
 LOADED = {
@@ -53,13 +53,13 @@ def run(arguments: Namespace, say: Say) -> Answer:
         raise ConfigError(f"{target}: is there already, and not empty; name a new directory")
     checkpoint, record = proven_at(arguments.checkpoint)
     state = checkpoint.directory / STATE
-    stored = _stored(arrays.leaves(state), arguments.weights, checkpoint)
+    stored = _stored(arrays.read_leaf_specs(state), arguments.weights, checkpoint)
     kinds = {name: leaf for name, (_, leaf) in stored.items()}
     name, write = FORMATS[arguments.to]
     fresh = target.parent / f".{target.name}.{os.getpid()}"
     fresh.mkdir(parents=True)
     try:
-        read = arrays.read(state, [there for there, _ in stored.values()])
+        read = arrays.read_leaves(state, [there for there, _ in stored.values()])
         written = write(fresh / name, {here: read[there] for here, (there, _) in stored.items()})
         about = Exported(checkpoint, record, maker_of(checkpoint), name, kinds, written, arguments.weights)
         (fresh / "README.md").write_text(card(about))
@@ -69,12 +69,12 @@ def run(arguments: Namespace, say: Say) -> Answer:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     num_bytes = (target / name).stat().st_size
-    say(f"{target / name}  {format_count(len(kinds), 'array')}, {size_text(num_bytes)}, from {checkpoint}")
+    say(f"{target / name}  {format_count(len(kinds), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
     return Answer(_plain(checkpoint, target / name, num_bytes, written))
 
 
-def _stored(leaves: Mapping[str, Leaf], weights: str, checkpoint: Checkpoint) -> dict[str, tuple[str, Leaf]]:
+def _stored(leaves: Mapping[str, LeafSpec], weights: str, checkpoint: Checkpoint) -> dict[str, tuple[str, LeafSpec]]:
     """By the name in the file: the name in the checkpoint, and what it is. An average has the names of the weights."""
     stored = {name: (name, leaf) for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
     if not stored:
@@ -127,7 +127,7 @@ class Exported:
     record: Record
     attempt: Mapping[str, Any]
     file: str
-    kinds: Mapping[str, Leaf]
+    kinds: Mapping[str, LeafSpec]
     written: Mapping[str, str]
     weights: str = "params"  # or "ema"
 
@@ -205,8 +205,8 @@ def _provenance(about: Exported) -> Iterator[str]:
     yield f"- code: {attempt.get('git') or 'commit not recorded'}"
     yield f"- Python {attempt.get('python', 'unknown')}, {packages or 'packages not recorded'}"
     yield f"- hardware: {attempt.get('hardware', 'unknown')}"
-    yield f"- data fingerprint: `{progress_of(checkpoint.directory).get('data', 'unknown')}`"
+    yield f"- data fingerprint: `{read_progress(checkpoint.directory).get('data', 'unknown')}`"
 
 
-def _count(kinds: Mapping[str, Leaf], part: str) -> int:
+def _count(kinds: Mapping[str, LeafSpec], part: str) -> int:
     return sum(math.prod(leaf.shape) for name, leaf in kinds.items() if name.startswith(f"{part}."))

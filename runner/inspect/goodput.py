@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint.record import durable_step
+from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
 from runner.inspect.lookup import document_of, is_run, run_at
 from runner.inspect.ls import runs_in
@@ -90,7 +90,7 @@ def _lines(run: RunDir, status: Mapping[str, Any]) -> list[dict[str, Any]]:
         pending.append(line_of_killed(status, heartbeat.read_heartbeat(run.heartbeat)))
         if is_in_use(run):
             pending[-1]["ending"] = "running"
-    durable = durable_step(run.checkpoints) if pending else 0
+    durable = newest_durable_step(run.checkpoints) if pending else 0
     for line in pending:
         line["lost_steps"] = 0 if line["ending"] == "running" else max(line["to_step"] - durable, 0)
     return written + [line for line in pending if (line.get("attempt"), line.get("started")) not in known]
@@ -124,8 +124,8 @@ def _attempts(account: Account) -> list[str]:
             span.how,
             span.steps,
             f"{span.lost_steps:,}" if span.lost_steps else "",
-            format_duration(span.down) if span.down else "",
-            format_duration(span.end - span.start),
+            format_duration(span.down / 1000) if span.down else "",
+            format_duration((span.end - span.start) / 1000),
         )
         for span in account.spans
     ]
@@ -144,7 +144,7 @@ def _overview(accounts: Mapping[RunDir, Account]) -> list[str]:
             str(len(account.spans)),
             str(account.interruptions or ""),
             str(account.lost_steps or ""),
-            format_duration(account.clock),
+            format_duration(account.clock / 1000),
             "" if account.dollars is None else dollars(account.dollars),
             str(run),
         )
@@ -166,7 +166,7 @@ def _total(accounts: Sequence[Account]) -> list[str]:
     buckets = {name: sum(account.buckets[name] for account in accounts) for name in LEGEND}
     clock, running = (sum(getattr(account, name) for account in accounts) for name in ("clock", "running"))
     rows = [
-        (LEGEND[name][0], name, format_duration(time), format_percent(time, clock), LEGEND[name][1])
+        (LEGEND[name][0], name, format_duration(time / 1000), format_percent(time, clock), LEGEND[name][1])
         for name, time in buckets.items()
         if time >= SEEN
     ]
@@ -174,7 +174,7 @@ def _total(accounts: Sequence[Account]) -> list[str]:
     count = sum(account.interruptions for account in accounts)
     lines = [bar(buckets, min(terminal_width(), 100)), *format_table(head, rows, right=("time", "share"))[1:], ""]
     lines.append(
-        f"goodput {format_percent(buckets['progress'], clock)} of {format_duration(clock)}"
+        f"goodput {format_percent(buckets['progress'], clock)} of {format_duration(clock / 1000)}"
         + (
             f" ({format_percent(buckets['progress'], running)} of the time an attempt was running)"
             if clock > running

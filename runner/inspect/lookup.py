@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from runner.checkpoint.record import Record, Score, is_step, load, locate
-from runner.checkpoint.retention import Keep
-from runner.checkpoint.seal import problem_of
+from runner.checkpoint.record import Record, Score, is_step_name, locate_checkpoint, read_sidecar
+from runner.checkpoint.retention import RetentionRule
+from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
 from runner.rundir.layout import RunDir
 
-KINDS: dict[str, Any] = {option.kind: option for option in get_args(Keep)}
+KINDS: dict[str, Any] = {option.kind: option for option in get_args(RetentionRule)}
 
 Proof = Literal["ok", "sizes ok", "not good"]
 
@@ -74,8 +74,8 @@ def is_run(run: RunDir) -> bool:
 
 def checkpoint_at(reference: str) -> Checkpoint:
     """What `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names. Raises RefusedError where there is none."""
-    directory = locate(reference)
-    if not is_step(directory.name):
+    directory = locate_checkpoint(reference)
+    if not is_step_name(directory.name):
         raise RefusedError(f"{directory}: is no link to a step (copied without its links?); say {reference[:-4]}STEP")
     return Checkpoint(RunDir(directory.parent.parent), int(directory.name))
 
@@ -83,19 +83,19 @@ def checkpoint_at(reference: str) -> Checkpoint:
 def proven_at(reference: str) -> tuple[Checkpoint, Record]:
     """A checkpoint whose every byte is what was written. Raises RefusedError where it is not."""
     checkpoint = checkpoint_at(reference)
-    if problem := problem_of(checkpoint.directory):
+    if problem := find_problem(checkpoint.directory):
         raise RefusedError(f"{checkpoint}: is not good: {problem}; choose another step")
-    return checkpoint, load(checkpoint.directory)[0]
+    return checkpoint, read_sidecar(checkpoint.directory)[0]
 
 
 def look(directory: Path, *, checksums: bool) -> Look | None:
     """What is in a checkpoint's directory; None where it was deleted while it was looked at: a run may be training."""
     try:
-        problem = problem_of(directory, checksums=checksums)
+        problem = find_problem(directory, checksums=checksums)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     try:
-        record, files = load(directory)
+        record, files = read_sidecar(directory)
     except (OSError, ValueError, TypeError, KeyError):
         record, files = None, {}
     if not directory.is_dir():
@@ -120,7 +120,7 @@ def maker_of(checkpoint: Checkpoint) -> dict[str, Any]:
 class Settings:
     """What looking and pruning need: which checkpoints stay, what best means, how a restart proves bytes."""
 
-    keep: Mapping[str, Keep]
+    keep: Mapping[str, RetentionRule]
     score: Score
     verify: str
 
@@ -174,7 +174,7 @@ def changed(document: Mapping[str, Any], drift: Sequence[str]) -> dict[str, Any]
     return result
 
 
-def _rule(option: Mapping[str, Any]) -> Keep:
+def _rule(option: Mapping[str, Any]) -> RetentionRule:
     rule = KINDS[option["kind"]](**option)
     for field in fields(rule):
         value = getattr(rule, field.name)

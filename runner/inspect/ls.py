@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint.record import Score, best_of, steps_in
-from runner.checkpoint.restore import ignored
-from runner.checkpoint.retention import survivors
+from runner.checkpoint.record import Score, find_best, list_steps
+from runner.checkpoint.restore import list_ignored_names
+from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError
 from runner.inspect.lookup import Look, Settings, is_run, look, run_at, settings_of
 from runner.rundir.layout import RunDir, run_state
-from runner.text import format_age, format_count, format_table, size_text
+from runner.text import format_age, format_count, format_size, format_table
 from runner.values import Answer, Say
 
 
@@ -48,7 +48,7 @@ def _list_runs(runs: Sequence[RunDir], say: Say) -> Answer:
         status = run.read_status()
         known = {"state": run_state(run), **{key: status.get(key) for key in ("step", "steps", "best")}}
         updated = datetime.fromisoformat(status["updated"]).timestamp() if "updated" in status else None
-        steps = steps_in(run.checkpoints)
+        steps = list_steps(run.checkpoints)
         entries.append({"run": str(run), **known, "checkpoints": steps, "updated_unix_seconds": updated})
     rows = [
         (
@@ -73,7 +73,7 @@ def _list_checkpoints(run: RunDir, say: Say, *, checksums: bool) -> Answer:
         settings, unknown = settings_of(run), None
     except RefusedError as error:  # checkpoints can be looked at without it
         settings, unknown = Settings({}, Score(), "bytes"), str(error)
-    looks = [look(run.checkpoints / str(step), checksums=checksums) for step in steps_in(run.checkpoints)]
+    looks = [look(run.checkpoints / str(step), checksums=checksums) for step in list_steps(run.checkpoints)]
     entries = _entries([found for found in looks if found is not None], settings, known=unknown is None)
     aside = [{"name": path.name, "reason": _reason(path)} for path in sorted(run.quarantine.glob("*")) if path.is_dir()]
     for line in _shown(entries, settings.score.metric):
@@ -82,7 +82,7 @@ def _list_checkpoints(run: RunDir, say: Say, *, checksums: bool) -> Answer:
     notes = [f"{entry['step']} is not good: {entry['problem']}" for entry in entries if entry["problem"]]
     notes += [f"not known which stay: {unknown}"] if unknown else []
     notes += _misled(run, entries)
-    if strange := ignored(run.checkpoints):
+    if strange := list_ignored_names(run.checkpoints):
         notes.append(f"ignored (not a directory named like a step): {', '.join(strange)}")
     notes += [f"in quarantine: {entry['name']}: {entry['reason']}" for entry in aside]
     for note in ["", *notes] if notes else []:
@@ -95,8 +95,8 @@ def _list_checkpoints(run: RunDir, say: Say, *, checksums: bool) -> Answer:
 def _entries(looks: Sequence[Look], settings: Settings, *, known: bool) -> list[dict[str, Any]]:
     """The facts of each checkpoint; those without a believable record have few."""
     records = [found.record for found in looks if found.record is not None]
-    kept = survivors(settings.keep, records, settings.score) if known else {}
-    best = best_of(records, settings.score)
+    kept = select_survivors(settings.keep, records, settings.score) if known else {}
+    best = find_best(records, settings.score)
     newest = max((record.step for record in records if not record.mark), default=None)
     entries = []
     for found in looks:
@@ -134,7 +134,7 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
             entry["reason"] or "",
             entry["kept"] or "",
             f"{entry['metrics'][metric]:.4g}" if metric in entry["metrics"] else "",
-            size_text(entry["bytes"]) if entry["bytes"] is not None else "",
+            format_size(entry["bytes"]) if entry["bytes"] is not None else "",
             entry["verified"],
             ", ".join(entry["marks"]),
         )
@@ -145,7 +145,7 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
 
 def _summary(run: RunDir, entries: Sequence[dict[str, Any]]) -> str:
     status = run.read_status()
-    total = size_text(sum(entry["bytes"] or 0 for entry in entries))
+    total = format_size(sum(entry["bytes"] or 0 for entry in entries))
     stands = f"; {run_state(run)} at step {status.get('step')} of {status.get('steps')}" if "state" in status else ""
     return f"{format_count(len(entries), 'checkpoint')}, {total}{stands}"
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from models.scopes import active
+from models.scopes import use_plan
 from runner.config.schema import Config
-from runner.trace.flops import OUTSIDE, Activation, Origin, Weights, costs, count
+from runner.trace.flops import OUTSIDE, FromData, FromWeights, Origin, attribute_flops, count_flops
 from runner.train.compile import abstract_batch
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Summary:
 def summary(built: Built, config: Config) -> Summary:
     """Trace the forward pass and one update; nothing is computed."""
     batch, _ = abstract_batch(built, config)
-    with active(built.plan):
+    with use_plan(built.plan):
         step = built.train_step.trace(built.abstract, batch).jaxpr
         flops, stored = _forward(built, batch)
     sizes = Counter[str]()
@@ -60,7 +60,7 @@ def summary(built: Built, config: Config) -> Summary:
     names = list(dict.fromkeys([*flops, *sizes, *stored]))
     examples = config.data.batch_size
     parts = tuple(Part(name, sizes[name], flops[name] / examples, stored[name] / examples) for name in names)
-    return Summary(parts, examples, count(step.jaxpr))
+    return Summary(parts, examples, count_flops(step.jaxpr))
 
 
 def _forward(built: Built, batch: Mapping[str, Any]) -> tuple[Counter[str], Counter[str]]:
@@ -72,7 +72,7 @@ def _forward(built: Built, batch: Mapping[str, Any]) -> tuple[Counter[str], Coun
 
     leaves = jax.tree_util.tree_leaves_with_path((built.abstract, batch))
     jaxpr = jax.make_jaxpr(kept)(built.abstract, batch).jaxpr
-    found = costs(jaxpr, [_origin(path) for path, _ in leaves])
+    found = attribute_flops(jaxpr, [_origin(path) for path, _ in leaves])
     made = {var: part for var, part in zip(jaxpr.outvars, found.made_by, strict=True) if part is not None}
     stored = Counter[str]()
     for var, part in made.items():  # each once, however often the backward pass uses it
@@ -83,7 +83,7 @@ def _forward(built: Built, batch: Mapping[str, Any]) -> tuple[Counter[str], Coun
 def _origin(path: tuple[Any, ...]) -> Origin:
     """Whether an input of the traced function is a weight, and of which part."""
     keys = [getattr(step, "key", None) for step in path]
-    return Weights(_part(path[2:])) if keys[1] == "params" else Activation(OUTSIDE)
+    return FromWeights(_part(path[2:])) if keys[1] == "params" else FromData(OUTSIDE)
 
 
 def _part(path: tuple[Any, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.checkpoint.record import PIN, load
+from runner.checkpoint.record import PIN, read_sidecar
 from runner.checkpoint.seal import sync_directory
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, checkpoint_at
@@ -41,6 +41,6 @@ def run(arguments: Namespace, say: Say) -> Answer:
 
 def _is_pinned(checkpoint: Checkpoint) -> bool:
     try:
-        return load(checkpoint.directory)[0].pinned
+        return read_sidecar(checkpoint.directory)[0].pinned
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RefusedError(f"{checkpoint}: is not a checkpoint ({error})") from None

@@ -6,15 +6,15 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
 
-from runner.checkpoint.checkpointer import discard, link_best
-from runner.checkpoint.record import records_in
-from runner.checkpoint.restore import verdicts
-from runner.checkpoint.retention import survivors
+from runner.checkpoint.checkpointer import delete_checkpoint, link_best
+from runner.checkpoint.record import list_records
+from runner.checkpoint.restore import iter_verdicts
+from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError, StorageError
 from runner.inspect.lookup import run_at, settings_of
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
-from runner.text import format_count, size_text
+from runner.text import format_count, format_size
 from runner.values import Answer, Say
 
 
@@ -33,8 +33,8 @@ def run(arguments: Namespace, say: Say) -> Answer:
 
 def _pruned(run: RunDir, say: Say, *, dry: bool) -> Answer:
     _prove_newest(run)
-    settings, records = settings_of(run), records_in(run.checkpoints)
-    kept = survivors(settings.keep, records, settings.score)
+    settings, records = settings_of(run), list_records(run.checkpoints)
+    kept = select_survivors(settings.keep, records, settings.score)
     if not dry:
         link_best(run.checkpoints, records, settings.score)  # first: no moment without a link to what there is
     freed, gone = 0, []
@@ -44,10 +44,10 @@ def _pruned(run: RunDir, say: Say, *, dry: bool) -> Answer:
             continue
         if not dry:
             _discard(run, record.step)
-        say(f"step {record.step:>6}  {'would be deleted' if dry else 'deleted'}, {size_text(record.num_bytes)}")
+        say(f"step {record.step:>6}  {'would be deleted' if dry else 'deleted'}, {format_size(record.num_bytes)}")
         gone.append(record.step)
         freed += record.num_bytes
-    done = f"{'would free' if dry else 'freed'} {size_text(freed)}" if gone else "nothing to delete"
+    done = f"{'would free' if dry else 'freed'} {format_size(freed)}" if gone else "nothing to delete"
     say(f"{format_count(len(kept), 'checkpoint')} {'stays' if len(kept) == 1 else 'stay'}; {done}")
     kept_words = {str(step): why for step, why in kept.items()}
     return Answer({"run": str(run), "dry_run": dry, "deleted": gone, "kept": kept_words, "freed_bytes": freed})
@@ -55,7 +55,7 @@ def _pruned(run: RunDir, say: Say, *, dry: bool) -> Answer:
 
 def _prove_newest(run: RunDir) -> None:
     """Raises RefusedError unless the newest checkpoint is good: an older one may be all there is to go on from."""
-    newest = next((verdict for verdict in verdicts(run.checkpoints) if verdict.problem or verdict.usable), None)
+    newest = next((verdict for verdict in iter_verdicts(run.checkpoints) if verdict.problem or verdict.usable), None)
     if newest is None:
         raise RefusedError(f"{run} has no checkpoint to resume from; nothing was deleted")
     if newest.problem is not None:
@@ -67,6 +67,6 @@ def _prove_newest(run: RunDir) -> None:
 
 def _discard(run: RunDir, step: int) -> None:
     try:
-        discard(run.checkpoints / str(step))
+        delete_checkpoint(run.checkpoints / str(step))
     except OSError as error:
         raise StorageError(f"{run}@{step}: could not be deleted ({error.strerror})") from error

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from runner.checkpoint.arrays import Leaf, leaves
-from runner.checkpoint.record import STATE, progress_of
+from runner.checkpoint.arrays import LeafSpec, read_leaf_specs
+from runner.checkpoint.record import STATE, read_progress
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, maker_of
-from runner.text import format_age, format_count, format_metrics, format_table, format_time, size_text, wrap_labelled
+from runner.text import format_age, format_count, format_metrics, format_size, format_table, format_time, wrap_labelled
 from runner.values import Answer, Say
 
 
@@ -29,7 +29,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     if found is None or found.record is None:
         raise RefusedError(f"{checkpoint}: is not good: {found.problem if found else 'it was deleted just now'}")
     try:
-        progress, tree = progress_of(checkpoint.directory), leaves(checkpoint.directory / STATE)
+        progress, tree = read_progress(checkpoint.directory), read_leaf_specs(checkpoint.directory / STATE)
     except (OSError, ValueError) as error:
         problem = found.problem or str(error).splitlines()[0]
         raise RefusedError(f"{checkpoint}: cannot be read: {problem}") from None
@@ -63,7 +63,7 @@ def _facts(checkpoint: Checkpoint, found: Look, progress: Mapping[str, Any], att
         "pinned": "yes: retention keeps it" if record.pinned else "",
         "measured": format_metrics(record.metrics) or "nothing at this step",
         "cost": f"training waited {record.stall_seconds:.3g} s, durable after {record.write_seconds:.3g} s",
-        "on disk": f"{size_text(record.num_bytes)} in {files}, format {record.format}; {found.proof}",
+        "on disk": f"{format_size(record.num_bytes)} in {files}, format {record.format}; {found.proof}",
         "not good": found.problem or "",
         "data": f"at {json.dumps(progress.get('position'))} of {str(progress.get('data'))[:12]}…",
         "best so far": f"{best['metric']} {best['value']:.5g} at step {best['step']}" if best else "",
@@ -80,22 +80,22 @@ def _facts(checkpoint: Checkpoint, found: Look, progress: Mapping[str, Any], att
     ]
 
 
-def _tree(tree: Mapping[str, Leaf]) -> list[str]:
+def _tree(tree: Mapping[str, LeafSpec]) -> list[str]:
     rows = [
         (
             name,
             " × ".join(map(str, leaf.shape)) or "scalar",
             leaf.dtype + (f" key<{leaf.generator}>" if leaf.generator else ""),
-            size_text(leaf.num_bytes),
+            format_size(leaf.num_bytes),
         )
         for name, leaf in tree.items()
     ]
-    total = size_text(sum(leaf.num_bytes for leaf in tree.values()))
+    total = format_size(sum(leaf.num_bytes for leaf in tree.values()))
     return [
         *format_table(("array", "shape", "type", "size"), rows, right=("size",)),
         f"{format_count(len(tree), 'array')}, {total}",
     ]
 
 
-def _plain(leaf: Leaf) -> dict[str, Any]:
+def _plain(leaf: LeafSpec) -> dict[str, Any]:
     return {**asdict(leaf), "shape": list(leaf.shape), "bytes": leaf.num_bytes}

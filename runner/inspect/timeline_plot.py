@@ -62,7 +62,7 @@ def draw(account: Account, name: str, path: Path) -> None:
     below.set_xlim(0, account.clock or 1)
     below.set_xlabel(f"{word} since the first start", color=INK)
     figure.legend(handles=_legend(account), loc="outside right upper", frameon=False, fontsize=9, labelspacing=0.7)
-    took = f"of {format_duration(account.clock)} in {format_count(rows, 'attempt')}"
+    took = f"of {format_duration(account.clock / 1000)} in {format_count(rows, 'attempt')}"
     figure.suptitle(
         f"goodput {format_percent(account.buckets['progress'], account.clock)} {took}",
         x=0.012,

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from runner.errors import ConfigError
-from runner.text import size_text
+from runner.text import format_size
 from runner.values import Answer, Say
 
 REPORT_SECONDS = 0.5
@@ -58,10 +58,10 @@ def run(arguments: Namespace, say: Say) -> Answer:
     text, tokens = sum(side.text_bytes for side in sides), sum(side.tokens for side in sides)
     say(
         f"{target}  {header.train.tokens:,} + {header.eval.tokens:,} tokens (train + eval) of {header.encoding}, "
-        f"vocabulary {header.vocab_size:,}, from {len(documents):,} documents ({size_text(text)})"
+        f"vocabulary {header.vocab_size:,}, from {len(documents):,} documents ({format_size(text)})"
     )
     say(
-        f"{seconds:.1f} s, {size_text(int(text / max(seconds, 1e-9)))}/s, {text / max(tokens, 1):.2f} bytes a token; "
+        f"{seconds:.1f} s, {format_size(int(text / max(seconds, 1e-9)))}/s, {text / max(tokens, 1):.2f} bytes a token; "
         f"train on it: python run.py data=tokens data.path={target}"
     )
     return Answer({"path": str(target), "seconds": round(seconds, 3), **asdict(header)})

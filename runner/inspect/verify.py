@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.checkpoint.record import steps_in
+from runner.checkpoint.record import list_steps
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, run_at
-from runner.text import format_count, size_text
+from runner.text import format_count, format_size
 from runner.values import Answer, Say
 
 
@@ -40,7 +40,7 @@ def _named(reference: str, *, whole: bool) -> list[Checkpoint]:
     if not whole and which != "newest":
         return [checkpoint_at(reference)]
     run = run_at(place)
-    steps = steps_in(run.checkpoints)
+    steps = list_steps(run.checkpoints)
     if not steps:
         raise RefusedError(f"{run} has no checkpoint")
     return [Checkpoint(run, step) for step in (steps if whole else steps[-1:])]
@@ -51,4 +51,4 @@ def _verdict(found: Look) -> str:
         return f"not good: {found.problem}"
     assert found.record is not None
     read = "every byte of" if found.proof == "ok" else "only sizes were kept (ckpt.verify=off):"
-    return f"{found.proof}, {read} {format_count(found.num_files, 'file')}, {size_text(found.record.num_bytes)}"
+    return f"{found.proof}, {read} {format_count(found.num_files, 'file')}, {format_size(found.record.num_bytes)}"

@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from runner.checkpoint.restore import Verdict, ignored, verdicts
-from runner.checkpoint.seal import problem_of
+from runner.checkpoint.restore import Verdict, iter_verdicts, list_ignored_names
+from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
 from runner.inspect.lookup import run_at, settings_of
 from runner.rundir.layout import RunDir
@@ -30,7 +30,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
             break
         say(f"not {verdict.step}: {_why_not(verdict)}")
         passed.append(_plain(verdict))
-    if strange := ignored(run.checkpoints):
+    if strange := list_ignored_names(run.checkpoints):
         say(f"ignored (not a directory named like a step): {', '.join(strange)}")
     state = run.read_status().get("state")
     say(_conclusion(used, refused=any(entry["problem"] for entry in passed)))
@@ -44,8 +44,8 @@ def run(arguments: Namespace, say: Say) -> Answer:
 
 def _as_restored(run: RunDir, *, checksums: bool) -> Iterator[Verdict]:
     """What restoring would make of each: what is marked is passed over by its sizes alone."""
-    for verdict in verdicts(run.checkpoints, checksums=False):
-        if verdict.usable and checksums and (problem := problem_of(run.checkpoints / str(verdict.step))):
+    for verdict in iter_verdicts(run.checkpoints, checksums=False):
+        if verdict.usable and checksums and (problem := find_problem(run.checkpoints / str(verdict.step))):
             yield Verdict(verdict.step, verdict.record, problem)
         else:
             yield verdict

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.launch.members import Member, Result, State
-from runner.text import format_table
+from runner.text import format_duration, format_table
 
 HEAD = ("run", "state", "step", "best", "left", "job", "why")
 DRAW_SECONDS = 0.5
@@ -71,7 +71,7 @@ class Pace:
         if self._first is None or step < self._first[1]:
             self._first = (now, step)
         since, done = now - self._first[0], step - self._first[1]
-        return duration(since / done * (steps - step)) if done > 0 and step < steps else ""
+        return format_duration(since / done * (steps - step)) if done > 0 and step < steps else ""
 
 
 def choose(members: Sequence[Member], total: int | None = None) -> Lines:
@@ -104,18 +104,11 @@ def line(member: Member, result: Result) -> str:
     if result.state == "finished":
         best = status.get("best")
         score = f", best {best['metric']} {best['value']:.4f}" if best else ""
-        took = f", {duration(result.seconds)}" if result.tries else " already"
+        took = f", {format_duration(result.seconds)}" if result.tries else " already"
         return f"{member.name}  finished{again}  {status.get('step', 0)} steps{score}{took}"
     why = f"  {result.why}" if result.why else ""
     state = f"{result.state}, to be tried again" if result.state == "waiting" and result.tries else result.state
     return f"{member.name}  {state}{again}{why}"
-
-
-def duration(seconds: float) -> str:
-    """`4s`, `2m05s`, `3h10m`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
 def _row(member: Member, result: Result, pace: Pace | None) -> tuple[str, ...]:

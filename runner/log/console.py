@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from runner.text import utc_now
+from runner.text import format_duration, utc_now
 from runner.values import Values
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
@@ -26,7 +26,7 @@ class Console(Protocol):
     def close(self) -> None: ...
 
 
-class Quiet:
+class QuietConsole:
     """Says nothing on the terminal; run.log has the lines all the same."""
 
     def __init__(self, log: Path):
@@ -55,7 +55,7 @@ class Quiet:
         return (step - self._first) / max(time.monotonic() - self._since, 1e-9)
 
 
-class Plain(Quiet):
+class PlainConsole(QuietConsole):
     """Plain lines at a steady cadence, for pipes and job logs."""
 
     _next = 0.0
@@ -69,13 +69,13 @@ class Plain(Quiet):
             return
         self._next = time.monotonic() + PLAIN_SECONDS
         speed = self._speed(step)
-        left = _duration((self._steps - step) / speed) if speed else "?"
+        left = format_duration((self._steps - step) / speed) if speed else "?"
         risk = step - (durable_step or 0)
         saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
         _show(f"step {step:>6}/{self._steps}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left} left  {saved}")
 
 
-class Bar(Quiet):
+class ProgressBarConsole(QuietConsole):
     """A live bar on a terminal, with lines that stay above it."""
 
     def __init__(self, log: Path):
@@ -116,11 +116,11 @@ class Bar(Quiet):
         self._progress.stop()
 
 
-def choose(log: Path, *, wanted: bool) -> Console:
+def choose_console(log: Path, *, wanted: bool) -> Console:
     """The console for this process: a bar on a terminal, plain lines elsewhere, nothing where none is wanted."""
     if not wanted:
-        return Quiet(log)
-    return Bar(log) if sys.stdout.isatty() else Plain(log)
+        return QuietConsole(log)
+    return ProgressBarConsole(log) if sys.stdout.isatty() else PlainConsole(log)
 
 
 def _show(line: str) -> None:
@@ -134,9 +134,3 @@ def _show(line: str) -> None:
 def _values(metrics: Values) -> str:
     ordered = sorted(metrics.items(), key=lambda item: (item[0] != "loss", item[0]))
     return "  ".join(value if isinstance(value, str) else f"{name} {value:.4f}" for name, value in ordered)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint.record import Record, Score, best_of, records_in
-from runner.checkpoint.retention import survivors
+from runner.checkpoint.record import Record, Score, find_best, list_records
+from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError
 from runner.inspect.goodput import accounted
 from runner.inspect.lookup import document_of, settings_in
 from runner.inspect.time_account import Account
 from runner.rundir.attempts import read_attempts
 from runner.rundir.layout import RunDir, run_state
-from runner.trace import requirements as needed
-from runner.trace.requirements import Needs
+from runner.trace import step_requirements as needed
+from runner.trace.step_requirements import StepRequirements
 
 Point = tuple[int, float]
 
@@ -57,7 +57,7 @@ class Facts:
     saves: tuple[Save, ...]
     step_seconds: float | None  # the median over what was logged, without waiting, evaluating and saving
     remat: str  # what `remat=auto` chose, in its own words
-    needs: Needs | None  # of the newest attempt that wrote it down
+    needs: StepRequirements | None  # of the newest attempt that wrote it down
     hardware: str  # that it ran on
 
 
@@ -72,9 +72,9 @@ def facts_of(run: RunDir) -> Facts:
         keep, score = settings.keep, settings.score
     except (RefusedError, ValueError):  # a run without its configuration still has logs and checkpoints
         document, keep, score = {}, {}, Score()
-    timing, records = list(_lines(run.timing)), records_in(run.checkpoints)
+    timing, records = list(_lines(run.timing)), list_records(run.checkpoints)
     account = accounted(run, status, document)
-    kept = survivors(keep, records, score)
+    kept = select_survivors(keep, records, score)
     state, needs = run_state(run), _needs([*read_attempts(run), attempt])
     return Facts(
         run=run,
@@ -125,7 +125,7 @@ def _saves(
     timing: Sequence[Mapping[str, Any]], records: Sequence[Record], kept: Mapping[int, str], score: Score
 ) -> Iterator[Save]:
     """What timing.jsonl tells was saved, and what is on disk; a line may be missing for what is there."""
-    here, best = {record.step: record for record in records}, best_of(records, score)
+    here, best = {record.step: record for record in records}, find_best(records, score)
     told = {line.get("step"): line for line in timing if line.get("event") == "save"}
     for step in sorted(step for step in {*here, *told} if isinstance(step, int)):
         line, record = told.get(step, {}), here.get(step)
@@ -155,10 +155,10 @@ def _remat(path: Path) -> str:
         return ""
 
 
-def _needs(lines: Sequence[Mapping[str, Any]]) -> tuple[Needs | None, str]:
+def _needs(lines: Sequence[Mapping[str, Any]]) -> tuple[StepRequirements | None, str]:
     """What a step needs, and on what devices."""
     for attempt in reversed(lines):
-        if (found := needed.read(attempt.get("needs"))) is not None:
+        if (found := needed.parse_requirements(attempt.get("needs"))) is not None:
             return found, str(attempt.get("hardware") or "")
     return None, ""
 

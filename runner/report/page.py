@@ -25,7 +25,7 @@ from runner.inspect.time_account import BUCKETS, INTERRUPTED, SEEN, Span
 from runner.report.config_diff import Difference, as_number, text
 from runner.report.facts import Facts, Save, thinned
 from runner.report.pareto import figures, groups, memory, tables
-from runner.text import format_count, format_duration, format_time, size_text
+from runner.text import format_count, format_duration, format_size, format_time
 
 SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
 MOST_POINTS, MOST_SAVES, FEWEST = 120_000, 40_000, 20  # on a page; of a run, however many there are
@@ -104,7 +104,7 @@ def _tiles(facts: Sequence[Facts], names: Sequence[str]) -> list[tuple[str, str,
         number, step, value = best
         about = names[number] if len(facts) > 1 else f"at step {step:,}"
         tiles.append((f"best {facts[number].score.metric}", f"{value:.4g}", about))
-    tiles.append(("wall-clock", format_duration(clock), "of all runs together" if len(facts) > 1 else ""))
+    tiles.append(("wall-clock", format_duration(clock / 1000), "of all runs together" if len(facts) > 1 else ""))
     tiles.append(("goodput", f"{100 * progress / clock:.0f} %" if clock else "–", "training whose result stands"))
     tiles.append(("interruptions", f"{stops:,}", f"{format_count(lost, 'step')} done again" if stops else "none"))
     return tiles
@@ -168,8 +168,8 @@ def _cells(each: Facts, size: int | None) -> list[Cell]:
         Cell("" if value is None else f"{value:.5g}", value, "number"),
         Cell("" if step is None else f"{step:,}", step, "number"),
         Cell("" if pace is None else f"{pace:.3g}", pace, "number"),
-        Cell("" if size is None else size_text(size), size, "number"),
-        Cell(format_duration(account.clock) if ran else "", account.clock if ran else None, "number"),
+        Cell("" if size is None else format_size(size), size, "number"),
+        Cell(format_duration(account.clock / 1000) if ran else "", account.clock if ran else None, "number"),
         Cell(f"{100 * account.goodput:.1f} %" if ran else "", account.goodput if ran else None, "number"),
         Cell(str(account.interruptions or ""), account.interruptions, "number"),
         Cell(f"{account.lost_steps:,}" if account.lost_steps else "", account.lost_steps, "number"),

@@ -13,8 +13,8 @@ from typing import Any
 
 from runner.report.config_diff import Difference, text
 from runner.report.facts import Facts
-from runner.text import size_text
-from runner.trace.requirements import Needs, believed, bytes_of
+from runner.text import format_size
+from runner.trace.step_requirements import StepRequirements, bytes_at_once, is_compiler_believable
 
 REMAT = "remat"
 OF_THE_STEP = ("model", "data", "mesh", "objective", "train.precision", "train.microbatches")  # and what is below
@@ -72,7 +72,7 @@ def memory(facts: Sequence[Facts], differs: Difference) -> list[int | None]:
         compiled = _is_compiled(facts, runs)
         for run in runs:
             needs = facts[run].needs
-            found[run] = None if needs is None else bytes_of(needs, compiled=compiled)
+            found[run] = None if needs is None else bytes_at_once(needs, compiled=compiled)
     return found
 
 
@@ -121,7 +121,7 @@ def _frontiers(group: Group) -> dict[str, tuple[int, ...]]:
 def _line(point: Point) -> tuple[str, ...]:
     low, _, high = [f"{1000 * pace:.3g}" for pace in point.seconds or (0.0, 0.0, 0.0)]
     pace = low if low == high else f"{low} – {high}"
-    size = "" if point.memory is None else size_text(point.memory)
+    size = "" if point.memory is None else format_size(point.memory)
     extra = "" if point.extra is None else f"{100 * point.extra:.3g} %"
     return point.policy, str(len(point.runs)), size, extra, pace if point.seconds else "", point.words
 
@@ -148,7 +148,7 @@ def _alike(facts: Sequence[Facts], differs: Difference) -> list[list[int]]:
     return list(found.values())
 
 
-def _work(needs: Needs | None) -> tuple[int, int] | None:
+def _work(needs: StepRequirements | None) -> tuple[int, int] | None:
     return None if needs is None else (needs.flops - needs.recomputed, needs.held)
 
 
@@ -172,7 +172,7 @@ def _policy(facts: Sequence[Facts], differs: Difference, run: int) -> str:
 
 
 def _is_compiled(facts: Sequence[Facts], runs: Sequence[int]) -> bool:
-    return believed(needs for run in runs if (needs := facts[run].needs))
+    return is_compiler_believable(needs for run in runs if (needs := facts[run].needs))
 
 
 def _names(facts: Sequence[Facts], differs: Difference, members: Sequence[Sequence[int]]) -> list[str]:
@@ -181,7 +181,7 @@ def _names(facts: Sequence[Facts], differs: Difference, members: Sequence[Sequen
     needs = [facts[run].needs for run in firsts]
     words = [_typed(differs, run) for run in firsts]
     hardware = [facts[run].hardware for run in firsts]
-    sizes = [f"{size_text(each.held)} of state and batch" if each else "" for each in needs]
+    sizes = [f"{format_size(each.held)} of state and batch" if each else "" for each in needs]
     names = words if len(set(words)) > 1 else [""] * len(members)
     for more in (hardware, sizes):
         if len(set(names)) < len(names) and len(set(more)) > 1:

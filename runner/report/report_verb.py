@@ -15,7 +15,7 @@ from runner.report.facts import Facts, facts_of
 from runner.report.page import rendered
 from runner.report.pareto import memory
 from runner.rundir.layout import RunDir
-from runner.text import display_path, format_count, size_text
+from runner.text import display_path, format_count, format_size
 from runner.values import Answer, Say
 
 PAGE = "report.html"
@@ -37,8 +37,8 @@ def run(arguments: Namespace, say: Say) -> Answer:
     facts, differs = [found[number] for number in order], differs.taken(order)
     title = " · ".join(display_path(Path(path).expanduser()) for path in arguments.paths)
     html = rendered(facts, differs, title, page.resolve().parent)
-    files.replace(page, html, durable=False)
-    say(f"{page}  {format_count(len(facts), 'run')}, {size_text(len(html.encode()))}; open it in a browser")
+    files.replace_file(page, html, durable=False)
+    say(f"{page}  {format_count(len(facts), 'run')}, {format_size(len(html.encode()))}; open it in a browser")
     return Answer({"page": str(page), "bytes": len(html.encode()), "runs": _plain(facts, differs)})
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from runner.config.schema import load
 from runner.inspect.model_cost import Summary, summary
-from runner.trace.flops import Activation, Weights, costs, count
+from runner.trace.flops import FromData, FromWeights, attribute_flops, count_flops
 from runner.train.build import build
 from tests.config.test_config import changed
 from tests.conftest import REPO
@@ -84,9 +84,9 @@ def test_a_convolution_and_its_gradients_are_counted(stride: int) -> None:
     x, kernel = jnp.ones((5, 8, 8, 3)), jnp.ones((stride, stride, 3, 7))
     side = 8 // stride
     forward = 2 * 5 * side * side * 7 * stride * stride * 3
-    assert count(jax.make_jaxpr(convolved)(x, kernel).jaxpr) == forward
+    assert count_flops(jax.make_jaxpr(convolved)(x, kernel).jaxpr) == forward
     both = jax.make_jaxpr(jax.grad(lambda *arguments: convolved(*arguments).sum(), (0, 1)))(x, kernel)
-    assert count(both.jaxpr) in (2 * forward, 3 * forward)  # whether or not the value itself is thrown away
+    assert count_flops(both.jaxpr) in (2 * forward, 3 * forward)  # whether or not the value itself is thrown away
 
 
 def test_what_follows_belongs_to_the_part_whose_weights_were_met_last() -> None:
@@ -95,6 +95,6 @@ def test_what_follows_belongs_to_the_part_whose_weights_were_met_last() -> None:
         return h, h @ h.T, (h @ h.T) @ second.T, 2 * second
 
     jaxpr = jax.make_jaxpr(network)(jnp.ones((3, 5)), jnp.ones((7, 4)), jnp.ones((4, 3))).jaxpr
-    found = costs(jaxpr, [Weights("first"), Weights("second"), Activation("")])
+    found = attribute_flops(jaxpr, [FromWeights("first"), FromWeights("second"), FromData("")])
     assert +found.flops == {"first": 2 * (4 * 3 * 5 + 2 * 4 * 5 * 4), "second": 2 * 4 * 4 * 7}
     assert found.made_by == ["first", "first", "second", None]

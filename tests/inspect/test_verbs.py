@@ -40,7 +40,7 @@ def made(make_door: Callable[[str], Door]) -> Path:
     door = make_door("tools")
     done = door.run(*RUN_WORDS)
     assert done.returncode == 0, done.stderr
-    assert record.steps_in(door.the_run / "checkpoints") == STEPS
+    assert record.list_steps(door.the_run / "checkpoints") == STEPS
     return door.the_run
 
 
@@ -96,7 +96,7 @@ def flip(run: Path, step: int) -> str:
 def reseal(run: Path, step: int, **changes: Any) -> None:
     """Write another sidecar for a checkpoint."""
     directory = run / "checkpoints" / str(step)
-    seal.seal(directory, replace(record.load(directory)[0], **changes))
+    seal.seal_checkpoint(directory, replace(record.read_sidecar(directory)[0], **changes))
 
 
 def keep(run: Path, rules: str) -> None:
@@ -117,8 +117,8 @@ def tiny(folder: Path, step: int, state: dict[str, Any], progress: Any = None) -
     (folder / "config.yaml").write_text("model: {kind: mlp}\nretention: {all: {kind: all}}\n")
     directory = folder / "checkpoints" / str(step)
     tree = {part: {name: jnp.asarray(value) for name, value in leaves.items()} for part, leaves in state.items()}
-    store.write(directory, tree, progress or {"position": {"next_index": step}, "data": "d", "best": None})
-    seal.seal(directory, record.Record(step, "by hand", {}, 0.0))
+    store.write_checkpoint(directory, tree, progress or {"position": {"next_index": step}, "data": "d", "best": None})
+    seal.seal_checkpoint(directory, record.Record(step, "by hand", {}, 0.0))
     return f"{folder}@{step}"
 
 
@@ -219,7 +219,7 @@ def test_ls_has_a_row_for_each_checkpoint_oldest_first(made: Path, ask: Asked, d
     assert max(map(len, out.splitlines())) <= 100
 
     found = data("ls", made)
-    on_disk = {entry.step: entry for entry in record.records_in(made / "checkpoints")}
+    on_disk = {entry.step: entry for entry in record.list_records(made / "checkpoints")}
     assert found["score"] == {"metric": "eval/loss", "mode": "min"}
     for entry in found["checkpoints"]:
         known = on_disk[entry["step"]]
@@ -245,7 +245,7 @@ def test_ls_looks_at_bytes_where_asked(copy: Path, ask: Asked, data: Callable[..
 
 def test_ls_says_so_where_no_checksum_was_ever_taken(copy: Path, data: Callable[..., Any]) -> None:
     directory = copy / "checkpoints" / "60"
-    seal.seal(directory, record.load(directory)[0], checksums=False)
+    seal.seal_checkpoint(directory, record.read_sidecar(directory)[0], checksums=False)
     assert [entry["verified"] for entry in data("ls", copy, "--verify")["checkpoints"]] == ["ok"] * 5 + ["sizes ok"]
 
 
@@ -308,7 +308,7 @@ def test_ls_lists_runs(copy: Path, ask: Asked, data: Callable[..., Any]) -> None
 
 def test_show_tells_all_of_one_checkpoint(made: Path, ask: Asked, data: Callable[..., Any]) -> None:
     code, out, _ = ask("show", f"{made}@40")
-    known = record.load(made / "checkpoints" / "40")[0]
+    known = record.read_sidecar(made / "checkpoints" / "40")[0]
     assert code == 0
     assert out.startswith(f"{RunDir(made)}@40\n")
     for said in (known.reason, "eval/accuracy", '{"next_index": 40}', "attempt 1", "orbax-checkpoint 0.", "format 2"):
@@ -557,13 +557,13 @@ def test_prune_dry_run_says_what_prune_would_do_and_changes_nothing(
         code, _, err = ask("prune", copy)
         assert code == 3
         assert f"in use by pid {os.getpid()}" in err
-        assert record.steps_in(copy / "checkpoints") == STEPS
+        assert record.list_steps(copy / "checkpoints") == STEPS
 
     (copy / "checkpoints" / "best").unlink()
     done = data("prune", copy)
     assert int(os.readlink(copy / "checkpoints" / "best")) == best
     assert done == {**promised, "dry_run": False}
-    assert record.steps_in(copy / "checkpoints") == sorted(stay)
+    assert record.list_steps(copy / "checkpoints") == sorted(stay)
     assert not any((copy / "checkpoints" / record.TRASH).iterdir())
     assert "nothing to delete" in ask("prune", copy)[1]
 
@@ -574,7 +574,7 @@ def test_prune_deletes_nothing_where_the_newest_is_not_proven(copy: Path, ask: A
     code, _, err = ask("prune", copy)
     assert code == 3
     assert f"the newest checkpoint is not good: {name} is not what was written" in err
-    assert record.steps_in(copy / "checkpoints") == STEPS
+    assert record.list_steps(copy / "checkpoints") == STEPS
 
 
 @pytest.mark.parametrize("rules", ["{last: {kind: lats}}", "{last: {kind: last, n: 0}}", "[]", "{a: {n: 1}}"])
@@ -583,7 +583,7 @@ def test_prune_deletes_nothing_by_rules_it_does_not_understand(rules: str, copy:
     code, _, err = ask("prune", copy)
     assert code == 3
     assert "config.yaml" in err
-    assert record.steps_in(copy / "checkpoints") == STEPS
+    assert record.list_steps(copy / "checkpoints") == STEPS
 
 
 # --- digest, export, load ---
@@ -609,7 +609,7 @@ def test_export_round_trips_through_plain_readers(
 
     from runner.checkpoint import arrays
 
-    saved = arrays.read(made / "checkpoints" / "60" / "state")
+    saved = arrays.read_leaves(made / "checkpoints" / "60" / "state")
     weights = {name: value for name, value in saved.items() if name.startswith(("params.", "extra."))}
     assert len(weights) == 6
     assert ask("export", made, tmp_path / "st")[0] == 0  # safetensors, unless said otherwise
@@ -633,9 +633,9 @@ def test_the_card_says_where_weights_come_from_and_how_to_load_them(
 ) -> None:
     ask("export", f"{made}@best", "--to", "safetensors", tmp_path / "out")
     page = (tmp_path / "out" / "README.md").read_text()
-    best = record.load((made / "checkpoints" / "best").resolve())[0]
+    best = record.read_sidecar((made / "checkpoints" / "best").resolve())[0]
     count = 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
-    progress = record.progress_of(made / "checkpoints" / str(best.step))
+    progress = record.read_progress(made / "checkpoints" / str(best.step))
     for said in (
         *(f"{count:,} parameters", f"- eval/loss: {best.metrics['eval/loss']:.6g}", "- `model.dropout=0.3`"),
         *(data("digest", f"{made}@best")["digest"], progress["data"], f"numpy {np.__version__}", f"@{best.step}"),
@@ -713,7 +713,7 @@ def test_load_gives_the_model_that_was_measured(copy: Path) -> None:
         examples = config.data.sources().eval
         batch = {name: jnp.asarray(value) for name, value in examples.take(np.arange(len(examples))).items()}
         losses = OBJECTIVES[config.model.objective](model, batch)
-        measured = record.load(copy / "checkpoints" / str(step))[0].metrics
+        measured = record.read_sidecar(copy / "checkpoints" / str(step))[0].metrics
         for name in ("loss", "accuracy"):
             assert float(losses[name].mean()) == pytest.approx(measured[f"eval/{name}"], rel=1e-6)
 
