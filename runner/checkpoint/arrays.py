@@ -21,7 +21,7 @@ _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": F
 
 
 @dataclass(frozen=True)
-class Leaf:
+class LeafSpec:
     """One array on disk. `generator` names the implementation of a random key, whose words these are."""
 
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Leaf:
         return f"{self.dtype}{list(self.shape)}{key}"
 
 
-def opened(state: Path, names: Iterable[str] | None = None) -> dict[str, ts.TensorStore]:
+def open_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, ts.TensorStore]:
     """Handles of the leaves of a saved tree, all of them or those named. Raises ValueError where one cannot be."""
     base = {"driver": "ocdbt", "base": f"file://{state.resolve()}/"}
     if names is None:
@@ -53,7 +53,7 @@ def opened(state: Path, names: Iterable[str] | None = None) -> dict[str, ts.Tens
     return {name: future.result() for name, future in pending.items()}
 
 
-def write(state: Path, values: Mapping[str, Any], chunks: Mapping[str, tuple[int, ...]]) -> None:
+def write_leaves(state: Path, values: Mapping[str, Any], chunks: Mapping[str, tuple[int, ...]]) -> None:
     """Write arrays, uncompressed, each in chunks of the given shape: OCDBT and zarr 3, as Orbax does, in few files.
 
     All of them or none: nothing is there until the last byte is. Raises ValueError where the disk does not take it.
@@ -88,27 +88,28 @@ def write(state: Path, values: Mapping[str, Any], chunks: Mapping[str, tuple[int
     transaction.commit_async().result()
 
 
-def leaves(state: Path) -> dict[str, Leaf]:
+def read_leaf_specs(state: Path) -> dict[str, LeafSpec]:
     """Name, shape, dtype and kind of every leaf of a saved tree, in order of their names."""
     generators = _generators(state)
     return {
-        name: Leaf(tuple(store.shape), store.dtype.name, generators.get(name)) for name, store in opened(state).items()
+        name: LeafSpec(tuple(store.shape), store.dtype.name, generators.get(name))
+        for name, store in open_leaves(state).items()
     }
 
 
-def read(state: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
     """The values of leaves as numpy arrays; a random key as its words."""
-    pending = {name: store.read() for name, store in opened(state, names).items()}
+    pending = {name: store.read() for name, store in open_leaves(state, names).items()}
     return {name: future.result() for name, future in pending.items()}
 
 
-def logical_digest(state: Path, progress: Any) -> str:
+def compute_logical_digest(state: Path, progress: Any) -> str:
     """One SHA-256 of what a checkpoint means: names, shapes, dtypes, values; not how or when it was written."""
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
-    kinds = leaves(state)
+    kinds = read_leaf_specs(state)
     for name, leaf in kinds.items():  # one at a time: a checkpoint may be larger than memory
         digest.update(f"\n{name} {leaf}\n".encode())
-        digest.update(read(state, [name])[name].tobytes())
+        digest.update(read_leaves(state, [name])[name].tobytes())
     return digest.hexdigest()
 
 

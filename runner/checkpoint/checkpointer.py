@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, best_of, records_in
-from runner.checkpoint.retention import DiskBudget, Keep, most_kept, survivors
-from runner.checkpoint.seal import seal, sync_directory
-from runner.checkpoint.strategy import Failures, History, OnError, Rule, due
+from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, find_best, list_records
+from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, select_survivors
+from runner.checkpoint.seal import seal_checkpoint
+from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
 from runner.errors import StorageError
-from runner.text import size_text
+from runner.files import sync_path
+from runner.text import format_size
 from runner.values import StepInfo
 
 Items = Mapping[str, Any]  # STATE: a tree of arrays; PROGRESS: a JSON value
@@ -32,13 +33,13 @@ Verify = Literal["bytes", "values", "off"]
 class Store(Protocol):
     """What the checkpointer asks of store.py."""
 
-    def hold(self, state: Any) -> Any: ...
-    def write(self, directory: Path, state: Any, progress: Any) -> None: ...
-    def differing_leaf(self, directory: Path, state: Any) -> str | None: ...
+    def copy_to_host(self, state: Any) -> Any: ...
+    def write_checkpoint(self, directory: Path, state: Any, progress: Any) -> None: ...
+    def find_differing_leaf(self, directory: Path, state: Any) -> str | None: ...
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """One durable checkpoint, and what it cost."""
 
     record: Record
@@ -48,15 +49,15 @@ class Saved:
     trouble: str | None  # what went wrong afterwards, while old checkpoints were deleted
 
 
-Written = tuple[Saved, list[Record]]  # what a background save gives: itself, and what is on disk after it
+Written = tuple[SavedCheckpoint, list[Record]]  # what a background save gives: itself, and what is on disk after it
 
 
 @dataclass(frozen=True)
-class Policy:
+class SavePolicy:
     """What was chosen: rules for when and for which, what best means, whether training waits, how a save is proven."""
 
-    save: Mapping[str, Rule]
-    keep: Mapping[str, Keep]
+    save: Mapping[str, SaveRule]
+    keep: Mapping[str, RetentionRule]
     score: Score
     background: bool
     verify: Verify = "bytes"
@@ -72,10 +73,10 @@ class Checkpointer:
     def __init__(
         self,
         checkpoints: Path,
-        policy: Policy,
+        policy: SavePolicy,
         store: Store,
         tell: Callable[[str], None],
-        told: Callable[[Saved], None],
+        told: Callable[[SavedCheckpoint], None],
         failures: Failures,
         doing: Callable[[str], None] = lambda phase: None,
     ):
@@ -85,7 +86,7 @@ class Checkpointer:
         self._pending: Future[Written] | None = None
         self._failing = False
         self._tried_step, self._since = 0, time.monotonic()
-        self._records: list[Record] = records_in(checkpoints)
+        self._records: list[Record] = list_records(checkpoints)
         self._cleaning = self._thread.submit(_clean, checkpoints, policy, self.newest)
 
     @property
@@ -100,7 +101,9 @@ class Checkpointer:
                 return None
             self._settle()  # after an evaluation a rule looks at history, and the pending save may be the best one
         waited = time.monotonic() - self._since
-        return due(self._policy.save, moment, History(self._records, self._tried_step, waited, self._failures))
+        return find_save_reason(
+            self._policy.save, moment, History(self._records, self._tried_step, waited, self._failures)
+        )
 
     def save(self, reason: str, moment: StepInfo, items: Items, mark: Mark = "") -> None:
         """Save. Waits for the disk if the policy says so; a failure is told once and tried again when next due."""
@@ -110,7 +113,7 @@ class Checkpointer:
         self._tried_step, self._since = moment.step, time.monotonic()
         record = Record(moment.step, reason, dict(moment.metrics), time.time(), mark=mark)
         state, background = items[STATE], self._policy.background
-        held = self._store.hold(state) if background else state
+        held = self._store.copy_to_host(state) if background else state
         stall = time.perf_counter() - start if background else None
         self._pending = self._thread.submit(self._write, record, held, items[PROGRESS], start, stall)
         if not background:
@@ -149,13 +152,13 @@ class Checkpointer:
         self._doing("write")
         try:
             fresh.parent.mkdir(parents=True, exist_ok=True)
-            self._store.write(fresh, state, progress)
-            if self._policy.verify == "values" and (leaf := self._store.differing_leaf(fresh, state)):
+            self._store.write_checkpoint(fresh, state, progress)
+            if self._policy.verify == "values" and (leaf := self._store.find_differing_leaf(fresh, state)):
                 raise StorageError(f"{leaf} reads back differently from what was to be saved")
             spent = time.perf_counter() - start
             record = replace(record, stall_seconds=spent if stall is None else stall, write_seconds=spent)
             self._doing("seal")
-            seal(fresh, record, checksums=self._policy.verify != "off")
+            seal_checkpoint(fresh, record, checksums=self._policy.verify != "off")
             self._doing("publish")
             _publish(fresh, self._checkpoints / str(record.step))
         except (OSError, StorageError) as error:
@@ -167,7 +170,7 @@ class Checkpointer:
         records, trouble = _prune(self._checkpoints, self._policy, record.step)
         self._doing("")
         num_bytes = next((known.num_bytes for known in records if known.step == record.step), 0)
-        return Saved(record, durable if stall is None else stall, durable, num_bytes, trouble), records
+        return SavedCheckpoint(record, durable if stall is None else stall, durable, num_bytes, trouble), records
 
     def _settle(self) -> None:
         """Wait for the pending save and learn how it ended."""
@@ -181,7 +184,7 @@ class Checkpointer:
                 self._tell(
                     f"warning: a checkpoint could not be written: {error}; training goes on, the next due save retries"
                 )
-            self._failing, self._records = True, records_in(self._checkpoints)
+            self._failing, self._records = True, list_records(self._checkpoints)
             return
         if self._failing:
             self._tell(f"checkpoints are written again: step {saved.record.step} is durable")
@@ -191,22 +194,24 @@ class Checkpointer:
             self._tell(f"warning: old checkpoints could not be deleted: {saved.trouble}")
 
 
-def preflight(checkpoints: Path, num_bytes: int, keep: Mapping[str, Keep], steps: int) -> str | None:
+def warn_of_little_space(
+    checkpoints: Path, num_bytes: int, keep: Mapping[str, RetentionRule], steps: int
+) -> str | None:
     """A warning where what will be kept, and one more that is being written, does not fit on the volume; else None.
 
     `num_bytes` is the size of one state, `steps` the length of the run.
     """
     volume = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
-    there = [record.num_bytes for record in records_in(checkpoints)]
+    there = [record.num_bytes for record in list_records(checkpoints)]
     free = shutil.disk_usage(volume).free + sum(there)
-    most, budgets = most_kept(keep, steps), [rule.limit for rule in keep.values() if isinstance(rule, DiskBudget)]
+    most, budgets = max_kept(keep, steps), [rule.limit for rule in keep.values() if isinstance(rule, DiskBudget)]
     kept = [num_bytes * most] if most else [] if budgets else [num_bytes * 2]
     needed = min([*kept, *budgets]) + num_bytes
     if needed <= free:
         return None
     count = f"up to {most}" if most else "at least 2"
     return (
-        f"warning: {size_text(free)} free for checkpoints of {size_text(num_bytes)}: room for "
+        f"warning: {format_size(free)} free for checkpoints of {format_size(num_bytes)}: room for "
         f"{free // max(num_bytes, 1)}, but retention keeps {count} and one more is being written; free space, or "
         "keep fewer"
     )
@@ -214,7 +219,7 @@ def preflight(checkpoints: Path, num_bytes: int, keep: Mapping[str, Keep], steps
 
 def link_best(checkpoints: Path, records: Sequence[Record], score: Score) -> None:
     """Point `checkpoints/best` at the best step there is, in one move; no link where nothing ranks."""
-    link, best = checkpoints / "best", best_of(records, score)
+    link, best = checkpoints / "best", find_best(records, score)
     if best is None:
         link.unlink(missing_ok=True)
     elif not link.is_symlink() or link.readlink() != Path(str(best.step)):
@@ -224,10 +229,10 @@ def link_best(checkpoints: Path, records: Sequence[Record], score: Score) -> Non
         fresh.replace(link)
 
 
-def discard(directory: Path) -> None:
+def delete_checkpoint(directory: Path) -> None:
     """Delete a checkpoint: first out of sight in one move, for good only then."""
     away = _out_of_sight(directory)
-    sync_directory(directory.parent)
+    sync_path(directory.parent)
     shutil.rmtree(away, ignore_errors=True)
 
 
@@ -239,21 +244,21 @@ def _out_of_sight(directory: Path) -> Path:
     return away
 
 
-def _prune(checkpoints: Path, policy: Policy, step: int) -> tuple[list[Record], str | None]:
+def _prune(checkpoints: Path, policy: SavePolicy, step: int) -> tuple[list[Record], str | None]:
     """Link the best and delete what retention lets go. Gives what is left, and what went wrong if anything did.
 
     Only what is not newer than the step just proven is judged: the rest is not from this training. A deletion that
     fails must not kill a run.
     """
-    records = [record for record in records_in(checkpoints) if record.step <= step]
-    kept = survivors(policy.keep, records, policy.score)
+    records = [record for record in list_records(checkpoints) if record.step <= step]
+    kept = select_survivors(policy.keep, records, policy.score)
     try:
         link_best(checkpoints, records, policy.score)
         for record in records:
             if record.step not in kept:
-                discard(checkpoints / str(record.step))
+                delete_checkpoint(checkpoints / str(record.step))
     except OSError as error:
-        return records_in(checkpoints), str(error)
+        return list_records(checkpoints), str(error)
     return [record for record in records if record.step in kept], None
 
 
@@ -263,12 +268,12 @@ def _publish(fresh: Path, final: Path) -> None:
         final.unlink()
     old = _out_of_sight(final) if final.exists() else None
     fresh.rename(final)
-    sync_directory(final.parent)
+    sync_path(final.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _clean(checkpoints: Path, policy: Policy, newest: int | None) -> None:
+def _clean(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None:
     """Finish what a killed process had begun: drop half a checkpoint, link the best, delete what was let go.
 
     The newest one has been proven by now: the run goes on from it.
@@ -279,7 +284,7 @@ def _clean(checkpoints: Path, policy: Policy, newest: int | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for folder in (checkpoints, *list(checkpoints.parents)[:3]):  # the names above: the run, its name, the root
         with suppress(OSError):
-            sync_directory(folder)
+            sync_path(folder)
     if newest is not None:
         _prune(checkpoints, policy, newest)  # what cannot be deleted is told after the next save
 

@@ -63,18 +63,18 @@ class Record:
     format: int = FORMAT
 
 
-File = dict[str, Any]  # bytes, and where it was taken xxh3 (in format 1: crc32)
-Files = dict[str, File]  # by name
+FileFacts = dict[str, Any]  # bytes, and where it was taken xxh3 (in format 1: crc32)
+FileTable = dict[str, FileFacts]  # by name
 
 
-def dump(record: Record, files: Files) -> bytes:
+def encode_sidecar(record: Record, files: FileTable) -> bytes:
     """The sidecar's content: the record, the files beside it, and a checksum of all that."""
     document = {key: value for key, value in asdict(record).items() if key not in ("pinned", "num_bytes")}
     body = json.dumps({**document, "files": files}, indent=1).encode().removesuffix(b"\n}")
     return body + b',\n "xxh3": "%s"\n}\n' % xxhash.xxh3_128(body).hexdigest().encode()
 
 
-def load(directory: Path) -> tuple[Record, Files]:
+def read_sidecar(directory: Path) -> tuple[Record, FileTable]:
     """The record of a checkpoint directory and its files. Raises OSError or ValueError where it is not one."""
     content = (directory / SIDECAR).read_bytes()
     document = json.loads(content)
@@ -85,7 +85,7 @@ def load(directory: Path) -> tuple[Record, Files]:
         if seal is None or xxhash.xxh3_128(content[: seal.start()]).hexdigest().encode() != seal[1]:
             raise ValueError(f"{SIDECAR} is not what was written")
         del document["xxh3"]
-    files: Files = document.pop("files")
+    files: FileTable = document.pop("files")
     document["num_bytes"] = sum(file["bytes"] for file in files.values())
     document["pinned"] = (directory / PIN).exists()
     record = Record(**document)
@@ -94,44 +94,44 @@ def load(directory: Path) -> tuple[Record, Files]:
     return record, files
 
 
-def steps_in(checkpoints: Path) -> list[int]:
+def list_steps(checkpoints: Path) -> list[int]:
     """Every directory that is named like a step, oldest first; whether it holds a good checkpoint is another matter.
 
     A link is none: what it leads to has a name of its own.
     """
     if not checkpoints.is_dir():
         return []
-    named = [path for path in checkpoints.iterdir() if is_step(path.name)]
+    named = [path for path in checkpoints.iterdir() if is_step_name(path.name)]
     return sorted(int(path.name) for path in named if path.is_dir() and not path.is_symlink())
 
 
-def is_step(name: str) -> bool:
+def is_step_name(name: str) -> bool:
     """Whether a directory of this name would be a checkpoint: `1000`, not `01000`, `1000.tmp` or `best`."""
     return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
-def records_in(checkpoints: Path) -> list[Record]:
+def list_records(checkpoints: Path) -> list[Record]:
     """The records of every checkpoint that has a readable sidecar, oldest first."""
     records = []
-    for step in steps_in(checkpoints):
+    for step in list_steps(checkpoints):
         try:
-            records.append(load(checkpoints / str(step))[0])
+            records.append(read_sidecar(checkpoints / str(step))[0])
         except (OSError, ValueError, TypeError, KeyError):
             continue  # not a checkpoint of ours: restoring sets it aside and says so
     return records
 
 
-def durable_step(checkpoints: Path) -> int:
+def newest_durable_step(checkpoints: Path) -> int:
     """The newest step that a restart would use, by a look at the disk; 0 where there is none."""
-    return next((record.step for record in reversed(records_in(checkpoints)) if not record.mark), 0)
+    return next((record.step for record in reversed(list_records(checkpoints)) if not record.mark), 0)
 
 
-def save_seconds(checkpoints: Path) -> float | None:
+def newest_save_seconds(checkpoints: Path) -> float | None:
     """How long the newest checkpoint took to write; None where there is none."""
-    return next((record.write_seconds for record in reversed(records_in(checkpoints)) if record.write_seconds), None)
+    return next((record.write_seconds for record in reversed(list_records(checkpoints)) if record.write_seconds), None)
 
 
-def best_of(records: Iterable[Record], score: Score) -> Record | None:
+def find_best(records: Iterable[Record], score: Score) -> Record | None:
     """The best record by score, the newest among equals; None where none ranks. What is marked never ranks."""
     ranked = [
         (value, -record.step, record)
@@ -141,7 +141,7 @@ def best_of(records: Iterable[Record], score: Score) -> Record | None:
     return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
 
 
-def progress_of(directory: Path) -> Any:
+def read_progress(directory: Path) -> Any:
     """The JSON value saved beside the state: position of the data, its fingerprint, the best score so far."""
     return json.loads((directory / PROGRESS / "metadata").read_bytes())
 
@@ -151,19 +151,19 @@ def _names_a_step(reference: str) -> bool:
     return "@" in reference and not Path(reference).expanduser().is_dir()
 
 
-def locate(reference: str) -> Path:
+def locate_checkpoint(reference: str) -> Path:
     """The directory of the checkpoint that `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names.
 
     Raises RefusedError where there is none.
     """
     place, _, which = reference.rpartition("@") if _names_a_step(reference) else (reference, "", "newest")
     checkpoints = Path(place).expanduser() / "checkpoints"
-    steps = [record.step for record in records_in(checkpoints) if not record.mark]
+    steps = [record.step for record in list_records(checkpoints) if not record.mark]
     if which == "newest" and steps:
         return checkpoints / str(steps[-1])
     if which == "best" and (checkpoints / "best").is_dir():
         return (checkpoints / "best").resolve()
-    if is_step(which) and (checkpoints / which).is_dir():
+    if is_step_name(which) and (checkpoints / which).is_dir():
         return checkpoints / which
     there = f"it has {', '.join(str(step) for step in steps)}" if steps else "it has no checkpoint"
     if not checkpoints.is_dir():

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from runner.checkpoint.record import TRASH, WRITING, Record, load, steps_in
-from runner.checkpoint.seal import problem_of
+from runner.checkpoint.record import TRASH, WRITING, Record, list_steps, read_sidecar
+from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
 from runner.text import display_path
 
@@ -32,23 +32,23 @@ class Verdict:
         return self.problem is None and self.record is not None and not self.record.mark
 
 
-def verdicts(checkpoints: Path, *, checksums: bool = True) -> Iterator[Verdict]:
+def iter_verdicts(checkpoints: Path, *, checksums: bool = True) -> Iterator[Verdict]:
     """Every directory that is named like a step, newest first, looked at one by one."""
-    for step in reversed(steps_in(checkpoints)):
+    for step in reversed(list_steps(checkpoints)):
         directory = checkpoints / str(step)
-        problem = problem_of(directory, checksums=checksums)
-        yield Verdict(step, load(directory)[0] if problem is None else None, problem)
+        problem = find_problem(directory, checksums=checksums)
+        yield Verdict(step, read_sidecar(directory)[0] if problem is None else None, problem)
 
 
-def ignored(checkpoints: Path) -> list[str]:
+def list_ignored_names(checkpoints: Path) -> list[str]:
     """Names in `checkpoints/` that are neither a step nor anything of ours: leftovers of copying, editors, people."""
     if not checkpoints.is_dir():
         return []
-    known = {"best", ".best", TRASH, WRITING, *(str(step) for step in steps_in(checkpoints))}
+    known = {"best", ".best", TRASH, WRITING, *(str(step) for step in list_steps(checkpoints))}
     return sorted(path.name for path in checkpoints.iterdir() if path.name not in known)
 
 
-def newest_good(
+def restore_newest(
     checkpoints: Path, quarantine: Path, read: Read[T], tell: Tell, *, checksums: bool = True
 ) -> tuple[Record, T] | None:
     """The newest checkpoint whose every byte is proven, and what `read` makes of it. None: there is none at all.
@@ -56,10 +56,10 @@ def newest_good(
     What is not good is set aside, and said; what is marked is passed over, and said. Raises RefusedError where there
     are checkpoints and none is good.
     """
-    if names := ignored(checkpoints):
+    if names := list_ignored_names(checkpoints):
         tell(f"ignored in {display_path(checkpoints)}: {', '.join(names)} (not a directory named like a step)")
     tried = []
-    for verdict in verdicts(checkpoints, checksums=False):
+    for verdict in iter_verdicts(checkpoints, checksums=False):
         directory = checkpoints / str(verdict.step)
         if verdict.record is not None and verdict.record.mark:
             tell(f"checkpoint {verdict.step} is passed over ({verdict.record.reason}); step={verdict.step} restores it")
@@ -73,7 +73,7 @@ def newest_good(
         tried.append(f"{verdict.step} ({problem})")
         tell(
             f"warning: checkpoint {verdict.step} is not good: {problem}; "
-            f"moved to {display_path(set_aside(directory, quarantine, problem))}"
+            f"moved to {display_path(quarantine_checkpoint(directory, quarantine, problem))}"
         )
     if tried:
         raise RefusedError(
@@ -83,28 +83,30 @@ def newest_good(
     return None
 
 
-def exactly(directory: Path, read: Read[T], *, checksums: bool = True) -> tuple[Record, T]:
+def restore_exactly(directory: Path, read: Read[T], *, checksums: bool = True) -> tuple[Record, T]:
     """This checkpoint, marked or not, and what `read` makes of it. Raises RefusedError where it is not good."""
-    problem, value = problem_of(directory, checksums=False), None
+    problem, value = find_problem(directory, checksums=False), None
     if problem is None:
         problem, value = _proven(directory, read, checksums=checksums)
     if problem is not None:
         raise RefusedError(
             f"{display_path(directory)}: is not good: {problem}; choose another step, or leave it out for the newest"
         )
-    return load(directory)[0], value  # type: ignore[return-value]
+    return read_sidecar(directory)[0], value  # type: ignore[return-value]
 
 
-def take_back(checkpoints: Path, quarantine: Path, step: int, tell: Tell) -> None:
+def set_newer_aside(checkpoints: Path, quarantine: Path, step: int, tell: Tell) -> None:
     """Set aside what is newer than a step, so that training can go on from it: a step is saved once."""
-    newer = [other for other in steps_in(checkpoints) if other > step]
+    newer = [other for other in list_steps(checkpoints) if other > step]
     for other in newer:
-        set_aside(checkpoints / str(other), quarantine, f"newer than step {step}, to which the run was taken back")
+        quarantine_checkpoint(
+            checkpoints / str(other), quarantine, f"newer than step {step}, to which the run was taken back"
+        )
     if newer:
         tell(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {display_path(quarantine)}")
 
 
-def set_aside(directory: Path, quarantine: Path, problem: str) -> Path:
+def quarantine_checkpoint(directory: Path, quarantine: Path, problem: str) -> Path:
     """Rename a checkpoint out of sight, with the reason; never delete it."""
     quarantine.mkdir(parents=True, exist_ok=True)
     aside = quarantine / f"{directory.name}-{time.time_ns()}"
@@ -122,7 +124,7 @@ def _proven(directory: Path, read: Read[T], *, checksums: bool) -> tuple[str | N
 
     value, refused, failed = None, None, None
     with ThreadPoolExecutor(1) as pool:
-        proof = pool.submit(problem_of, directory, checksums=checksums)
+        proof = pool.submit(find_problem, directory, checksums=checksums)
         try:
             value = read(directory)
         except RefusedError as error:

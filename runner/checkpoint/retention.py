@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from runner.checkpoint.record import Mode, Record, Score, best_of
+from runner.checkpoint.record import Mode, Record, Score, find_best
 from runner.text import parsed_size
 
 Count = Annotated[int, Ge(1)]
@@ -93,7 +93,7 @@ class Spaced:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Time:
+class SpacedInTime:
     """One for each so many seconds of the clock (3600: an hour, 86400: a day): the first of each of the newest n.
 
     The clock only decides how many stay, never which is the newest: a clock that jumps keeps one more or one less.
@@ -163,10 +163,10 @@ class DiskBudget:
         return dropped
 
 
-Keep = Last | BestN | EveryK | Spaced | Time | Pinned | All | DiskBudget
+RetentionRule = Last | BestN | EveryK | Spaced | SpacedInTime | Pinned | All | DiskBudget
 
 
-def survivors(rules: Mapping[str, Keep], records: Sequence[Record], score: Score) -> dict[int, str]:
+def select_survivors(rules: Mapping[str, RetentionRule], records: Sequence[Record], score: Score) -> dict[int, str]:
     """The steps that stay, each with every reason why.
 
     A marked checkpoint is nothing to resume from: the newest of them stays to be looked at, the others go.
@@ -184,7 +184,7 @@ def survivors(rules: Mapping[str, Keep], records: Sequence[Record], score: Score
     return {step: ", ".join(whys) for step, whys in sorted(reasons.items())}
 
 
-def most_kept(rules: Mapping[str, Keep], steps: int) -> int | None:
+def max_kept(rules: Mapping[str, RetentionRule], steps: int) -> int | None:
     """How many checkpoints stay at most in a run of so many steps, the law's two included; None for no limit."""
     counts = [rule.most(steps) for rule in rules.values() if not isinstance(rule, DiskBudget)]
     return None if None in counts else max(sum(count for count in counts if count is not None), 2)
@@ -195,7 +195,7 @@ def _law(records: Sequence[Record], score: Score) -> dict[int, str]:
     if marked := [record.step for record in records if record.mark]:
         kept[max(marked)] = "the last that an error left"
     good = [record for record in records if not record.mark]
-    if best := best_of(good, score):
+    if best := find_best(good, score):
         kept[best.step] = "best"
     if good:
         kept[max(record.step for record in good)] = "newest"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import xxhash
 
-from runner.checkpoint.record import PIN, SIDECAR, File, Files, Record, dump, load
+from runner.checkpoint.record import PIN, SIDECAR, FileFacts, FileTable, Record, encode_sidecar, read_sidecar
+from runner.files import sync_path
 
 CHUNK_BYTES = 1 << 20
 THREADS = min(4, os.cpu_count() or 1)  # checksums leave Python alone: files are read side by side
@@ -21,28 +22,28 @@ SYNCS = 16  # files that wait for the disk at the same time
 UNSEALED_IN_FORMAT_1 = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
-def seal(directory: Path, record: Record, *, checksums: bool = True) -> None:
+def seal_checkpoint(directory: Path, record: Record, *, checksums: bool = True) -> None:
     """Write the sidecar with size and digest of every file, and fsync files and directories: before it gets its name.
 
     The digests are of what is read back from the files. Without `checksums` only the sizes are kept.
     """
     from concurrent.futures import ThreadPoolExecutor  # as in `measure`
 
-    files = measure(directory, list(_names(directory)), checksums=checksums)
+    files = measure_files(directory, list(_names(directory)), checksums=checksums)
     sidecar = directory / SIDECAR
-    sidecar.write_bytes(dump(record, files))
+    sidecar.write_bytes(encode_sidecar(record, files))
     folders = [path for path in directory.rglob("*") if path.is_dir()]
     with ThreadPoolExecutor(SYNCS) as pool:  # side by side they share the disk's own commits: a third of the time
-        list(pool.map(_sync, [sidecar, *(directory / name for name in files), *folders, directory]))
+        list(pool.map(sync_path, [sidecar, *(directory / name for name in files), *folders, directory]))
 
 
-def problem_of(directory: Path, *, checksums: bool = True) -> str | None:
+def find_problem(directory: Path, *, checksums: bool = True) -> str | None:
     """Why this checkpoint is not what was written, in a few words; None when every byte is.
 
     Without `checksums` no file is read: only their names and sizes are compared.
     """
     try:
-        record, sealed = load(directory)
+        record, sealed = read_sidecar(directory)
     except FileNotFoundError:
         return f"no {SIDECAR}: it was never finished, or it is not a checkpoint of a run"
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -55,7 +56,9 @@ def problem_of(directory: Path, *, checksums: bool = True) -> str | None:
         return f"{foreign[0]} does not belong to it"
     checksum = "crc32" if record.format == 1 else "xxh3"
     try:
-        found = measure(directory, list(sealed), checksums=checksums, read=_crc32 if record.format == 1 else _xxh3)
+        found = measure_files(
+            directory, list(sealed), checksums=checksums, read=_crc32 if record.format == 1 else _xxh3
+        )
     except OSError as error:
         return f"{error.filename or 'a file'} cannot be read ({error.strerror})"
     for name, expected in sealed.items():
@@ -66,7 +69,9 @@ def problem_of(directory: Path, *, checksums: bool = True) -> str | None:
     return None
 
 
-def measure(directory: Path, names: list[str], *, checksums: bool, read: Callable[[Path], File] | None = None) -> Files:
+def measure_files(
+    directory: Path, names: list[str], *, checksums: bool, read: Callable[[Path], FileFacts] | None = None
+) -> FileTable:
     """Size of every file, and the checksum of its content where asked for, several files at a time."""
     if not checksums:
         return {name: {"bytes": (directory / name).stat().st_size} for name in names}
@@ -76,11 +81,6 @@ def measure(directory: Path, names: list[str], *, checksums: bool, read: Callabl
         return dict(zip(names, pool.map(read or _xxh3, [directory / name for name in names]), strict=True))
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power loss."""
-    _sync(directory)
-
-
 def _names(directory: Path) -> Iterator[str]:
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
@@ -88,7 +88,7 @@ def _names(directory: Path) -> Iterator[str]:
             yield name
 
 
-def _xxh3(path: Path) -> File:
+def _xxh3(path: Path) -> FileFacts:
     """Size and checksum of a file, read in pieces that stay in the processor's cache."""
     hasher, size, buffer = xxhash.xxh3_128(), 0, memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -98,16 +98,8 @@ def _xxh3(path: Path) -> File:
     return {"bytes": size, "xxh3": hasher.hexdigest()}
 
 
-def _crc32(path: Path) -> File:
+def _crc32(path: Path) -> FileFacts:
     import zlib
 
     content = path.read_bytes()
     return {"bytes": len(content), "crc32": zlib.crc32(content)}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

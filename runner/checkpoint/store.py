@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from runner.checkpoint import arrays
-from runner.checkpoint.arrays import Leaf
+from runner.checkpoint.arrays import LeafSpec
 from runner.checkpoint.record import PROGRESS, STATE
 from runner.errors import ConfigError, RefusedError, StorageError
 
@@ -34,12 +34,12 @@ Tree = Any
 READS_IN_FLIGHT = 8  # arrays: enough to keep the disk busy; all at once would hold the state twice in host memory
 
 
-def hold(state: Tree) -> Tree:
+def copy_to_host(state: Tree) -> Tree:
     """The tree with every array copied to host memory: the device is free to reuse its own. Returns at once."""
     return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), state)
 
 
-def write(directory: Path, state: Tree, progress: Any) -> None:
+def write_checkpoint(directory: Path, state: Tree, progress: Any) -> None:
     """Write a tree of arrays and a JSON value as a checkpoint. Raises StorageError; then nothing has that name."""
     arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state)}, **{PROGRESS: ocp.args.JsonSave(progress)})
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransaction()))
@@ -76,7 +76,7 @@ async def _written(values: Sequence[jax.Array], infos: Any) -> None:
     chunks = {name: tuple(leaf.sharding.shard_shape(leaf.shape)) for name, leaf in words.items()}
     generators = {name: _generator(leaf.dtype) for name, leaf in leaves.items() if _is_key(leaf)}
     state = Path(infos[0].parent_dir)
-    arrays.write(state, {name: np.asarray(leaf) for name, leaf in words.items()}, chunks)
+    arrays.write_leaves(state, {name: np.asarray(leaf) for name, leaf in words.items()}, chunks)
     (state / "array_metadatas").mkdir()
     shapes = {"array_metadatas": _shapes(words, chunks, generators)}
     (state / "array_metadatas/process_0").write_text(json.dumps(shapes))
@@ -122,14 +122,16 @@ def _sharding(sharding: jax.sharding.Sharding) -> dict[str, Any]:
     }
 
 
-def read(directory: Path, template: Tree) -> Tree:
+def read_state(directory: Path, template: Tree) -> Tree:
     """The tree of a checkpoint: structure, shape, dtype, random generator and sharding as the template says.
 
     Raises RefusedError where what is on disk has another structure, shape, dtype or generator.
     """
     state = directory / STATE
-    wanted = by_name(template)
-    if differing := differences(arrays.leaves(state), {name: as_leaf(leaf) for name, leaf in wanted.items()}):
+    wanted = name_leaves(template)
+    if differing := compare_leaves(
+        arrays.read_leaf_specs(state), {name: describe_leaf(leaf) for name, leaf in wanted.items()}
+    ):
         name, (old, new) = next(iter(differing.items()))
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise RefusedError(
@@ -137,19 +139,19 @@ def read(directory: Path, template: Tree) -> Tree:
             f"configuration{more}; the model or the optimizer has changed since: start a new run, with "
             "init_from=RUN init_from.partial=true to keep the weights that fit"
         )
-    stores, flying, loaded = arrays.opened(state, wanted), deque[tuple[Any, Any]](), []
+    stores, flying, loaded = arrays.open_leaves(state, wanted), deque[tuple[Any, Any]](), []
     for name, leaf in wanted.items():
         flying.append((_pieces(stores[name], leaf), leaf))
         if len(flying) == READS_IN_FLIGHT:
             loaded.append(_assembled(*flying.popleft()))
-    loaded += [_assembled(*read) for read in flying]
+    loaded += [_assembled(*reading) for reading in flying]
     return jax.tree.unflatten(jax.tree.structure(template), loaded)
 
 
-def differing_leaf(directory: Path, state: Tree) -> str | None:
+def find_differing_leaf(directory: Path, state: Tree) -> str | None:
     """The first leaf whose value on disk is not, bit for bit, the one in memory; None where all are."""
-    named = by_name(state)
-    stores = arrays.opened(directory / STATE, named)
+    named = name_leaves(state)
+    stores = arrays.open_leaves(directory / STATE, named)
     for name, leaf in named.items():  # one at a time, in order not to hold the state twice
         live = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         saved = np.asarray(stores[name].read().result())
@@ -158,21 +160,23 @@ def differing_leaf(directory: Path, state: Tree) -> str | None:
     return None
 
 
-def differences(saved: dict[str, Leaf], wanted: dict[str, Leaf]) -> dict[str, tuple[Leaf | None, Leaf | None]]:
+def compare_leaves(
+    saved: dict[str, LeafSpec], wanted: dict[str, LeafSpec]
+) -> dict[str, tuple[LeafSpec | None, LeafSpec | None]]:
     """By name, what is on disk and what is wanted, where they are not the same."""
     names = sorted(saved.keys() | wanted.keys())
     return {name: (saved.get(name), wanted.get(name)) for name in names if saved.get(name) != wanted.get(name)}
 
 
-def as_leaf(leaf: Any) -> Leaf:
+def describe_leaf(leaf: Any) -> LeafSpec:
     """How an array, or its shape, would lie on disk: a random key as its words."""
     if _is_key(leaf):
         words = jax.eval_shape(jax.random.key_data, leaf)
-        return Leaf(tuple(words.shape), str(words.dtype), _generator(leaf.dtype))
-    return Leaf(tuple(leaf.shape), str(leaf.dtype))
+        return LeafSpec(tuple(words.shape), str(words.dtype), _generator(leaf.dtype))
+    return LeafSpec(tuple(leaf.shape), str(leaf.dtype))
 
 
-def by_name(tree: Tree) -> dict[str, Any]:
+def name_leaves(tree: Tree) -> dict[str, Any]:
     """The leaves of a tree under the names they have on disk, in the order of the tree."""
     return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from runner.checkpoint.record import Mode, Record, Score, best_of
+from runner.checkpoint.record import Mode, Record, Score, find_best
 from runner.values import StepInfo
 
 Count = Annotated[int, Ge(1)]
@@ -110,7 +110,7 @@ class Best:
         value = score.of(moment.metrics)
         if value is None:
             return None
-        best = best_of(history.records, score)
+        best = find_best(history.records, score)
         if best is None:
             return f"first {self.metric}: {moment.metrics[self.metric]:.4g}"
         previous = score.of(best.metrics)
@@ -214,10 +214,10 @@ class OnError:
         return None  # asked for by the loop, where the exception is
 
 
-Rule = Steps | Seconds | Epochs | First | Best | Adaptive | Unstable | Continuous | OnError
+SaveRule = Steps | Seconds | Epochs | First | Best | Adaptive | Unstable | Continuous | OnError
 
 
-def due(rules: Mapping[str, Rule], moment: StepInfo, history: History) -> str | None:
+def find_save_reason(rules: Mapping[str, SaveRule], moment: StepInfo, history: History) -> str | None:
     """Every reason to save now, joined; None where no rule asks for it."""
     reasons = [reason for rule in rules.values() if (reason := rule.reason(moment, history))]
     return "; ".join(reasons) or None

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from runner.checkpoint import arrays
-from runner.checkpoint.arrays import Leaf
+from runner.checkpoint.arrays import LeafSpec
 from runner.checkpoint.record import STATE
-from runner.checkpoint.seal import problem_of
-from runner.checkpoint.store import as_leaf, by_name
+from runner.checkpoint.seal import find_problem
+from runner.checkpoint.store import describe_leaf, name_leaves
 from runner.errors import RefusedError
 from runner.text import display_path
 
@@ -22,7 +22,7 @@ WEIGHTS = ("params", "extra")  # what a model knows: trained variables, and thos
 
 
 @dataclass
-class Report:
+class TransferReport:
     """What came from the other run and what did not, by name."""
 
     taken: list[str] = field(default_factory=list)
@@ -46,23 +46,23 @@ class Report:
         ]
 
 
-def transfer(
+def transfer_weights(
     state: dict[str, Any], checkpoint: Path, *, partial: bool, stacked: Callable[[str], bool]
-) -> tuple[dict[str, Any], Report]:
+) -> tuple[dict[str, Any], TransferReport]:
     """A fresh state with the weights of a checkpoint, and what differs. Optimizer, random streams and step stay fresh.
 
     Strict, every weight must have its equal: RefusedError names the first that has none. With `partial` a weight of
     another type is cast, layers that are stacked in one array (`stacked` says which) are taken as far as both have
     them, and whatever else does not fit keeps its fresh value. The bytes are proven first (RefusedError).
     """
-    if problem := problem_of(checkpoint):
+    if problem := find_problem(checkpoint):
         raise RefusedError(
             f"init_from: {display_path(checkpoint)} is not good: {problem}; choose another step with @STEP"
         )
-    there = {name: leaf for name, leaf in arrays.leaves(checkpoint / STATE).items() if _is_weight(name)}
-    fresh = {name: leaf for name, leaf in by_name(state).items() if _is_weight(name)}
-    here = {name: as_leaf(leaf) for name, leaf in fresh.items()}
-    report = Report(
+    there = {name: leaf for name, leaf in arrays.read_leaf_specs(checkpoint / STATE).items() if _is_weight(name)}
+    fresh = {name: leaf for name, leaf in name_leaves(state).items() if _is_weight(name)}
+    here = {name: describe_leaf(leaf) for name, leaf in fresh.items()}
+    report = TransferReport(
         missing={name: str(leaf) for name, leaf in here.items() if name not in there},
         unexpected={name: str(leaf) for name, leaf in there.items() if name not in here},
     )
@@ -75,11 +75,11 @@ def transfer(
             report.reshaped[name] = f"{there[name]} there, {here[name]} here{fate}"
     if not partial and not report.exact:
         raise RefusedError(_refusal(checkpoint, report))
-    values = arrays.read(checkpoint / STATE, [name for name, plan in plans.items() if plan is not None])
+    values = arrays.read_leaves(checkpoint / STATE, [name for name, plan in plans.items() if plan is not None])
     return _replaced(state, fresh, values, plans), report
 
 
-def _overlap(there: Leaf, here: Leaf, *, stacked: bool) -> int | None:
+def _overlap(there: LeafSpec, here: LeafSpec, *, stacked: bool) -> int | None:
     """How many entries of the leading dimension are taken; -1 for the whole array, None for nothing."""
     if there.generator or here.generator:
         return None
@@ -90,7 +90,7 @@ def _overlap(there: Leaf, here: Leaf, *, stacked: bool) -> int | None:
     return None
 
 
-def _fate(plan: int | None, here: Leaf) -> str:
+def _fate(plan: int | None, here: LeafSpec) -> str:
     if plan is None:
         return " (fresh)"
     return " (cast)" if plan < 0 else f" (the first {plan} of {here.shape[0]} layers taken)"
@@ -99,7 +99,7 @@ def _fate(plan: int | None, here: Leaf) -> str:
 def _replaced(
     state: dict[str, Any], fresh: Mapping[str, jax.Array], values: Mapping[str, Any], plans: Mapping[str, int | None]
 ) -> dict[str, Any]:
-    names = list(by_name(state))
+    names = list(name_leaves(state))
     leaves = dict(zip(names, jax.tree.leaves(state), strict=True))
     for name, value in values.items():
         old, count = fresh[name], plans[name]
@@ -114,7 +114,7 @@ def _is_weight(name: str) -> bool:
     return name.partition(".")[0] in WEIGHTS
 
 
-def _refusal(checkpoint: Path, report: Report) -> str:
+def _refusal(checkpoint: Path, report: TransferReport) -> str:
     differing = {**report.missing, **report.unexpected, **report.reshaped}
     name = sorted(differing)[0]
     kind = "missing there" if name in report.missing else "unexpected" if name in report.unexpected else "reshaped"

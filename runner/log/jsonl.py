@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.files import sync_path
 from runner.values import Values
 
 BLOCK_BYTES = 1 << 16
@@ -33,7 +34,7 @@ class CutPoint:
         return step < self.step or (step == self.step and not (self.owes and late))
 
 
-class Jsonl:
+class JsonLinesFile:
     """Appends one line a (step, split), each in the file when `write` returns, and on disk after `flush`.
 
     What a full disk does not take is told once, kept in memory and tried again with the next line.
@@ -44,7 +45,7 @@ class Jsonl:
         self._out, self._name, self._tell = path.open("ab", buffering=0), path.name, tell
         self._waiting, self._failing = b"", False
         for directory in (path.parent, path.parent.parent):
-            _sync_directory(directory)
+            sync_path(directory)
 
     def log(self, step: int, split: str, metrics: Values) -> None:
         self.write({"step": step, "split": split, **metrics})
@@ -88,7 +89,7 @@ class Jsonl:
         return False
 
 
-def cut(path: Path, until: CutPoint, aside: Path) -> None:
+def cut_json_lines(path: Path, until: CutPoint, aside: Path) -> None:
     """Drop what comes later from a log, and torn lines; keep them in `aside`. Reads only the end of the file.
 
     A line of training comes in order, after everything older. Others may come late: timing.jsonl tells of a save when
@@ -115,7 +116,7 @@ def cut(path: Path, until: CutPoint, aside: Path) -> None:
         file.truncate(start + sum(map(len, kept)))
 
 
-def lines(path: Path) -> Iterator[Line]:
+def read_metric_lines(path: Path) -> Iterator[Line]:
     """Every line of metrics.jsonl, in order."""
     if path.exists():
         with path.open("rb") as file:
@@ -123,7 +124,7 @@ def lines(path: Path) -> Iterator[Line]:
                 yield _taken_apart(json.loads(line))
 
 
-def lines_after(path: Path, step: int, split: str) -> list[Line]:
+def read_metric_lines_after(path: Path, step: int, split: str) -> list[Line]:
     """The lines of metrics.jsonl that come after one of them, in order. Reads only the end of the file."""
     found: list[Line] = []
     if path.exists():
@@ -166,12 +167,3 @@ def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:
             tail = first  # it may begin in the block before
         if tail:
             yield 0, tail
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -24,7 +24,7 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 from tensorboardX.record_writer import masked_crc32c
 
-from runner.log.jsonl import CutPoint, lines_after
+from runner.log.jsonl import CutPoint, read_metric_lines_after
 from runner.values import Values
 
 PROVEN_BYTES = 1 << 16  # at the end of a file, where a power loss may have left anything, checksums are looked at
@@ -44,7 +44,7 @@ class TensorBoard:
         self._write(Event(file_version="brain.Event:2"))
         # In every file: TensorBoard takes no notice of the first START it meets (measured on 2.21).
         self._write(Event(step=until.step + 1, session_log=SessionLog(status=SessionLog.START)))
-        for line in lines_after(truth, *held):
+        for line in read_metric_lines_after(truth, *held):
             self.log(*line)
 
     def log(self, step: int, split: str, metrics: Values) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import wandb
 
 from runner import files
-from runner.log.jsonl import lines
+from runner.log.jsonl import read_metric_lines
 from runner.values import Values
 
 
@@ -44,14 +44,14 @@ class WandbLogger:
         superseded = _set_aside(directory)
         options = {"project": run.project, "name": run.name, "config": run.document, "dir": directory}
         if run.mode == "online" or (run.mode == "auto" and wandb.login(prompt=False)):
-            self._run = _online(directory, sum(1 for _ in lines(truth)), run.lineage, options, tell)
+            self._run = _online(directory, sum(1 for _ in read_metric_lines(truth)), run.lineage, options, tell)
         else:
             self._run = _init(mode="offline", id=_run_id(directory), **options)  # not `resume`: a sync would append
             tell(f"wandb: offline; upload with: wandb sync {os.path.relpath(directory)}/wandb/offline-run-*")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._held, self._number = self._run.starting_step, 0
-        for line in lines(truth):
+        for line in read_metric_lines(truth):
             self.log(*line)
         shutil.rmtree(superseded, ignore_errors=True)
 
@@ -90,7 +90,7 @@ def _online(directory: Path, num_lines: int, lineage: str, options: dict[str, An
             run = _init(mode="online", id=_run_id(directory), resume="allow", **options)
             why = " ".join(str(error).split())
             tell(f"wandb: {run_id} keeps what was taken back ({why}); the run goes on as {run.id}")
-    files.replace(told, lineage)
+    files.replace_file(told, lineage)
     return run
 
 
@@ -112,5 +112,5 @@ def _run_id(directory: Path) -> str:
     """The id of this run at wandb, made once, before wandb first hears of it."""
     path = directory / "run_id"
     if not path.exists():
-        files.replace(path, secrets.token_hex(4))
+        files.replace_file(path, secrets.token_hex(4))
     return path.read_text().strip()

@@ -155,7 +155,7 @@ class AttemptLog:
     def withdraw(self) -> None:
         """This attempt never was: status.json as it was found."""
         if self._before is not None:
-            files.replace(self.run.status, self._before)
+            files.replace_file(self.run.status, self._before)
 
     def restored(self, step: int, best: dict[str, Any] | None, hardware: str) -> None:
         """Training goes on from here: steps after it that a killed attempt had done are done again."""
@@ -204,7 +204,7 @@ class AttemptLog:
             seconds = self._watch.read()
             line = {**self._record, "ended": _exactly(time.time()), "ending": state, "why": why}
             line |= {"to_step": stands + lost, "seconds": seconds}
-            files.append(self.run.attempts, {**line, **_lost(line, seconds, lost)})
+            files.append_json_line(self.run.attempts, {**line, **_lost(line, seconds, lost)})
             self._record["ending"] = state
             self._write(state, durable=True)  # after the line: a kill between the two is seen by the next attempt
 
@@ -216,14 +216,14 @@ class AttemptLog:
             for line in unburied:
                 if line["attempt"] not in known:
                     lost = max(line["to_step"] - step, 0) if "from_step" in line else 0
-                    files.append(self.run.attempts, {**line, **_lost(line, line["seconds"], lost)})
+                    files.append_json_line(self.run.attempts, {**line, **_lost(line, line["seconds"], lost)})
 
     def _write(self, state: str, *, durable: bool) -> None:
         self._written = time.perf_counter()
         self._status["score"] = self.best["value"] if self.best else None
         document = {"state": state, **self._status, "attempt": self._record, "seconds": self._watch.read()}
         document["updated"] = utc_now()
-        files.replace(self.run.status, json.dumps(document, indent=1) + "\n", durable=durable)
+        files.replace_file(self.run.status, json.dumps(document, indent=1) + "\n", durable=durable)
 
     def _rank(self, best: Mapping[str, Any]) -> float:
         rank = self._score.of({self._score.metric: best["value"]})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runner.errors import GaveUpError
-from runner.files import replace
+from runner.files import replace_file
 from runner.rundir.layout import RunDir
 
 Move = Literal["try", "step back", "give up"]
@@ -60,7 +60,7 @@ def find_repeated_failure(lines: Sequence[Mapping[str, Any]], code: str) -> Repe
 
 def give_up(run: RunDir, again: RepeatedFailure) -> None:
     """Say so in status.json, for supervisors, and raise GaveUpError."""
-    replace(run.status, json.dumps({**run.read_status(), "gave_up": True}, indent=1) + "\n")
+    replace_file(run.status, json.dumps({**run.read_status(), "gave_up": True}, indent=1) + "\n")
     back = ", the last time from an older checkpoint" if again.stepped_back else ""
     raise GaveUpError(
         f"{run}: training failed {again.count} times in a row after step {again.step}{back} ({again.why}): not tried "

@@ -18,18 +18,34 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.checkpoint import arrays, checkpointer, store
-from runner.checkpoint.checkpointer import Checkpointer, Policy, preflight
-from runner.checkpoint.record import PIN, PROGRESS, STATE, Record, Score, best_of, load, records_in, steps_in
-from runner.checkpoint.restore import exactly, ignored, newest_good, take_back, verdicts
-from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Keep, Last, Pinned
-from runner.checkpoint.seal import problem_of
-from runner.checkpoint.strategy import Best, Failures, OnError, Rule, Steps
+from runner.checkpoint.checkpointer import Checkpointer, SavePolicy, warn_of_little_space
+from runner.checkpoint.record import (
+    PIN,
+    PROGRESS,
+    STATE,
+    Record,
+    Score,
+    find_best,
+    list_records,
+    list_steps,
+    read_sidecar,
+)
+from runner.checkpoint.restore import (
+    iter_verdicts,
+    list_ignored_names,
+    restore_exactly,
+    restore_newest,
+    set_newer_aside,
+)
+from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Last, Pinned, RetentionRule
+from runner.checkpoint.seal import find_problem
+from runner.checkpoint.strategy import Best, Failures, OnError, SaveRule, Steps
 from runner.errors import RefusedError, StorageError
-from runner.text import display_path, size_text
+from runner.text import display_path, format_size
 from runner.values import StepInfo
 
 SCORE = Score("eval/loss", "min")
-EVERY: dict[str, Rule] = {"best": Best(), "every": Steps(steps=1)}
+EVERY: dict[str, SaveRule] = {"best": Best(), "every": Steps(steps=1)}
 
 
 def items(step: int) -> dict[str, Any]:
@@ -37,7 +53,7 @@ def items(step: int) -> dict[str, Any]:
 
 
 def values(directory: Path) -> dict[str, Any]:
-    return arrays.read(directory / STATE)
+    return arrays.read_leaves(directory / STATE)
 
 
 class Told(list[str]):
@@ -53,31 +69,31 @@ class Fake:
         self.gate = threading.Event()
         self.gate.set()
 
-    def hold(self, state: Any) -> Any:
+    def copy_to_host(self, state: Any) -> Any:
         return dict(state)
 
-    def write(self, directory: Path, state: Any, progress: Any) -> None:
+    def write_checkpoint(self, directory: Path, state: Any, progress: Any) -> None:
         self.gate.wait()
         directory.mkdir(parents=True)
         (directory / "data").write_text(str(state))
         if self.fails(int(directory.name)):
             raise StorageError("No space left on device")
 
-    def differing_leaf(self, directory: Path, state: Any) -> str | None:
+    def find_differing_leaf(self, directory: Path, state: Any) -> str | None:
         return None if (directory / "data").read_text() == str(state) else "w"
 
 
 def saver(
     path: Path,
-    keep: dict[str, Keep],
+    keep: dict[str, RetentionRule],
     *,
-    save: dict[str, Rule] = EVERY,
+    save: dict[str, SaveRule] = EVERY,
     background: bool = False,
     bytes_: Any = store,
     verify: Any = "bytes",
-) -> tuple[Checkpointer, Told, list[checkpointer.Saved]]:
+) -> tuple[Checkpointer, Told, list[checkpointer.SavedCheckpoint]]:
     told, saves = Told(), []
-    policy = Policy(save, keep, SCORE, background, verify)
+    policy = SavePolicy(save, keep, SCORE, background, verify)
     return Checkpointer(path, policy, bytes_, told, saves.append, Failures()), told, saves
 
 
@@ -101,10 +117,10 @@ def test_scripted_metrics_leave_the_newest_and_the_best_on_disk(tmp_path: Path, 
         made.save(reason, moment, items(step))
     assert made.holds(6)
     made.close()
-    assert [r.step for r in records_in(tmp_path)] == [2, 6]
+    assert [r.step for r in list_records(tmp_path)] == [2, 6]
     assert (tmp_path / "best").resolve() == tmp_path / "2"
-    assert best_of(records_in(tmp_path), SCORE).step == 2  # type: ignore[union-attr]
-    assert newest_good(tmp_path, tmp_path / "q", values, print)[0].step == 6  # type: ignore[index]
+    assert find_best(list_records(tmp_path), SCORE).step == 2  # type: ignore[union-attr]
+    assert restore_newest(tmp_path, tmp_path / "q", values, print)[0].step == 6  # type: ignore[index]
     assert not list(tmp_path.glob(".trash/*"))
     assert not list(tmp_path.glob(".writing/*"))
     assert told == []
@@ -117,7 +133,7 @@ def test_the_sidecar_says_why_and_what_it_cost(tmp_path: Path) -> None:
     made, _, saves = saver(tmp_path, {"all": All()}, background=True)
     made.save("because", StepInfo(5, {"eval/loss": 2.0}), items(5))
     made.close()
-    record, files = load(tmp_path / "5")
+    record, files = read_sidecar(tmp_path / "5")
     assert (record.step, record.reason, record.metrics, record.mark) == (5, "because", {"eval/loss": 2.0}, "")
     assert 0 < record.stall_seconds <= record.write_seconds <= saves[0].durable_seconds
     assert any(name.startswith("state/d/") for name in files)
@@ -134,12 +150,12 @@ def test_nothing_has_a_name_before_it_is_sealed_and_nothing_is_deleted_before_th
         real = getattr(checkpointer, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            events.append((name, steps_in(tmp_path)))
+            events.append((name, list_steps(tmp_path)))
             return real(*args, **kwargs)
 
         monkeypatch.setattr(checkpointer, name, watched)
 
-    for name in ("seal", "_publish", "sync_directory", "survivors", "discard"):
+    for name in ("seal_checkpoint", "_publish", "sync_path", "select_survivors", "delete_checkpoint"):
         watch(name)
     made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
     made.save("test", StepInfo(1), items(1))
@@ -147,12 +163,12 @@ def test_nothing_has_a_name_before_it_is_sealed_and_nothing_is_deleted_before_th
     made.save("test", StepInfo(2), items(2))
     made.close()
     assert events == [
-        ("seal", [1]),
+        ("seal_checkpoint", [1]),
         ("_publish", [1]),
-        ("sync_directory", [1, 2]),
-        ("survivors", [1, 2]),
-        ("discard", [1, 2]),
-        ("sync_directory", [2]),
+        ("sync_path", [1, 2]),
+        ("select_survivors", [1, 2]),
+        ("delete_checkpoint", [1, 2]),
+        ("sync_path", [2]),
     ]
 
 
@@ -162,13 +178,13 @@ def test_deletion_is_oldest_first_and_only_of_what_is_not_newer(
     saved_steps(tmp_path, 1, 2, 3, 9)
     gone: list[str] = []
     monkeypatch.setattr(
-        checkpointer, "discard", lambda directory: (gone.append(directory.name), shutil.rmtree(directory))
+        checkpointer, "delete_checkpoint", lambda directory: (gone.append(directory.name), shutil.rmtree(directory))
     )
     made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
     made.save("test", StepInfo(4), items(4))
     made.close()
     assert gone == ["1", "2", "3"]  # 9 is not from this training: not ours to judge
-    assert steps_in(tmp_path) == [4, 9]
+    assert list_steps(tmp_path) == [4, 9]
 
 
 def test_a_save_in_the_background_does_not_keep_training_waiting(tmp_path: Path) -> None:
@@ -192,7 +208,7 @@ def test_pinned_survive_while_training_goes_on(tmp_path: Path) -> None:
     for step in (2, 3):
         made.save("test", StepInfo(step), items(step))
     made.close()
-    assert steps_in(tmp_path) == [1, 3]
+    assert list_steps(tmp_path) == [1, 3]
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -205,7 +221,7 @@ def test_a_failed_save_is_told_once_deletes_nothing_and_heals(tmp_path: Path, ba
         assert made.due(StepInfo(step))
         made.save("test", StepInfo(step), items(step))
         assert not made.holds(step)
-        assert steps_in(tmp_path) == [1]
+        assert list_steps(tmp_path) == [1]
         assert not (tmp_path / ".writing").exists()  # its space is free again at once
     assert sum("could not be written: No space left on device" in line for line in told) == 1
     assert made.newest == 1
@@ -213,7 +229,7 @@ def test_a_failed_save_is_told_once_deletes_nothing_and_heals(tmp_path: Path, ba
     made.save("test", StepInfo(4), items(4))
     assert made.holds(4)
     made.close()
-    assert steps_in(tmp_path) == [4]
+    assert list_steps(tmp_path) == [4]
     assert told[1:] == ["checkpoints are written again: step 4 is durable"]
     assert [save.record.step for save in saves] == [4]
 
@@ -234,12 +250,12 @@ def test_what_cannot_be_sealed_gets_no_name(tmp_path: Path, monkeypatch: pytest.
     def fails(*args: Any, **kwargs: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(checkpointer, "seal", fails)
+    monkeypatch.setattr(checkpointer, "seal_checkpoint", fails)
     made, told, _ = saver(tmp_path, {"all": All()})
     made.save("test", StepInfo(1), items(1))
     assert not made.holds(1)
     made.close()
-    assert steps_in(tmp_path) == []
+    assert list_steps(tmp_path) == []
     assert "could not be written: Input/output error" in told[0]
 
 
@@ -247,15 +263,15 @@ def test_verify_values_finds_what_was_not_saved_as_it_was(tmp_path: Path) -> Non
     """The seal proves the files; only reading back proves that the files are the state."""
 
     class Wrong(Fake):
-        def write(self, directory: Path, state: Any, progress: Any) -> None:
-            super().write(directory, {**state, "w": "other"} if directory.name == "2" else state, progress)
+        def write_checkpoint(self, directory: Path, state: Any, progress: Any) -> None:
+            super().write_checkpoint(directory, {**state, "w": "other"} if directory.name == "2" else state, progress)
 
     for verify, there in (("bytes", [1, 2]), ("values", [1])):
         made, told, _ = saver(tmp_path / verify, {"all": All()}, bytes_=Wrong(), verify=verify)
         for step in (1, 2):
             made.save("test", StepInfo(step), items(step))
         made.close()
-        assert steps_in(tmp_path / verify) == there
+        assert list_steps(tmp_path / verify) == there
         assert bool(told) == (verify == "values")
     assert "w reads back differently from what was to be saved" in told[0]
 
@@ -272,7 +288,7 @@ def test_verify_off_takes_no_checksums(tmp_path: Path) -> None:
     made, _, _ = saver(tmp_path, {"all": All()}, verify="off")
     made.save("test", StepInfo(1), items(1))
     made.close()
-    assert not any("xxh3" in file for file in load(tmp_path / "1")[1].values())
+    assert not any("xxh3" in file for file in read_sidecar(tmp_path / "1")[1].values())
 
 
 def test_an_error_leaves_a_marked_checkpoint_where_a_rule_asks_for_it(tmp_path: Path) -> None:
@@ -282,14 +298,14 @@ def test_an_error_leaves_a_marked_checkpoint_where_a_rule_asks_for_it(tmp_path: 
         made.rescue(KeyError("x"), StepInfo(2), lambda: items(2))
         assert made.newest == 1
         made.close()
-        assert steps_in(tmp_path) == there
+        assert list_steps(tmp_path) == there
     assert told == ["left checkpoint 2 to look at, marked; step=2 restores it"]
-    assert load(tmp_path / "2")[0].mark == "error"
-    assert load(tmp_path / "2")[0].reason == "error after step 2: KeyError: 'x'"
+    assert read_sidecar(tmp_path / "2")[0].mark == "error"
+    assert read_sidecar(tmp_path / "2")[0].reason == "error after step 2: KeyError: 'x'"
     lines = Told()
-    assert newest_good(tmp_path, tmp_path / "q", values, lines)[0].step == 1  # type: ignore[index]
+    assert restore_newest(tmp_path, tmp_path / "q", values, lines)[0].step == 1  # type: ignore[index]
     assert lines == ["checkpoint 2 is passed over (error after step 2: KeyError: 'x'); step=2 restores it"]
-    assert exactly(tmp_path / "2", values)[0].mark == "error"  # asked for
+    assert restore_exactly(tmp_path / "2", values)[0].mark == "error"  # asked for
 
 
 def test_what_an_error_left_gives_way_to_the_real_step(tmp_path: Path) -> None:
@@ -298,7 +314,7 @@ def test_what_an_error_left_gives_way_to_the_real_step(tmp_path: Path) -> None:
     made.rescue(ValueError("boom"), StepInfo(2), lambda: items(7))
     made.save("test", StepInfo(2), items(2))
     made.close()
-    assert load(tmp_path / "2")[0].mark == ""
+    assert read_sidecar(tmp_path / "2")[0].mark == ""
     assert int(values(tmp_path / "2")["step"]) == 2
 
 
@@ -307,7 +323,7 @@ def test_an_error_after_a_good_save_leaves_that_alone(tmp_path: Path) -> None:
     made.save("test", StepInfo(1), items(1))
     made.rescue(ValueError("boom"), StepInfo(1), lambda: items(7))
     made.close()
-    assert load(tmp_path / "1")[0].mark == ""
+    assert read_sidecar(tmp_path / "1")[0].mark == ""
     assert told == []
 
 
@@ -343,7 +359,7 @@ def test_what_a_killed_process_had_not_deleted_yet_is_deleted_at_the_start(tmp_p
     made, told, _ = saver(tmp_path, {"last": Last(n=1)})
     assert made.newest == 3
     made.close()
-    assert steps_in(tmp_path) == [3]
+    assert list_steps(tmp_path) == [3]
     assert told == []
 
 
@@ -355,25 +371,25 @@ def usage(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 def test_preflight_counts_what_will_be_kept_and_one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep: dict[str, Keep] = {"last": Last(n=2), "best": BestN(n=1)}
+    keep: dict[str, RetentionRule] = {"last": Last(n=2), "best": BestN(n=1)}
     usage(monkeypatch, 4000)
-    assert preflight(tmp_path / "not/yet/there", 1000, keep, 100) is None
+    assert warn_of_little_space(tmp_path / "not/yet/there", 1000, keep, 100) is None
     usage(monkeypatch, 3999)
-    said = preflight(tmp_path / "not/yet/there", 1000, keep, 100)
+    said = warn_of_little_space(tmp_path / "not/yet/there", 1000, keep, 100)
     assert said is not None
     assert "4 kB free for checkpoints of 1 kB" in said
     assert "room for 3, but retention keeps up to 3 and one more" in said
-    assert preflight(tmp_path, 1000, {"k": EveryK(steps=10)}, 100) is not None  # ten milestones
-    assert preflight(tmp_path, 1000, {"k": EveryK(steps=10), "budget": DiskBudget(bytes=2000)}, 100) is None
-    assert preflight(tmp_path, 1000, {"all": All()}, 100) is None
-    assert "keeps at least 2" in str(preflight(tmp_path, 1400, {"all": All()}, 100))
+    assert warn_of_little_space(tmp_path, 1000, {"k": EveryK(steps=10)}, 100) is not None  # ten milestones
+    assert warn_of_little_space(tmp_path, 1000, {"k": EveryK(steps=10), "budget": DiskBudget(bytes=2000)}, 100) is None
+    assert warn_of_little_space(tmp_path, 1000, {"all": All()}, 100) is None
+    assert "keeps at least 2" in str(warn_of_little_space(tmp_path, 1400, {"all": All()}, 100))
 
 
 def test_preflight_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved_steps(tmp_path, 1)
-    size = records_in(tmp_path)[0].num_bytes
+    size = list_records(tmp_path)[0].num_bytes
     usage(monkeypatch, size * 2)
-    assert preflight(tmp_path, size, {"last": Last(n=2)}, 9) is None  # one of three is on it
+    assert warn_of_little_space(tmp_path, size, {"last": Last(n=2)}, 9) is None  # one of three is on it
 
 
 def test_sizes_are_for_people() -> None:
@@ -386,7 +402,7 @@ def test_sizes_are_for_people() -> None:
         20e9: "20 GB",
         5e15: "5e+03 TB",
     }
-    assert {size: size_text(size) for size in sizes} == sizes
+    assert {size: format_size(size) for size in sizes} == sizes
 
 
 # --- restoring ---
@@ -399,7 +415,7 @@ def test_what_is_not_good_is_set_aside_and_the_next_older_is_used(tmp_path: Path
     (path / "3 (copy)").mkdir()
     flipped = max((path / "3").rglob("d/*"), key=lambda file: file.stat().st_size)
     flipped.write_bytes(flipped.read_bytes()[:-1] + b"\0")
-    found = newest_good(path, quarantine, values, told)
+    found = restore_newest(path, quarantine, values, told)
     assert found is not None
     assert (found[0].step, int(found[1]["step"])) == (2, 2)
     assert told[0] == f"ignored in {display_path(path)}: 3 (copy) (not a directory named like a step)"
@@ -407,7 +423,7 @@ def test_what_is_not_good_is_set_aside_and_the_next_older_is_used(tmp_path: Path
     assert "checkpoint 3 is not good: " in told[2]
     assert sorted(aside.name.split("-")[0] for aside in quarantine.iterdir()) == ["3", "99999"]
     assert all((aside / "reason.txt").read_text() for aside in quarantine.iterdir())
-    assert steps_in(path) == [1, 2]
+    assert list_steps(path) == [1, 2]
 
 
 def test_nothing_good_left_is_refused_saying_what_was_tried(tmp_path: Path) -> None:
@@ -415,8 +431,8 @@ def test_nothing_good_left_is_refused_saying_what_was_tried(tmp_path: Path) -> N
     for step in (1, 2):
         (tmp_path / f"c/{step}/holdfast.json").unlink()
     with pytest.raises(RefusedError, match=r"tried 2 \(no holdfast.json.*\), 1 \(no holdfast.json"):
-        newest_good(tmp_path / "c", tmp_path / "q", values, Told())
-    assert newest_good(tmp_path / "empty", tmp_path / "q", values, Told()) is None
+        restore_newest(tmp_path / "c", tmp_path / "q", values, Told())
+    assert restore_newest(tmp_path / "empty", tmp_path / "q", values, Told()) is None
 
 
 def test_a_refusal_of_good_bytes_is_no_reason_to_go_back(tmp_path: Path) -> None:
@@ -427,8 +443,8 @@ def test_a_refusal_of_good_bytes_is_no_reason_to_go_back(tmp_path: Path) -> None
 
     saved_steps(tmp_path / "c", 1, 2)
     with pytest.raises(RefusedError, match="another model"):
-        newest_good(tmp_path / "c", tmp_path / "q", refuses, Told())
-    assert steps_in(tmp_path / "c") == [1, 2]
+        restore_newest(tmp_path / "c", tmp_path / "q", refuses, Told())
+    assert list_steps(tmp_path / "c") == [1, 2]
 
 
 def test_bytes_that_cannot_be_read_are_set_aside_even_where_the_seal_holds(tmp_path: Path) -> None:
@@ -439,7 +455,7 @@ def test_bytes_that_cannot_be_read_are_set_aside_even_where_the_seal_holds(tmp_p
 
     saved_steps(tmp_path / "c", 1, 2)
     told = Told()
-    found = newest_good(tmp_path / "c", tmp_path / "q", reads, told)
+    found = restore_newest(tmp_path / "c", tmp_path / "q", reads, told)
     assert found is not None
     assert found[0].step == 1
     assert "cannot be read (ValueError: DATA_LOSS: bad node)" in told[0]
@@ -453,32 +469,32 @@ def test_a_flipped_bit_is_loaded_only_where_checking_is_off(tmp_path: Path) -> N
     at = content.index(np.float32(2.0).tobytes())
     content[at] ^= 1
     data.write_bytes(content)
-    found = newest_good(tmp_path / "c", tmp_path / "q", values, Told(), checksums=False)
+    found = restore_newest(tmp_path / "c", tmp_path / "q", values, Told(), checksums=False)
     assert found is not None
     assert found[0].step == 2
-    found = newest_good(tmp_path / "c", tmp_path / "q", values, Told())
+    found = restore_newest(tmp_path / "c", tmp_path / "q", values, Told())
     assert found is not None
     assert found[0].step == 1
 
 
 def test_an_explicit_step_that_is_bad_fails_loudly_and_stays(tmp_path: Path) -> None:
     saved_steps(tmp_path / "c", 1, 2)
-    assert exactly(tmp_path / "c/1", values)[0].step == 1
+    assert restore_exactly(tmp_path / "c/1", values)[0].step == 1
     data = max((tmp_path / "c/1").rglob("d/*"), key=lambda file: file.stat().st_size)
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(RefusedError, match="is not good: .* bytes instead of"):
-        exactly(tmp_path / "c/1", values)
-    assert steps_in(tmp_path / "c") == [1, 2]
+        restore_exactly(tmp_path / "c/1", values)
+    assert list_steps(tmp_path / "c") == [1, 2]
 
 
 def test_going_back_sets_the_newer_aside(tmp_path: Path) -> None:
     saved_steps(tmp_path / "c", 1, 2, 3)
     told = Told()
-    take_back(tmp_path / "c", tmp_path / "q", 1, told)
-    assert steps_in(tmp_path / "c") == [1]
+    set_newer_aside(tmp_path / "c", tmp_path / "q", 1, told)
+    assert list_steps(tmp_path / "c") == [1]
     assert told == [f"taken back to step 1: 2, 3 moved to {display_path(tmp_path / 'q')}"]
     assert {path.name.split("-")[0] for path in (tmp_path / "q").iterdir()} == {"2", "3"}
-    take_back(tmp_path / "c", tmp_path / "q", 1, told)
+    set_newer_aside(tmp_path / "c", tmp_path / "q", 1, told)
     assert len(told) == 1
 
 
@@ -486,16 +502,16 @@ def test_verdicts_look_and_change_nothing(tmp_path: Path) -> None:
     saved_steps(tmp_path, 1, 2)
     (tmp_path / "3").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    found = list(verdicts(tmp_path))
+    found = list(iter_verdicts(tmp_path))
     assert [(verdict.step, verdict.usable) for verdict in found] == [(3, False), (2, True), (1, True)]
-    assert ignored(tmp_path) == []
+    assert list_ignored_names(tmp_path) == []
     assert sorted(tmp_path.rglob("*")) == before
 
 
 # --- everything together ---
 
 metrics = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
-keeps: st.SearchStrategy[dict[str, Keep]] = st.dictionaries(
+keeps: st.SearchStrategy[dict[str, RetentionRule]] = st.dictionaries(
     st.sampled_from("ab"),
     st.one_of(
         st.builds(Last, n=st.integers(1, 3)),
@@ -505,7 +521,7 @@ keeps: st.SearchStrategy[dict[str, Keep]] = st.dictionaries(
         st.builds(DiskBudget, bytes=st.integers(1, 4000)),
     ),
 )
-strategies: st.SearchStrategy[dict[str, Rule]] = st.dictionaries(
+strategies: st.SearchStrategy[dict[str, SaveRule]] = st.dictionaries(
     st.sampled_from("xy"), st.one_of(st.builds(Steps, steps=st.integers(1, 4)), st.just(Best())), min_size=1
 )
 
@@ -514,8 +530,8 @@ strategies: st.SearchStrategy[dict[str, Rule]] = st.dictionaries(
 @given(strategies, keeps, st.lists(st.tuples(metrics, st.booleans()), min_size=1, max_size=16), st.booleans())
 def test_whatever_is_chosen_measured_and_fails_the_laws_hold_on_disk(
     tmp_path_factory: pytest.TempPathFactory,
-    save: dict[str, Rule],
-    keep: dict[str, Keep],
+    save: dict[str, SaveRule],
+    keep: dict[str, RetentionRule],
     script: list[tuple[float | None, bool]],
     background: bool,
 ) -> None:
@@ -531,13 +547,13 @@ def test_whatever_is_chosen_measured_and_fails_the_laws_hold_on_disk(
             assert made.holds(step) == (not fails)
             if not fails:
                 durable[step] = math.inf if loss is None or not math.isfinite(loss) else loss
-        there = steps_in(path)
+        there = list_steps(path)
         assert set(there) <= durable.keys()
-        assert all(problem_of(path / str(known)) is None for known in there)
+        assert all(find_problem(path / str(known)) is None for known in there)
         if durable:
             assert max(durable) in there
             best = min(durable.values())
-            assert math.isinf(best) or best in [r.metrics.get("eval/loss") for r in records_in(path)]
+            assert math.isinf(best) or best in [r.metrics.get("eval/loss") for r in list_records(path)]
             assert math.isinf(best) or (path / "best").resolve().name in map(str, there)
     made.close()
     restarted, _, _ = saver(path, keep, save=save, bytes_=Fake())  # a new process decides from the disk alone

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.record import load, records_in, steps_in
+from runner.checkpoint.record import list_records, list_steps, read_sidecar
 from tests.conftest import REPO, Door, assert_same, checkpoint
 
 # Losses fall and the score asks for the highest: so the best is early, and the newest is not it.
@@ -78,13 +78,13 @@ def test_the_best_can_be_gone_back_to(copied: Door, finished: Door) -> None:
 def test_a_step_that_is_not_there_or_not_good_fails_loudly_and_changes_nothing(copied: Door) -> None:
     data = max((copied.the_run / "checkpoints/20").rglob("d/*"), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[:-1])
-    before = steps_in(copied.the_run / "checkpoints")
+    before = list_steps(copied.the_run / "checkpoints")
     for step, said in {"20": "bytes instead of", "77": "has no checkpoint '77'; it has 5, 10,"}.items():
         done = copied.run(*FAST, f"step={step}")
         assert done.returncode == 3, done.stderr
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
-    assert steps_in(copied.the_run / "checkpoints") == before
+    assert list_steps(copied.the_run / "checkpoints") == before
     assert not (copied.the_run / "quarantine").exists()
 
 
@@ -146,7 +146,7 @@ def test_a_finished_run_can_end_on_its_best_weights(door: Door, finished: Door) 
     done = door.run(*FAST, "train.final=best")
     assert done.returncode == 0, done.stderr
     best = best_step(door.the_run)
-    (record,) = (record for record in records_in(door.the_run / "checkpoints") if record.step == best)
+    (record,) = (record for record in list_records(door.the_run / "checkpoints") if record.step == best)
     assert f"ends on the best weights, of step {best}: " in done.stdout
     assert f"loss {record.metrics['eval/loss']:.4f}" in done.stdout.split("ends on the best weights")[1].splitlines()[0]
     status = json.loads((door.the_run / "status.json").read_text())
@@ -167,13 +167,13 @@ def test_a_model_that_has_changed_is_refused_with_the_difference(copied: Door) -
         "    return model\n"
         "models.Mlp.build = changed\n",
     )
-    before = steps_in(copied.the_run / "checkpoints")
+    before = list_steps(copied.the_run / "checkpoints")
     done = copied.run(f"dir={copied.the_run}", "train.steps=50", **environment)
     assert done.returncode == 3
     assert "checkpoint 40: opt." in done.stderr
     assert "is absent on disk and float32[3] in this configuration (and 2 more)" in done.stderr
     assert "init_from=RUN init_from.partial=true" in done.stderr
-    assert steps_in(copied.the_run / "checkpoints") == before
+    assert list_steps(copied.the_run / "checkpoints") == before
     assert copied.run(f"dir={copied.the_run}", "train.steps=50").returncode == 0  # with the old code it goes on
 
 
@@ -184,15 +184,15 @@ def test_an_exception_leaves_a_checkpoint_that_only_step_goes_back_to(door: Door
         "import os, runner.values\n"
         "if os.environ.get('BREAK'):\n"
         "    import runner.train.step as steps\n"
-        "    real = steps.eval_step\n"
+        "    real = steps.make_eval_step\n"
         "    def broken(*args):\n"
         "        raise KeyError('boom')\n"
-        "    steps.eval_step = lambda *args: broken\n",
+        "    steps.make_eval_step = lambda *args: broken\n",
     )
     broken = door.run(*command, "ckpt.save.periodic.steps=7", BREAK="1", **environment)
     assert broken.returncode == 1
     assert "left checkpoint 20 to look at, marked; step=20 restores it" in broken.stdout
-    marked = load(door.the_run / "checkpoints/20")[0]
+    marked = read_sidecar(door.the_run / "checkpoints/20")[0]
     assert (marked.mark, marked.reason) == ("error", "error after step 20: KeyError: 'boom'")
     copy = door.cwd / "copy"
     shutil.copytree(door.the_run, copy, symlinks=True)
@@ -200,7 +200,7 @@ def test_an_exception_leaves_a_checkpoint_that_only_step_goes_back_to(door: Door
     assert healed.returncode == 0, healed.stderr
     assert "checkpoint 20 is passed over (error after step 20: KeyError: 'boom')" in healed.stdout
     assert "restored step 14 " in healed.stdout
-    assert load(door.the_run / "checkpoints/20")[0].mark == ""  # done again, and saved as the best so far
+    assert read_sidecar(door.the_run / "checkpoints/20")[0].mark == ""  # done again, and saved as the best so far
     asked = door.run(f"dir={copy}", "step=20")
     assert asked.returncode == 0, asked.stderr
     assert "restored step 20 (saved: error after step 20: KeyError: 'boom')" in asked.stdout

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.checkpoint.record import Record, Score, best_of
+from runner.checkpoint.record import Record, Score, find_best
 from runner.checkpoint.retention import (
     All,
     BestN,
     DiskBudget,
     EveryK,
-    Keep,
     Last,
     Pinned,
+    RetentionRule,
     Spaced,
-    Time,
-    most_kept,
-    survivors,
+    SpacedInTime,
+    max_kept,
+    select_survivors,
 )
 
 SCORE = Score("eval/loss", "min")
@@ -41,24 +41,24 @@ def record(
     return Record(step, "test", metrics, seconds, pinned, mark, num_bytes=num_bytes)  # type: ignore[arg-type]
 
 
-def kept(rule: Keep, records: list[Record]) -> list[int]:
+def kept(rule: RetentionRule, records: list[Record]) -> list[int]:
     assert not isinstance(rule, DiskBudget)
     return sorted(rule.keeps(records))
 
 
-def pruned_on_the_way(rules: dict[str, Keep], every: int, until: int) -> list[int]:
+def pruned_on_the_way(rules: dict[str, RetentionRule], every: int, until: int) -> list[int]:
     """What is left when retention is applied after each save."""
     there: list[Record] = []
     for step in range(every, until + 1, every):
         there.append(record(step))
-        there = [r for r in there if r.step in survivors(rules, there, SCORE)]
+        there = [r for r in there if r.step in select_survivors(rules, there, SCORE)]
     return [r.step for r in there]
 
 
 def test_worsening_metric_and_nan_keep_the_newest_and_the_true_best() -> None:
     """Orbax's stock recipe (`best_fn` with `max_to_keep`) deletes the newest here, and the best at the first NaN."""
     records = [record(step, loss) for step, loss in enumerate([0.9, 0.5, 0.6, math.nan, 0.8, math.inf, 0.95], 1)]
-    assert survivors({"last": Last(n=1), "best": BestN(n=1)}, records, SCORE) == {
+    assert select_survivors({"last": Last(n=1), "best": BestN(n=1)}, records, SCORE) == {
         2: "best, best 1 eval/loss",
         7: "newest, last 1",
     }
@@ -85,27 +85,27 @@ def test_spaced_is_dense_at_the_end_and_thin_at_the_beginning() -> None:
 
 def test_time_keeps_the_first_of_each_hour() -> None:
     records = [record(step, seconds=step * 600.0) for step in range(1, 25)]  # one each ten minutes, for four hours
-    assert kept(Time(seconds=3600.0, n=24), records) == [1, 6, 12, 18, 24]
-    assert kept(Time(seconds=3600.0, n=2), records) == [18, 24]
+    assert kept(SpacedInTime(seconds=3600.0, n=24), records) == [1, 6, 12, 18, 24]
+    assert kept(SpacedInTime(seconds=3600.0, n=2), records) == [18, 24]
 
 
 def test_a_clock_that_jumps_back_loses_nothing_that_the_law_keeps() -> None:
     records = [record(step, loss=1.0 / step, seconds=1e6 if step < 5 else 0.0) for step in range(1, 9)]
-    assert 8 in survivors({"hourly": Time(seconds=3600.0, n=1)}, records, SCORE)
+    assert 8 in select_survivors({"hourly": SpacedInTime(seconds=3600.0, n=1)}, records, SCORE)
 
 
 def test_pinned_are_kept_and_nothing_else_is_asked_for() -> None:
     records = [record(1), record(2, pinned=True), record(3), record(4)]
-    assert survivors({"p": Pinned()}, records, SCORE) == {2: "pinned, pinned", 4: "newest"}
+    assert select_survivors({"p": Pinned()}, records, SCORE) == {2: "pinned, pinned", 4: "newest"}
 
 
 def test_a_budget_drops_the_oldest_and_stops_at_the_law() -> None:
     records = [record(step, loss, num_bytes=10) for step, loss in enumerate([3.0, 0.5, 2.0, 1.0, 1.5], 1)]
-    rules: dict[str, Keep] = {"all": All(), "budget": DiskBudget(bytes=30)}
-    assert list(survivors(rules, records, SCORE)) == [2, 4, 5]  # 1 and 3 go; 2 is the best
-    assert list(survivors({**rules, "budget": DiskBudget(bytes=1)}, records, SCORE)) == [2, 5]
-    assert list(survivors({**rules, "budget": DiskBudget(bytes=50)}, records, SCORE)) == [1, 2, 3, 4, 5]
-    assert list(survivors({**rules, "again": DiskBudget(bytes=20)}, records, SCORE)) == [2, 5]  # the tighter one
+    rules: dict[str, RetentionRule] = {"all": All(), "budget": DiskBudget(bytes=30)}
+    assert list(select_survivors(rules, records, SCORE)) == [2, 4, 5]  # 1 and 3 go; 2 is the best
+    assert list(select_survivors({**rules, "budget": DiskBudget(bytes=1)}, records, SCORE)) == [2, 5]
+    assert list(select_survivors({**rules, "budget": DiskBudget(bytes=50)}, records, SCORE)) == [1, 2, 3, 4, 5]
+    assert list(select_survivors({**rules, "again": DiskBudget(bytes=20)}, records, SCORE)) == [2, 5]  # the tighter one
 
 
 def test_a_budget_is_written_as_people_write_it() -> None:
@@ -119,19 +119,19 @@ def test_a_budget_is_written_as_people_write_it() -> None:
 def test_what_an_error_left_is_nothing_to_resume_from() -> None:
     """The newest of them stays to be looked at; none is the newest, the best, or counted by a rule."""
     records = [record(1, 0.9), record(2, 0.1, mark="error"), record(3, 0.8), record(9, 0.0, mark="error")]
-    assert survivors({"last": Last(n=2)}, records, SCORE) == {
+    assert select_survivors({"last": Last(n=2)}, records, SCORE) == {
         1: "last 2",
         3: "newest, last 2",
         9: "the last that an error left",
     }
-    assert best_of(records, SCORE) == records[2]
+    assert find_best(records, SCORE) == records[2]
 
 
 def test_how_many_stay_at_most() -> None:
-    assert most_kept({"last": Last(n=3), "best": BestN(n=2)}, 1000) == 5
-    assert most_kept({"k": EveryK(steps=100), "budget": DiskBudget(bytes=1)}, 1000) == 10
-    assert most_kept({"all": All()}, 1000) is None
-    assert most_kept({}, 1000) == 2
+    assert max_kept({"last": Last(n=3), "best": BestN(n=2)}, 1000) == 5
+    assert max_kept({"k": EveryK(steps=100), "budget": DiskBudget(bytes=1)}, 1000) == 10
+    assert max_kept({"all": All()}, 1000) is None
+    assert max_kept({}, 1000) == 2
 
 
 metrics = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
@@ -142,16 +142,16 @@ some_records = st.lists(rows, max_size=14).map(
         for step, (loss, pinned, mark, size, seconds) in enumerate(drawn, 1)
     ]
 )
-union_rules: st.SearchStrategy[Keep] = st.one_of(
+union_rules: st.SearchStrategy[RetentionRule] = st.one_of(
     st.builds(Last, n=st.integers(1, 4)),
     st.builds(BestN, n=st.integers(1, 4), mode=st.sampled_from(["min", "max"])),
     st.builds(EveryK, steps=st.integers(1, 40)),
     st.builds(Spaced, steps=st.integers(1, 20), n=st.integers(2, 4)),
-    st.builds(Time, seconds=st.floats(1.0, 1e5), n=st.integers(1, 4)),
+    st.builds(SpacedInTime, seconds=st.floats(1.0, 1e5), n=st.integers(1, 4)),
     st.just(Pinned()),
     st.just(All()),
 )
-some_rules: st.SearchStrategy[dict[str, Keep]] = st.dictionaries(
+some_rules: st.SearchStrategy[dict[str, RetentionRule]] = st.dictionaries(
     st.text("abc", min_size=1, max_size=2),
     st.one_of(union_rules, st.builds(DiskBudget, bytes=st.integers(1, 800))),
     max_size=4,
@@ -159,12 +159,14 @@ some_rules: st.SearchStrategy[dict[str, Keep]] = st.dictionaries(
 
 
 def test_every_rule_is_tested_here() -> None:
-    assert set(get_args(Keep)) == {Last, BestN, EveryK, Spaced, Time, Pinned, All, DiskBudget}
+    assert set(get_args(RetentionRule)) == {Last, BestN, EveryK, Spaced, SpacedInTime, Pinned, All, DiskBudget}
 
 
 @given(some_records, some_rules)
-def test_the_newest_the_best_and_the_pinned_survive_any_rules(records: list[Record], rules: dict[str, Keep]) -> None:
-    stays = survivors(rules, records, SCORE)
+def test_the_newest_the_best_and_the_pinned_survive_any_rules(
+    records: list[Record], rules: dict[str, RetentionRule]
+) -> None:
+    stays = select_survivors(rules, records, SCORE)
     assert stays.keys() <= {r.step for r in records}
     assert {r.step for r in records if r.pinned} <= stays.keys()
     good = [r for r in records if not r.mark]
@@ -177,22 +179,22 @@ def test_the_newest_the_best_and_the_pinned_survive_any_rules(records: list[Reco
 
 @given(some_records, some_rules, st.randoms())
 def test_retention_is_idempotent_and_looks_at_no_order(
-    records: list[Record], rules: dict[str, Keep], rng: random.Random
+    records: list[Record], rules: dict[str, RetentionRule], rng: random.Random
 ) -> None:
-    stays = survivors(rules, records, SCORE)
-    assert survivors(rules, [r for r in records if r.step in stays], SCORE).keys() == stays.keys()
-    assert survivors(rules, rng.sample(records, len(records)), SCORE).keys() == stays.keys()
+    stays = select_survivors(rules, records, SCORE)
+    assert select_survivors(rules, [r for r in records if r.step in stays], SCORE).keys() == stays.keys()
+    assert select_survivors(rules, rng.sample(records, len(records)), SCORE).keys() == stays.keys()
 
 
 @given(some_records, st.dictionaries(st.text("abc", min_size=1, max_size=2), union_rules, max_size=3), union_rules)
 def test_one_more_rule_keeps_more_and_a_budget_keeps_less(
-    records: list[Record], rules: dict[str, Keep], more: Keep
+    records: list[Record], rules: dict[str, RetentionRule], more: RetentionRule
 ) -> None:
-    stays = survivors(rules, records, SCORE).keys()
-    assert survivors({**rules, "more": more}, records, SCORE).keys() >= stays
-    less = survivors({**rules, "budget": DiskBudget(bytes=100)}, records, SCORE).keys()
+    stays = select_survivors(rules, records, SCORE).keys()
+    assert select_survivors({**rules, "more": more}, records, SCORE).keys() >= stays
+    less = select_survivors({**rules, "budget": DiskBudget(bytes=100)}, records, SCORE).keys()
     assert less <= stays
-    law = survivors({}, records, SCORE).keys()
+    law = select_survivors({}, records, SCORE).keys()
     sizes = {r.step: r.num_bytes for r in records}
     assert sum(sizes[step] for step in less) <= 100 or less == law
     dropped, free = stays - less, less - law
@@ -201,13 +203,13 @@ def test_one_more_rule_keeps_more_and_a_budget_keeps_less(
 
 @given(st.lists(metrics, min_size=1, max_size=30), some_rules)
 def test_pruning_after_every_save_never_loses_the_best_or_the_newest(
-    measured: list[float | None], rules: dict[str, Keep]
+    measured: list[float | None], rules: dict[str, RetentionRule]
 ) -> None:
     there: list[Record] = []
     best = math.inf
     for step, loss in enumerate(measured, 1):
         there.append(record(step, loss))
-        there = [r for r in there if r.step in survivors(rules, there, SCORE)]
+        there = [r for r in there if r.step in select_survivors(rules, there, SCORE)]
         best = min(best, loss) if loss is not None and math.isfinite(loss) else best
         assert there[-1].step == step
         assert math.isinf(best) or best in [r.metrics.get("eval/loss") for r in there]

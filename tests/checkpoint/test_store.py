@@ -23,14 +23,14 @@ from runner.checkpoint.record import (
     SIDECAR,
     STATE,
     Record,
-    load,
-    locate,
-    progress_of,
-    records_in,
-    steps_in,
+    list_records,
+    list_steps,
+    locate_checkpoint,
+    read_progress,
+    read_sidecar,
 )
-from runner.checkpoint.seal import problem_of, seal
-from runner.checkpoint.transfer import transfer
+from runner.checkpoint.seal import find_problem, seal_checkpoint
+from runner.checkpoint.transfer import transfer_weights
 from runner.errors import RefusedError, StorageError
 from tests.conftest import REPO
 
@@ -69,8 +69,8 @@ def assert_equal(mine: Any, theirs: Any) -> None:
 
 def saved(directory: Path, state: Any, **record: Any) -> Path:
     """A sealed checkpoint."""
-    store.write(directory, state, PROGRESS_VALUE)
-    seal(directory, Record(int(directory.name), "test", {"eval/loss": 0.1 + 0.2}, 1.5, **record))
+    store.write_checkpoint(directory, state, PROGRESS_VALUE)
+    seal_checkpoint(directory, Record(int(directory.name), "test", {"eval/loss": 0.1 + 0.2}, 1.5, **record))
     return directory
 
 
@@ -89,21 +89,21 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_what_goes_in_comes_out_bit_for_bit(checkpoint: Path) -> None:
-    back = store.read(checkpoint, abstract(tree()))
+    back = store.read_state(checkpoint, abstract(tree()))
     assert_equal(back, tree(3))
-    assert progress_of(checkpoint) == PROGRESS_VALUE
+    assert read_progress(checkpoint) == PROGRESS_VALUE
     assert all(leaf.committed for leaf in jax.tree.leaves(back))  # or the first step after a resume compiles again
 
 
 def test_a_held_copy_is_what_it_was_when_the_state_goes_on(tmp_path: Path) -> None:
     state = tree(5)
-    held = store.hold(state)
+    held = store.copy_to_host(state)
     step = jax.jit(
         lambda state: {**state, "params": jax.tree.map(lambda leaf: leaf * 0, state["params"])}, donate_argnums=0
     )
     step(state)
     assert state["params"]["w"].is_deleted()
-    assert_equal(store.read(saved(tmp_path / "5", held), abstract(tree())), tree(5))
+    assert_equal(store.read_state(saved(tmp_path / "5", held), abstract(tree())), tree(5))
 
 
 def test_plain_orbax_reads_it_without_a_line_of_ours(checkpoint: Path) -> None:
@@ -117,13 +117,13 @@ def test_plain_orbax_reads_it_without_a_line_of_ours(checkpoint: Path) -> None:
 
 
 def test_numpy_reads_it_without_a_model(checkpoint: Path) -> None:
-    named, state = arrays.read(checkpoint / STATE), tree(3)
+    named, state = arrays.read_leaves(checkpoint / STATE), tree(3)
     assert named["params.w"].tobytes() == raw(state["params"]["w"])
     assert named["params.deep.half"].dtype.name == "bfloat16"
     assert named["rng.key"].tobytes() == raw(state["rng"]["key"])
-    assert arrays.leaves(checkpoint / STATE)["rng.fast"] == arrays.Leaf((3, 4), "uint32", "rbg")
-    assert arrays.leaves(checkpoint / STATE) == {
-        name: store.as_leaf(leaf) for name, leaf in sorted(store.by_name(state).items())
+    assert arrays.read_leaf_specs(checkpoint / STATE)["rng.fast"] == arrays.LeafSpec((3, 4), "uint32", "rbg")
+    assert arrays.read_leaf_specs(checkpoint / STATE) == {
+        name: store.describe_leaf(leaf) for name, leaf in sorted(store.name_leaves(state).items())
     }
 
 
@@ -143,12 +143,12 @@ mesh = jax.make_mesh((4,), ("data",))
 rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 template = {"w": jax.ShapeDtypeStruct((8, 8), np.float32, sharding=rows),
             "keys": jax.ShapeDtypeStruct((4,), jax.random.key(0).dtype, sharding=rows)}
-back = store.read(Path(sys.argv[1]), template)
+back = store.read_state(Path(sys.argv[1]), template)
 assert back["w"].sharding == rows and len(back["w"].addressable_shards) == 4
 assert back["w"].addressable_shards[1].data.shape == (2, 8)
 assert np.array_equal(np.asarray(back["w"]), np.arange(64.0).reshape(8, 8))
 assert np.array_equal(jax.random.key_data(back["keys"]), jax.random.key_data(jax.random.split(jax.random.key(1), 4)))
-store.write(Path(sys.argv[2]), back, {})
+store.write_checkpoint(Path(sys.argv[2]), back, {})
 """
     again = tmp_path / "4"
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
@@ -161,7 +161,7 @@ store.write(Path(sys.argv[2]), back, {})
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert_equal(store.read(again, abstract(state)), state)  # and back from four to one
+    assert_equal(store.read_state(again, abstract(state)), state)  # and back from four to one
 
 
 @pytest.mark.parametrize(
@@ -187,30 +187,30 @@ def test_another_structure_is_refused_and_named(checkpoint: Path, change: Callab
     other = tree(3)
     change(other)
     with pytest.raises(RefusedError, match=".") as caught:
-        store.read(checkpoint, abstract(other))
+        store.read_state(checkpoint, abstract(other))
     assert said in str(caught.value)
 
 
 def test_a_directory_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        store.write(tmp_path / "file" / "3", tree(), {})
+        store.write_checkpoint(tmp_path / "file" / "3", tree(), {})
 
 
 def test_reading_back_finds_the_leaf_that_differs(checkpoint: Path) -> None:
     state = tree(3)
-    assert store.differing_leaf(checkpoint, state) is None
+    assert store.find_differing_leaf(checkpoint, state) is None
     flipped = np.asarray(state["params"]["deep"]["b"]).copy()
     flipped[2] ^= 1
     state["params"]["deep"]["b"] = jnp.asarray(flipped)
-    assert store.differing_leaf(checkpoint, state) == "params.deep.b"
+    assert store.find_differing_leaf(checkpoint, state) == "params.deep.b"
     state["params"]["deep"]["b"] = jnp.asarray(flipped, jnp.uint32)
-    assert store.differing_leaf(checkpoint, state) == "params.deep.b"
+    assert store.find_differing_leaf(checkpoint, state) == "params.deep.b"
 
 
 def test_the_logical_digest_is_of_what_it_means(checkpoint: Path, tmp_path: Path) -> None:
     def digest(path: Path) -> str:
-        return arrays.logical_digest(path / STATE, progress_of(path))
+        return arrays.compute_logical_digest(path / STATE, read_progress(path))
 
     again = saved(tmp_path / "3", tree(3))
     files = lambda path: {file.name for file in path.rglob("d/*")}  # noqa: E731
@@ -226,7 +226,7 @@ def test_the_logical_digest_is_of_what_it_means(checkpoint: Path, tmp_path: Path
 
 
 def test_every_file_is_in_the_seal_and_the_seal_seals_itself(checkpoint: Path) -> None:
-    record, files = load(checkpoint)
+    record, files = read_sidecar(checkpoint)
     there = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
     assert set(files) == there - {SIDECAR}
     assert {"_CHECKPOINT_METADATA", "commit_success.txt", "state/manifest.ocdbt"} <= set(files)
@@ -239,12 +239,12 @@ def test_every_file_is_in_the_seal_and_the_seal_seals_itself(checkpoint: Path) -
 def test_every_single_bit_of_the_sidecar_matters(copy: Path) -> None:
     sidecar = copy / SIDECAR
     content = sidecar.read_bytes()
-    assert problem_of(copy) is None
+    assert find_problem(copy) is None
     for at in range(len(content)):
         damaged = bytearray(content)
         damaged[at] ^= 1 << (at % 8)
         sidecar.write_bytes(damaged)
-        assert problem_of(copy), f"byte {at}: {content[at - 20 : at + 20]!r}"
+        assert find_problem(copy), f"byte {at}: {content[at - 20 : at + 20]!r}"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -256,80 +256,85 @@ def test_damage_of_any_kind_to_any_file_is_found(copy: Path, seed: int) -> None:
     flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     for damaged in (flipped, content[: rng.randrange(len(content))], content + b"\0", b""):
         path.write_bytes(damaged)
-        assert problem_of(copy), path
+        assert find_problem(copy), path
     path.unlink()
-    assert problem_of(copy), path
+    assert find_problem(copy), path
     path.write_bytes(content)
-    assert problem_of(copy) is None
+    assert find_problem(copy) is None
     (copy / "state" / "foreign").write_bytes(b"")
-    assert problem_of(copy) == "state/foreign does not belong to it"
+    assert find_problem(copy) == "state/foreign does not belong to it"
 
 
 def test_the_reason_is_said(copy: Path) -> None:
     data = max(copy.rglob("d/*"), key=lambda path: path.stat().st_size)
     name, content = data.relative_to(copy).as_posix(), data.read_bytes()
     data.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert problem_of(copy) == f"{name} is not what was written (its checksum differs)"
-    assert problem_of(copy, checksums=False) is None  # what `verify=off` means
+    assert find_problem(copy) == f"{name} is not what was written (its checksum differs)"
+    assert find_problem(copy, checksums=False) is None  # what `verify=off` means
     data.write_bytes(content[:-1])
-    assert problem_of(copy, checksums=False) == f"{name} has {len(content) - 1} bytes instead of {len(content)}"
+    assert find_problem(copy, checksums=False) == f"{name} has {len(content) - 1} bytes instead of {len(content)}"
     data.unlink()
-    assert problem_of(copy) == f"{name} is missing"
+    assert find_problem(copy) == f"{name} is missing"
     (copy / SIDECAR).unlink()
-    assert problem_of(copy) == "no holdfast.json: it was never finished, or it is not a checkpoint of a run"
+    assert find_problem(copy) == "no holdfast.json: it was never finished, or it is not a checkpoint of a run"
 
 
 def test_a_checkpoint_under_another_name_is_not_one(copy: Path) -> None:
     moved = copy.rename(copy.parent / "4")
-    assert problem_of(moved) == "holdfast.json cannot be believed (holdfast.json belongs to step 3)"
+    assert find_problem(moved) == "holdfast.json cannot be believed (holdfast.json belongs to step 3)"
 
 
 def test_a_pin_is_a_file_and_nothing_else_changes(copy: Path) -> None:
     (copy / PIN).touch()
-    assert load(copy)[0].pinned
-    assert problem_of(copy) is None
+    assert read_sidecar(copy)[0].pinned
+    assert find_problem(copy) is None
 
 
 def test_without_checksums_only_names_and_sizes_are_sealed(tmp_path: Path) -> None:
-    store.write(tmp_path / "3", tree(), PROGRESS_VALUE)
-    seal(tmp_path / "3", Record(3, "test", {}, 1.5), checksums=False)
-    assert all("xxh3" not in file for file in load(tmp_path / "3")[1].values())
-    assert problem_of(tmp_path / "3") is None
+    store.write_checkpoint(tmp_path / "3", tree(), PROGRESS_VALUE)
+    seal_checkpoint(tmp_path / "3", Record(3, "test", {}, 1.5), checksums=False)
+    assert all("xxh3" not in file for file in read_sidecar(tmp_path / "3")[1].values())
+    assert find_problem(tmp_path / "3") is None
 
 
 def test_names_that_look_like_steps_are_not(tmp_path: Path) -> None:
     for name in ("30", "0030", "30 (copy)", ".30.a1b2", "३०", "-3", "best", "31.orbax-checkpoint-tmp"):
         (tmp_path / name).mkdir()
     (tmp_path / "40").write_text("a file")
-    assert steps_in(tmp_path) == [30]
+    assert list_steps(tmp_path) == [30]
 
 
 def test_references_name_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(checkpoint.parent, run / "checkpoints")
     saved(run / "checkpoints/9", tree(), mark="error")
-    assert locate(str(run)) == locate(f"{run}@newest") == locate(f"{run}@3") == run / "checkpoints/3"
-    assert locate(f"{run}@9") == run / "checkpoints/9"
+    assert (
+        locate_checkpoint(str(run))
+        == locate_checkpoint(f"{run}@newest")
+        == locate_checkpoint(f"{run}@3")
+        == run / "checkpoints/3"
+    )
+    assert locate_checkpoint(f"{run}@9") == run / "checkpoints/9"
     for wrong, said in {
         "@best": "has no checkpoint 'best'; it has 3",
         "@4": "'4'",
         "x": "no checkpoints are in",
     }.items():
         with pytest.raises(RefusedError, match=".") as caught:
-            locate(f"{run}{wrong}")
+            locate_checkpoint(f"{run}{wrong}")
         assert said in str(caught.value)
     (run / "checkpoints/best").symlink_to("3")
-    assert locate(f"{run}@best") == (run / "checkpoints/3").resolve()
+    assert locate_checkpoint(f"{run}@best") == (run / "checkpoints/3").resolve()
 
 
 @pytest.mark.parametrize("run", FIXTURES, ids=lambda path: path.name)
 def test_checkpoints_of_every_released_format_are_proven_and_read(run: Path) -> None:
-    (record,) = records_in(run / "checkpoints")
+    (record,) = list_records(run / "checkpoints")
     directory = run / "checkpoints" / str(record.step)
     assert f"format{record.format}" == run.name
-    assert problem_of(directory) is None
-    assert arrays.read(directory / STATE)["step"] == record.step
-    assert progress_of(directory)["position"]
+    assert find_problem(directory) is None
+    assert arrays.read_leaves(directory / STATE)["step"] == record.step
+    assert read_progress(directory)["position"]
 
 
 def test_there_is_a_fixture_of_every_format() -> None:
@@ -365,7 +370,7 @@ def test_weights_are_taken_and_the_rest_stays_fresh(tmp_path: Path) -> None:
     source, fresh = state_of(), jax.tree.map(lambda leaf: leaf, state_of())
     fresh["params"] = jax.tree.map(jnp.zeros_like, fresh["params"])
     fresh["step"], fresh["opt"] = jnp.int32(0), {"mu": jnp.zeros(4)}
-    state, report = transfer(fresh, saved(tmp_path / "2", source), partial=False, stacked=stacked)
+    state, report = transfer_weights(fresh, saved(tmp_path / "2", source), partial=False, stacked=stacked)
     assert_equal(state["params"], source["params"])
     assert (int(state["step"]), float(state["opt"]["mu"].sum())) == (0, 0.0)
     assert report.exact
@@ -376,18 +381,18 @@ def test_weights_are_taken_and_the_rest_stays_fresh(tmp_path: Path) -> None:
 def test_strict_weights_name_what_differs(tmp_path: Path) -> None:
     source = saved(tmp_path / "2", state_of(head=False))
     with pytest.raises(RefusedError, match=r"params.head is missing there: float32\[4, 3\]; .*init_from.partial=true"):
-        transfer(state_of(), source, partial=False, stacked=stacked)
+        transfer_weights(state_of(), source, partial=False, stacked=stacked)
     with pytest.raises(
         RefusedError, match=r"is reshaped: float32\[2, 4, 4\] there, float32\[3, 4, 4\] here \(and 1 more\)"
     ):
-        transfer(state_of(layers=3), source, partial=False, stacked=stacked)
+        transfer_weights(state_of(layers=3), source, partial=False, stacked=stacked)
 
 
 def test_partial_adds_a_layer_and_keeps_the_old_weights(tmp_path: Path) -> None:
     source, fresh = state_of(layers=2), state_of(layers=3)
     del source["params"]["head"]
     source["params"]["old"] = jnp.ones(2)
-    state, report = transfer(fresh, saved(tmp_path / "2", source), partial=True, stacked=stacked)
+    state, report = transfer_weights(fresh, saved(tmp_path / "2", source), partial=True, stacked=stacked)
     assert_equal(state["params"]["blocks"]["w"][:2], source["params"]["blocks"]["w"])
     assert_equal(state["params"]["blocks"]["w"][2], fresh["params"]["blocks"]["w"][2])
     assert_equal(state["params"]["head"], fresh["params"]["head"])
@@ -404,7 +409,7 @@ def test_partial_casts_and_leaves_what_has_another_shape(tmp_path: Path) -> None
     source["params"]["norm"] = (jnp.arange(4) / 3).astype(jnp.bfloat16)
     source["params"]["head"] = jnp.ones((5, 3))
     fresh = state_of()
-    state, report = transfer(fresh, saved(tmp_path / "2", source), partial=True, stacked=stacked)
+    state, report = transfer_weights(fresh, saved(tmp_path / "2", source), partial=True, stacked=stacked)
     assert_equal(state["params"]["norm"], source["params"]["norm"].astype(jnp.float32))
     assert_equal(state["params"]["head"], fresh["params"]["head"])
     assert report.reshaped["params.norm"].endswith("(cast)")
@@ -416,11 +421,11 @@ def test_weights_are_proven_before_they_are_taken(tmp_path: Path) -> None:
     data = max(source.rglob("d/*"), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[:-1] + b"\x55")
     with pytest.raises(RefusedError, match=r"is not good: .*its checksum differs"):
-        transfer(state_of(), source, partial=True, stacked=stacked)
+        transfer_weights(state_of(), source, partial=True, stacked=stacked)
 
 
 def test_weights_keep_their_place_on_the_mesh(tmp_path: Path) -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     fresh = jax.device_put(state_of(), NamedSharding(mesh, PartitionSpec()))
-    state, _ = transfer(fresh, saved(tmp_path / "2", state_of()), partial=False, stacked=stacked)
+    state, _ = transfer_weights(fresh, saved(tmp_path / "2", state_of()), partial=False, stacked=stacked)
     assert state["params"]["head"].sharding == fresh["params"]["head"].sharding

@@ -20,11 +20,11 @@ from runner.checkpoint.strategy import (
     First,
     History,
     OnError,
-    Rule,
+    SaveRule,
     Seconds,
     Steps,
     Unstable,
-    due,
+    find_save_reason,
 )
 from runner.values import StepInfo
 
@@ -34,7 +34,7 @@ def record(step: int, loss: float | None = None, *, stall: float = 0.0, write: f
     return Record(step, "test", metrics, 0.0, mark=mark, stall_seconds=stall, write_seconds=write)  # type: ignore[arg-type]
 
 
-def saved_at(rule: Rule, moments: list[StepInfo]) -> list[int]:
+def saved_at(rule: SaveRule, moments: list[StepInfo]) -> list[int]:
     """The steps at which a rule alone would have saved, each save being durable at once."""
     saved: list[Record] = []
     for moment in moments:
@@ -45,7 +45,7 @@ def saved_at(rule: Rule, moments: list[StepInfo]) -> list[int]:
 
 def test_steps_are_counted_from_the_beginning() -> None:
     assert saved_at(Steps(steps=5), [StepInfo(step) for step in range(1, 21)]) == [5, 10, 15, 20]
-    assert due({"periodic": Steps(steps=5)}, StepInfo(5), History()) == "every 5 steps"
+    assert find_save_reason({"periodic": Steps(steps=5)}, StepInfo(5), History()) == "every 5 steps"
 
 
 def test_a_multiple_that_was_missed_is_made_up_for_and_the_grid_stays() -> None:
@@ -160,19 +160,19 @@ def test_continuous_waits_only_for_the_clock() -> None:
 
 
 def test_reasons_are_joined() -> None:
-    rules: dict[str, Rule] = {"periodic": Steps(steps=3), "best": Best()}
-    assert due(rules, StepInfo(3, {"eval/loss": 1.0}), History()) == "every 3 steps; first eval/loss: 1"
-    assert due({}, StepInfo(3), History()) is None
+    rules: dict[str, SaveRule] = {"periodic": Steps(steps=3), "best": Best()}
+    assert find_save_reason(rules, StepInfo(3, {"eval/loss": 1.0}), History()) == "every 3 steps; first eval/loss: 1"
+    assert find_save_reason({}, StepInfo(3), History()) is None
 
 
 def test_every_rule_is_tested_here() -> None:
     tested = {Steps, Seconds, Epochs, First, Best, Adaptive, Unstable, Continuous, OnError}
-    assert set(get_args(Rule)) == tested
+    assert set(get_args(SaveRule)) == tested
     assert OnError().reason(StepInfo(5, {"eval/loss": 1.0}), History(seconds_since=1e9)) is None  # the loop asks for it
 
 
 losses = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
-all_rules: st.SearchStrategy[Rule] = st.one_of(
+all_rules: st.SearchStrategy[SaveRule] = st.one_of(
     st.builds(Steps, steps=st.integers(1, 9)),
     st.builds(Seconds, seconds=st.floats(0.1, 9.0)),
     st.builds(Epochs, epochs=st.floats(0.1, 3.0)),
@@ -187,7 +187,7 @@ all_rules: st.SearchStrategy[Rule] = st.one_of(
 
 @given(st.lists(all_rules, max_size=4), st.lists(losses, min_size=1, max_size=40), st.data())
 def test_any_strategy_on_any_metrics_gives_reasons_and_never_fails(
-    rules: list[Rule], measured: list[float | None], data: st.DataObject
+    rules: list[SaveRule], measured: list[float | None], data: st.DataObject
 ) -> None:
     """And it is a function: the same moment and history give the same answer."""
     saved: list[Record] = []
@@ -197,8 +197,8 @@ def test_any_strategy_on_any_metrics_gives_reasons_and_never_fails(
         moment = StepInfo(step, metrics, epoch_steps=3.5, losses=[x for x in measured[:step] if x is not None])
         history = History(saved, tried, seconds_since=float(data.draw(st.integers(0, 20))))
         named = dict(zip("abcd", rules, strict=False))
-        reason = due(named, moment, history)
-        assert due(named, moment, history) == reason
+        reason = find_save_reason(named, moment, history)
+        assert find_save_reason(named, moment, history) == reason
         if reason:
             tried = step
             if data.draw(st.booleans()):  # or else it failed
@@ -227,12 +227,12 @@ def test_a_step_does_not_look_at_every_checkpoint_there_is() -> None:
         str(n): rule for n, rule in enumerate([Steps(steps=9), Epochs(), First(), Adaptive(), Unstable(), Continuous()])
     }
     Counted.looks = 0
-    due(rules, StepInfo(5001, epoch_steps=7.0), History(records))
+    find_save_reason(rules, StepInfo(5001, epoch_steps=7.0), History(records))
     assert 0 < Counted.looks < 50
 
 
 @pytest.mark.parametrize("rule", [Steps(steps=4), Epochs(epochs=0.5), First()])
-def test_a_restart_changes_nothing(rule: Rule) -> None:
+def test_a_restart_changes_nothing(rule: SaveRule) -> None:
     """Rules hold no state: with the same records, a new process decides as the old one would have."""
     moments = [StepInfo(step, epoch_steps=6.0) for step in range(1, 25)]
     whole = saved_at(rule, moments)

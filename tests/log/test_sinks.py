@@ -16,7 +16,7 @@ import pytest
 
 from runner.errors import StorageError
 from runner.log import Fanout, reached, wandb
-from runner.log.jsonl import CutPoint, Jsonl, cut
+from runner.log.jsonl import CutPoint, JsonLinesFile, cut_json_lines
 from runner.log.tensorboard import TensorBoard
 from tests import curves
 from tests.conftest import SMALL, Door
@@ -25,17 +25,17 @@ from tests.wandb_standin import Server, serving
 
 def test_a_log_is_cut_back_to_the_restored_step_and_the_rest_is_kept(tmp_path: Path) -> None:
     log, aside = tmp_path / "metrics.jsonl", tmp_path / "cut.jsonl"
-    sink = Jsonl(log, print)
+    sink = JsonLinesFile(log, print)
     for step in (5, 10, 15):
         sink.log(step, "train", {"loss": 1.0 / step})
     sink.close()
     whole = log.read_bytes()
     with log.open("a") as out:
         out.write('{"step": 20, "spl')  # torn by a kill
-    cut(log, CutPoint(10), aside)
+    cut_json_lines(log, CutPoint(10), aside)
     assert log.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
     assert aside.read_text().splitlines() == [whole.decode().splitlines()[2], '{"step": 20, "spl']
-    cut(log, CutPoint(10), aside)  # nothing more to cut
+    cut_json_lines(log, CutPoint(10), aside)  # nothing more to cut
     assert len(aside.read_text().splitlines()) == 2
 
 
@@ -43,7 +43,7 @@ def test_a_line_that_came_late_is_kept(tmp_path: Path) -> None:
     """timing.jsonl tells of a background save when it is durable, some steps after it was made."""
     log = tmp_path / "timing.jsonl"
     log.write_text('{"step": 10}\n{"step": 13}\n{"step": 11}\n')
-    cut(log, CutPoint(11), tmp_path / "cut.jsonl")
+    cut_json_lines(log, CutPoint(11), tmp_path / "cut.jsonl")
     assert log.read_text() == '{"step": 10}\n{"step": 11}\n'
 
 
@@ -60,7 +60,7 @@ class Broken:
 
 def test_a_mirror_that_fails_is_told_once_and_left_out(tmp_path: Path) -> None:
     told: list[str] = []
-    fanout = Fanout(Jsonl(tmp_path / "m.jsonl", print), [Broken()], told.append)
+    fanout = Fanout(JsonLinesFile(tmp_path / "m.jsonl", print), [Broken()], told.append)
     fanout.log(1, "train", {"loss": 1.0})
     fanout.log(2, "train", {"loss": 0.5})
     fanout.close()
@@ -96,7 +96,7 @@ class Full:
 def test_lines_wait_for_a_full_disk_and_none_is_torn_or_lost(tmp_path: Path) -> None:
     told: list[str] = []
     log = tmp_path / "metrics.jsonl"
-    sink = Jsonl(log, told.append)
+    sink = JsonLinesFile(log, told.append)
     sink.log(1, "train", {"loss": 1.0})
     whole = log.read_bytes()
     sink._out = full = Full(sink._out, room=20)  # type: ignore[assignment]
@@ -112,7 +112,7 @@ def test_lines_wait_for_a_full_disk_and_none_is_torn_or_lost(tmp_path: Path) -> 
 
 
 def test_a_truth_that_is_not_complete_is_an_error_at_the_end(tmp_path: Path) -> None:
-    sink = Jsonl(tmp_path / "m.jsonl", print)
+    sink = JsonLinesFile(tmp_path / "m.jsonl", print)
     sink._out = Full(sink._out, room=0)  # type: ignore[assignment]
     fanout = Fanout(sink, [], print)
     fanout.log(1, "train", {"loss": 1.0})
@@ -133,7 +133,7 @@ def test_a_line_torn_in_the_middle_of_the_end_is_dropped(tmp_path: Path) -> None
     """What a kill leaves while the end of a log is being rewritten, or a power loss."""
     log = tmp_path / "timing.jsonl"
     log.write_bytes(b'{"step": 10, "event": "train"}\n\0\0\0\n{"step": 11}\nvent": "save"}\n{"step": 10}\n')
-    cut(log, CutPoint(10), tmp_path / "cut.jsonl")
+    cut_json_lines(log, CutPoint(10), tmp_path / "cut.jsonl")
     assert log.read_text() == '{"step": 10, "event": "train"}\n{"step": 10}\n'
     assert len((tmp_path / "cut.jsonl").read_bytes().splitlines()) == 3
 
@@ -156,13 +156,13 @@ def test_a_long_log_is_cut_at_its_end(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     whole = [json.dumps({"step": step, "split": "train", "loss": "x" * (step % 97)}) + "\n" for step in range(5000)]
     log.write_text("torn\n" + "".join(whole))
-    cut(log, CutPoint(1000), tmp_path / "cut.jsonl")
+    cut_json_lines(log, CutPoint(1000), tmp_path / "cut.jsonl")
     assert log.read_text() == "torn\n" + "".join(whole[:1001])
     assert (tmp_path / "cut.jsonl").read_text() == "".join(whole[1001:])
 
 
 def test_lines_are_durable_before_a_checkpoint_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sink, synced = Jsonl(tmp_path / "metrics.jsonl", print), []
+    sink, synced = JsonLinesFile(tmp_path / "metrics.jsonl", print), []
     monkeypatch.setattr("os.fsync", lambda handle: synced.append(os.fstat(handle).st_size))
     sink.log(1, "train", {"loss": 1.0})
     assert synced == []  # not for each line
@@ -194,8 +194,8 @@ class Sinks:
 
     def opened(self, until: CutPoint, lineage: str, *, mirrors: bool) -> Fanout:
         metrics = self.logs / "metrics.jsonl"
-        cut(metrics, until, self.logs / "cut.jsonl")
-        truth, reached = Jsonl(metrics, print), []
+        cut_json_lines(metrics, until, self.logs / "cut.jsonl")
+        truth, reached = JsonLinesFile(metrics, print), []
         if mirrors:
             identity = wandb.Identity("test", self.mode, "test", {"lineage": lineage}, lineage)
             reached.append(TensorBoard(self.logs / "tensorboard", metrics, until, "cut-1.events"))
