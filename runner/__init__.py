@@ -39,13 +39,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runner.inspect.load import load as load
+    from runner.inspect.load_model import load_model
+
+    load = load_model
 
 
 def __getattr__(name: str) -> Any:
-    """`runner.load`, when it is asked for: importing this package imports nothing."""
+    """Import `runner.load` when it is asked for: importing this package alone imports nothing."""
     if name == "load":
-        from runner.inspect.load import load
+        from runner.inspect.load_model import load_model
 
-        return load
+        return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,23 +21,26 @@ EXIT_STORAGE, EXIT_INTERRUPTED, EXIT_PIPE = 5, 130, 141
 
 # verb → the module of runner that does it, and one line of help
 VERBS = {
-    "ls": ("inspect.ls", "the checkpoints of a run, or the runs of a directory"),
-    "show": ("inspect.show", "one checkpoint: why, when, what was measured, every array"),
-    "diff": ("inspect.diff", "what differs between two checkpoints; exit 0 where nothing does, 1 where something does"),
-    "verify": ("inspect.verify", "whether every byte is the one that was written; exit 3 where not"),
-    "why": ("inspect.why", "which checkpoint a restart would use, and why not a newer one"),
-    "pin": ("inspect.pin", "keep a checkpoint, whatever retention says"),
-    "unpin": ("inspect.pin", "leave a checkpoint to retention again"),
-    "prune": ("inspect.prune", "delete now what retention lets go"),
-    "digest": ("inspect.digest", "one SHA-256 of what a checkpoint means, however it was written"),
-    "export": ("inspect.export", "the weights alone, as safetensors or npz, with a model card"),
-    "eval": ("inspect.eval", "what the evaluations of a run, or others, measure on one of its checkpoints"),
+    "ls": ("inspect.ls_runs", "the checkpoints of a run, or the runs of a directory"),
+    "show": ("inspect.show_checkpoint", "one checkpoint: why, when, what was measured, every array"),
+    "diff": (
+        "inspect.diff_checkpoints",
+        "what differs between two checkpoints; exit 0 where nothing does, 1 where something does",
+    ),
+    "verify": ("inspect.verify_checkpoint", "whether every byte is the one that was written; exit 3 where not"),
+    "why": ("inspect.why_restart", "which checkpoint a restart would use, and why not a newer one"),
+    "pin": ("inspect.pin_checkpoint", "keep a checkpoint, whatever retention says"),
+    "unpin": ("inspect.pin_checkpoint", "leave a checkpoint to retention again"),
+    "prune": ("inspect.prune_checkpoints", "delete now what retention lets go"),
+    "digest": ("inspect.digest_checkpoint", "one SHA-256 of what a checkpoint means, however it was written"),
+    "export": ("inspect.export_weights", "the weights alone, as safetensors or npz, with a model card"),
+    "eval": ("inspect.eval_checkpoint", "what the evaluations of a run, or others, measure on one of its checkpoints"),
     "model": (
-        "inspect.model",
+        "inspect.model_table",
         "what a model costs, part by part: parameters, FLOPs, stored bytes; key=value as for run.py",
     ),
     "remat": (
-        "inspect.compare_remat",
+        "inspect.remat_table",
         "what each way to recompute costs, for your model and batch: memory, FLOPs, time; a picture",
     ),
     "supervise": (
@@ -45,7 +48,7 @@ VERBS = {
         "run a command again until it is done: after stops, and within a budget after crashes",
     ),
     "recipe": ("launch.recipe", "what makes a scheduler run it again: Slurm, Kubernetes, SkyPilot, systemd"),
-    "tokenize": ("inspect.tokenize", "text files become token files for data=tokens, in parallel"),
+    "tokenize": ("inspect.tokenize_files", "text files become token files for data=tokens, in parallel"),
     "drill": (
         "drill.drill_verb",
         "a configuration untouched and again while it is killed: every bit compared; exit 1 where not",
@@ -55,13 +58,13 @@ VERBS = {
         "one page of HTML about runs: what differs, scores, curves, checkpoints, interruptions, time",
     ),
     "goodput": (
-        "inspect.goodput",
+        "inspect.goodput_table",
         "where the wall-clock of all attempts went: progress, start-up, saving, lost, down; money",
     ),
 }
 
 
-class Parser(argparse.ArgumentParser):
+class VerbParser(argparse.ArgumentParser):
     """Complains in one plain line, as everything else does."""
 
     def error(self, message: str) -> NoReturn:
@@ -72,7 +75,7 @@ class Parser(argparse.ArgumentParser):
 def main(words: Sequence[str]) -> int:
     """Do what the verb says. Gives the exit code."""
     if not words or words[0] in ("-h", "--help"):
-        print(overview())
+        print(format_overview())
         return 0 if words else ConfigError.exit_code
     try:
         code = _done(words[0], words[1:])
@@ -89,7 +92,7 @@ def main(words: Sequence[str]) -> int:
     return code
 
 
-def overview() -> str:
+def format_overview() -> str:
     """The verbs, one line each."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
@@ -107,13 +110,13 @@ def overview() -> str:
 
 def _done(verb: str, words: Sequence[str]) -> int:
     if verb not in VERBS:
-        from runner.config.explain import suggest
+        from runner.config.explain import suggest_word
 
-        near = suggest(verb, list(VERBS)) or f"; there are: {', '.join(VERBS)}"
+        near = suggest_word(verb, list(VERBS)) or f"; there are: {', '.join(VERBS)}"
         raise ConfigError(f"unknown verb '{verb}'{near}")
     name, what = VERBS[verb]
     tool = importlib.import_module(f"runner.{name}")
-    parser = Parser(prog=f"python -m runner {verb}", description=f"{what[0].upper()}{what[1:]}.")
+    parser = VerbParser(prog=f"python -m runner {verb}", description=f"{what[0].upper()}{what[1:]}.")
     tool.arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     parser.set_defaults(verb=verb)

@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Look:
+class CheckpointStatus:
     """What a directory that is named like a step holds; `record` is None where its sidecar cannot be believed."""
 
     step: int
@@ -49,7 +49,7 @@ class Look:
     proof: Proof
 
 
-def new_folder(verb: str, to: str | None) -> Path:
+def choose_new_folder(verb: str, to: str | None) -> Path:
     """Where a verb leaves what it made; not there yet, or empty. Raises RefusedError where there is something in it."""
     default = Path("outputs") / f".{verb}" / time.strftime("%Y-%m-%d_%H-%M-%S")
     place = Path(to).expanduser() if to else default
@@ -58,7 +58,7 @@ def new_folder(verb: str, to: str | None) -> Path:
     return place.resolve()
 
 
-def run_at(path: str) -> RunDir:
+def find_run(path: str) -> RunDir:
     """The run in this directory. Raises RefusedError where none is."""
     run = RunDir(Path(path).expanduser())
     if not is_run(run):
@@ -72,7 +72,7 @@ def is_run(run: RunDir) -> bool:
     return run.config.is_file() or run.checkpoints.is_dir()
 
 
-def checkpoint_at(reference: str) -> Checkpoint:
+def find_checkpoint(reference: str) -> Checkpoint:
     """What `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names. Raises RefusedError where there is none."""
     directory = locate_checkpoint(reference)
     if not is_step_name(directory.name):
@@ -80,15 +80,15 @@ def checkpoint_at(reference: str) -> Checkpoint:
     return Checkpoint(RunDir(directory.parent.parent), int(directory.name))
 
 
-def proven_at(reference: str) -> tuple[Checkpoint, Record]:
+def find_proven_checkpoint(reference: str) -> tuple[Checkpoint, Record]:
     """A checkpoint whose every byte is what was written. Raises RefusedError where it is not."""
-    checkpoint = checkpoint_at(reference)
+    checkpoint = find_checkpoint(reference)
     if problem := find_problem(checkpoint.directory):
         raise RefusedError(f"{checkpoint}: is not good: {problem}; choose another step")
     return checkpoint, read_sidecar(checkpoint.directory)[0]
 
 
-def look(directory: Path, *, checksums: bool) -> Look | None:
+def read_checkpoint_status(directory: Path, *, checksums: bool) -> CheckpointStatus | None:
     """What is in a checkpoint's directory; None where it was deleted while it was looked at: a run may be training."""
     try:
         problem = find_problem(directory, checksums=checksums)
@@ -101,10 +101,10 @@ def look(directory: Path, *, checksums: bool) -> Look | None:
     if not directory.is_dir():
         return None
     proof: Proof = "ok" if checksums and all("xxh3" in file for file in files.values()) else "sizes ok"
-    return Look(int(directory.name), record, problem, len(files), "not good" if problem else proof)
+    return CheckpointStatus(int(directory.name), record, problem, len(files), "not good" if problem else proof)
 
 
-def maker_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def find_attempt(checkpoint: Checkpoint) -> dict[str, Any]:
     """The attempt that made a checkpoint, as attempts.jsonl or, while it works, status.json describes it."""
     from runner.rundir.attempts import read_attempts
 
@@ -117,7 +117,7 @@ def maker_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RetentionSettings:
     """What looking and pruning need: which checkpoints stay, what best means, how a restart proves bytes."""
 
     keep: Mapping[str, RetentionRule]
@@ -125,22 +125,24 @@ class Settings:
     verify: str
 
 
-def settings_of(run: RunDir) -> Settings:
+def read_retention_settings(run: RunDir) -> RetentionSettings:
     """What was in force at the last attempt. Raises RefusedError where the run's files do not say."""
-    return settings_in(document_of(run, run.read_status().get("attempt", {}).get("drift", ())), run)
+    return parse_retention_settings(
+        read_config_document(run, run.read_status().get("attempt", {}).get("drift", ())), run
+    )
 
 
-def settings_in(document: Mapping[str, Any], run: RunDir) -> Settings:
+def parse_retention_settings(document: Mapping[str, Any], run: RunDir) -> RetentionSettings:
     """The same, from what was read already."""
     try:
         keep = {name: _rule(option) for name, option in (document.get("retention") or {}).items()}
         score = Score(**document.get("score") or {})
-        return Settings(keep, score, (document.get("ckpt") or {}).get("verify", "bytes"))
+        return RetentionSettings(keep, score, (document.get("ckpt") or {}).get("verify", "bytes"))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise RefusedError(f"{run.config}: retention or score is not what this version writes ({error})") from None
 
 
-def document_of(run: RunDir, drift: Sequence[str] = ()) -> dict[str, Any]:
+def read_config_document(run: RunDir, drift: Sequence[str] = ()) -> dict[str, Any]:
     """config.yaml with what an attempt has changed. Raises RefusedError where it is missing or no configuration."""
     try:
         text = run.config.read_bytes()
@@ -150,10 +152,10 @@ def document_of(run: RunDir, drift: Sequence[str] = ()) -> dict[str, Any]:
         raise RefusedError(f"{run.config}: cannot be read ({problem})") from None
     if not isinstance(document, dict):
         raise RefusedError(f"{run.config}: is no configuration")
-    return changed(document, drift)
+    return apply_drift(document, drift)
 
 
-def changed(document: Mapping[str, Any], drift: Sequence[str]) -> dict[str, Any]:
+def apply_drift(document: Mapping[str, Any], drift: Sequence[str]) -> dict[str, Any]:
     """A document with the changes that attempts.jsonl records as `retention.last.n: 2 → 1`."""
     result = json.loads(json.dumps(document))
     changes = [(key, json.loads(line.rpartition(" → ")[2])) for line in drift for key in [line.partition(": ")[0]]]

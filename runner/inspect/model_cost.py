@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One top-level part of the model. FLOPs of the forward pass and bytes stored for the backward pass: per example.
 
     Bytes are those of the values that reverse-mode differentiation keeps and that depend on the batch, under the remat
@@ -34,21 +34,21 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ModelCost:
     """The batch and the parts, in the order of their use, and the FLOPs of a whole update."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     batch_size: int
     step_flops: int
 
     @property
-    def total(self) -> Part:
+    def total(self) -> ModelPart:
         """The sum."""
         numbers = zip(*[(part.parameters, part.flops, part.stored_bytes) for part in self.parts], strict=True)
-        return Part("total", *map(sum, numbers))
+        return ModelPart("total", *map(sum, numbers))
 
 
-def summary(built: Built, config: Config) -> Summary:
+def summarize_model(built: Built, config: Config) -> ModelCost:
     """Trace the forward pass and one update; nothing is computed."""
     batch, _ = abstract_batch(built, config)
     with use_plan(built.plan):
@@ -59,8 +59,8 @@ def summary(built: Built, config: Config) -> Summary:
         sizes[_part(path)] += math.prod(leaf.shape)
     names = list(dict.fromkeys([*flops, *sizes, *stored]))
     examples = config.data.batch_size
-    parts = tuple(Part(name, sizes[name], flops[name] / examples, stored[name] / examples) for name in names)
-    return Summary(parts, examples, count_flops(step.jaxpr))
+    parts = tuple(ModelPart(name, sizes[name], flops[name] / examples, stored[name] / examples) for name in names)
+    return ModelCost(parts, examples, count_flops(step.jaxpr))
 
 
 def _forward(built: Built, batch: Mapping[str, Any]) -> tuple[Counter[str], Counter[str]]:

@@ -31,7 +31,7 @@ SEEN = 50  # milliseconds: less would be told as 0.0 s
 
 
 @dataclass(frozen=True)
-class Span:
+class AttemptSpan:
     """One attempt on the clock of its run, in milliseconds; its buckets add up to `end - start`."""
 
     number: int
@@ -59,10 +59,10 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Account:
+class TimeAccount:
     """A run's attempts and the sum of them; milliseconds."""
 
-    spans: tuple[Span, ...]
+    spans: tuple[AttemptSpan, ...]
     unreadable: int  # lines that say neither when an attempt began nor when it ended
     dollars_per_hour: float | None = None
 
@@ -108,12 +108,12 @@ class Account:
         return None if self.dollars_per_hour is None else self.running / HOUR * self.dollars_per_hour
 
 
-def account(lines: Sequence[Mapping[str, Any]], dollars_per_hour: float | None = None) -> Account:
+def account_for_attempts(lines: Sequence[Mapping[str, Any]], dollars_per_hour: float | None = None) -> TimeAccount:
     """The account of a run from the lines of attempts.jsonl, in any order; a line may lack whatever old ones lack."""
     believed = {(line["started"], str(line.get("attempt"))): line for line in lines if _is_believable(line)}
     ordered = sorted(believed.values(), key=lambda line: _unix(line["started"]))
     kept = _kept(ordered)
-    spans: list[Span] = []
+    spans: list[AttemptSpan] = []
     offset = _unix(ordered[0]["started"]) if ordered else 0.0  # unix seconds where the clock shows nothing
     for line, upto in zip(ordered, kept, strict=True):
         before = spans[-1].end if spans else 0
@@ -122,7 +122,7 @@ def account(lines: Sequence[Mapping[str, Any]], dollars_per_hour: float | None =
             offset, start = offset + (start - before) / 1000, before
         end = max(round((_unix(line["ended"]) - offset) * 1000), start)
         spans.append(_span(line, start, end, start - before, upto))
-    return Account(tuple(spans), len(lines) - len(believed), dollars_per_hour)
+    return TimeAccount(tuple(spans), len(lines) - len(believed), dollars_per_hour)
 
 
 def _kept(lines: Sequence[Mapping[str, Any]]) -> list[int | None]:
@@ -136,13 +136,13 @@ def _kept(lines: Sequence[Mapping[str, Any]]) -> list[int | None]:
     return limits[::-1]
 
 
-def _span(line: Mapping[str, Any], start: int, end: int, down: int, upto: int | None) -> Span:
+def _span(line: Mapping[str, Any], start: int, end: int, down: int, upto: int | None) -> AttemptSpan:
     begun, reached = _step(line, "from_step"), _step(line, "to_step") or 0
     again = _step(line, "redone_steps") or 0  # gone back over by the attempt itself, which then skipped a batch
     done = max(reached - begun, 0) if begun is not None else 0
     lost = (_step(line, "lost_steps") or 0) if upto is None else reached - upto
     lost = min(max(lost, 0), done) + again
-    return Span(
+    return AttemptSpan(
         number=_step(line, "attempt") or 0,
         host=str(line.get("host", "")),
         started=_unix(line["started"]),

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from runner.inspect.time_account import SEEN, Account, Span
+from runner.inspect.time_account import SEEN, AttemptSpan, TimeAccount
 from runner.text import format_count, format_duration, format_percent
 
 INK, FAINT = "#222222", "#9a9a9a"
@@ -47,7 +47,7 @@ UNITS = (
 )  # from so many ms on
 
 
-def draw(account: Account, name: str, path: Path) -> None:
+def draw_timeline(account: TimeAccount, name: str, path: Path) -> None:
     """Write the picture."""
     rows = len(account.spans)
     figure = Figure(
@@ -79,7 +79,7 @@ def _even(length: float) -> float:
     return next(distance for distance in TICKS if length / distance <= 9)
 
 
-def _attempts(axes: Axes, account: Account) -> None:
+def _attempts(axes: Axes, account: TimeAccount) -> None:
     for row, span in enumerate(account.spans):
         upto = float(span.start)
         for bucket, colour in COLOURS.items():
@@ -97,12 +97,12 @@ def _attempts(axes: Axes, account: Account) -> None:
     _bare(axes, "left", "bottom")
 
 
-def _label(span: Span) -> str:
+def _label(span: AttemptSpan) -> str:
     how = span.how.partition(",")[0]  # without what the writer of checkpoints did: run.log knows
     return f"{how}   {span.steps}   #{span.number}" if span.steps else f"{how}   #{span.number}"
 
 
-def _cumulative(axes: Axes, account: Account) -> None:
+def _cumulative(axes: Axes, account: TimeAccount) -> None:
     """Progress so far ÷ the clock so far, knowing what was lost later."""
     points = list(_progress(account))
     axes.plot([x for x, _ in points], [100 * y for _, y in points], color=COLOURS["progress"], lw=2)
@@ -123,7 +123,7 @@ def _cumulative(axes: Axes, account: Account) -> None:
     _bare(axes)
 
 
-def _progress(account: Account, points: int = 40) -> Iterator[tuple[float, float]]:
+def _progress(account: TimeAccount, points: int = 40) -> Iterator[tuple[float, float]]:
     """(clock, goodput until then): progress is spread over the whole of an attempt's training."""
     done = 0.0
     yield 0.0, 0.0
@@ -143,7 +143,7 @@ def _progress(account: Account, points: int = 40) -> Iterator[tuple[float, float
             done += more
 
 
-def _legend(account: Account) -> list[Patch]:
+def _legend(account: TimeAccount) -> list[Patch]:
     """What there is, with its share, in the order of the rows."""
     buckets = account.buckets
     patches = []

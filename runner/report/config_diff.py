@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.config.identity import chosen
+from runner.config.identity import select_result_keys
 
 MOST_COLUMNS = 12
 DEFAULT = "default"  # of a group that was not named in this run's command
 
 
 @dataclass(frozen=True)
-class Column:
+class KeyColumn:
     """One key, and its value in each run; None where the run has no such key."""
 
     key: str
@@ -27,38 +27,41 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ConfigDiff:
     """What tells runs apart; `more`: keys that differ as well, and for which there is no room."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[KeyColumn, ...]
     more: tuple[str, ...]
 
     def name(self, run: int) -> str:
         """What makes it another run than the others: `ckpt=best lr=0.1`; nothing where it is the only one."""
         words = [(column.key, column.values[run]) for column in self.columns if column.values[run] is not None]
-        return " ".join(f"{key.rpartition('.')[2]}={text(value)}" for key, value in words)
+        return " ".join(f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in words)
 
-    def taken(self, order: Sequence[int]) -> Difference:
+    def taken(self, order: Sequence[int]) -> ConfigDiff:
         """The same for the runs in another order."""
-        columns = (Column(column.key, tuple(column.values[run] for run in order)) for column in self.columns)
-        return Difference(tuple(columns), self.more)
+        columns = (KeyColumn(column.key, tuple(column.values[run] for run in order)) for column in self.columns)
+        return ConfigDiff(tuple(columns), self.more)
 
     def order(self, runs: int) -> list[int]:
         """The runs by what makes them others: the first column first, numbers as numbers, what is missing last."""
 
         def rank(run: int) -> list[tuple[bool, bool, float, str]]:
             values = [column.values[run] for column in self.columns]
-            return [(value is None, as_number(value) is None, as_number(value) or 0.0, text(value)) for value in values]
+            return [
+                (value is None, parse_number(value) is None, parse_number(value) or 0.0, format_value(value))
+                for value in values
+            ]
 
         return sorted(range(runs), key=rank)
 
 
-def difference(documents: Sequence[Mapping[str, Any]], words: Sequence[Sequence[str]]) -> Difference:
+def compare_configs(documents: Sequence[Mapping[str, Any]], words: Sequence[Sequence[str]]) -> ConfigDiff:
     """What differs between runs, from their configurations and from what was typed for each; what was typed first."""
-    leaves = [chosen(document) for document in documents]
+    leaves = [select_result_keys(document) for document in documents]
     keys = dict.fromkeys(key for run in leaves for key in run)
     columns = {key: tuple(run.get(key) for run in leaves) for key in keys}
-    columns = {key: values for key, values in columns.items() if len({text(value) for value in values}) > 1}
+    columns = {key: values for key, values in columns.items() if len({format_value(value) for value in values}) > 1}
     typed = [dict(_split(word) for word in run) for run in words]
     named = dict.fromkeys(key for run in typed for key in run)
     for group in named:
@@ -68,15 +71,15 @@ def difference(documents: Sequence[Mapping[str, Any]], words: Sequence[Sequence[
             columns = {key: values for key, values in columns.items() if key not in below} | {group: told}
     order = [*(key for key in named if key in columns), *(key for key in columns if key not in named)]
     shown, more = order[:MOST_COLUMNS], order[MOST_COLUMNS:]
-    return Difference(tuple(Column(key, columns[key]) for key in shown), tuple(more))
+    return ConfigDiff(tuple(KeyColumn(key, columns[key]) for key in shown), tuple(more))
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it is typed."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def as_number(value: Any) -> float | None:
+def parse_number(value: Any) -> float | None:
     """A number, also where it was typed."""
     try:
         found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
@@ -96,5 +99,5 @@ def _says(words: Sequence[str], columns: Sequence[Sequence[Any]]) -> bool:
     return all(
         meanings.setdefault(word, meaning) == meaning
         for word, *values in zip(words, *columns, strict=True)
-        for meaning in ["\n".join(map(text, values))]
+        for meaning in ["\n".join(map(format_value, values))]
     )

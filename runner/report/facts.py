@@ -16,9 +16,9 @@ from typing import Any
 from runner.checkpoint.record import Record, Score, find_best, list_records
 from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError
-from runner.inspect.goodput import accounted
-from runner.inspect.lookup import document_of, settings_in
-from runner.inspect.time_account import Account
+from runner.inspect.goodput_table import account_for_run
+from runner.inspect.lookup import parse_retention_settings, read_config_document
+from runner.inspect.time_account import TimeAccount
 from runner.rundir.attempts import read_attempts
 from runner.rundir.layout import RunDir, run_state
 from runner.trace import step_requirements as needed
@@ -28,7 +28,7 @@ Point = tuple[int, float]
 
 
 @dataclass(frozen=True)
-class Save:
+class SavedCheckpoint:
     """One checkpoint that was made; `kept`: why it is still there, None where it was deleted."""
 
     step: int
@@ -40,7 +40,7 @@ class Save:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """One run. `curves`: by `split/metric`, finite values only."""
 
     run: RunDir
@@ -52,31 +52,31 @@ class Facts:
     best: tuple[int, float] | None  # step, value
     document: Mapping[str, Any]
     words: tuple[str, ...]  # what was typed for it after `python run.py`
-    account: Account
+    account: TimeAccount
     curves: Mapping[str, Sequence[Point]]
-    saves: tuple[Save, ...]
+    saves: tuple[SavedCheckpoint, ...]
     step_seconds: float | None  # the median over what was logged, without waiting, evaluating and saving
     remat: str  # what `remat=auto` chose, in its own words
     needs: StepRequirements | None  # of the newest attempt that wrote it down
     hardware: str  # that it ran on
 
 
-def facts_of(run: RunDir) -> Facts:
+def read_facts(run: RunDir) -> RunFacts:
     """Everything the page tells of a run."""
     status, attempt = run.read_status(), {}
     if isinstance(status.get("attempt"), dict):
         attempt = status["attempt"]
     try:
-        document = document_of(run, attempt.get("drift", ()))
-        settings = settings_in(document, run)
+        document = read_config_document(run, attempt.get("drift", ()))
+        settings = parse_retention_settings(document, run)
         keep, score = settings.keep, settings.score
     except (RefusedError, ValueError):  # a run without its configuration still has logs and checkpoints
         document, keep, score = {}, {}, Score()
     timing, records = list(_lines(run.timing)), list_records(run.checkpoints)
-    account = accounted(run, status, document)
+    account = account_for_run(run, status, document)
     kept = select_survivors(keep, records, score)
     state, needs = run_state(run), _needs([*read_attempts(run), attempt])
-    return Facts(
+    return RunFacts(
         run=run,
         state=state,
         why=_why(state, str(status.get("why") or ""), account),
@@ -96,7 +96,7 @@ def facts_of(run: RunDir) -> Facts:
     )
 
 
-def _why(state: str, why: str, account: Account) -> str:
+def _why(state: str, why: str, account: TimeAccount) -> str:
     """Why it is not finished, in one line."""
     if state == "killed" and account.spans:
         return account.spans[-1].how
@@ -123,13 +123,13 @@ def _curves(path: Path) -> dict[str, list[Point]]:
 
 def _saves(
     timing: Sequence[Mapping[str, Any]], records: Sequence[Record], kept: Mapping[int, str], score: Score
-) -> Iterator[Save]:
+) -> Iterator[SavedCheckpoint]:
     """What timing.jsonl tells was saved, and what is on disk; a line may be missing for what is there."""
     here, best = {record.step: record for record in records}, find_best(records, score)
     told = {line.get("step"): line for line in timing if line.get("event") == "save"}
     for step in sorted(step for step in {*here, *told} if isinstance(step, int)):
         line, record = told.get(step, {}), here.get(step)
-        yield Save(
+        yield SavedCheckpoint(
             step=step,
             reason=str(line.get("reason") or (record.reason if record else "")),
             kept=kept.get(step, "the next save lets it go") if record else None,
@@ -181,7 +181,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def thinned(curve: Sequence[Point], most: int) -> list[Point]:
+def thin_curve(curve: Sequence[Point], most: int) -> list[Point]:
     """At most `most` (≥ 4) of the points, in order."""
     if len(curve) <= most:
         return list(curve)

@@ -21,10 +21,10 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from runner.inspect.time_account import BUCKETS, INTERRUPTED, SEEN, Span
-from runner.report.config_diff import Difference, as_number, text
-from runner.report.facts import Facts, Save, thinned
-from runner.report.pareto import figures, groups, memory, tables
+from runner.inspect.time_account import BUCKETS, INTERRUPTED, SEEN, AttemptSpan
+from runner.report.config_diff import ConfigDiff, format_value, parse_number
+from runner.report.facts import RunFacts, SavedCheckpoint, thin_curve
+from runner.report.remat_tradeoff import group_comparable_runs, list_figures, list_policy_tables, measure_memory
 from runner.text import format_count, format_duration, format_size, format_time
 
 SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
@@ -35,29 +35,29 @@ FAILED = ("failed", "diverged", "killed")
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What a cell of the table says, and what it is sorted by; None goes last."""
 
-    text: str
+    format_value: str
     rank: float | str | None
     kind: str = ""  # its class in the style sheet
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One run in the table."""
 
     name: str
     href: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
-def rendered(facts: Sequence[Facts], differs: Difference, title: str, folder: Path) -> str:
+def render_page(facts: Sequence[RunFacts], differs: ConfigDiff, title: str, folder: Path) -> str:
     """The page, to be written into `folder`: links are relative to it."""
     hrefs = [_href(each.run.path, folder) for each in facts]
     names = [differs.name(number) or each.run.path.name for number, each in enumerate(facts)]
     head, rows = _table(facts, differs, names, hrefs)
-    found = groups(facts, differs)
+    found = group_comparable_runs(facts, differs)
     compared, more = found[:MOST_GROUPS], max(len(found) - MOST_GROUPS, 0)
     environment = Environment(
         loader=PackageLoader("runner.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -73,11 +73,11 @@ def rendered(facts: Sequence[Facts], differs: Difference, title: str, folder: Pa
         head=head,
         rows=rows,
         more=differs.more,
-        remats=tables(compared),
+        remats=list_policy_tables(compared),
         counted=any(not group.compiled for group in compared),
         many=any(len(point.runs) > 1 for group in compared for point in group.points),
         untold=more,
-        facts={**_document(facts, differs, names, hrefs), "frontiers": figures(compared)},
+        facts={**_document(facts, differs, names, hrefs), "frontiers": list_figures(compared)},
         style=style,
         script=script,
         proof=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -90,7 +90,7 @@ def _href(run: Path, folder: Path) -> str:
     return relative if relative.startswith(".") else f"./{relative}"
 
 
-def _tiles(facts: Sequence[Facts], names: Sequence[str]) -> list[tuple[str, str, str]]:
+def _tiles(facts: Sequence[RunFacts], names: Sequence[str]) -> list[tuple[str, str, str]]:
     """What one wants to know first: (label, value, and what it is about)."""
     states = Counter(each.state for each in facts)
     accounts = [each.account for each in facts]
@@ -110,7 +110,7 @@ def _tiles(facts: Sequence[Facts], names: Sequence[str]) -> list[tuple[str, str,
     return tiles
 
 
-def _best(facts: Sequence[Facts]) -> tuple[int, int, float] | None:
+def _best(facts: Sequence[RunFacts]) -> tuple[int, int, float] | None:
     """(Which run has the best score, its step, its value), where all are ranked by the same."""
     ranked = [(number, *each.best) for number, each in enumerate(facts) if each.best is not None]
     scores = {facts[number].score for number, _, _ in ranked}
@@ -120,8 +120,8 @@ def _best(facts: Sequence[Facts]) -> tuple[int, int, float] | None:
 
 
 def _table(
-    facts: Sequence[Facts], differs: Difference, names: Sequence[str], hrefs: Sequence[str]
-) -> tuple[list[str], list[Row]]:
+    facts: Sequence[RunFacts], differs: ConfigDiff, names: Sequence[str], hrefs: Sequence[str]
+) -> tuple[list[str], list[TableRow]]:
     """The head, and a row for each run."""
     metrics = {each.score.metric for each in facts}
     best = f"best {metrics.pop()}" if len(metrics) == 1 else "best score"
@@ -138,47 +138,47 @@ def _table(
         "done again",
     ]
     head = ["run", *(column.key for column in differs.columns), *facts_head, "why"]
-    sizes = memory(facts, differs)
+    sizes = measure_memory(facts, differs)
     rows = [
-        Row(names[number], hrefs[number], (*_own(differs, number), *_cells(each, sizes[number])))
+        TableRow(names[number], hrefs[number], (*_own(differs, number), *_cells(each, sizes[number])))
         for number, each in enumerate(facts)
     ]
     told = [0, *(index for index in range(1, len(head)) if any(row.cells[index - 1].text for row in rows))]
     return [head[index] for index in told], [
-        Row(row.name, row.href, tuple(row.cells[index - 1] for index in told[1:])) for row in rows
+        TableRow(row.name, row.href, tuple(row.cells[index - 1] for index in told[1:])) for row in rows
     ]
 
 
-def _own(differs: Difference, run: int) -> Iterable[Cell]:
+def _own(differs: ConfigDiff, run: int) -> Iterable[TableCell]:
     for column in differs.columns:
         value = column.values[run]
-        rank = as_number(value)
-        shown = "–" if value is None else text(value)
-        yield Cell(shown, shown if rank is None else rank, "own" if rank is None else "own number")
+        rank = parse_number(value)
+        shown = "–" if value is None else format_value(value)
+        yield TableCell(shown, shown if rank is None else rank, "own" if rank is None else "own number")
 
 
-def _cells(each: Facts, size: int | None) -> list[Cell]:
+def _cells(each: RunFacts, size: int | None) -> list[TableCell]:
     account, steps = each.account, "" if each.steps in (None, each.step) else f" / {each.steps:,}"
     step, value = each.best or (None, None)
     pace = None if each.step_seconds is None else each.step_seconds * 1000
     ran = bool(account.spans)
     return [
-        Cell(each.state, each.state, f"state {each.state if each.state.isalpha() else ''}"),
-        Cell(f"{each.step:,}{steps}", each.step, "number"),
-        Cell("" if value is None else f"{value:.5g}", value, "number"),
-        Cell("" if step is None else f"{step:,}", step, "number"),
-        Cell("" if pace is None else f"{pace:.3g}", pace, "number"),
-        Cell("" if size is None else format_size(size), size, "number"),
-        Cell(format_duration(account.clock / 1000) if ran else "", account.clock if ran else None, "number"),
-        Cell(f"{100 * account.goodput:.1f} %" if ran else "", account.goodput if ran else None, "number"),
-        Cell(str(account.interruptions or ""), account.interruptions, "number"),
-        Cell(f"{account.lost_steps:,}" if account.lost_steps else "", account.lost_steps, "number"),
-        Cell(each.why, each.why or None, "why"),
+        TableCell(each.state, each.state, f"state {each.state if each.state.isalpha() else ''}"),
+        TableCell(f"{each.step:,}{steps}", each.step, "number"),
+        TableCell("" if value is None else f"{value:.5g}", value, "number"),
+        TableCell("" if step is None else f"{step:,}", step, "number"),
+        TableCell("" if pace is None else f"{pace:.3g}", pace, "number"),
+        TableCell("" if size is None else format_size(size), size, "number"),
+        TableCell(format_duration(account.clock / 1000) if ran else "", account.clock if ran else None, "number"),
+        TableCell(f"{100 * account.goodput:.1f} %" if ran else "", account.goodput if ran else None, "number"),
+        TableCell(str(account.interruptions or ""), account.interruptions, "number"),
+        TableCell(f"{account.lost_steps:,}" if account.lost_steps else "", account.lost_steps, "number"),
+        TableCell(each.why, each.why or None, "why"),
     ]
 
 
 def _document(
-    facts: Sequence[Facts], differs: Difference, names: Sequence[str], hrefs: Sequence[str]
+    facts: Sequence[RunFacts], differs: ConfigDiff, names: Sequence[str], hrefs: Sequence[str]
 ) -> dict[str, Any]:
     """What the scripts draw."""
     metrics = _metrics(facts)
@@ -189,7 +189,9 @@ def _document(
     return {
         "metrics": metrics,
         "thinned": points if longest > points else None,
-        "keys": [{"key": each.key, "values": [text(value) for value in each.values]} for each in differs.columns],
+        "keys": [
+            {"key": each.key, "values": [format_value(value) for value in each.values]} for each in differs.columns
+        ],
         "buckets": BUCKETS,
         "interrupted": INTERRUPTED,
         "runs": [
@@ -198,7 +200,7 @@ def _document(
                 "command": f"python run.py {shlex.join(each.words)}" if each.words else "",
                 **{"path": each.run.path.name, "step": each.step, "steps": each.steps, "metric": each.score.metric},
                 "curves": {
-                    str(index): _curve(thinned(each.curves[name], points), grids)
+                    str(index): _curve(thin_curve(each.curves[name], points), grids)
                     for index, name in enumerate(metrics)
                     if name in each.curves
                 },
@@ -228,7 +230,7 @@ class _Once:
         return list(self._places)
 
 
-def _metrics(facts: Sequence[Facts]) -> list[str]:
+def _metrics(facts: Sequence[RunFacts]) -> list[str]:
     """Which curves there are: the losses first, training before evaluations, then the scores, then the rest."""
     counts = Counter(name for each in facts for name in each.curves)
     scores = {each.score.metric for each in facts}
@@ -244,7 +246,7 @@ def _curve(curve: Sequence[tuple[int, float]], grids: _Once) -> list[Any]:
     return [grids.of(tuple(step for step, _ in curve)), [float(f"{value:.5g}") for _, value in curve]]
 
 
-def _drawn(saves: Sequence[Save], most: int) -> list[Save]:
+def _drawn(saves: Sequence[SavedCheckpoint], most: int) -> list[SavedCheckpoint]:
     """All that are there, and of the deleted ones as many as there is room for, evenly."""
     gone = [save.step for save in saves if save.kept is None]
     room = max(most - (len(saves) - len(gone)), 0)
@@ -252,12 +254,12 @@ def _drawn(saves: Sequence[Save], most: int) -> list[Save]:
     return [save for save in saves if save.kept is not None or save.step in chosen]
 
 
-def _span(span: Span, words: _Once) -> list[Any]:
+def _span(span: AttemptSpan, words: _Once) -> list[Any]:
     steps = (span.from_step, span.to_step, span.lost_steps)
     spent = [span.buckets.get(name, 0) for name in BUCKETS]
     return [span.number, span.started, words.of(span.how), span.ending, *steps, span.start, span.end, spent]
 
 
-def _save(save: Save, words: _Once) -> list[Any]:
+def _save(save: SavedCheckpoint, words: _Once) -> list[Any]:
     kept = None if save.kept is None else words.of(save.kept)
     return [save.step, words.of(save.reason), kept, save.num_bytes, save.score, int(save.is_best)]

@@ -9,11 +9,11 @@ from typing import Any
 
 from runner import files
 from runner.errors import ConfigError
-from runner.inspect.goodput import runs_at
-from runner.report.config_diff import Difference, difference
-from runner.report.facts import Facts, facts_of
-from runner.report.page import rendered
-from runner.report.pareto import memory
+from runner.inspect.goodput_table import find_runs
+from runner.report.config_diff import ConfigDiff, compare_configs
+from runner.report.facts import RunFacts, read_facts
+from runner.report.page import render_page
+from runner.report.remat_tradeoff import measure_memory
 from runner.rundir.layout import RunDir
 from runner.text import display_path, format_count, format_size
 from runner.values import Answer, Say
@@ -30,13 +30,13 @@ def arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, say: Say) -> Answer:
     """Write the page. Raises RefusedError where there is no run, ConfigError where FILE is no place for a page."""
     page = _page(arguments.to, arguments.paths)
-    places = {place.path.resolve() for path in arguments.paths for place in runs_at(path)}
-    found = [facts_of(RunDir(path)) for path in sorted(places)]
-    differs = difference([each.document for each in found], [each.words for each in found])
+    places = {place.path.resolve() for path in arguments.paths for place in find_runs(path)}
+    found = [read_facts(RunDir(path)) for path in sorted(places)]
+    differs = compare_configs([each.document for each in found], [each.words for each in found])
     order = differs.order(len(found))
     facts, differs = [found[number] for number in order], differs.taken(order)
     title = " · ".join(display_path(Path(path).expanduser()) for path in arguments.paths)
-    html = rendered(facts, differs, title, page.resolve().parent)
+    html = render_page(facts, differs, title, page.resolve().parent)
     files.replace_file(page, html, durable=False)
     say(f"{page}  {format_count(len(facts), 'run')}, {format_size(len(html.encode()))}; open it in a browser")
     return Answer({"page": str(page), "bytes": len(html.encode()), "runs": _plain(facts, differs)})
@@ -54,9 +54,9 @@ def _page(to: str | None, paths: Sequence[str]) -> Path:
     return page
 
 
-def _plain(facts: Sequence[Facts], differs: Difference) -> list[dict[str, Any]]:
+def _plain(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[dict[str, Any]]:
     """The table of the page as data."""
-    sizes = memory(facts, differs)
+    sizes = measure_memory(facts, differs)
     return [
         {
             "run": str(each.run),

@@ -21,8 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from runner.inspect.goodput import account_of
-from runner.inspect.time_account import Account
+from runner.inspect.goodput_table import read_account
+from runner.inspect.time_account import TimeAccount
 from runner.rundir import heartbeat
 from runner.rundir.attempts import read_attempts
 from runner.rundir.layout import RunDir
@@ -81,7 +81,7 @@ def replay(home: Path, words: list[str], clock: float) -> tuple[RunDir, int]:
     return RunDir(config.parent), landed
 
 
-def told(name: str, account: Account, run: RunDir, landed: int) -> str:
+def told(name: str, account: TimeAccount, run: RunDir, landed: int) -> str:
     buckets, lines = account.buckets, read_attempts(run)
     starts = [line["first_step_seconds"] for line in lines[1:] if "first_step_seconds" in line]
     shares = [account.goodput, account.goodput_running]
@@ -112,10 +112,10 @@ def main() -> None:
         clock = time.time() - began
         (config,) = home.glob("outputs/uninterrupted/*/config.yaml")
         run = RunDir(config.parent)
-        print(told("uninterrupted", account_of(run), run, 0), flush=True)
+        print(told("uninterrupted", read_account(run), run, 0), flush=True)
         for strategy in arguments.strategies.split(","):
             run, landed = replay(home, words(strategy, arguments.steps, home / "cache"), clock)
-            print(told(strategy, account_of(run), run, landed), flush=True)
+            print(told(strategy, read_account(run), run, landed), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.__main__ import main
-from runner.inspect.goodput import LEGEND, account_of, bar
-from runner.inspect.time_account import BUCKETS, account
+from runner.inspect.goodput_table import LEGEND, draw_bar, read_account
+from runner.inspect.time_account import BUCKETS, account_for_attempts
 from runner.rundir import heartbeat
 from runner.rundir.attempts import read_attempts
 from runner.rundir.layout import RunDir, lock_run
@@ -63,7 +63,7 @@ lines = st.lists(
 @given(lines)
 def test_every_moment_is_in_one_bucket(lines: list[dict[str, Any]]) -> None:
     """Attempts that overlap, that know nothing, or that claim more seconds than they had."""
-    found = account(lines)
+    found = account_for_attempts(lines)
     assert sum(found.buckets.values()) == found.clock
     assert found.buckets.keys() == set(BUCKETS)
     assert min(found.buckets.values()) >= 0
@@ -86,7 +86,7 @@ def test_the_clock_is_first_start_to_last_end(pairs: list[tuple[float, float]]) 
         start = clock + (pause if number else 0.0)
         clock = start + length
         lines.append(line(number, start, clock))
-    found = account(lines[::-1])
+    found = account_for_attempts(lines[::-1])
     assert found.clock == pytest.approx(clock * 1000, abs=2)
     assert found.buckets["down"] == pytest.approx(sum(pause for pause, _ in pairs[1:]) * 1000, abs=2 * len(pairs))
 
@@ -95,7 +95,7 @@ def test_an_account_by_hand() -> None:
     """Killed at 50, restored at 40, 5 s later: a fifth of its training is lost, saves and evaluations as well."""
     first = line(1, 0, 60, (0, 50), seconds={"import": 2, "compile": 8, "step": 40, "eval": 5, "save": 5, "total": 60})
     last = line(2, 65, 100, (40, 100), seconds={"restore": 5, "step": 30, "total": 35}, ending="finished")
-    found = account([first, last], 3.6)
+    found = account_for_attempts([first, last], 3.6)
     assert {name: time for name, time in found.buckets.items() if time} == {
         "progress": 32_000 + 30_000,
         "eval": 4_000,
@@ -115,19 +115,19 @@ def test_an_account_by_hand() -> None:
 
 def test_who_claims_more_seconds_than_there_were_is_scaled_down() -> None:
     """Two clocks need not agree: every bucket gives its share."""
-    found = account([line(1, 0, 10, (0, 5), seconds={"step": 15, "finish": 5})])
+    found = account_for_attempts([line(1, 0, 10, (0, 5), seconds={"step": 15, "finish": 5})])
     assert (found.buckets["progress"], found.buckets["finish"]) == (7_500, 2_500)
 
 
 def test_lost_is_what_a_later_attempt_began_before() -> None:
     """Also where the line knows better or worse: it was written before anybody knew."""
     taken_back = [line(1, 0, 10, (0, 30), lost_steps=0), line(2, 10, 20, (30, 60)), line(3, 20, 30, (20, 60))]
-    assert [span.lost_steps for span in account(taken_back).spans] == [10, 30, 0]
+    assert [span.lost_steps for span in account_for_attempts(taken_back).spans] == [10, 30, 0]
     published_after_all = [line(1, 0, 10, (0, 30), lost_steps=10), line(2, 10, 20, (30, 60))]
-    assert [span.lost_steps for span in account(published_after_all).spans] == [0, 0]
+    assert [span.lost_steps for span in account_for_attempts(published_after_all).spans] == [0, 0]
     nobody_since = [line(1, 0, 10, (0, 30), lost_steps=10), line(2, 10, 20)]
-    assert [span.lost_steps for span in account(nobody_since).spans] == [10, 0]
-    rolled_back = account([line(1, 0, 10, (0, 30), redone_steps=20, seconds={"step": 10})])
+    assert [span.lost_steps for span in account_for_attempts(nobody_since).spans] == [10, 0]
+    rolled_back = account_for_attempts([line(1, 0, 10, (0, 30), redone_steps=20, seconds={"step": 10})])
     assert (rolled_back.lost_steps, rolled_back.buckets["lost"]) == (20, 4_000)
 
 
@@ -135,7 +135,7 @@ def test_the_clock_stops_when_a_run_is_finished() -> None:
     """Continued a week later: nobody wanted it to run between."""
     week = 7 * 86400.0
     done, more = line(1, 0, 10, (0, 30), ending="finished"), line(2, week, week + 10, (30, 60))
-    found = account([done, more, line(3, week + 15, week + 20, (60, 90))])
+    found = account_for_attempts([done, more, line(3, week + 15, week + 20, (60, 90))])
     assert (found.clock, found.buckets["down"]) == (30_000, 5_000)
     assert [(span.start, span.end) for span in found.spans] == [(0, 10_000), (10_000, 20_000), (25_000, 30_000)]
 
@@ -154,7 +154,7 @@ def test_the_clock_stops_when_a_run_is_finished() -> None:
     ],
 )
 def test_a_line_that_is_none_is_counted_and_left_out(broken: Any) -> None:
-    found = account([broken, line(1, 0, 10)])
+    found = account_for_attempts([broken, line(1, 0, 10)])
     assert (len(found.spans), found.unreadable, found.clock) == (1, 1, 10_000)
 
 
@@ -169,13 +169,13 @@ def test_a_line_that_is_none_is_counted_and_left_out(broken: Any) -> None:
     ],
 )
 def test_a_line_with_odd_values_counts(odd: dict[str, Any]) -> None:
-    found = account([{**line(1, 0, 10, (0, 5)), **odd}])
+    found = account_for_attempts([{**line(1, 0, 10, (0, 5)), **odd}])
     assert (found.clock, sum(found.buckets.values())) == (10_000, 10_000)
 
 
 @given(st.dictionaries(st.sampled_from(list(LEGEND)), st.integers(0, 10**9)), st.integers(10, 200))
 def test_a_bar_is_as_long_as_it_may_be(spent: dict[str, int], room: int) -> None:
-    drawn = bar(spent, room)
+    drawn = draw_bar(spent, room)
     assert len(drawn) == (room if sum(spent.values()) else 0)
     for name, amount in spent.items():
         share = amount / (sum(spent.values()) or 1) * room
@@ -208,7 +208,7 @@ def killed(make_door: Callable[[str], Door]) -> tuple[Path, dict[str, Any]]:
     dead, run = time.time(), RunDir(door.the_run)
     beat = heartbeat.read_heartbeat(run.heartbeat)
     assert beat is not None
-    before = account_of(run)  # nobody has written its line
+    before = read_account(run)  # nobody has written its line
     time.sleep(PAUSE)
     spawning = time.time()
     second = door.start(*words)
@@ -228,7 +228,7 @@ def killed(make_door: Callable[[str], Door]) -> tuple[Path, dict[str, Any]]:
 
 def test_a_killed_run_against_the_clock(killed: tuple[Path, dict[str, Any]]) -> None:
     path, facts = killed
-    found, beat = account_of(RunDir(path)), facts["beat"]
+    found, beat = read_account(RunDir(path)), facts["beat"]
     first, second = found.spans
     assert (first.ending, second.ending) == ("killed", "finished")
     assert first.to_step == beat.step >= 35
@@ -259,7 +259,7 @@ def test_before_anybody_came_back(killed: tuple[Path, dict[str, Any]]) -> None:
     path, facts = killed
     (span,) = facts["before"].spans
     assert (span.ending, span.to_step, span.lost_steps) == ("killed", facts["beat"].step, facts["beat"].step - 20)
-    assert facts["before"].spans[0].buckets == account_of(RunDir(path)).spans[0].buckets
+    assert facts["before"].spans[0].buckets == read_account(RunDir(path)).spans[0].buckets
 
 
 def test_a_run_at_work_counts_up_to_its_last_sign_of_life(killed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -270,9 +270,9 @@ def test_a_run_at_work_counts_up_to_its_last_sign_of_life(killed: tuple[Path, di
     status = {**run.read_status(), "state": "running"}
     status["attempt"] = {key: json.loads(whole[1])[key] for key in ("attempt", "started", "host", "from_step", "drift")}
     run.status.write_text(json.dumps(status))
-    assert [span.ending for span in account_of(run).spans] == ["killed", "killed"]
+    assert [span.ending for span in read_account(run).spans] == ["killed", "killed"]
     with lock_run(run):
-        spans = account_of(run).spans
+        spans = read_account(run).spans
     assert [span.ending for span in spans] == ["killed", "running"]
     beat = heartbeat.read_heartbeat(run.heartbeat)
     assert beat is not None
@@ -294,7 +294,7 @@ def test_the_verb(
     assert "killed during" in out
     assert "20 → 60" in out
     assert "at $36 an hour while attempts ran" in out
-    found = account_of(RunDir(path))
+    found = read_account(RunDir(path))
     assert f"goodput {100 * found.goodput:.1f} % of {format_duration(found.clock / 1000)}" in out
     (drawn,) = (text for text in out.splitlines() if text.startswith("█") and "  " not in text)
     assert len(drawn) == 100

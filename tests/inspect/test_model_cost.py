@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from runner.config.schema import load
-from runner.inspect.model_cost import Summary, summary
+from runner.config.schema import validate_config
+from runner.inspect.model_cost import ModelCost, summarize_model
 from runner.trace.flops import FromData, FromWeights, attribute_flops, count_flops
 from runner.train.build import build
 from tests.config.test_config import changed
@@ -23,14 +23,14 @@ LAYERS, WIDTH, HIDDEN, SEQ, VOCAB, BATCH = 3, 16, 24, 8, 256, 4
 SIZES = {"num_layers": LAYERS, "num_heads": 2, "width": WIDTH, "hidden": HIDDEN}
 
 
-def costs_of(**changes: Any) -> Summary:
+def costs_of(**changes: Any) -> ModelCost:
     document = changed(
         model={"kind": "gpt", **SIZES},
         data={"kind": "synthetic", "gives": "tokens", "seq_len": SEQ, "batch_size": BATCH, "size": 16},
         **changes,
     )
-    config = load(document)
-    return summary(build(config), config)
+    config = validate_config(document)
+    return summarize_model(build(config), config)
 
 
 def test_parts_cost_what_is_counted_by_hand() -> None:

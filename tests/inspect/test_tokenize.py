@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data import Tokens
-from data.encodings import encoding
-from data.tokens import header_of
+from data.encodings import load_encoding
+from data.tokens import read_token_header
 from runner.__main__ import main
 from tests.places import texts
 
@@ -37,7 +37,7 @@ def test_every_document_is_there_once_and_ended(tmp_path: Path, capsys: pytest.C
     source = texts(tmp_path / "texts")
     verb(source, "--to", tmp_path / "out", "--eval-fraction", 0.3, "--workers", 1)
     assert "from 12 documents (" in capsys.readouterr().out
-    header = header_of(tmp_path / "out")
+    header = read_token_header(tmp_path / "out")
     found: list[bytes] = []
     for side in ("train", "eval"):
         tokens = np.fromfile(tmp_path / f"out/{side}.bin", header.dtype)
@@ -66,7 +66,7 @@ def test_new_documents_move_no_old_ones(tmp_path: Path) -> None:
 def test_one_document_is_cut(tmp_path: Path) -> None:
     texts(tmp_path / "texts", 1)
     verb(tmp_path / "texts/00.txt", "--to", tmp_path / "out", "--eval-fraction", 0.25, "--no-eos", "--workers", 2)
-    header = header_of(tmp_path / "out")
+    header = read_token_header(tmp_path / "out")
     whole = b"".join((tmp_path / f"out/{side}.bin").read_bytes() for side in ("train", "eval"))
     assert whole == (tmp_path / "texts/00.txt").read_bytes()
     assert header.dtype == np.uint8
@@ -98,7 +98,7 @@ def test_a_trained_tokenizer_makes_fewer_tokens_and_comes_along(tmp_path: Path) 
     assert sources.num_outputs == made.get_vocab_size() > 257
     text = sources.decode(sources.train.take(np.array([0]))["tokens"][0])  # type: ignore[misc]
     assert text in (source / "00.txt").read_text()
-    header = header_of(tmp_path / "by1")
+    header = read_token_header(tmp_path / "by1")
     assert header.encoding.startswith("tokenizers:")
     assert header.train.tokens < header.train.text_bytes / 1.5
 
@@ -137,9 +137,9 @@ def test_tiktoken_says_when_it_has_no_network(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         ValueError, match="must be fetched from the internet once, and that failed .*TIKTOKEN_CACHE_DIR"
     ):
-        encoding("tiktoken:gpt2")
+        load_encoding("tiktoken:gpt2")
     with pytest.raises(ValueError, match="there are .*gpt2"):
-        encoding("tiktoken:gpt9")
+        load_encoding("tiktoken:gpt9")
 
 
 def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from runner import text
 from runner.__main__ import VERBS, main
 from runner.checkpoint import record, seal
-from runner.inspect.lookup import changed
+from runner.inspect.lookup import apply_drift
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
 from tests.conftest import REPO, Door
@@ -531,7 +531,7 @@ def exported_card(ask: Asked, run: Path) -> str:
 def test_changes_of_an_attempt_are_applied_as_they_were_recorded() -> None:
     document = {"retention": {"last": {"kind": "last", "n": 2}}, "score": {"metric": "a: b", "mode": "min"}}
     drift = ['score.metric: "a: b" → "x \\u2192 y"', 'retention.last.kind: "last" → null', "retention.last.n: 2 → null"]
-    assert changed(document, [*drift, 'retention.all.kind: null → "all"']) == {
+    assert apply_drift(document, [*drift, 'retention.all.kind: null → "all"']) == {
         "retention": {"all": {"kind": "all"}},
         "score": {"metric": "x → y", "mode": "min"},
     }

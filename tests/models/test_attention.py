@@ -14,14 +14,24 @@ from flax import nnx
 from models import Gpt, Model, Vit
 from models.gpt import GPT
 from models.objectives import OBJECTIVES
-from models.scopes import FLASH, active
+from models.scopes import FLASH_FORWARD, use_plan
 from models.vit import ViT
-from runner.config.remat import AttentionCore, AttentionOnly, Dots, DotsNoBatch, FfnOnly, Full, Names, NoRemat, Remat
-from runner.config.schema import load
+from runner.config.remat_policies import (
+    AttentionCore,
+    AttentionOnly,
+    Dots,
+    DotsNoBatch,
+    FfnOnly,
+    Full,
+    Names,
+    NoRemat,
+    RematPolicy,
+)
+from runner.config.schema import validate_config
 from runner.errors import ConfigError
-from runner.inspect.load import anywhere
-from runner.trace.flops import count
-from runner.trace.stored import equations, seen, stored
+from runner.inspect.load_model import on_one_device
+from runner.trace.flops import count_flops
+from runner.trace.remat_trace import count_stored_bytes, find_scopes_and_tags, iterate_equations
 from runner.train.build import build
 from tests.config.test_config import changed
 
@@ -57,27 +67,27 @@ def loss_of(option: Model) -> Any:
     return loss, params, rest
 
 
-def traced(option: Model, remat: Remat) -> Any:
+def traced(option: Model, remat: RematPolicy) -> Any:
     """The jaxpr of the gradient."""
     loss, *shapes = loss_of(option)
-    with active(remat.plan):
+    with use_plan(remat.plan):
         return jax.make_jaxpr(jax.grad(loss))(*shapes).jaxpr
 
 
-def kept(option: Model, remat: Remat) -> Counter[str]:
+def kept(option: Model, remat: RematPolicy) -> Counter[str]:
     """The bytes that are stored for it, by tag."""
     loss, *shapes = loss_of(option)
 
     def forward(params: Any, rest: Any) -> list[Any]:
         return jax.tree.leaves(jax.vjp(lambda params: loss(params, rest), params)[1])
 
-    with active(remat.plan):
+    with use_plan(remat.plan):
         jaxpr = jax.make_jaxpr(forward)(*shapes).jaxpr
-    return stored(jaxpr, len(jaxpr.outvars))
+    return count_stored_bytes(jaxpr, len(jaxpr.outvars))
 
 
 def operations(jaxpr: Any) -> list[str]:
-    return [equation.primitive.name for equation in equations(jaxpr)]
+    return [equation.primitive.name for equation in iterate_equations(jaxpr)]
 
 
 POLICIES = [
@@ -96,10 +106,10 @@ POLICIES = [
 
 @pytest.mark.parametrize("option", [GPT_OPTION, VIT_OPTION], ids=["gpt", "vit"])
 @pytest.mark.parametrize(("remat", "forward"), POLICIES, ids=[remat.kind for remat, _ in POLICIES])
-def test_flash_attention_runs_again_only_where_it_says_so(option: Model, remat: Remat, forward: int) -> None:
+def test_flash_attention_runs_again_only_where_it_says_so(option: Model, remat: RematPolicy, forward: int) -> None:
     """All layers are one scan: once in its text is once a layer."""
     found = operations(traced(option, remat))
-    assert found.count(FLASH) == forward
+    assert found.count(FLASH_FORWARD) == forward
     assert found.count("dot_product_attention_bwd_wrapper") == 1
 
 
@@ -110,8 +120,8 @@ def test_what_attention_mixed_is_stored_once() -> None:
     assert kept(GPT_OPTION, option) - kept(GPT_OPTION, Full()) == {
         "attn_ctx": LAYERS * (2 * BATCH * SEQ * WIDTH + 4 * BATCH * HEADS * SEQ)
     }
-    assert "attn_ctx" in seen(jaxpr).tags  # the operation stands for it
-    tags = {equation.params["name"] for equation in equations(jaxpr) if equation.primitive.name == "name"}
+    assert "attn_ctx" in find_scopes_and_tags(jaxpr).tags  # the operation stands for it
+    tags = {equation.params["name"] for equation in iterate_equations(jaxpr) if equation.primitive.name == "name"}
     assert tags == {"qkv", "attn_out", "ffn_pre"}
 
 
@@ -124,7 +134,7 @@ def test_no_scores_are_ever_there() -> None:
 
 def squares(option: Gpt) -> list[Any]:
     """The arrays over pairs of positions."""
-    made = [out.aval.shape for equation in equations(traced(option, NoRemat())) for out in equation.outvars]
+    made = [out.aval.shape for equation in iterate_equations(traced(option, NoRemat())) for out in equation.outvars]
     return [shape for shape in made if shape[-2:] == (SEQ, SEQ)]
 
 
@@ -135,10 +145,10 @@ def document(**changes: Any) -> dict[str, Any]:
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"^model.attention=cudnn computes in bfloat16; add train.precision=bf16, or"):
-        load(document())
+        validate_config(document())
     with pytest.raises(ConfigError, match=r"^model.attention=cudnn takes heads of up to 256 .* is 4; change one"):
-        load(document(train__precision="bf16", model__num_heads=32))
-    config = load(document(train__precision="bf16"))
+        validate_config(document(train__precision="bf16", model__num_heads=32))
+    config = validate_config(document(train__precision="bf16"))
     if jax.default_backend() == "cpu":
         with pytest.raises(
             ConfigError, match=r"^model=gpt: attention=cudnn needs an NVIDIA GPU, and this is a cpu; choose"
@@ -148,7 +158,7 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
 
 def test_a_run_that_had_it_can_be_loaded_anywhere() -> None:
     """As every run can be continued without it."""
-    config = anywhere(load(document(train__precision="bf16", mesh={"data": 64})))
+    config = on_one_device(validate_config(document(train__precision="bf16", mesh={"data": 64})))
     assert (config.mesh.data, config.model) == (1, Gpt())
     assert build(config).mesh.size == 1
 
@@ -163,7 +173,7 @@ def test_sampling_with_a_cache_stays_with_xla() -> None:
         return nnx.merge(graphdef, state, copy=True).extend(tokens, cache, 0)
 
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    assert FLASH not in operations(jax.make_jaxpr(extended)(state, tokens, cache).jaxpr)
+    assert FLASH_FORWARD not in operations(jax.make_jaxpr(extended)(state, tokens, cache).jaxpr)
 
 
 @pytest.mark.parametrize("option", [GPT_OPTION, VIT_OPTION], ids=["gpt", "vit"])
@@ -171,8 +181,8 @@ def test_its_products_are_counted_so_that_it_is_worth_storing(option: Model) -> 
     """As many as in plain attention, and one more backward, where the scores are computed again."""
     mine = traced(option, NoRemat())
     plain = traced(replace(option, attention="xla"), NoRemat())  # type: ignore[call-arg]
-    shape = next(each.invars[0].aval.shape for each in equations(mine) if each.primitive.name == FLASH)
+    shape = next(each.invars[0].aval.shape for each in iterate_equations(mine) if each.primitive.name == FLASH_FORWARD)
     product = 2 * BATCH * shape[1] ** 2 * WIDTH * LAYERS
-    assert count(mine) - count(plain) == product
+    assert count_flops(mine) - count_flops(plain) == product
     full, context = traced(option, Full()), traced(option, Names(save=("qkv", "attn_ctx")))
-    assert count(full) - count(context) == 2 * product + 2 * BATCH * shape[1] * WIDTH * 3 * WIDTH * LAYERS
+    assert count_flops(full) - count_flops(context) == 2 * product + 2 * BATCH * shape[1] * WIDTH * 3 * WIDTH * LAYERS

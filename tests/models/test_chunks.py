@@ -19,16 +19,16 @@ import pytest
 from flax import nnx
 
 from models import Gpt
-from models.chunks import in_chunks
 from models.objectives import next_token
-from runner.config.identity import class_of, drift, identity
-from runner.config.remat import Full, NoRemat, Remat
-from runner.config.schema import Config, load
+from models.sequence_chunks import map_sequence_chunks
+from runner.config.identity import classify_key, find_drift, hash_identity
+from runner.config.remat_policies import Full, NoRemat, RematPolicy
+from runner.config.schema import Config, validate_config
 from runner.errors import ConfigError
-from runner.inspect.model_cost import summary
-from runner.remat.candidates import candidate
-from runner.trace.flops import count
-from runner.trace.stored import equations
+from runner.inspect.model_cost import summarize_model
+from runner.remat.candidates import trace_candidate
+from runner.trace.flops import count_flops
+from runner.trace.remat_trace import iterate_equations
 from runner.train.build import build
 from runner.train.compile import abstract_batch, trace_step
 from runner.train.step import cast
@@ -45,7 +45,7 @@ TOKENS = {"tokens": jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (BAT
 def configured(chunks: int, **changes: Any) -> Config:
     sizes = {"num_layers": LAYERS, "num_heads": 2, "width": WIDTH, "hidden": 24}
     data = {"kind": "synthetic", "gives": "tokens", "seq_len": SEQ, "batch_size": BATCH, "size": 16}
-    return load(changed(model={"kind": "gpt", **sizes, "loss_chunks": chunks}, data=data, **changes))
+    return validate_config(changed(model={"kind": "gpt", **sizes, "loss_chunks": chunks}, data=data, **changes))
 
 
 def gradients(option: Gpt) -> Any:
@@ -78,11 +78,11 @@ def test_the_loss_and_its_gradients_are_those_of_the_whole(chunks: int, changes:
 
 def largest(jaxpr: Any) -> int:
     """Numbers in the largest array that is ever computed."""
-    return max(math.prod(out.aval.shape) for equation in equations(jaxpr) for out in equation.outvars)
+    return max(math.prod(out.aval.shape) for equation in iterate_equations(jaxpr) for out in equation.outvars)
 
 
 @pytest.mark.parametrize("remat", [NoRemat(), Full()], ids=["none", "full"])
-def test_all_logits_are_never_there_at_once(remat: Remat) -> None:
+def test_all_logits_are_never_there_at_once(remat: RematPolicy) -> None:
     """Neither in training nor in an evaluation; of the largest chunk there are as many as it says."""
     found = {}
     for chunks in (1, 4):
@@ -96,10 +96,10 @@ def test_all_logits_are_never_there_at_once(remat: Remat) -> None:
 def test_it_costs_the_output_layer_once_more_and_stores_no_logits() -> None:
     config = configured(1)
     sources = config.data.sources()
-    whole, divided = (candidate(configured(chunks), NoRemat(), sources) for chunks in (1, 4))
+    whole, divided = (trace_candidate(configured(chunks), NoRemat(), sources) for chunks in (1, 4))
     assert divided.flops - whole.flops == HEAD
     assert whole.num_bytes - divided.num_bytes >= 4 * LOGITS
-    full = candidate(configured(4), Full(), sources)
+    full = trace_candidate(configured(4), Full(), sources)
     stream = 4 * BATCH * SEQ * WIDTH
     assert full.num_bytes <= (LAYERS + 1) * stream + 3 * 4 * BATCH * SEQ + 1024  # and tokens, targets, scales
 
@@ -114,7 +114,7 @@ def test_the_table_of_parts_knows() -> None:
 
 def costs(chunks: int) -> Any:
     config = configured(chunks)
-    return summary(build(config), config)
+    return summarize_model(build(config), config)
 
 
 def first_step(config: Config) -> dict[str, jax.Array]:
@@ -124,7 +124,7 @@ def first_step(config: Config) -> dict[str, jax.Array]:
     batch = {"tokens": TOKENS["tokens"].astype(abstract_batch(built, config)[0]["tokens"].dtype)}
     program = trace_step(built, config).lower().compile(compiler_options=QUICK)
     print(*sorted(set(re.findall(r"all-to-all|all-gather|collective-permute|all-reduce", program.as_text()))))
-    return dict(built.train_step.bound(program)(state, built.put(batch))[1])
+    return dict(built.train_step.with_lr(program)(state, built.put(batch))[1])
 
 
 @functools.cache
@@ -170,7 +170,11 @@ def test_gradients_of_the_output_layer_are_summed_in_float32() -> None:
     def gradient(precision: Any, num_chunks: int) -> Any:
         def loss(weights: Any) -> Any:
             head = nnx.merge(graphdef, cast(weights, precision), copy=True)
-            return in_chunks(lambda head, x: head(x) ** 2, head, (cast(x, precision),), num_chunks).astype(float).sum()
+            return (
+                map_sequence_chunks(lambda head, x: head(x) ** 2, head, (cast(x, precision),), num_chunks)
+                .astype(float)
+                .sum()
+            )
 
         return jax.jit(jax.grad(loss))(weights)["kernel"][...]
 
@@ -188,9 +192,9 @@ def test_chunks_that_do_not_divide_the_sequence_are_refused() -> None:
 def test_it_may_change_in_a_continued_run() -> None:
     """Memory for speed: nothing in a state depends on it."""
     before, after = configured(1), configured(4)
-    assert [change.kind for change in drift(before.document, after.document)] == ["free"]
-    assert identity(before.document) == identity(after.document)
-    assert class_of("model.attention") == "free"
+    assert [change.kind for change in find_drift(before.document, after.document)] == ["free"]
+    assert hash_identity(before.document) == hash_identity(after.document)
+    assert classify_key("model.attention") == "free"
     assert build(before).abstract == build(after).abstract
 
 
@@ -210,5 +214,5 @@ def test_an_option_that_is_left_alone_changes_nothing() -> None:
     config = configured(1)
     built = build(config)
     text = trace_step(built, config).jaxpr.jaxpr
-    assert not [equation for equation in equations(text) if equation.primitive.name in ("remat", "checkpoint")]
-    assert count(text) == 3 * BATCH * costs(1).total.flops
+    assert not [equation for equation in iterate_equations(text) if equation.primitive.name in ("remat", "checkpoint")]
+    assert count_flops(text) == 3 * BATCH * costs(1).total.flops

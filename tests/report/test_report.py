@@ -15,10 +15,10 @@ from urllib.parse import unquote
 import pytest
 
 from runner.__main__ import main
-from runner.report.config_diff import DEFAULT, difference
-from runner.report.facts import facts_of, thinned
-from runner.report.page import rendered
-from runner.report.pareto import groups, memory
+from runner.report.config_diff import DEFAULT, compare_configs
+from runner.report.facts import read_facts, thin_curve
+from runner.report.page import render_page
+from runner.report.remat_tradeoff import group_comparable_runs, measure_memory
 from runner.rundir.layout import RunDir
 from tests import synthetic
 from tests.browser import Browser, browser, lacking
@@ -57,9 +57,9 @@ class Page(HTMLParser):
 
 
 def of(*paths: Path, folder: Path | None = None, title: str = "title") -> str:
-    facts = [facts_of(RunDir(path)) for path in paths]
-    differs = difference([each.document for each in facts], [each.words for each in facts])
-    return rendered(facts, differs, title, folder or paths[0].parent)
+    facts = [read_facts(RunDir(path)) for path in paths]
+    differs = compare_configs([each.document for each in facts], [each.words for each in facts])
+    return render_page(facts, differs, title, folder or paths[0].parent)
 
 
 def lr(value: float) -> dict[str, Any]:
@@ -80,35 +80,35 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_typed_word_stands_for_the_keys_that_it_chose() -> None:
     periodic = {"ckpt": {"save": {"periodic": {"steps": 100}}}, "optim": {"lr": 0.1}}
     best = {"ckpt": {"save": {"best": {"metric": "loss"}}}, "optim": {"lr": 0.1}}
-    columns = difference([periodic, best], [("ckpt=periodic",), ("ckpt=best", "optim.lr=0.1")]).columns
+    columns = compare_configs([periodic, best], [("ckpt=periodic",), ("ckpt=best", "optim.lr=0.1")]).columns
     assert [(column.key, column.values) for column in columns] == [("ckpt", ("periodic", "best"))]
-    (column,) = difference([periodic, best], [(), ("ckpt=best",)]).columns
+    (column,) = compare_configs([periodic, best], [(), ("ckpt=best",)]).columns
     assert column.values == (DEFAULT, "best")
     other = {"ckpt": {"save": {"periodic": {"steps": 7}}}, "optim": {"lr": 0.1}}  # the YAML was edited in between
-    (column,) = difference([periodic, other], [("ckpt=periodic",), ("ckpt=periodic",)]).columns
+    (column,) = compare_configs([periodic, other], [("ckpt=periodic",), ("ckpt=periodic",)]).columns
     assert (column.key, column.values) == ("ckpt.save.periodic.steps", (100, 7))
 
 
 def test_where_a_run_lives_is_no_difference_and_one_run_has_none() -> None:
-    found = difference([{"name": "a", "seed": 1}, {"name": "b", "seed": 2}], [(), ()])
+    found = compare_configs([{"name": "a", "seed": 1}, {"name": "b", "seed": 2}], [(), ()])
     assert [column.key for column in found.columns] == ["seed"]
     assert found.name(1) == "seed=2"
-    rates = difference([lr(0.003), lr(1e-05), {"seed": 0}, lr(10)], [()] * 4)
+    rates = compare_configs([lr(0.003), lr(1e-05), {"seed": 0}, lr(10)], [()] * 4)
     assert rates.order(4) == [1, 0, 3, 2]
-    assert not difference([{"seed": 1}], [()]).columns
+    assert not compare_configs([{"seed": 1}], [()]).columns
     wide = [{f"key{number}": run for number in range(20)} for run in range(2)]
-    assert len(difference(wide, [(), ()]).columns) + len(difference(wide, [(), ()]).more) == 20
+    assert len(compare_configs(wide, [(), ()]).columns) + len(compare_configs(wide, [(), ()]).more) == 20
 
 
 def test_a_thinned_curve_keeps_its_spike_and_its_ends_and_invents_nothing() -> None:
     curve = [(step, 1.0) for step in range(5000)]
     curve[3400], curve[1717] = (3400, 90.0), (1717, -3.0)
-    thin = thinned(curve, 50)
+    thin = thin_curve(curve, 50)
     assert len(thin) <= 50
     assert {curve[0], curve[1717], curve[3400], curve[-1]} <= set(thin)
     assert set(thin) <= set(curve)
     assert thin == sorted(thin)
-    assert thinned(curve[:50], 50) == curve[:50]
+    assert thin_curve(curve[:50], 50) == curve[:50]
 
 
 def test_facts_are_what_the_files_say(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_facts_are_what_the_files_say(tmp_path: Path) -> None:
         out.write(
             '{"step": 1010, "split": "train", "loss": NaN}\n[1]\n{"step": 1020, "split": "tr'
         )  # torn, by a power loss
-    facts = facts_of(run)
+    facts = read_facts(run)
     assert [save.step for save in facts.saves] == list(range(100, 1001, 100))
     kept = {save.step: save.kept for save in facts.saves if save.kept is not None}
     (best,) = [save.step for save in facts.saves if save.is_best]
@@ -145,7 +145,7 @@ def test_the_page_tells_what_the_runs_hold_and_links_lead_there(sweep: Path, tmp
     found = Page(page.read_text())
     links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
     assert {(page.parent / unquote(link or "")).resolve() for link in links} == set(sweep.glob("[a-d]"))
-    told = facts_of(RunDir(sweep / "b"))
+    told = read_facts(RunDir(sweep / "b"))
     assert told.best is not None
     for cell in ("optim.lr", "failed", f"{told.best[1]:.5g}", f"{100 * told.account.goodput:.1f} %", "50"):
         assert cell in found.cells, cell
@@ -213,7 +213,7 @@ def test_a_run_that_was_really_killed(served: Forks, door: Door) -> None:
     assert served.run(door.cwd, *words, kill_at=25).returncode == -signal.SIGKILL
     assert served.run(door.cwd, *words).returncode == 0
     assert main(["report", str(door.the_run)]) == 0
-    assert facts_of(RunDir(door.the_run)).needs is not None
+    assert read_facts(RunDir(door.the_run)).needs is not None
     run = Page((door.the_run / "report.html").read_text()).facts["runs"][0]
     assert [(span[3], span[5]) for span in run["spans"]] == [("killed", 25), ("finished", 60)]
     there = {int(path.name) for path in (door.the_run / "checkpoints").iterdir() if path.name.isdecimal()}
@@ -247,13 +247,13 @@ def remats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def all_of(root: Path) -> tuple[list[Any], Any]:
-    facts = [facts_of(RunDir(path)) for path in sorted(root.glob("[a-z]"))]
-    return facts, difference([each.document for each in facts], [each.words for each in facts])
+    facts = [read_facts(RunDir(path)) for path in sorted(root.glob("[a-z]"))]
+    return facts, compare_configs([each.document for each in facts], [each.words for each in facts])
 
 
 def test_policies_are_compared_where_runs_do_the_same_work(remats: Path) -> None:
     facts, differs = all_of(remats)
-    mlp, vit = groups(facts, differs)
+    mlp, vit = group_comparable_runs(facts, differs)
     assert [(point.policy, point.runs, point.memory) for point in mlp.points] == [
         *(("full", (2, 3), 500), ("dots", (4,), 1300)),
         *(("ffn_only", (5,), 1700), ("none", (0, 1), 2100)),
@@ -267,26 +267,28 @@ def test_policies_are_compared_where_runs_do_the_same_work(remats: Path) -> None
     assert [(point.policy, point.memory) for point in vit.points] == [("full", 400), ("none", 800)]
     assert "mlp" in mlp.name
     assert "vit" in vit.name
-    assert memory(facts, differs) == [2100, 2100, 500, 500, 1300, 1700, 400, 800, None]
+    assert measure_memory(facts, differs) == [2100, 2100, 500, 500, 1300, 1700, 400, 800, None]
 
 
 def test_what_changes_a_step_is_not_compared_and_a_seed_is_no_change(tmp_path: Path) -> None:
     needs = synthetic.needs
     needing(tmp_path, "a", "none", needs("none", 1000, 0), 0.01)
     needing(tmp_path, "b", "full", needs("full", 200, 330), 0.01, seed=5)
-    assert [len(group.points) for group in groups(*all_of(tmp_path))] == [2]
+    assert [len(group.points) for group in group_comparable_runs(*all_of(tmp_path))] == [2]
     needing(tmp_path, "c", "dots", needs("dots", 500, 0, held=150), 0.01)  # another optimizer
     needing(tmp_path, "d", "dots", needs("dots", 500, 0), 0.01, train={"precision": "bf16"})
     needing(tmp_path, "e", "dots", needs("dots", 500, 0) | {"flops": 2000}, 0.01)
     synthetic.write(tmp_path / "f", {"remat": {"kind": "dots"}}, needs=needs("dots", 500, 0), hardware="1 × H200")
-    assert [[point.policy for point in group.points] for group in groups(*all_of(tmp_path))] == [["full", "none"]]
+    assert [[point.policy for point in group.points] for group in group_comparable_runs(*all_of(tmp_path))] == [
+        ["full", "none"]
+    ]
 
 
 def test_a_policy_that_auto_chose_is_told_apart(tmp_path: Path) -> None:
     needing(tmp_path, "a", "dots", synthetic.needs("dots", 500, 0), 0.01)
     auto = needing(tmp_path, "b", "auto", synthetic.needs("dots", 500, 0), 0.01)
     (auto / "remat.json").write_text(json.dumps({"words": "dots: 600 bytes of 1 kB"}))
-    (group,) = groups(*all_of(tmp_path))
+    (group,) = group_comparable_runs(*all_of(tmp_path))
     assert [point.policy for point in group.points] == ["dots", "auto: dots"]
     assert "auto chose dots: 600 bytes of 1 kB" in of(tmp_path / "a", auto)
 
@@ -314,19 +316,21 @@ def test_a_run_whose_record_is_torn_has_no_memory(tmp_path: Path) -> None:
     needing(tmp_path, "a", "none", synthetic.needs("none", 1000, 0), 0.01)
     needing(tmp_path, "b", "full", {"remat": EVIL, "compiled": None}, 0.01)
     facts, differs = all_of(tmp_path)
-    assert memory(facts, differs) == [2100, None]
+    assert measure_memory(facts, differs) == [2100, None]
     assert "ms / step" in Page(of(tmp_path / "a", tmp_path / "b")).cells
 
 
 def test_a_thousand_runs_are_less_than_ten_megabytes(tmp_path: Path) -> None:
     needs = {0.004: synthetic.needs("none", 1000, 0), 0.01: synthetic.needs("full", 100, 330)}
     few = [
-        facts_of(RunDir(synthetic.write(tmp_path / str(rate), killed_at=350, rate=rate, needs=found)))
+        read_facts(RunDir(synthetic.write(tmp_path / str(rate), killed_at=350, rate=rate, needs=found)))
         for rate, found in needs.items()
     ]
     facts = [few[number % 2] for number in range(1000)]
-    differs = difference([lr(number) for number in range(1000)], [(f"optim.lr={number}",) for number in range(1000)])
-    text = rendered(facts, differs, "thousand", tmp_path)
+    differs = compare_configs(
+        [lr(number) for number in range(1000)], [(f"optim.lr={number}",) for number in range(1000)]
+    )
+    text = render_page(facts, differs, "thousand", tmp_path)
     assert len(text.encode()) < 10_000_000
     assert len(Page(text).facts["runs"]) == 1000
     (figure,) = Page(text).facts["frontiers"]
@@ -428,7 +432,7 @@ def test_what_is_pointed_at_is_told(opened: Callable[..., Browser], sweep: Path)
     start, end = "[box.left + 2, box.top + 2]", "[box.right - 4, box.bottom - 4]"
     found = re.search(r"^lr=0.5 .*\ntrain/loss ([0-9.]+) at step ([0-9,]+)$", told("figure path.curve", end))
     assert found
-    losses = dict(facts_of(RunDir(sweep / "a")).curves["train/loss"])
+    losses = dict(read_facts(RunDir(sweep / "a")).curves["train/loss"])
     assert float(found[1]) == float(f"{losses[int(found[2].replace(',', ''))]:.4g}")
     saved = told("#saves path.kept", end)
     assert "saved: every 100 steps" in saved

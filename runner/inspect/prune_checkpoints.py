@@ -11,7 +11,7 @@ from runner.checkpoint.record import list_records
 from runner.checkpoint.restore import iter_verdicts
 from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError, StorageError
-from runner.inspect.lookup import run_at, settings_of
+from runner.inspect.lookup import find_run, read_retention_settings
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
 from runner.text import format_count, format_size
@@ -26,14 +26,14 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Prune, oldest first. Raises RefusedError where it must not be done, StorageError where it cannot."""
-    run = run_at(arguments.run)
+    run = find_run(arguments.run)
     with nullcontext() if arguments.dry_run else layout.lock_run(run):
         return _pruned(run, say, dry=arguments.dry_run)
 
 
 def _pruned(run: RunDir, say: Say, *, dry: bool) -> Answer:
     _prove_newest(run)
-    settings, records = settings_of(run), list_records(run.checkpoints)
+    settings, records = read_retention_settings(run), list_records(run.checkpoints)
     kept = select_survivors(settings.keep, records, settings.score)
     if not dry:
         link_best(run.checkpoints, records, settings.score)  # first: no moment without a link to what there is

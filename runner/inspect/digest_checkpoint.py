@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from runner.checkpoint.arrays import compute_logical_digest
 from runner.checkpoint.record import STATE, read_progress
-from runner.inspect.lookup import Checkpoint, proven_at
+from runner.inspect.lookup import Checkpoint, find_proven_checkpoint
 from runner.values import Answer, Say
 
 
@@ -17,12 +17,12 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Print it. Raises RefusedError where the bytes are not what was written."""
-    checkpoint, _ = proven_at(arguments.checkpoint)
-    digest = digest_of(checkpoint)
+    checkpoint, _ = find_proven_checkpoint(arguments.checkpoint)
+    digest = compute_digest(checkpoint)
     say(f"{digest}  {checkpoint}")
     return Answer({"run": str(checkpoint.run), "step": checkpoint.step, "digest": digest})
 
 
-def digest_of(checkpoint: Checkpoint) -> str:
+def compute_digest(checkpoint: Checkpoint) -> str:
     """`sha256:…`: equal for two checkpoints that mean the same, bit for bit."""
     return f"sha256:{compute_logical_digest(checkpoint.directory / STATE, read_progress(checkpoint.directory))}"

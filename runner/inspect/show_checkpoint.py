@@ -12,7 +12,13 @@ from typing import Any
 from runner.checkpoint.arrays import LeafSpec, read_leaf_specs
 from runner.checkpoint.record import STATE, read_progress
 from runner.errors import RefusedError
-from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, maker_of
+from runner.inspect.lookup import (
+    Checkpoint,
+    CheckpointStatus,
+    find_attempt,
+    find_checkpoint,
+    read_checkpoint_status,
+)
 from runner.text import format_age, format_count, format_metrics, format_size, format_table, format_time, wrap_labelled
 from runner.values import Answer, Say
 
@@ -24,8 +30,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Show it. Raises RefusedError where there is nothing to be read."""
-    checkpoint = checkpoint_at(arguments.checkpoint)
-    found = look(checkpoint.directory, checksums=False)
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    found = read_checkpoint_status(checkpoint.directory, checksums=False)
     if found is None or found.record is None:
         raise RefusedError(f"{checkpoint}: is not good: {found.problem if found else 'it was deleted just now'}")
     try:
@@ -33,7 +39,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     except (OSError, ValueError) as error:
         problem = found.problem or str(error).splitlines()[0]
         raise RefusedError(f"{checkpoint}: cannot be read: {problem}") from None
-    attempt = maker_of(checkpoint)
+    attempt = find_attempt(checkpoint)
     for line in [*_facts(checkpoint, found, progress, attempt), "", *_tree(tree)]:
         say(line)
     record = {**asdict(found.record), "metrics": dict(found.record.metrics)}
@@ -51,7 +57,9 @@ def run(arguments: Namespace, say: Say) -> Answer:
     )
 
 
-def _facts(checkpoint: Checkpoint, found: Look, progress: Mapping[str, Any], attempt: Mapping[str, Any]) -> list[str]:
+def _facts(
+    checkpoint: Checkpoint, found: CheckpointStatus, progress: Mapping[str, Any], attempt: Mapping[str, Any]
+) -> list[str]:
     record = found.record
     assert record is not None
     best, packages = progress.get("best"), attempt.get("packages", {})

@@ -13,9 +13,9 @@ from typing import Any
 
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
-from runner.inspect.lookup import document_of, is_run, run_at
-from runner.inspect.ls import runs_in
-from runner.inspect.time_account import BUCKETS, SEEN, Account, account
+from runner.inspect.lookup import find_run, is_run, read_config_document
+from runner.inspect.ls_runs import list_runs
+from runner.inspect.time_account import BUCKETS, SEEN, TimeAccount, account_for_attempts
 from runner.rundir import heartbeat
 from runner.rundir.attempts import line_of_killed, read_attempts
 from runner.rundir.layout import RunDir, is_in_use
@@ -48,37 +48,39 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Give account. Raises RefusedError where there is no run or no attempt, ConfigError where FILE is no picture."""
-    runs = [run for path in arguments.paths for run in runs_at(path)]
+    runs = [run for path in arguments.paths for run in find_runs(path)]
     picture = _picture(arguments.to, runs) if arguments.to else None
-    accounts = {run: account_of(run) for run in runs}
-    if not any(account.spans for account in accounts.values()):
+    accounts = {run: read_account(run) for run in runs}
+    if not any(account_for_attempts.spans for account_for_attempts in accounts.values()):
         raise RefusedError(f"{runs[0]}: nothing says when it ran: attempts.jsonl is missing, or was not written by us")
     one = next(iter(accounts.values())) if len(runs) == 1 else None
     for line in [*(_attempts(one) if one else _overview(accounts)), "", *_total(list(accounts.values()))]:
         say(line)
     if picture and one:
-        from runner.inspect.timeline_plot import draw
+        from runner.inspect.timeline_plot import draw_timeline
 
-        draw(one, str(runs[0]), picture)
+        draw_timeline(one, str(runs[0]), picture)
         say(f"{picture}  drawn")
-    return Answer({"runs": [{"run": str(run), **_plain(account)} for run, account in accounts.items()]})
+    return Answer(
+        {"runs": [{"run": str(run), **_plain(account_for_attempts)} for run, account_for_attempts in accounts.items()]}
+    )
 
 
-def account_of(run: RunDir) -> Account:
+def read_account(run: RunDir) -> TimeAccount:
     """The account of one run, up to its last sign of life if it is at work."""
     status = run.read_status()
     try:
-        document = document_of(run, status.get("attempt", {}).get("drift", ()))
+        document = read_config_document(run, status.get("attempt", {}).get("drift", ()))
     except (RefusedError, AttributeError, ValueError):  # where the time went can be said without it
         document = {}
-    return accounted(run, status, document)
+    return account_for_run(run, status, document)
 
 
-def accounted(run: RunDir, status: Mapping[str, Any], document: Mapping[str, Any]) -> Account:
+def account_for_run(run: RunDir, status: Mapping[str, Any], document: Mapping[str, Any]) -> TimeAccount:
     """The same, of a run whose files have been read already."""
     train = document.get("train")
     price = train.get("dollars_per_hour") if isinstance(train, dict) else None
-    return account(_lines(run, status), float(price) if isinstance(price, int | float) else None)
+    return account_for_attempts(_lines(run, status), float(price) if isinstance(price, int | float) else None)
 
 
 def _lines(run: RunDir, status: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -96,10 +98,12 @@ def _lines(run: RunDir, status: Mapping[str, Any]) -> list[dict[str, Any]]:
     return written + [line for line in pending if (line.get("attempt"), line.get("started")) not in known]
 
 
-def runs_at(path: str) -> list[RunDir]:
+def find_runs(path: str) -> list[RunDir]:
     """The run in this directory, or the runs below it. Raises RefusedError where there is none."""
     place = RunDir(Path(path).expanduser())
-    return [place] if is_run(place) else runs_in(place.path) or [run_at(path)]  # the last says what is wrong with it
+    return (
+        [place] if is_run(place) else list_runs(place.path) or [find_run(path)]
+    )  # the last says what is wrong with it
 
 
 def _picture(name: str, runs: Sequence[RunDir]) -> Path:
@@ -113,7 +117,7 @@ def _picture(name: str, runs: Sequence[RunDir]) -> Path:
     return path
 
 
-def _attempts(account: Account) -> list[str]:
+def _attempts(account: TimeAccount) -> list[str]:
     """One line for each attempt."""
     head = ("#", "started", "host", "ended", "steps", "done again", "down before", "took")
     rows = [
@@ -127,31 +131,33 @@ def _attempts(account: Account) -> list[str]:
             format_duration(span.down / 1000) if span.down else "",
             format_duration((span.end - span.start) / 1000),
         )
-        for span in account.spans
+        for span in account_for_attempts.spans
     ]
     lines = format_table(
         head, rows, right=("#", "steps", "done again", "down before", "took"), flexible=("host", "ended")
     )
-    return lines + _left_out(account.unreadable)
+    return lines + _left_out(account_for_attempts.unreadable)
 
 
-def _overview(accounts: Mapping[RunDir, Account]) -> list[str]:
+def _overview(accounts: Mapping[RunDir, TimeAccount]) -> list[str]:
     """One line for each run."""
     head = ("goodput", "attempts", "interrupted", "done again", "wall-clock", "cost", "run")
     rows = [
         (
-            format_percent(account.buckets["progress"], account.clock) if account.spans else "",
-            str(len(account.spans)),
-            str(account.interruptions or ""),
-            str(account.lost_steps or ""),
-            format_duration(account.clock / 1000),
-            "" if account.dollars is None else dollars(account.dollars),
+            format_percent(account_for_attempts.buckets["progress"], account_for_attempts.clock)
+            if account_for_attempts.spans
+            else "",
+            str(len(account_for_attempts.spans)),
+            str(account_for_attempts.interruptions or ""),
+            str(account_for_attempts.lost_steps or ""),
+            format_duration(account_for_attempts.clock / 1000),
+            "" if account_for_attempts.dollars is None else format_dollars(account_for_attempts.dollars),
             str(run),
         )
-        for run, account in accounts.items()
+        for run, account_for_attempts in accounts.items()
     ]
     return format_table(head, rows, right=head[:-1]) + _left_out(
-        sum(account.unreadable for account in accounts.values())
+        sum(account_for_attempts.unreadable for account_for_attempts in accounts.values())
     )
 
 
@@ -161,18 +167,20 @@ def _left_out(count: int) -> list[str]:
     )
 
 
-def _total(accounts: Sequence[Account]) -> list[str]:
+def _total(accounts: Sequence[TimeAccount]) -> list[str]:
     """The bar, what its characters mean, and the sums."""
-    buckets = {name: sum(account.buckets[name] for account in accounts) for name in LEGEND}
-    clock, running = (sum(getattr(account, name) for account in accounts) for name in ("clock", "running"))
+    buckets = {name: sum(account_for_attempts.buckets[name] for account_for_attempts in accounts) for name in LEGEND}
+    clock, running = (
+        sum(getattr(account_for_attempts, name) for account_for_attempts in accounts) for name in ("clock", "running")
+    )
     rows = [
         (LEGEND[name][0], name, format_duration(time / 1000), format_percent(time, clock), LEGEND[name][1])
         for name, time in buckets.items()
         if time >= SEEN
     ]
     head = ("", "", "time", "share", "")
-    count = sum(account.interruptions for account in accounts)
-    lines = [bar(buckets, min(terminal_width(), 100)), *format_table(head, rows, right=("time", "share"))[1:], ""]
+    count = sum(account_for_attempts.interruptions for account_for_attempts in accounts)
+    lines = [draw_bar(buckets, min(terminal_width(), 100)), *format_table(head, rows, right=("time", "share"))[1:], ""]
     lines.append(
         f"goodput {format_percent(buckets['progress'], clock)} of {format_duration(clock / 1000)}"
         + (
@@ -180,26 +188,28 @@ def _total(accounts: Sequence[Account]) -> list[str]:
             if clock > running
             else ""
         )
-        + f": {format_count(sum(len(account.spans) for account in accounts), 'attempt')}, {format_count(count, 'interruption')}, "
-        f"{format_count(sum(account.lost_steps for account in accounts), 'step')} done again"
+        + f": {format_count(sum(len(account_for_attempts.spans) for account_for_attempts in accounts), 'attempt')}, {format_count(count, 'interruption')}, "
+        f"{format_count(sum(account_for_attempts.lost_steps for account_for_attempts in accounts), 'step')} done again"
     )
     return lines + _money(accounts)
 
 
-def _money(accounts: Sequence[Account]) -> list[str]:
+def _money(accounts: Sequence[TimeAccount]) -> list[str]:
     """What it cost, where the price is known: all of it, and what of that was not for progress."""
-    priced = [account for account in accounts if account.dollars is not None]
+    priced = [account_for_attempts for account_for_attempts in accounts if account_for_attempts.dollars is not None]
     if not priced:
         return []
-    total = sum(account.dollars or 0.0 for account in priced)
-    progress = sum((account.dollars or 0.0) * account.goodput_running for account in priced)
-    prices = {account.dollars_per_hour for account in priced}
+    total = sum(account_for_attempts.dollars or 0.0 for account_for_attempts in priced)
+    progress = sum(
+        (account_for_attempts.dollars or 0.0) * account_for_attempts.goodput_running for account_for_attempts in priced
+    )
+    prices = {account_for_attempts.dollars_per_hour for account_for_attempts in priced}
     price = f"at ${prices.pop():g} an hour" if len(prices) == 1 else "at their prices"
     only = f" ({len(priced)} of {len(accounts)} runs have a price)" if len(priced) < len(accounts) else ""
-    return [f"{dollars(total)} {price} while attempts ran: {dollars(progress)} of it for progress{only}"]
+    return [f"{format_dollars(total)} {price} while attempts ran: {format_dollars(progress)} of it for progress{only}"]
 
 
-def bar(spent: Mapping[str, int], room: int) -> str:
+def draw_bar(spent: Mapping[str, int], room: int) -> str:
     """Shares as one line of `room` characters, cut where the running sum is: who has less than half of one has none."""
     total, upto, drawn = sum(spent.values()) or 1, 0, ""
     for name, time in spent.items():
@@ -208,26 +218,26 @@ def bar(spent: Mapping[str, int], room: int) -> str:
     return drawn
 
 
-def dollars(amount: float) -> str:
+def format_dollars(amount: float) -> str:
     """`$12.34`; small amounts with more digits."""
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}"
 
 
-def _plain(account: Account) -> dict[str, Any]:
+def _plain(account: TimeAccount) -> dict[str, Any]:
     """The same as data: seconds, unix seconds."""
     spans = []
-    for span in account.spans:
+    for span in account_for_attempts.spans:
         times = {name: getattr(span, name) / 1000 for name in ("start", "end", "down")}
         facts = {**asdict(span), **times, "buckets": {name: time / 1000 for name, time in span.buckets.items()}}
         spans.append({key: value for key, value in facts.items() if value is not None})
     return {
-        "goodput": account.goodput,
-        "goodput_running": account.goodput_running,
-        "seconds": account.clock / 1000,
-        "buckets": {name: account.buckets[name] / 1000 for name in BUCKETS},
-        "interruptions": account.interruptions,
-        "lost_steps": account.lost_steps,
-        "dollars": account.dollars,
-        "unreadable": account.unreadable,
+        "goodput": account_for_attempts.goodput,
+        "goodput_running": account_for_attempts.goodput_running,
+        "seconds": account_for_attempts.clock / 1000,
+        "buckets": {name: account_for_attempts.buckets[name] / 1000 for name in BUCKETS},
+        "interruptions": account_for_attempts.interruptions,
+        "lost_steps": account_for_attempts.lost_steps,
+        "dollars": account_for_attempts.dollars,
+        "unreadable": account_for_attempts.unreadable,
         "attempts": spans,
     }

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from runner.checkpoint.record import list_steps
 from runner.errors import RefusedError
-from runner.inspect.lookup import Checkpoint, Look, checkpoint_at, look, run_at
+from runner.inspect.lookup import Checkpoint, CheckpointStatus, find_checkpoint, find_run, read_checkpoint_status
 from runner.text import format_count, format_size
 from runner.values import Answer, Say
 
@@ -21,7 +21,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     """Verify, and say one line for each. Exit code 3 where one is not good."""
     entries = []
     for checkpoint in _named(arguments.checkpoint, whole=arguments.all):
-        found = look(checkpoint.directory, checksums=True)
+        found = read_checkpoint_status(checkpoint.directory, checksums=True)
         if found is None:
             continue  # deleted meanwhile by the run it belongs to
         say(f"step {found.step:>6}  {_verdict(found)}")
@@ -38,15 +38,15 @@ def _named(reference: str, *, whole: bool) -> list[Checkpoint]:
     """What to look at. `RUN` is its newest directory, good or not: that is what a person worries about."""
     place, _, which = reference.rpartition("@") if "@" in reference else (reference, "", "newest")
     if not whole and which != "newest":
-        return [checkpoint_at(reference)]
-    run = run_at(place)
+        return [find_checkpoint(reference)]
+    run = find_run(place)
     steps = list_steps(run.checkpoints)
     if not steps:
         raise RefusedError(f"{run} has no checkpoint")
     return [Checkpoint(run, step) for step in (steps if whole else steps[-1:])]
 
 
-def _verdict(found: Look) -> str:
+def _verdict(found: CheckpointStatus) -> str:
     if found.problem:
         return f"not good: {found.problem}"
     assert found.record is not None

@@ -22,8 +22,8 @@ from runner.checkpoint import arrays
 from runner.checkpoint.arrays import LeafSpec
 from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
-from runner.inspect.digest import digest_of
-from runner.inspect.lookup import Checkpoint, document_of, maker_of, proven_at
+from runner.inspect.digest_checkpoint import compute_digest
+from runner.inspect.lookup import Checkpoint, find_attempt, find_proven_checkpoint, read_config_document
 from runner.rundir.attempts import read_attempts
 from runner.text import format_count, format_size, format_time
 from runner.values import Answer, Say
@@ -51,7 +51,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     target = Path(arguments.directory).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is there already, and not empty; name a new directory")
-    checkpoint, record = proven_at(arguments.checkpoint)
+    checkpoint, record = find_proven_checkpoint(arguments.checkpoint)
     state = checkpoint.directory / STATE
     stored = _stored(arrays.read_leaf_specs(state), arguments.weights, checkpoint)
     kinds = {name: leaf for name, (_, leaf) in stored.items()}
@@ -61,8 +61,8 @@ def run(arguments: Namespace, say: Say) -> Answer:
     try:
         read = arrays.read_leaves(state, [there for there, _ in stored.values()])
         written = write(fresh / name, {here: read[there] for here, (there, _) in stored.items()})
-        about = Exported(checkpoint, record, maker_of(checkpoint), name, kinds, written, arguments.weights)
-        (fresh / "README.md").write_text(card(about))
+        about = ExportedWeights(checkpoint, record, find_attempt(checkpoint), name, kinds, written, arguments.weights)
+        (fresh / "README.md").write_text(format_model_card(about))
         shutil.copyfile(checkpoint.run.config, fresh / "config.yaml")
         shutil.copymode(fresh / "README.md", fresh / name)  # safetensors would let nobody else read it
         fresh.rename(target)  # all of it or nothing; over an empty directory as well
@@ -120,7 +120,7 @@ def _plain(checkpoint: Checkpoint, path: Path, num_bytes: int, written: Mapping[
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedWeights:
     """What was exported, from where, into which file; `written` is the type of each array there."""
 
     checkpoint: Checkpoint
@@ -132,9 +132,9 @@ class Exported:
     weights: str = "params"  # or "ema"
 
 
-def card(about: Exported) -> str:
+def format_model_card(about: ExportedWeights) -> str:
     """The page, in Markdown."""
-    document = document_of(about.checkpoint.run, about.attempt.get("drift", ()))
+    document = read_config_document(about.checkpoint.run, about.attempt.get("drift", ()))
     model, data = (document.get(part, {}).get("kind", "unknown") for part in ("model", "data"))
     counts = {part: _count(about.kinds, part) for part in ("params", "extra")}
     which = "weights" if about.weights == "params" else "average of the weights (`optim.ema`)"
@@ -166,7 +166,7 @@ def card(about: Exported) -> str:
     return "\n".join(lines)
 
 
-def _loading(about: Exported) -> Iterator[str]:
+def _loading(about: ExportedWeights) -> Iterator[str]:
     module, call = LOADED[about.file]
     first = next((name for name in about.kinds if name.startswith("params.")), next(iter(about.kinds)))
     yield "```python"
@@ -189,18 +189,18 @@ def _loading(about: Exported) -> Iterator[str]:
         yield f"The run has {', '.join(widened)} arrays; here they are float32, with exactly the same values."
 
 
-def _differences(about: Exported) -> Iterator[str]:
+def _differences(about: ExportedWeights) -> Iterator[str]:
     past = read_attempts(about.checkpoint.run)
     typed = (past[0] if past else about.attempt).get("command", [])[2:]
     yield from [f"- `{shlex.join([word])}`" for word in typed] or ["Nothing."]
     yield from [f"- later: `{change}`" for change in about.attempt.get("drift", ())]
 
 
-def _provenance(about: Exported) -> Iterator[str]:
+def _provenance(about: ExportedWeights) -> Iterator[str]:
     attempt, checkpoint = about.attempt, about.checkpoint
     packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
     yield f"- checkpoint: `{checkpoint}`, saved {format_time(about.record.saved_unix_seconds)}"
-    yield f"- logical digest of the whole checkpoint: `{digest_of(checkpoint)}`"
+    yield f"- logical digest of the whole checkpoint: `{compute_digest(checkpoint)}`"
     yield f"- command: `{shlex.join(attempt.get('command', ['unknown']))}`"
     yield f"- code: {attempt.get('git') or 'commit not recorded'}"
     yield f"- Python {attempt.get('python', 'unknown')}, {packages or 'packages not recorded'}"

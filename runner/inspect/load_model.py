@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from runner.config.schema import Config, checked, of_now
-from runner.config.user_code import demand
-from runner.inspect.lookup import document_of, maker_of, proven_at
+from runner.config.schema import Config, of_now, validate_options
+from runner.config.user_code import require_trust
+from runner.inspect.lookup import find_attempt, find_proven_checkpoint, read_config_document
 from runner.mesh import Mesh
 from runner.train import dataset
 from runner.train.build import build, restore
-from runner.train.step import Weights, weighed
+from runner.train.step import Weights, with_weights
 
 if TYPE_CHECKING:
     from flax import nnx
 
 
-def load(reference: str, weights: Weights = "params", *, trust: bool = False) -> tuple[nnx.Module, Config]:
+def load_model(reference: str, weights: Weights = "params", *, trust: bool = False) -> tuple[nnx.Module, Config]:
     """The model of `RUN`, `RUN@STEP` or `RUN@best`, in evaluation mode, and the configuration it was trained with.
 
         model, config = load("outputs/NAME/RUN@best")
@@ -28,16 +28,16 @@ def load(reference: str, weights: Weights = "params", *, trust: bool = False) ->
     one the data is read: it must still be where the configuration says (ConfigError). `weights="ema"` takes the average
     that optim.ema keeps (ConfigError where there is none).
     """
-    checkpoint, _ = proven_at(reference)
-    document = document_of(checkpoint.run, maker_of(checkpoint).get("drift", ()))
+    checkpoint, _ = find_proven_checkpoint(reference)
+    document = read_config_document(checkpoint.run, find_attempt(checkpoint).get("drift", ()))
     if not trust:
-        demand(checkpoint.run.path, document, {}, "say trust=True")
-    config = anywhere(checked(Config, of_now(document)))
+        require_trust(checkpoint.run.path, document, {}, "say trust=True")
+    config = on_one_device(validate_options(Config, of_now(document)))
     built = build(config, dataset.as_recorded(checkpoint.run))
-    return built.model(weighed(restore(built, checkpoint.directory), weights)), config
+    return built.model(with_weights(restore(built, checkpoint.directory), weights)), config
 
 
-def anywhere(config: Config) -> Config:
+def on_one_device(config: Config) -> Config:
     """The same on one device; and with an attention that every machine has, in float32 as well."""
     model: Any = config.model
     if hasattr(model, "attention"):

@@ -35,22 +35,22 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Tokenize. Raises ConfigError where there is nothing to read, or DIR is not empty."""
-    from data.token_files import documents_of, tokenize
+    from data.token_files import find_documents, write_token_files
 
     workers = arguments.workers or (1 if arguments.encoding == "bytes" else os.cpu_count() or 1)
     if not 0.0 < arguments.eval_fraction < 1.0 or workers < 1:
         raise ConfigError("tokenize: --eval-fraction is between 0 and 1, and --workers 1 or more")
     target, began = Path(arguments.to).expanduser(), time.monotonic()
     try:
-        documents = documents_of([Path(path).expanduser() for path in arguments.paths], arguments.pattern)
-        header = tokenize(
+        documents = find_documents([Path(path).expanduser() for path in arguments.paths], arguments.pattern)
+        header = write_token_files(
             documents,
             target,
             arguments.encoding,
             eos=not arguments.no_eos,
             eval_fraction=arguments.eval_fraction,
             workers=workers,
-            progress=Progress(len(documents)),
+            progress=ProgressLine(len(documents)),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -67,7 +67,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     return Answer({"path": str(target), "seconds": round(seconds, 3), **asdict(header)})
 
 
-class Progress:
+class ProgressLine:
     """One line that a terminal shows anew now and then; nothing where there is none."""
 
     def __init__(self, documents: int):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.report.config_diff import Difference, text
-from runner.report.facts import Facts
+from runner.report.config_diff import ConfigDiff, format_value
+from runner.report.facts import RunFacts
 from runner.text import format_size
 from runner.trace.step_requirements import StepRequirements, bytes_at_once, is_compiler_believable
 
@@ -22,12 +22,12 @@ Cost = Callable[["Point"], float | None]
 
 
 @dataclass(frozen=True)
-class Point:
+class PolicyPoint:
     """The runs of one policy. `seconds` of a step: least, median and most over the runs, each by its own median."""
 
     policy: str
     runs: tuple[int, ...]
-    memory: int | None  # bytes on one device
+    measure_memory: int | None  # bytes on one device
     seconds: tuple[float, float, float] | None
     extra: float | None  # what is recomputed ÷ the rest
     words: str = ""  # what auto said
@@ -42,11 +42,11 @@ COSTS: dict[str, Cost] = {"pace": lambda point: point.pace, "extra": lambda poin
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparableRuns:
     """Runs that can be compared, by policy; least memory first. `compiled`: it is the compiler's; else counted."""
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[PolicyPoint, ...]
     compiled: bool
 
     def is_drawn(self, cost: Cost) -> bool:
@@ -65,7 +65,7 @@ class Group:
         return tuple(found)
 
 
-def memory(facts: Sequence[Facts], differs: Difference) -> list[int | None]:
+def measure_memory(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[int | None]:
     """Bytes that a step of each run needs on one device; told the same way for runs that can be compared."""
     found: list[int | None] = [None] * len(facts)
     for runs in _alike(facts, differs):
@@ -76,10 +76,10 @@ def memory(facts: Sequence[Facts], differs: Difference) -> list[int | None]:
     return found
 
 
-def groups(facts: Sequence[Facts], differs: Difference) -> list[Group]:
+def group_comparable_runs(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[ComparableRuns]:
     """Runs by the work they do, where that was done under several policies; those with most policies first."""
     members = [runs for runs in _alike(facts, differs) if len({_policy(facts, differs, run) for run in runs}) > 1]
-    sizes, found = memory(facts, differs), []
+    sizes, found = measure_memory(facts, differs), []
     for runs, name in zip(members, _names(facts, differs, members), strict=True):
         policies = dict.fromkeys(_policy(facts, differs, run) for run in runs)
         points = [
@@ -87,11 +87,11 @@ def groups(facts: Sequence[Facts], differs: Difference) -> list[Group]:
             for policy in policies
         ]
         points.sort(key=lambda point: point.memory if point.memory is not None else float("inf"))
-        found.append(Group(name, tuple(points), _is_compiled(facts, runs)))
+        found.append(ComparableRuns(name, tuple(points), _is_compiled(facts, runs)))
     return sorted(found, key=lambda group: -len(group.points))
 
 
-def tables(found: Sequence[Group]) -> list[tuple[str, list[tuple[str, ...]], int | None]]:
+def list_policy_tables(found: Sequence[ComparableRuns]) -> list[tuple[str, list[tuple[str, ...]], int | None]]:
     """For each group its name, a line for each policy, and which figure it has; nothing where nothing was measured."""
     drawn = [group for group in found if _frontiers(group)]
     lines = [
@@ -101,7 +101,7 @@ def tables(found: Sequence[Group]) -> list[tuple[str, list[tuple[str, ...]], int
     return lines if any(any(line[2:5]) for _, points, _ in lines for line in points) else []
 
 
-def figures(found: Sequence[Group]) -> list[dict[str, Any]]:
+def list_figures(found: Sequence[ComparableRuns]) -> list[dict[str, Any]]:
     """What the scripts draw: the points of each group, and the places of the best by each cost that is known."""
     return [
         {
@@ -114,11 +114,11 @@ def figures(found: Sequence[Group]) -> list[dict[str, Any]]:
     ]
 
 
-def _frontiers(group: Group) -> dict[str, tuple[int, ...]]:
+def _frontiers(group: ComparableRuns) -> dict[str, tuple[int, ...]]:
     return {name: group.best(cost) for name, cost in COSTS.items() if group.is_drawn(cost)}
 
 
-def _line(point: Point) -> tuple[str, ...]:
+def _line(point: PolicyPoint) -> tuple[str, ...]:
     low, _, high = [f"{1000 * pace:.3g}" for pace in point.seconds or (0.0, 0.0, 0.0)]
     pace = low if low == high else f"{low} – {high}"
     size = "" if point.memory is None else format_size(point.memory)
@@ -126,11 +126,11 @@ def _line(point: Point) -> tuple[str, ...]:
     return point.policy, str(len(point.runs)), size, extra, pace if point.seconds else "", point.words
 
 
-def _point(policy: str, runs: Sequence[int], facts: Sequence[Facts], sizes: Sequence[int | None]) -> Point:
+def _point(policy: str, runs: Sequence[int], facts: Sequence[RunFacts], sizes: Sequence[int | None]) -> PolicyPoint:
     paces = sorted(pace for run in runs if (pace := facts[run].step_seconds) is not None)
     known = [size for run in runs if (size := sizes[run]) is not None]
     extra = [needs.extra for run in runs if (needs := facts[run].needs)]
-    return Point(
+    return PolicyPoint(
         policy=policy,
         runs=tuple(runs),
         memory=max(known, default=None),
@@ -140,7 +140,7 @@ def _point(policy: str, runs: Sequence[int], facts: Sequence[Facts], sizes: Sequ
     )
 
 
-def _alike(facts: Sequence[Facts], differs: Difference) -> list[list[int]]:
+def _alike(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[list[int]]:
     """The runs that do the same work."""
     found: dict[object, list[int]] = {}
     for run, each in enumerate(facts):
@@ -152,30 +152,30 @@ def _work(needs: StepRequirements | None) -> tuple[int, int] | None:
     return None if needs is None else (needs.flops - needs.recomputed, needs.held)
 
 
-def _typed(differs: Difference, run: int) -> str:
+def _typed(differs: ConfigDiff, run: int) -> str:
     """What was chosen for a run, as far as it changes the program of a step."""
     own = [(column.key, column.values[run]) for column in differs.columns if _is_below(column.key, OF_THE_STEP)]
-    return " ".join(f"{key}={text(value)}" for key, value in own if value is not None)
+    return " ".join(f"{key}={format_value(value)}" for key, value in own if value is not None)
 
 
 def _is_below(key: str, above: Sequence[str]) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in above)
 
 
-def _policy(facts: Sequence[Facts], differs: Difference, run: int) -> str:
+def _policy(facts: Sequence[RunFacts], differs: ConfigDiff, run: int) -> str:
     """In a word; what auto stood for in this run."""
     each = facts[run]
     if each.needs is not None:
         return f"auto: {each.needs.remat}" if each.remat else each.needs.remat
     own = [column.values[run] for column in differs.columns if _is_below(column.key, (REMAT,))]
-    return " ".join(text(value) for value in own if value is not None)
+    return " ".join(format_value(value) for value in own if value is not None)
 
 
-def _is_compiled(facts: Sequence[Facts], runs: Sequence[int]) -> bool:
+def _is_compiled(facts: Sequence[RunFacts], runs: Sequence[int]) -> bool:
     return is_compiler_believable(needs for run in runs if (needs := facts[run].needs))
 
 
-def _names(facts: Sequence[Facts], differs: Difference, members: Sequence[Sequence[int]]) -> list[str]:
+def _names(facts: Sequence[RunFacts], differs: ConfigDiff, members: Sequence[Sequence[int]]) -> list[str]:
     """What makes a group another than the others: what was chosen, else the devices, else its size."""
     firsts = [runs[0] for runs in members]
     needs = [facts[run].needs for run in firsts]

@@ -10,9 +10,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from runner import files
-from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.inspect.lookup import new_folder
+from runner.inspect.lookup import choose_new_folder
+from runner.launch.compose import compose_run
 from runner.remat.cost_table import Alternative, PolicyCosts, SurveyReport
 from runner.text import format_count, format_scaled, format_size, format_table, parsed_size, wrap_labelled
 from runner.values import Answer, Say
@@ -42,29 +42,23 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Compose, trace, compile, tell, draw. Raises ConfigError where the words do not fit each other."""
-    from runner.launch.command_line import Command
-    from runner.launch.compose import compose
-
     _check(arguments)
-    place = new_folder("remat", arguments.to)
-    document: dict[str, object] = {}
+    place = choose_new_folder("remat", arguments.to)
+    config = compose_run(arguments.overrides).config
+    # The jax fence: a wrong configuration is answered without it.
+    from runner.remat import tpu_target
+    from runner.remat.remat_survey import SurveyRequest, survey_policies
+    from runner.train.dataset import read
 
-    def start(config: Config, command: Command) -> tuple[int, float | None]:
-        from runner.remat import tpu_target
-        from runner.remat.remat_survey import Asked, weigh
-        from runner.train.dataset import read
-
-        devices = tpu_target.target_devices(arguments.target, config.mesh.data) if arguments.target else None
-        asked = Asked(not arguments.no_compile, arguments.time, arguments.all, parsed_size(arguments.budget or 0))
-        report = weigh(config, read(config.data), asked, devices, say)
-        for line in told(report):
-            say(line)
-        document.update(report.document(), files=_written(report, place))
-        say("")
-        say(f"{place / LINES} has every number, {place / PICTURE} the picture.")
-        return 0, None
-
-    return Answer(document, compose(arguments.overrides, start))
+    devices = tpu_target.target_devices(arguments.target, config.mesh.data) if arguments.target else None
+    asked = SurveyRequest(not arguments.no_compile, arguments.time, arguments.all, parsed_size(arguments.budget or 0))
+    report = survey_policies(config, read(config.data), asked, devices, say)
+    for line in format_report(report):
+        say(line)
+    files_written = _written(report, place)
+    say("")
+    say(f"{place / LINES} has every number, {place / PICTURE} the picture.")
+    return Answer({**report.document(), "files": files_written})
 
 
 def _check(arguments: Namespace) -> None:
@@ -91,7 +85,7 @@ def _written(report: SurveyReport, place: Path) -> dict[str, str]:
     return {"lines": str(place / LINES), "picture": str(place / PICTURE)}
 
 
-def told(report: SurveyReport) -> list[str]:
+def format_report(report: SurveyReport) -> list[str]:
     """The tables, and what they mean."""
     return [
         "",

@@ -13,7 +13,14 @@ from runner.checkpoint.record import Score, find_best, list_steps
 from runner.checkpoint.restore import list_ignored_names
 from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError
-from runner.inspect.lookup import Look, Settings, is_run, look, run_at, settings_of
+from runner.inspect.lookup import (
+    CheckpointStatus,
+    RetentionSettings,
+    find_run,
+    is_run,
+    read_checkpoint_status,
+    read_retention_settings,
+)
 from runner.rundir.layout import RunDir, run_state
 from runner.text import format_age, format_count, format_size, format_table
 from runner.values import Answer, Say
@@ -29,13 +36,13 @@ def run(arguments: Namespace, say: Say) -> Answer:
     """List what is there."""
     place = RunDir(Path(arguments.run).expanduser())
     if not is_run(place):
-        if found := runs_in(place.path):
+        if found := list_runs(place.path):
             return _list_runs(found, say)
-        run_at(arguments.run)  # says what is wrong with it
+        find_run(arguments.run)  # says what is wrong with it
     return _list_checkpoints(place, say, checksums=arguments.verify)
 
 
-def runs_in(folder: Path) -> list[RunDir]:
+def list_runs(folder: Path) -> list[RunDir]:
     """The runs in `outputs/NAME`, or in `outputs`, the one that was touched last at the end."""
     visible = [path for level in ("*", "*/*") for path in folder.glob(level) if not path.name.startswith(".")]
     found = [run for path in visible if path.parent.name[:1] != "." and is_run(run := RunDir(path))]
@@ -70,10 +77,12 @@ def _list_runs(runs: Sequence[RunDir], say: Say) -> Answer:
 
 def _list_checkpoints(run: RunDir, say: Say, *, checksums: bool) -> Answer:
     try:
-        settings, unknown = settings_of(run), None
+        settings, unknown = read_retention_settings(run), None
     except RefusedError as error:  # checkpoints can be looked at without it
-        settings, unknown = Settings({}, Score(), "bytes"), str(error)
-    looks = [look(run.checkpoints / str(step), checksums=checksums) for step in list_steps(run.checkpoints)]
+        settings, unknown = RetentionSettings({}, Score(), "bytes"), str(error)
+    looks = [
+        read_checkpoint_status(run.checkpoints / str(step), checksums=checksums) for step in list_steps(run.checkpoints)
+    ]
     entries = _entries([found for found in looks if found is not None], settings, known=unknown is None)
     aside = [{"name": path.name, "reason": _reason(path)} for path in sorted(run.quarantine.glob("*")) if path.is_dir()]
     for line in _shown(entries, settings.score.metric):
@@ -92,7 +101,7 @@ def _list_checkpoints(run: RunDir, say: Say, *, checksums: bool) -> Answer:
     return Answer({"run": str(run), "score": score, "checkpoints": entries, **rest})
 
 
-def _entries(looks: Sequence[Look], settings: Settings, *, known: bool) -> list[dict[str, Any]]:
+def _entries(looks: Sequence[CheckpointStatus], settings: RetentionSettings, *, known: bool) -> list[dict[str, Any]]:
     """The facts of each checkpoint; those without a believable record have few."""
     records = [found.record for found in looks if found.record is not None]
     kept = select_survivors(settings.keep, records, settings.score) if known else {}

@@ -9,7 +9,7 @@ from typing import Any
 from runner.checkpoint.restore import Verdict, iter_verdicts, list_ignored_names
 from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
-from runner.inspect.lookup import run_at, settings_of
+from runner.inspect.lookup import find_run, read_retention_settings
 from runner.rundir.layout import RunDir
 from runner.values import Answer, Say
 
@@ -21,8 +21,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Say it, newest first, down to the one that would be used. Exit code 3 where there is none."""
-    run = run_at(arguments.run)
-    checksums = settings_of(run).verify != "off"
+    run = find_run(arguments.run)
+    checksums = read_retention_settings(run).verify != "off"
     used, passed = None, []
     for verdict in _as_restored(run, checksums=checksums):
         if verdict.usable:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from runner.checkpoint.record import PIN, read_sidecar
-from runner.checkpoint.seal import sync_directory
 from runner.errors import RefusedError
-from runner.inspect.lookup import Checkpoint, checkpoint_at
+from runner.files import sync_path
+from runner.inspect.lookup import Checkpoint, find_checkpoint
 from runner.values import Answer, Say
 
 
@@ -18,14 +18,14 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Pin or unpin, durably; done twice it is as done once. Raises RefusedError where there is no checkpoint."""
-    checkpoint, wanted = checkpoint_at(arguments.checkpoint), arguments.verb == "pin"
+    checkpoint, wanted = find_checkpoint(arguments.checkpoint), arguments.verb == "pin"
     was = _is_pinned(checkpoint)
     try:
         if wanted:
             (checkpoint.directory / PIN).touch()
         else:
             (checkpoint.directory / PIN).unlink(missing_ok=True)
-        sync_directory(checkpoint.directory)
+        sync_path(checkpoint.directory)
     except FileNotFoundError:
         raise RefusedError(f"{checkpoint}: was deleted just now; choose another step") from None
     told = {

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from runner.config.schema import Config
+from runner.launch.compose import compose_run
 from runner.text import format_scaled, format_table
 from runner.values import Answer, Say
 
 if TYPE_CHECKING:
-    from runner.inspect.model_cost import Part, Summary
+    from runner.inspect.model_cost import ModelCost, ModelPart
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -22,33 +23,26 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Compose, build, trace. Nothing is computed, and nothing written."""
-    from runner.launch.command_line import Command
-    from runner.launch.compose import compose
+    config = compose_run(arguments.overrides).config
+    # The jax fence: a wrong configuration is answered without it.
+    from runner.inspect.model_cost import summarize_model
+    from runner.train.build import build
+    from runner.train.built import describe_run
 
-    document: dict[str, object] = {}
-
-    def start(config: Config, command: Command) -> tuple[int, float | None]:
-        from runner.inspect.model_cost import summary
-        from runner.train.build import build
-        from runner.train.built import describe
-
-        built = build(config)
-        found = summary(built, config)
-        document.update(_document(found))
-        say(describe(built, config))
-        for line in _told(found, config):
-            say(line)
-        return 0, None
-
-    return Answer(document, compose(arguments.overrides, start))
+    built = build(config)
+    found = summarize_model(built, config)
+    say(describe_run(built, config))
+    for line in _told(found, config):
+        say(line)
+    return Answer(_document(found))
 
 
-def _document(found: Summary) -> dict[str, object]:
+def _document(found: ModelCost) -> dict[str, object]:
     parts = [asdict(part) for part in (*found.parts, found.total)]
     return {"parts": parts, "batch_size": found.batch_size, "step_flops": found.step_flops}
 
 
-def _told(found: Summary, config: Config) -> list[str]:
+def _told(found: ModelCost, config: Config) -> list[str]:
     """A line for each part, and one for a step."""
     head = ("part", "parameters", "FLOPs", "stored")
     lines = format_table(head, [_row(part) for part in (*found.parts, found.total)], right=head[1:])
@@ -65,6 +59,6 @@ def _told(found: Summary, config: Config) -> list[str]:
     ]
 
 
-def _row(part: Part) -> tuple[str, ...]:
+def _row(part: ModelPart) -> tuple[str, ...]:
     name = part.name or "(batch)"
     return name, f"{part.parameters:,}", format_scaled(part.flops), f"{format_scaled(part.stored_bytes)}B"

@@ -15,9 +15,9 @@ from runner.checkpoint import arrays
 from runner.checkpoint.arrays import LeafSpec
 from runner.checkpoint.record import STATE, read_progress
 from runner.checkpoint.seal import find_problem
-from runner.config.identity import Drift, drift
+from runner.config.identity import Drift, find_drift
 from runner.errors import RefusedError
-from runner.inspect.lookup import Checkpoint, checkpoint_at, document_of, maker_of
+from runner.inspect.lookup import Checkpoint, find_attempt, find_checkpoint, read_config_document
 from runner.text import format_count
 from runner.values import Answer, Say
 
@@ -27,7 +27,7 @@ Largest = tuple[str, float | int]  # the array where two differ most, and by how
 
 
 @dataclass
-class Arrays:
+class ArrayComparison:
     """How the arrays of two checkpoints compare."""
 
     only_in_a: list[str] = field(default_factory=list)
@@ -51,15 +51,15 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, say: Say) -> Answer:
     """Compare. Exit code 0 where arrays and progress are equal bit for bit, 1 where not; the configuration is told."""
-    a, b = checkpoint_at(arguments.a), checkpoint_at(arguments.b)
+    a, b = find_checkpoint(arguments.a), find_checkpoint(arguments.b)
     problems = {str(each): problem for each in (a, b) if (problem := find_problem(each.directory))}
     for name, problem in problems.items():
         say(f"warning: {name} is not good: {problem}")
     same_run = a.run.path.resolve() == b.run.path.resolve()
-    drifts = drift(*(document_of(each.run, maker_of(each).get("drift", ())) for each in (a, b)))
+    drifts = find_drift(*(read_config_document(each.run, find_attempt(each).get("drift", ())) for each in (a, b)))
     try:
-        found = compared(a, b)
-        progress = differing_progress(read_progress(a.directory), read_progress(b.directory))
+        found = compare_arrays(a, b)
+        progress = compare_progress(read_progress(a.directory), read_progress(b.directory))
     except (OSError, ValueError) as error:
         problem = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise RefusedError(f"cannot be compared: {problem or str(error).splitlines()[0]}") from None
@@ -71,11 +71,11 @@ def run(arguments: Namespace, say: Say) -> Answer:
     return Answer({**document, "arrays": _plain(found), "progress": progress}, 0 if equal else 1)
 
 
-def compared(a: Checkpoint, b: Checkpoint) -> Arrays:
+def compare_arrays(a: Checkpoint, b: Checkpoint) -> ArrayComparison:
     """Every array of both, in the order of their names."""
     first, second = a.directory / STATE, b.directory / STATE
     here, there = arrays.read_leaf_specs(first), arrays.read_leaf_specs(second)
-    found = Arrays(sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys()))
+    found = ArrayComparison(sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys()))
     for name in sorted(here.keys() & there.keys()):
         if here[name] != there[name]:
             found.changed[name] = (here[name], there[name])
@@ -108,7 +108,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> tuple[str, float | int]:
     return "float", float(np.nan_to_num(apart.reshape(-1)[unequal], nan=np.inf, posinf=np.inf).max())
 
 
-def differing_progress(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+def compare_progress(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     """Both values of each key of two checkpoints' progress that are not the same."""
     keys = sorted(a.keys() | b.keys())
     return {key: {"a": a.get(key), "b": b.get(key)} for key in keys if a.get(key) != b.get(key)}
@@ -120,7 +120,7 @@ def _configuration(drifts: Sequence[Drift], *, same_run: bool) -> list[str]:
     return [f"configuration: {format_count(len(drifts), 'key')} differ", *(f"  {change}" for change in drifts)]
 
 
-def _arrays(found: Arrays) -> list[str]:
+def _arrays(found: ArrayComparison) -> list[str]:
     if found.equal:
         return [f"arrays: all {found.num_equal} are equal, bit for bit"]
     lines = [f"arrays: {len(found.differing)} differ, {found.num_equal} are equal"]
@@ -147,7 +147,7 @@ def _progress(progress: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _plain(found: Arrays) -> dict[str, Any]:
+def _plain(found: ArrayComparison) -> dict[str, Any]:
     return {
         "only_in_a": found.only_in_a,
         "only_in_b": found.only_in_b,
