@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from models.choices import Implementation, check_heads
+from models.choices import Implementation, check_head_size
 from models.vision import Cnn, Resnet, Vae, Vit
 
 if TYPE_CHECKING:
     from flax import nnx
 
-    from models.objectives import Objective as Function
+    from models.objectives import ObjectiveFunction as Function
 
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0.0)]
@@ -62,7 +62,7 @@ class Gpt:
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
     tags: ClassVar[tuple[str, ...]] = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
-    objective: ClassVar[str] = "next_token"
+    wrap_user_objective: ClassVar[str] = "next_token"
     shows: ClassVar[tuple[str, ...]] = ("text",)
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Gpt:
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads} (each is shared by "
                 "as many heads)"
             )
-        check_heads(self.attention, self.width // self.num_heads)
+        check_head_size(self.attention, self.width // self.num_heads)
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model; `inputs` is the shape of an example, `num_outputs` the vocabulary."""
@@ -93,10 +93,10 @@ class Gpt:
                 f"model.loss_chunks={self.loss_chunks} must divide the sequences of {inputs[0]} tokens; the nearest "
                 f"that does is {nearest}"
             )
-        from models.attention import admit
+        from models.attention import check_implementation_available
         from models.gpt import GPT
 
-        admit(self.attention)
+        check_implementation_available(self.attention)
         return GPT(self, vocab=num_outputs, rngs=rngs)
 
 
@@ -112,7 +112,7 @@ class Mlp:
     takes: ClassVar[tuple[str, ...]] = ("features", "images")
     scopes: ClassVar[tuple[str, ...]] = ("block",)
     tags: ClassVar[tuple[str, ...]] = ("hidden",)
-    objective: ClassVar[str] = "classify"
+    wrap_user_objective: ClassVar[str] = "classify"
     shows: ClassVar[tuple[str, ...]] = ()
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -123,7 +123,7 @@ class Mlp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class External:
+class ExternalModel:
     """A model of your own, in a file of the current directory or in an installed package.
 
     `target` is `module:attribute`: a class or a function, called as
@@ -142,25 +142,25 @@ class External:
     takes: ClassVar[tuple[str, ...]] = ()  # what it takes and has is known when it is imported
     scopes: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]] = ()
-    objective: ClassVar[str] = ""  # the usual one for what the data gives: see Named
+    wrap_user_objective: ClassVar[str] = ""  # the usual one for what the data gives: see Named
     shows: ClassVar[tuple[str, ...]] = ("text", "samples", "reconstructions")  # if it has the method
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model. Raises Unfit where the target makes none."""
-        from models.user_model import module
+        from models.user_model import build_user_model
 
-        return module(self.target, self.options, inputs, num_outputs, rngs)
-
-
-Model = Gpt | Mlp | Cnn | Resnet | Vit | Vae | External
+        return build_user_model(self.target, self.options, inputs, num_outputs, rngs)
 
 
-class Unfit(TypeError):
+Model = Gpt | Mlp | Cnn | Resnet | Vit | Vae | ExternalModel
+
+
+class InvalidModelOrObjective(TypeError):
     """What a user's own model or objective gave is not what is asked of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
+class NamedObjective:
     """An objective by name. `default`: the model's own; for a model of yours next_token on tokens, else classify."""
 
     kind: Literal["default", "classify", "next_token", "elbo"] = "default"
@@ -187,11 +187,11 @@ class ExternalObjective:
 
     def build(self, own: str) -> Function:
         """The function; it raises Unfit when it is traced and gives something else."""
-        from models.user_model import objective
+        from models.user_model import wrap_user_objective
 
-        return objective(self.target, self.options)
+        return wrap_user_objective(self.target, self.options)
 
 
-Objective = Named | ExternalObjective
+Objective = NamedObjective | ExternalObjective
 # What a named objective needs of a batch.
-READS = {"classify": ("inputs", "label"), "next_token": ("tokens",), "elbo": ("inputs",)}
+REQUIRED_BATCH_KEYS = {"classify": ("inputs", "label"), "next_token": ("tokens",), "elbo": ("inputs",)}

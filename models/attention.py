@@ -6,22 +6,22 @@ import jax
 from jaxtyping import Array, Float
 
 from models.choices import Implementation
-from models.scopes import CONTEXT, tag
+from models.scopes import ATTENTION_CONTEXT, tag
 
 Heads = Float[Array, "batch seq heads head_dim"]
 
 
-def context(mixed: Heads, implementation: Implementation) -> Heads:
+def tag_context(mixed: Heads, implementation: Implementation) -> Heads:
     """What attention mixed, with its tag where XLA computed it.
 
-    Where cuDNN did, the outputs of its operation are stored for that name themselves (models.scopes.Kept): the backward
+    Where cuDNN did, the outputs of its operation are stored for that name themselves (models.scopes.CheckpointPolicy): the backward
     pass reads the values and the statistics of the softmax from there, and a tagged copy would not save it from running
     the operation again. Tagged as well, the values would be stored twice.
     """
-    return mixed if implementation == "cudnn" else tag(mixed, CONTEXT)
+    return mixed if implementation == "cudnn" else tag(mixed, ATTENTION_CONTEXT)
 
 
-def admit(implementation: Implementation) -> None:
+def check_implementation_available(implementation: Implementation) -> None:
     """Raises ValueError where this machine cannot do it."""
     if implementation == "xla":
         return

@@ -13,7 +13,7 @@ Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
 Implementation = Literal["xla", "cudnn"]
 
 
-def check_heads(attention: Implementation, head_dim: int) -> None:
+def check_head_size(attention: Implementation, head_dim: int) -> None:
     """Raises ValueError where cuDNN has no flash attention for heads of that size."""
     if attention == "cudnn" and (head_dim % 8 or head_dim > 256):
         raise ValueError(

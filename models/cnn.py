@@ -14,7 +14,7 @@ from models.scopes import scope, tag
 HE = nnx.initializers.he_normal()  # ReLU halves the variance, so the weights double it (He et al. 2015, 1502.01852)
 
 
-class Stage(nnx.Module):
+class ConvStage(nnx.Module):
     """Two convolutions with ReLU and a max-pooling (Simonyan & Zisserman 2015, arXiv:1409.1556), then dropout."""
 
     def __init__(self, channels: int, width: int, dropout: float, rngs: nnx.Rngs):
@@ -35,7 +35,7 @@ class CNN(nnx.Module):
     def __init__(self, option: Cnn, *, image: tuple[int, ...], num_classes: int, rngs: nnx.Rngs):
         height, width, channels = image
         self.stages = nnx.List(
-            Stage(inputs, outputs, option.dropout, rngs)
+            ConvStage(inputs, outputs, option.dropout, rngs)
             for inputs, outputs in itertools.pairwise((channels, *option.widths))
         )
         halved = 2 ** len(option.widths)

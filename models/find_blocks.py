@@ -9,11 +9,11 @@ from typing import Any
 
 from flax import nnx
 
-from models.remat_plan import Plan
-from models.scopes import NOT_CHOSEN, Misplaced, scope
+from models.remat_plan import RematPlan
+from models.scopes import EXEMPT, RematPlanError, scope
 
 
-def prepare(model: nnx.Module, plan: Plan, block: str | None) -> None:
+def apply_plan(model: nnx.Module, plan: RematPlan, block: str | None) -> None:
     """Make a model obey a plan; in place, and before it is split.
 
     Where it declares no block, each module of the class named `block` becomes one; without a name, each of the class
@@ -22,18 +22,18 @@ def prepare(model: nnx.Module, plan: Plan, block: str | None) -> None:
     """
     if not plan.scopes:
         return
-    offered = declared(model)
+    offered = declared_scopes(model)
     if plan.scopes == {"block"} and "block" not in offered:
         _mark(model, _chosen(model, block))
     elif missing := sorted(plan.scopes - offered):
-        raise Misplaced(f"the model declares no scope '{missing[0]}' (it has: {_listed(offered)})")
+        raise RematPlanError(f"the model declares no scope '{missing[0]}' (it has: {_listed(offered)})")
     elif block is not None:
-        raise Misplaced(f"the model says itself what its blocks are; leave remat.block={block} out")
+        raise RematPlanError(f"the model says itself what its blocks are; leave remat.block={block} out")
     if plan.every > 1:
         _number(model, plan.every)
 
 
-def declared(model: nnx.Module) -> set[str]:
+def declared_scopes(model: nnx.Module) -> set[str]:
     """The scopes that its modules declare."""
     return {name for _, module in nnx.iter_modules(model) for name in _scopes(type(module))}
 
@@ -50,14 +50,14 @@ def _chosen(model: nnx.Module, block: str | None) -> type:
     present = {type(module).__name__: type(module) for _, module in nnx.iter_modules(model)}
     own = [name for name, kind in present.items() if kind is not type(model) and not _is_flax(kind)]
     if block is not None and block not in present:
-        raise Misplaced(f"remat.block={block}: the model has no module of that class (it has: {_listed(present)})")
+        raise RematPlanError(f"remat.block={block}: the model has no module of that class (it has: {_listed(present)})")
     if block is not None:
         return present[block]
     sizes = Counter[type]()
     for kind, module in _in_lists(model):
         sizes[kind] += sum(math.prod(leaf.shape) for leaf in _leaves(module))
     if not sizes:
-        raise Misplaced(
+        raise RematPlanError(
             "the model declares no scope, and no module of its own is repeated in a list; mark one with "
             f'@scope("block"), or name its class: remat.block=NAME ({_listed(own or present)})'
         )
@@ -99,7 +99,7 @@ def _number(model: nnx.Module, every: int) -> None:
     """Choose the first of each `every` blocks. One alone may be a stack of many: models.scopes.layers knows those."""
     blocks = [module for _, module in nnx.iter_modules(model) if "block" in _scopes(type(module))]
     for number, module in enumerate(blocks if len(blocks) > 1 else []):
-        setattr(module, NOT_CHOSEN, number % every > 0)
+        setattr(module, EXEMPT, number % every > 0)
 
 
 def _listed(names: Any) -> str:

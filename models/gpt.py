@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from models import Gpt
-from models.blocks import Block, Cache, Embed, norm
-from models.chunks import in_chunks
+from models.decoder_blocks import DecoderBlock, Embed, KeyValueCache, build_norm
 from models.scopes import layers
+from models.sequence_chunks import map_sequence_chunks
 
 
 class GPT(nnx.Module):
@@ -27,11 +27,11 @@ class GPT(nnx.Module):
 
         @nnx.split_rngs(splits=option.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(option, rngs)
+        def stack(rngs: nnx.Rngs) -> DecoderBlock:
+            return DecoderBlock(option, rngs)
 
         self.blocks = stack(rngs)
-        self.norm = norm(option, rngs)
+        self.norm = build_norm(option, rngs)
         learned = option.positions == "learned"
         self.positions = Embed(option.context, option.width, rngs) if learned else None
         init = nnx.initializers.normal(0.02)
@@ -52,17 +52,17 @@ class GPT(nnx.Module):
         """`function(logits, targets)`, which looks at each position alone, in `loss_chunks` parts of the sequence."""
 
         def part(last: Any, x: jax.Array, targets: jax.Array) -> Any:
-            return function(logits(last, x), targets)
+            return function(compute_logits(last, x), targets)
 
-        return in_chunks(part, self._last, (self._through(tokens), targets), self.loss_chunks)
+        return map_sequence_chunks(part, self._last, (self._through(tokens), targets), self.loss_chunks)
 
     def extend(
-        self, tokens: Int[Array, "batch seq"], cache: Cache, start: int | Int[Array, ""]
-    ) -> tuple[Float[Array, "batch seq vocab"], Cache]:
+        self, tokens: Int[Array, "batch seq"], cache: KeyValueCache, start: int | Int[Array, ""]
+    ) -> tuple[Float[Array, "batch seq vocab"], KeyValueCache]:
         """The same logits for tokens from position `start` on, when all before them are in the cache; no dropout."""
 
         @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
-        def through(x: jax.Array, block: Block, cache: Cache) -> tuple[jax.Array, Cache]:
+        def through(x: jax.Array, block: DecoderBlock, cache: KeyValueCache) -> tuple[jax.Array, KeyValueCache]:
             return block.extend(x, cache, start)
 
         x, cache = through(self._embedded(tokens, start), self.blocks, cache)
@@ -73,7 +73,7 @@ class GPT(nnx.Module):
         """The longest sequence there are positions for; None: any."""
         return None if self.positions is None else self.positions.num_embeddings
 
-    def empty_cache(self, batch: int, total: int) -> Cache:
+    def empty_cache(self, batch: int, total: int) -> KeyValueCache:
         """Room for `total` positions, in the precision of the weights. Raises ValueError where there are fewer."""
         if self.context is not None and total > self.context:
             raise ValueError(
@@ -82,13 +82,13 @@ class GPT(nnx.Module):
             )
         attention = self.blocks.attention
         shape = (self.num_layers, batch, total, attention.num_kv_heads, attention.head_dim)
-        return Cache(*(jnp.zeros(shape, attention.qkv.kernel.dtype) for _ in range(2)))
+        return KeyValueCache(*(jnp.zeros(shape, attention.qkv.kernel.dtype) for _ in range(2)))
 
     def sample(
         self, prompt: Int[Array, "seq"], key: Key[Array, ""], temperature: Float[Array, ""], num_tokens: int
     ) -> Int[Array, "total"]:
         """`prompt` and `num_tokens` more tokens after it."""
-        return sample(self, prompt, num_tokens, key, temperature)
+        return sample_tokens(self, prompt, num_tokens, key, temperature)
 
     def _embedded(
         self, tokens: Int[Array, "batch seq"], start: int | Int[Array, ""]
@@ -105,18 +105,18 @@ class GPT(nnx.Module):
         return self.norm, self.head or self.embed
 
     def _logits(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
-        return logits(self._last, x)
+        return compute_logits(self._last, x)
 
 
-def logits(
+def compute_logits(
     last: tuple[nnx.Module, Embed | nnx.Linear], x: Float[Array, "batch seq width"]
 ) -> Float[Array, "batch seq vocab"]:
     """What the last norm and the output layer make of the stream."""
-    norm, head = last
-    return head.attend(norm(x)) if isinstance(head, Embed) else head(norm(x))
+    build_norm, head = last
+    return head.attend(build_norm(x)) if isinstance(head, Embed) else head(build_norm(x))
 
 
-def sample(
+def sample_tokens(
     model: GPT,
     prompt: Int[Array, "seq"],
     num_tokens: int,
@@ -132,15 +132,17 @@ def sample(
     start, total = prompt.shape[0], prompt.shape[0] + num_tokens
     graphdef, state = nnx.split(model)
 
-    def extended(tokens: jax.Array, cache: Cache, position: int | Int[Array, ""]) -> tuple[jax.Array, Cache]:
-        logits, cache = nnx.merge(graphdef, state, copy=True).extend(tokens, cache, position)
-        return logits[0, -1], cache
+    def extended(
+        tokens: jax.Array, cache: KeyValueCache, position: int | Int[Array, ""]
+    ) -> tuple[jax.Array, KeyValueCache]:
+        compute_logits, cache = nnx.merge(graphdef, state, copy=True).extend(tokens, cache, position)
+        return compute_logits[0, -1], cache
 
     def one_more(
-        carry: tuple[jax.Array, Cache], position: Int[Array, ""]
-    ) -> tuple[tuple[jax.Array, Cache], Int[Array, ""]]:
-        logits, cache = carry
-        token = draw(logits, jax.random.fold_in(key, position), temperature, top_k)
+        carry: tuple[jax.Array, KeyValueCache], position: Int[Array, ""]
+    ) -> tuple[tuple[jax.Array, KeyValueCache], Int[Array, ""]]:
+        compute_logits, cache = carry
+        token = draw_token(compute_logits, jax.random.fold_in(key, position), temperature, top_k)
         return extended(token[None, None], cache, position), token
 
     first = extended(prompt[None], model.empty_cache(1, total), 0)
@@ -148,11 +150,13 @@ def sample(
     return jnp.concatenate([prompt, tokens.astype(prompt.dtype)])
 
 
-def draw(
+def draw_token(
     logits: Float[Array, "vocab"], key: Key[Array, ""], temperature: float | Float[Array, ""], top_k: int | None
 ) -> Int[Array, ""]:
     """A token from softmax(logits / temperature), in float32; of the `top_k` likeliest where that is a number."""
-    logits = logits.astype(jnp.float32)
+    compute_logits = compute_logits.astype(jnp.float32)
     if top_k is not None:
-        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
-    return jax.random.categorical(key, logits / temperature)
+        compute_logits = jnp.where(
+            compute_logits < jax.lax.top_k(compute_logits, top_k)[0][-1], -jnp.inf, compute_logits
+        )
+    return jax.random.categorical(key, compute_logits / temperature)

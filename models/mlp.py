@@ -12,7 +12,7 @@ from models import Mlp
 from models.scopes import scope, tag
 
 
-class Hidden(nnx.Module):
+class HiddenLayer(nnx.Module):
     """Linear map, ReLU, dropout."""
 
     def __init__(self, num_inputs: int, width: int, dropout: float, rngs: nnx.Rngs):
@@ -30,7 +30,7 @@ class MLP(nnx.Module):
     def __init__(self, option: Mlp, *, num_inputs: int, num_classes: int, rngs: nnx.Rngs):
         widths = [num_inputs] + [option.width] * option.num_layers
         self.hidden = nnx.List(
-            Hidden(inputs, width, option.dropout, rngs) for inputs, width in itertools.pairwise(widths)
+            HiddenLayer(inputs, width, option.dropout, rngs) for inputs, width in itertools.pairwise(widths)
         )
         self.head = nnx.Linear(option.width, num_classes, rngs=rngs)
 

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 
 Batch = Mapping[str, jax.Array]
 Examples = dict[str, Float[Array, "batch"]]
-Objective = Callable[[nnx.Module, Batch], Examples]
+ObjectiveFunction = Callable[[nnx.Module, Batch], Examples]
 
-BYTES = 256  # a vocabulary of this size is that of bytes
+BYTE_VOCABULARY = 256  # a vocabulary of this size is that of bytes
 
 
 def next_token(model: nnx.Module, batch: Batch) -> Examples:
@@ -32,17 +32,19 @@ def next_token(model: nnx.Module, batch: Batch) -> Examples:
     """
     tokens = batch["tokens"].astype(jnp.int32)
     if getattr(model, "loss_chunks", 1) > 1:
-        nats = model.map_logits(in_unit, tokens[:, :-1], tokens[:, 1:])  # type: ignore[attr-defined]
+        nats = model.map_logits(cross_entropy_by_unit, tokens[:, :-1], tokens[:, 1:])  # type: ignore[attr-defined]
     else:
-        nats = in_unit(model(tokens[:, :-1]), tokens[:, 1:])
+        nats = cross_entropy_by_unit(model(tokens[:, :-1]), tokens[:, 1:])
     ((unit, each),) = nats.items()
     loss = each.mean(axis=-1)
     return {"loss": loss, unit: loss / math.log(2.0)}
 
 
-def in_unit(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> dict[str, Float[Array, "*batch"]]:
+def cross_entropy_by_unit(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> dict[str, Float[Array, "*batch"]]:
     """The cross-entropy in nats, under the name it will have in bits: only the logits know the vocabulary."""
-    unit = "bits_per_byte" if logits.shape[-1] == BYTES else "bits_per_token"
+    unit = "bits_per_byte" if logits.shape[-1] == BYTE_VOCABULARY else "bits_per_token"
     return {unit: cross_entropy(logits, labels)}
 
 
@@ -68,4 +70,4 @@ def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*b
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
-OBJECTIVES: dict[str, Objective] = {"next_token": next_token, "classify": classify, "elbo": elbo}
+OBJECTIVES: dict[str, ObjectiveFunction] = {"next_token": next_token, "classify": classify, "elbo": elbo}

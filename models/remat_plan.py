@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Keeps = Literal["nothing", "dots", "dots_no_batch", "everything"]
+KeptOperations = Literal["nothing", "dots", "dots_no_batch", "everything"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RematPlan:
     """Which scopes are recomputed, and what of them is stored all the same, beside what enters them.
 
     `keeps` speaks of operations, `names` of what the model tagged; `offload` are tags that wait in the host's memory.
@@ -17,7 +17,7 @@ class Plan:
     """
 
     scopes: frozenset[str] = frozenset()
-    keeps: Keeps = "nothing"
+    keeps: KeptOperations = "nothing"
     names: frozenset[str] = frozenset()
     offload: frozenset[str] = frozenset()
     every: int = 1

@@ -41,7 +41,7 @@ class Stem(nnx.Module):
         return nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.quarters else x
 
 
-class Block(nnx.Module):
+class ResidualBlock(nnx.Module):
     """x + norm(conv(relu(norm(conv(x))))), then ReLU; where the shape changes, x goes through a 1 × 1 convolution.
 
     The last norm of the branch starts at zero, so that a block begins as the identity (Goyal et al. 2017,
@@ -78,7 +78,7 @@ class ResNet(nnx.Module):
         self.stem = Stem(option, channels, rngs)
         stages = [stage for stage, num_blocks in enumerate(option.stages) for _ in range(num_blocks)]
         self.residual = nnx.List(
-            Block(option.width * 2**before, option.width * 2**stage, 1 + stage - before, option.momentum, rngs)
+            ResidualBlock(option.width * 2**before, option.width * 2**stage, 1 + stage - before, option.momentum, rngs)
             for before, stage in itertools.pairwise([0, *stages])
         )
         small = nnx.initializers.normal(0.01)  # Goyal et al. 2017, §5.1

@@ -22,24 +22,26 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from models.remat_plan import Plan
+from models.remat_plan import RematPlan
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-FLASH = "dot_product_attention_fwd_wrapper"  # the forward pass of cuDNN's flash attention, whose outputs have no tag
-CONTEXT = "attn_ctx"  # the tag of what attention mixed: for flash attention that operation stands for it
-NOT_CHOSEN = "remat_not_chosen"  # an attribute of the blocks that `every` leaves alone
+FLASH_FORWARD = (
+    "dot_product_attention_fwd_wrapper"  # the forward pass of cuDNN's flash attention, whose outputs have no tag
+)
+ATTENTION_CONTEXT = "attn_ctx"  # the tag of what attention mixed: for flash attention that operation stands for it
+EXEMPT = "remat_not_chosen"  # an attribute of the blocks that `every` leaves alone
 SLICES = ("slice", "squeeze", "dynamic_slice")
 
-_plan = jax.make_user_context(default_value=Plan())
+_plan = jax.make_user_context(default_value=RematPlan())
 _scanned = jax.make_user_context(default_value=False)
 
 
-class Misplaced(ValueError):
+class RematPlanError(ValueError):
     """The plan cannot be obeyed by this model."""
 
 
-def active(plan: Plan) -> AbstractContextManager[None]:
+def use_plan(plan: RematPlan) -> AbstractContextManager[None]:
     """Trace under `plan`."""
     return _plan(plan)
 
@@ -58,15 +60,15 @@ def scope(name: str) -> Callable[[Method], Method]:
     def declare(method: Method) -> Method:
         @functools.wraps(method)
         def call(module: nnx.Module, *args: Any, **named: Any) -> Any:
-            plan: Plan = _plan.value
-            if name not in plan.scopes or getattr(module, NOT_CHOSEN, False):
+            plan: RematPlan = _plan.value
+            if name not in plan.scopes or getattr(module, EXEMPT, False):
                 return method(module, *args, **named)
-            if plan.every > 1 and not hasattr(module, NOT_CHOSEN):
-                raise Misplaced(
+            if plan.every > 1 and not hasattr(module, EXEMPT):
+                raise RematPlanError(
                     "remat=every_n: the model has one block, or stacks its blocks itself; iterate over them with "
                     "models.scopes.layers, or choose remat=full"
                 )
-            return _recomputed(method, Kept(name, plan), (module, *args), named)
+            return _recomputed(method, CheckpointPolicy(name, plan), (module, *args), named)
 
         call.remat_scope = name  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
@@ -74,14 +76,16 @@ def scope(name: str) -> Callable[[Method], Method]:
     return declare
 
 
-def _recomputed(method: Callable[..., Any], kept: Kept, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _recomputed(
+    method: Callable[..., Any], kept: CheckpointPolicy, args: tuple[Any, ...], named: dict[str, Any]
+) -> Any:
     """The call, recomputed in the backward pass. Statics go around it, both ways: they must not become tracers."""
     inputs, rest_of_inputs = _apart((args, named))
     rest_of_results: list[Callable[..., Any]] = []
 
     def call(*values: Any) -> Any:
         args, named = rest_of_inputs(*values)
-        with _plan(Plan()):  # every scope inside is switched off
+        with _plan(RematPlan()):  # every scope inside is switched off
             results, rest = _apart(method(*args, **named))
         rest_of_results.append(rest)
         return results
@@ -109,11 +113,11 @@ def _is_module(leaf: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CheckpointPolicy:
     """The policy of one recomputed scope: asked by jax for each operation inside, whether its result is stored."""
 
     scope: str
-    plan: Plan
+    plan: RematPlan
 
     def __call__(self, operation: Any, *avals: Any, **params: Any) -> Any:
         plan, policies = self.plan, jax.checkpoint_policies
@@ -121,8 +125,8 @@ class Kept:
             if params["name"] in plan.offload:
                 return _to_host(params["name"])(operation, *avals, **params)
             return params["name"] in plan.names or plan.keeps == "everything"
-        if operation.name == FLASH:
-            return plan.keeps != "nothing" or CONTEXT in plan.names
+        if operation.name == FLASH_FORWARD:
+            return plan.keeps != "nothing" or ATTENTION_CONTEXT in plan.names
         match plan.keeps:
             case "nothing":
                 return False
@@ -144,7 +148,7 @@ def _to_host(name: str) -> Callable[..., Any]:
     )
 
 
-def scanned(length: int) -> AbstractContextManager[None]:
+def inside_scan(length: int) -> AbstractContextManager[None]:
     """Tell the seam that what is traced here is the body of a scan of `length` iterations.
 
     There the barriers against common-subexpression elimination are not needed and cost speed; a scan of length 1 is
@@ -158,7 +162,7 @@ def layers(blocks: nnx.Module, x: jax.Array, length: int) -> jax.Array:
 
     With `every=n` the scan goes over groups of n, of which the first is recomputed; what is left over comes last.
     """
-    plan: Plan = _plan.value
+    plan: RematPlan = _plan.value
     if "block" in plan.scopes and plan.every > 1:
         return _in_groups(blocks, x, length, plan)
 
@@ -166,24 +170,24 @@ def layers(blocks: nnx.Module, x: jax.Array, length: int) -> jax.Array:
     def through(x: jax.Array, block: nnx.Module) -> jax.Array:
         return block(x)
 
-    with scanned(length):
+    with inside_scan(length):
         return through(x, blocks)
 
 
-def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: Plan) -> jax.Array:
+def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: RematPlan) -> jax.Array:
     """A block takes its slice of the stack inside of what is recomputed, so that no slice of weights is stored."""
     graphdef, *variables = nnx.split(blocks, nnx.Param, ...)
 
     def one(x: jax.Array, stacked: Any, place: int) -> tuple[jax.Array, nnx.State]:
         block: Any = nnx.merge(graphdef, *jax.tree.map(lambda leaf: leaf[place], stacked), copy=True)
-        setattr(block, NOT_CHOSEN, True)  # it is wrapped here
+        setattr(block, EXEMPT, True)  # it is wrapped here
         out = block(x)
         return out, nnx.split(block, nnx.Param, ...)[-1]
 
     def group(x: jax.Array, stacked: Any, size: int = plan.every) -> tuple[jax.Array, nnx.State]:
         moved = []
         for place in range(size):
-            policy = _all_but_slices if place else Kept("block", plan)
+            policy = _all_but_slices if place else CheckpointPolicy("block", plan)
             through = jax.checkpoint(one, policy=policy, prevent_cse=not _scanned.value, static_argnums=2)
             x, after = through(x, stacked, place)
             moved.append(after)
@@ -193,11 +197,11 @@ def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: Plan) -> jax
     whole, parts = length - rest, []
     if groups:
         first = jax.tree.map(lambda leaf: leaf[:whole].reshape(groups, plan.every, *leaf.shape[1:]), variables)
-        with scanned(groups):
+        with inside_scan(groups):
             x, moved = jax.lax.scan(group, x, first, length=groups)
         parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), moved))
     if rest:
-        with scanned(1):
+        with inside_scan(1):
             x, moved = group(x, jax.tree.map(lambda leaf: leaf[whole:], variables), rest)
         parts.append(moved)
     nnx.update(blocks, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))

@@ -9,32 +9,34 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models import Unfit
-from models.objectives import Batch, Examples, Objective
+from models import InvalidModelOrObjective
+from models.objectives import Batch, Examples, ObjectiveFunction
 
 
-def module(
+def build_user_model(
     target: str, options: Mapping[str, Any], inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs
 ) -> nnx.Module:
     """What `target` makes of the shape of an example. Raises Unfit where it is no flax.nnx.Module."""
     made = _found(target)(inputs, num_outputs, rngs=rngs, **options)
     if not isinstance(made, nnx.Module):
-        raise Unfit(f"{target}: made {_article(made)}; expected a flax.nnx.Module")
+        raise InvalidModelOrObjective(f"{target}: made {_article(made)}; expected a flax.nnx.Module")
     return made
 
 
-def objective(target: str, options: Mapping[str, Any]) -> Objective:
+def wrap_user_objective(target: str, options: Mapping[str, Any]) -> ObjectiveFunction:
     """The function `target`. It raises Unfit, when it is traced, where it does not give one value per example."""
     function = _found(target)
 
     def checked(model: nnx.Module, batch: Batch) -> Examples:
         given = function(model, batch, **options)
         if not isinstance(given, Mapping) or "loss" not in given:
-            raise Unfit(f'{target}: gave {_article(given)}; expected a dict with "loss" and any other metric')
+            raise InvalidModelOrObjective(
+                f'{target}: gave {_article(given)}; expected a dict with "loss" and any other metric'
+            )
         size = len(next(iter(batch.values())))
         for name, values in given.items():
             if not isinstance(values, jax.Array) or values.shape != (size,):
-                raise Unfit(
+                raise InvalidModelOrObjective(
                     f'{target}: "{name}" is {_article(values)}; expected one value per example, of shape ({size},): '
                     "the mean is taken later"
                 )

@@ -19,7 +19,7 @@ Images = Float[Array, "batch height width channels"]
 Latent = Float[Array, "batch latent"]
 
 
-class Down(nnx.Module):
+class DownStage(nnx.Module):
     """A convolution with stride 2 and another one, each with ReLU: half the height and width."""
 
     def __init__(self, channels: int, width: int, rngs: nnx.Rngs):
@@ -32,7 +32,7 @@ class Down(nnx.Module):
         return jax.nn.relu(tag(self.conv(x), "second"))
 
 
-class Up(nnx.Module):
+class UpStage(nnx.Module):
     """Each pixel four times, then two convolutions: no checkerboards (Odena et al. 2016, Distill)."""
 
     def __init__(self, channels: int, width: int, rngs: nnx.Rngs):
@@ -51,7 +51,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, option: Vae, image: tuple[int, ...], rngs: nnx.Rngs):
         pairs = itertools.pairwise((image[2], *option.widths))
-        self.stages = nnx.List(Down(inputs, outputs, rngs) for inputs, outputs in pairs)
+        self.stages = nnx.List(DownStage(inputs, outputs, rngs) for inputs, outputs in pairs)
         small = nnx.initializers.normal(0.01)
         self.out = nnx.Linear(math.prod(_grid(option, image)), 2 * option.latent, kernel_init=small, rngs=rngs)
 
@@ -70,7 +70,7 @@ class Decoder(nnx.Module):
         self.grid = _grid(option, image)
         self.dense = nnx.Linear(option.latent, math.prod(self.grid), kernel_init=HE, rngs=rngs)
         widths = (*option.widths[::-1], option.widths[0])
-        self.stages = nnx.List(Up(inputs, outputs, rngs) for inputs, outputs in itertools.pairwise(widths))
+        self.stages = nnx.List(UpStage(inputs, outputs, rngs) for inputs, outputs in itertools.pairwise(widths))
         self.out = nnx.Conv(widths[-1], image[2], (3, 3), rngs=rngs)
 
     def __call__(self, z: Latent) -> Images:
@@ -100,7 +100,7 @@ class VAE(nnx.Module):
         mean, log_variance = self.encoder(images)
         noise = jax.random.normal(self.noise(), mean.shape, jnp.float32).astype(mean.dtype)
         logits = self.decoder(mean + jnp.exp(0.5 * log_variance) * noise)
-        return self.reconstruction(logits, images), kl(mean, log_variance)
+        return self.reconstruction(logits, images), kl_from_standard_normal(mean, log_variance)
 
     def reconstruction(self, logits: Images, images: Images) -> Float[Array, "batch"]:
         """−log p(x|z) in nats per image, in float32; the logits are those of a pixel's mean."""
@@ -122,7 +122,7 @@ class VAE(nnx.Module):
         return jax.nn.sigmoid(self.decoder(jax.random.normal(key, (num, self.latent))))
 
 
-def kl(mean: Latent, log_variance: Latent) -> Float[Array, "batch"]:
+def kl_from_standard_normal(mean: Latent, log_variance: Latent) -> Float[Array, "batch"]:
     """KL(N(mean, e^log_variance) ‖ N(0, 1)) in nats, summed over the latent (Kingma & Welling 2014, appendix B)."""
     mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Interval
 
-from models.choices import Count, Counts, Implementation, Positive, Rate, check_heads
+from models.choices import Count, Counts, Implementation, Positive, Rate, check_head_size
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -103,7 +103,7 @@ class Vit:
             raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}")
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(f"width={self.width} must be a multiple of 4 (sine and cosine, of row and column)")
-        check_heads(self.attention, self.width // self.num_heads)
+        check_head_size(self.attention, self.width // self.num_heads)
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model from images of (height, width, channels) to `num_outputs` classes."""
@@ -112,10 +112,10 @@ class Vit:
                 f"an image of {_sides(inputs)} pixels cannot be cut into patches of {self.patch_size} × "
                 f"{self.patch_size}; choose a model.patch_size that divides both sides"
             )
-        from models.attention import admit
+        from models.attention import check_implementation_available
         from models.vit import ViT
 
-        admit(self.attention)
+        check_implementation_available(self.attention)
         return ViT(self, image=inputs, num_classes=num_outputs, rngs=rngs)
 
 

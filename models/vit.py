@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import Vit
-from models.attention import context
+from models.attention import tag_context
 from models.scopes import layers, scope, tag
 
 XAVIER = nnx.initializers.xavier_uniform()  # as in the paper's code
@@ -16,7 +16,7 @@ Tokens = Float[Array, "batch tokens features"]
 Heads = Float[Array, "batch tokens heads head_dim"]
 
 
-class Attention(nnx.Module):
+class SelfAttention(nnx.Module):
     """Multi-head self-attention of every token to every other."""
 
     def __init__(self, option: Vit, rngs: nnx.Rngs):
@@ -29,7 +29,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Tokens) -> Tokens:
         batch, tokens, width = x.shape
         qkv = tag(self.qkv(x), "qkv").reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        mixed = context(self._mixed(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]), self.implementation)
+        mixed = tag_context(self._mixed(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]), self.implementation)
         return tag(self.out(mixed.reshape(batch, tokens, width)), "attn_out")
 
     @scope("attention_core")
@@ -37,7 +37,7 @@ class Attention(nnx.Module):
         return jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
 
 
-class FeedForward(nnx.Module):
+class VitFeedForward(nnx.Module):
     """Two linear maps around a GELU."""
 
     def __init__(self, option: Vit, rngs: nnx.Rngs):
@@ -50,14 +50,14 @@ class FeedForward(nnx.Module):
         return self.down(jax.nn.gelu(tag(self.up(x), "ffn_pre"), approximate=False))
 
 
-class Block(nnx.Module):
+class VitBlock(nnx.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x))."""
 
     def __init__(self, option: Vit, rngs: nnx.Rngs):
         self.norm_attention = nnx.LayerNorm(option.width, rngs=rngs)
-        self.attention = Attention(option, rngs)
+        self.attention = SelfAttention(option, rngs)
         self.norm_ffn = nnx.LayerNorm(option.width, rngs=rngs)
-        self.ffn = FeedForward(option, rngs)
+        self.ffn = VitFeedForward(option, rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
     @scope("block")
@@ -89,8 +89,8 @@ class ViT(nnx.Module):
 
         @nnx.split_rngs(splits=option.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(option, rngs)
+        def stack(rngs: nnx.Rngs) -> VitBlock:
+            return VitBlock(option, rngs)
 
         self.blocks = stack(rngs)
         self.norm = nnx.LayerNorm(option.width, rngs=rngs)
@@ -111,11 +111,11 @@ class ViT(nnx.Module):
             x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
         if self.positions is not None:
             return x + self.positions[...]
-        table = sincos(self.rows, self.columns, x.shape[-1]).astype(x.dtype)
+        table = sine_cosine_positions(self.rows, self.columns, x.shape[-1]).astype(x.dtype)
         return x.at[:, x.shape[1] - len(table) :].add(table)
 
 
-def sincos(rows: int, columns: int, width: int) -> Float[Array, "tokens features"]:
+def sine_cosine_positions(rows: int, columns: int, width: int) -> Float[Array, "tokens features"]:
     """Fixed positions: sines and cosines of the row, then of the column (Vaswani et al. 2017, in two dimensions)."""
     frequency = 10_000.0 ** (-jnp.arange(width // 4) / max(width // 4 - 1, 1))
     row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import Gpt, Resnet, Vit, blocks, vit
+from models import Gpt, Resnet, Vit, decoder_blocks, vit
 from models.scopes import layers, scope, tag
 
 NUM_LAYERS, BATCH, SEQ, WIDTH, HIDDEN, HEADS = 5, 2, 6, 8, 24, 2  # neither 2 nor 3 divides the number of blocks
@@ -64,12 +64,12 @@ class Declared(Normed):
 
 def _gpt(dropout: float) -> Callable[[nnx.Rngs], nnx.Module]:
     option = Gpt(num_layers=NUM_LAYERS, num_heads=HEADS, width=WIDTH, hidden=HIDDEN, dropout=dropout)
-    return lambda rngs: blocks.Block(option, rngs)
+    return lambda rngs: decoder_blocks.DecoderBlock(option, rngs)
 
 
 def _vit(dropout: float) -> Callable[[nnx.Rngs], nnx.Module]:
     option = Vit(num_layers=NUM_LAYERS, num_heads=HEADS, width=WIDTH, hidden=HIDDEN, dropout=dropout)
-    return lambda rngs: vit.Block(option, rngs)
+    return lambda rngs: vit.VitBlock(option, rngs)
 
 
 BLOCKS: dict[str, Callable[[float], Callable[[nnx.Rngs], nnx.Module]]] = {

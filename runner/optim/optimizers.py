@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Positive = Annotated[float, Gt(0.0)]
 NotNegative = Annotated[float, Ge(0.0)]
 Momentum = Annotated[float, Interval(ge=0.0, lt=1.0)]
-Average = Annotated[float, Interval(gt=0.0, lt=1.0)]
+OpenFraction = Annotated[float, Interval(gt=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,14 @@ class AdamW:
     b1: Momentum = 0.9
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
-    ema: Average | None = None
+    ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         import optax
 
-        from runner.optim.parameter_groups import decays
+        from runner.optim.parameter_groups import decay_mask
 
-        adamw = optax.adamw(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decays)
+        adamw = optax.adamw(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decay_mask)
         return optax.chain(_clip(self.clip_norm), adamw)
 
 
@@ -56,14 +56,14 @@ class Lion:
     b1: Momentum = 0.9
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
-    ema: Average | None = None
+    ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         import optax
 
-        from runner.optim.parameter_groups import decays
+        from runner.optim.parameter_groups import decay_mask
 
-        lion = optax.lion(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decays)
+        lion = optax.lion(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decay_mask)
         return optax.chain(_clip(self.clip_norm), lion)
 
 
@@ -80,14 +80,14 @@ class Sgd:
     momentum: Momentum = 0.9
     nesterov: bool = True
     clip_norm: Positive | None = None
-    ema: Average | None = None
+    ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         import optax
 
-        from runner.optim.parameter_groups import decays
+        from runner.optim.parameter_groups import decay_mask
 
-        decayed = optax.add_decayed_weights(self.weight_decay, mask=decays)
+        decayed = optax.add_decayed_weights(self.weight_decay, mask=decay_mask)
         return optax.chain(_clip(self.clip_norm), decayed, optax.sgd(schedule, self.momentum, self.nesterov))
 
 
@@ -103,22 +103,22 @@ class Adafactor:
     kind: Literal["adafactor"] = "adafactor"
     lr: Positive = 1e-2
     weight_decay: NotNegative = 0.0
-    decay_rate: Average = 0.8
+    decay_rate: OpenFraction = 0.8
     clip_update: Positive = 1.0
     clip_norm: Positive | None = None
-    ema: Average | None = None
+    ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         import optax
 
-        from runner.optim.parameter_groups import decays
+        from runner.optim.parameter_groups import decay_mask
 
         return optax.chain(
             _clip(self.clip_norm),
             optax.scale_by_factored_rms(decay_rate=self.decay_rate),
             optax.clip_by_block_rms(self.clip_update),
             optax.scale_by_param_block_rms(),
-            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
             optax.scale_by_learning_rate(schedule),
         )
 
@@ -140,25 +140,27 @@ class Muon:
     b1: Momentum = 0.9
     b2: Momentum = 0.95
     clip_norm: Positive | None = 1.0
-    ema: Average | None = None
+    ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         import jax
         import optax
         from optax import contrib
 
-        from runner.optim.parameter_groups import Tree, decays, fans, hidden
+        from runner.optim.parameter_groups import Tree, count_fans, decay_mask, muon_axes
 
         def labels(params: Tree) -> Tree:
-            return jax.tree.map(lambda _, axes: "adam" if axes is None else "muon", params, hidden(params))
+            return jax.tree.map(lambda _, axes: "adam" if axes is None else "muon", params, muon_axes(params))
 
         def dimensions(params: Tree) -> Tree:
-            return jax.tree.map(lambda _, axes: contrib.MuonDimensionNumbers(*axes), params, hidden(params))
+            return jax.tree.map(lambda _, axes: contrib.MuonDimensionNumbers(*axes), params, muon_axes(params))
 
         def even(updates: Tree, params: Tree | None) -> Tree:
             """Every matrix with the same root mean square, whatever its shape."""
             return jax.tree.map(
-                lambda update, axes: self.update_rms * max(fans(update, axes)) ** 0.5 * update, updates, hidden(updates)
+                lambda update, axes: self.update_rms * max(count_fans(update, axes)) ** 0.5 * update,
+                updates,
+                muon_axes(updates),
             )
 
         orthogonal = contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions)
@@ -167,7 +169,7 @@ class Muon:
         return optax.chain(
             _clip(self.clip_norm),
             optax.partition({"muon": orthogonal, "adam": adam}, labels),
-            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
             optax.scale_by_learning_rate(schedule),
         )
 

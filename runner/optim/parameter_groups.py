@@ -21,7 +21,7 @@ def is_stacked(name: str) -> bool:
     return name.split(".")[1:2] == [STACKED]
 
 
-def decays(params: Tree) -> Tree:
+def decay_mask(params: Tree) -> Tree:
     """True for what weight decay applies to: matrices, kernels and embeddings, not counting the stacking dimension."""
 
     def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
@@ -31,7 +31,7 @@ def decays(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def hidden(params: Tree) -> Tree:
+def muon_axes(params: Tree) -> Tree:
     """For each parameter the axes (in, out) of a hidden matrix, or None: what is orthogonalized, one layer at a time.
 
     A hidden matrix is a `kernel` (flax's name for the weights of a linear map or a convolution) outside embeddings,
@@ -49,7 +49,7 @@ def hidden(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def fans(matrix: jax.Array, axes: Axes) -> tuple[int, int]:
+def count_fans(matrix: jax.Array, axes: Axes) -> tuple[int, int]:
     """How many numbers go in and out of a hidden matrix with these axes."""
     inward, outward = (math.prod(matrix.shape[axis] for axis in side) for side in axes)
     return inward, outward

@@ -17,80 +17,82 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from data.sources import Sources
-from models.remat_plan import Plan
-from models.scopes import Kept, Misplaced, active
-from runner.config.remat import Remat
+from models.remat_plan import RematPlan
+from models.scopes import CheckpointPolicy, RematPlanError, use_plan
+from runner.config.remat_policies import RematPolicy
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.remat.candidates import Candidate, microbatch
-from runner.trace.flops import bodies, count
-from runner.trace.stored import seen, stored
+from runner.remat.candidates import Candidate, abstract_microbatch
+from runner.trace.flops import count_flops, inner_jaxprs
+from runner.trace.remat_trace import count_stored_bytes, find_scopes_and_tags
 from runner.train.build import build
 
 BLOCK = "block"
 
 
 @dataclass(frozen=True)
-class Cost:
+class RematCost:
     """Bytes that are stored for the backward pass, and FLOPs of both passes."""
 
     num_bytes: int = 0
     flops: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.num_bytes + other.num_bytes, self.flops + other.flops)
+    def __add__(self, other: RematCost) -> RematCost:
+        return RematCost(self.num_bytes + other.num_bytes, self.flops + other.flops)
 
-    def __sub__(self, other: Cost) -> Cost:
+    def __sub__(self, other: RematCost) -> RematCost:
         return self + other * -1
 
-    def __mul__(self, times: int) -> Cost:
-        return Cost(self.num_bytes * times, self.flops * times)
+    def __mul__(self, times: int) -> RematCost:
+        return RematCost(self.num_bytes * times, self.flops * times)
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockKinds:
     """The blocks of a model with their tags; equal ones are there once, each with how often it runs."""
 
     kinds: tuple[tuple[Any, int], ...]
     tags: tuple[str, ...]
 
-    def cost(self, plan: Plan) -> Cost:
+    def cost(self, plan: RematPlan) -> RematCost:
         """Of all blocks together, on one batch: exact up to what every plan has in common (see `cost`)."""
-        return sum((cost(block, plan) * times for block, times in self.kinds), Cost())
+        return sum((measure_block(block, plan) * times for block, times in self.kinds), RematCost())
 
 
-def blocks(candidate: Candidate, config: Config) -> Blocks:
+def find_block_kinds(candidate: Candidate, config: Config) -> BlockKinds:
     """The blocks of what was traced under a plan for blocks, for one microbatch."""
     built = candidate.built
-    with active(built.plan):
-        forward = jax.make_jaxpr(built.loss)(built.abstract["params"], built.abstract, microbatch(built, config)).jaxpr
+    with use_plan(built.plan):
+        forward = jax.make_jaxpr(built.loss)(
+            built.abstract["params"], built.abstract, abstract_microbatch(built, config)
+        ).jaxpr
     times, jaxprs = Counter[str](), {}
     for block, often in _wrapped(forward, 1):
         jaxprs[text := str(block)] = block
         times[text] += often
     kinds = tuple((jaxprs[text], often) for text, often in times.items())
-    return Blocks(kinds, tuple(sorted(set().union(*(seen(block).tags for block, _ in kinds)))))
+    return BlockKinds(kinds, tuple(sorted(set().union(*(find_scopes_and_tags(block).tags for block, _ in kinds)))))
 
 
 def _wrapped(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
     """What is inside every wrapped block, and how often it runs."""
     for equation in jaxpr.eqns:
         kept = equation.params.get("policy")
-        if isinstance(kept, Kept) and kept.scope == BLOCK:
+        if isinstance(kept, CheckpointPolicy) and kept.scope == BLOCK:
             yield equation.params["jaxpr"], times
             continue
-        for inner, length in bodies(equation):
+        for inner, length in inner_jaxprs(equation):
             yield from _wrapped(inner, times * length)
 
 
 @functools.cache
-def cost(block: Any, plan: Plan) -> Cost:
+def measure_block(block: Any, plan: RematPlan) -> RematCost:
     """Of one block: what a plan stores beside what enters it, and both passes with what is computed again.
 
     Gradients are counted for every input that is no integer, also where the model needs none: differences of two plans
     are exact.
     """
-    inside = jax.checkpoint(jaxpr_as_fun(ClosedJaxpr(block, ())), policy=Kept(BLOCK, plan))
+    inside = jax.checkpoint(jaxpr_as_fun(ClosedJaxpr(block, ())), policy=CheckpointPolicy(BLOCK, plan))
     shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in block.invars]
     smooth = [place for place, shape in enumerate(shapes) if _is_smooth(shape)]
 
@@ -105,10 +107,10 @@ def cost(block: Any, plan: Plan) -> Cost:
         return list(pull([jnp.ones_like(result) for result in results])), jax.tree.leaves(pull)
 
     traced, (_, kept) = jax.make_jaxpr(both, return_shape=True)(*shapes)
-    return Cost(stored(traced.jaxpr, len(kept)).total(), count(traced.jaxpr))
+    return RematCost(count_stored_bytes(traced.jaxpr, len(kept)).total(), count_flops(traced.jaxpr))
 
 
-def whole(config: Config, option: Remat, sources: Sources) -> Cost | None:
+def measure_loss(config: Config, option: RematPolicy, sources: Sources) -> RematCost | None:
     """Of the loss with its gradients on one microbatch, whole; None where the model does not offer that option."""
     config = replace(config, remat=option)
     try:
@@ -118,13 +120,15 @@ def whole(config: Config, option: Remat, sources: Sources) -> Cost | None:
             loss, pull, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
             return pull(jnp.ones_like(loss)), jax.tree.leaves(pull)
 
-        with active(built.plan):
-            traced, (_, kept) = jax.make_jaxpr(both, return_shape=True)(built.abstract, microbatch(built, config))
-    except (ConfigError, Misplaced):  # a model of the user's has no such scope, or iterates over its blocks itself
+        with use_plan(built.plan):
+            traced, (_, kept) = jax.make_jaxpr(both, return_shape=True)(
+                built.abstract, abstract_microbatch(built, config)
+            )
+    except (ConfigError, RematPlanError):  # a model of the user's has no such scope, or iterates over its blocks itself
         return None
-    if built.plan.scopes - seen(traced.jaxpr).scopes.keys():
+    if built.plan.scopes - find_scopes_and_tags(traced.jaxpr).scopes.keys():
         return None
-    return Cost(stored(traced.jaxpr, len(kept)).total(), count(traced.jaxpr))
+    return RematCost(count_stored_bytes(traced.jaxpr, len(kept)).total(), count_flops(traced.jaxpr))
 
 
 def _is_smooth(value: Any) -> bool:

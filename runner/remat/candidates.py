@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from data.sources import Sources
-from models.scopes import active
-from runner.config.remat import Remat
+from models.scopes import use_plan
+from runner.config.remat_policies import RematPolicy
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.trace.flops import count
-from runner.trace.requirements import Memory, held, told
-from runner.trace.stored import Seen, seen, stored
+from runner.trace.flops import count_flops
+from runner.trace.remat_trace import ScopesAndTags, count_stored_bytes, find_scopes_and_tags
+from runner.trace.step_requirements import CompiledMemory, bytes_held, read_compiled_memory
 from runner.train.build import build
 from runner.train.compile import abstract_batch, trace_step
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 class Candidate:
     """An option, traced. `stored`: bytes that one device keeps for the backward pass, by tag (`""`: what has none)."""
 
-    option: Remat
+    option: RematPolicy
     built: Built
     traced: jax.stages.Traced
-    stored: Mapping[str, int]
+    count_stored_bytes: Mapping[str, int]
     flops: int
-    seen: Seen
-    held: int  # bytes of the state and the batch on one device
+    find_scopes_and_tags: ScopesAndTags
+    bytes_held: int  # bytes of the state and the batch on one device
 
     @property
     def num_bytes(self) -> int:
@@ -62,8 +62,8 @@ class Candidate:
         return max(self.seen.scopes.values(), default=0) > 1
 
 
-def candidate(
-    config: Config, option: Remat, sources: Sources, devices: Sequence[jax.Device] | None = None
+def trace_candidate(
+    config: Config, option: RematPolicy, sources: Sources, devices: Sequence[jax.Device] | None = None
 ) -> Candidate:
     """Trace the train step and its forward pass, for these devices or those of this machine.
 
@@ -77,22 +77,22 @@ def candidate(
     traced = trace_step(built, config)
     jaxpr, parts = traced.jaxpr.jaxpr, built.mesh.size
     kept = {name: size // parts for name, size in _stored(built, config).items()}
-    size = held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], parts)
-    return Candidate(option, built, traced, kept, count(jaxpr), seen(jaxpr), size)
+    size = bytes_held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], parts)
+    return Candidate(option, built, traced, kept, count_flops(jaxpr), find_scopes_and_tags(jaxpr), size)
 
 
-def memory(candidate: Candidate) -> Memory:
+def read_memory(candidate: Candidate) -> CompiledMemory:
     """Compile it, and ask."""
-    return compiled(candidate)[0]
+    return compile_candidate(trace_candidate)[0]
 
 
-def compiled(candidate: Candidate) -> tuple[Memory, jax.stages.Compiled]:
+def compile_candidate(candidate: Candidate) -> tuple[CompiledMemory, jax.stages.Compiled]:
     """Compile it, and ask; with the program."""
     began = time.perf_counter()
-    program = candidate.traced.lower().compile()
-    found = told(program, candidate.platform, time.perf_counter() - began)
+    program = trace_candidate.traced.lower().compile()
+    found = read_compiled_memory(program, trace_candidate.platform, time.perf_counter() - began)
     if found is None:
-        raise ConfigError(f"the compiler for {candidate.platform} does not say what a program needs; only count")
+        raise ConfigError(f"the compiler for {trace_candidate.platform} does not say what a program needs; only count")
     return found, program
 
 
@@ -103,12 +103,12 @@ def _stored(built: Built, config: Config) -> Mapping[str, int]:
         _, pull, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
         return jax.tree.leaves(pull)
 
-    with active(built.plan):
-        traced = jax.make_jaxpr(kept)(built.abstract, microbatch(built, config)).jaxpr
-    return stored(traced, len(traced.outvars))
+    with use_plan(built.plan):
+        traced = jax.make_jaxpr(kept)(built.abstract, abstract_microbatch(built, config)).jaxpr
+    return count_stored_bytes(traced, len(traced.outvars))
 
 
-def microbatch(built: Built, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_microbatch(built: Built, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of what goes through the model at once."""
     parts = config.train.microbatches
     return {

@@ -11,24 +11,24 @@ from dataclasses import asdict, dataclass, field
 from statistics import quantiles
 from typing import Any
 
-from runner.config.remat import Remat
-from runner.trace.requirements import Blocks, Memory
+from runner.config.remat_policies import RematPolicy
+from runner.trace.step_requirements import BlockLayout, CompiledMemory
 
 BASE = "none"
 BLOCKS = {"loop": "blocks in a Python loop", "scan": "blocks under one scan", "unknown": "no blocks found"}
 
 
 @dataclass(frozen=True)
-class Row:
+class PolicyCosts:
     """One option. `stored`: bytes kept for the backward pass, by tag; `counted`: with state and batch; one device."""
 
     name: str
-    option: Remat
+    option: RematPolicy
     stored: Mapping[str, int]
     counted: int
     flops: int  # of a step, on all devices
     trace_seconds: float
-    memory: Memory | None = None
+    memory: CompiledMemory | None = None
     trouble: str = ""  # why the compiler has no numbers
     step_seconds: tuple[float, ...] = ()
 
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Tag:
+class TagWorth:
     """What saving a tagged value costs and spares: `alone`, and where it is the `last` that was still missing."""
 
     name: str
@@ -64,7 +64,7 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class Change:
+class Alternative:
     """Another way to need less memory, counted."""
 
     words: str
@@ -74,14 +74,14 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SurveySetting:
     """What it was measured on."""
 
     model: str
     backend: str
     device: str
     devices: int
-    blocks: Blocks
+    blocks: BlockLayout
     precision: str
     batch_size: int
     microbatches: int
@@ -97,14 +97,14 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Report:
+class SurveyReport:
     """All that was found. `now`: the name of the option that the configuration has; `refused`: why others are not."""
 
-    setting: Setting
+    setting: SurveySetting
     now: str
-    rows: Sequence[Row]
-    tags: Sequence[Tag] = ()
-    changes: Sequence[Change] = ()
+    rows: Sequence[PolicyCosts]
+    tags: Sequence[TagWorth] = ()
+    changes: Sequence[Alternative] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     budget: int | None = None
     is_auto: bool = False  # the configuration leaves the choice to the runner
@@ -125,46 +125,46 @@ class Report:
         return any(row.step_seconds for row in self.rows)
 
     @property
-    def base(self) -> Row:
+    def base(self) -> PolicyCosts:
         """Nothing is recomputed."""
         return next(row for row in self.rows if row.name == BASE)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> PolicyCosts:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
-    def in_all(self, row: Row) -> float:
+    def in_all(self, row: PolicyCosts) -> float:
         """Bytes on one device; without end where the compiler found no room."""
         if not self.is_believed:
             return row.counted
         return row.memory.footprint if row.memory else float("inf")
 
-    def recompute(self, row: Row) -> float:
+    def recompute(self, row: PolicyCosts) -> float:
         """How much more is computed than without rematerialization: 0.24 is 24 %."""
         return row.flops / self.base.flops - 1 if self.base.flops else 0.0
 
-    def cost(self, row: Row) -> float:
+    def cost(self, row: PolicyCosts) -> float:
         """What is to be as little as possible beside memory: the time of a step where it was measured, else FLOPs."""
         if self.is_timed:
             return row.quartiles[1] if row.quartiles else float("inf")
         return self.recompute(row)
 
-    def fits(self, row: Row) -> bool | None:
+    def fits(self, row: PolicyCosts) -> bool | None:
         """Whether it stays within the budget; None without one."""
         return None if self.budget is None else self.in_all(row) <= self.budget
 
     @property
-    def frontier(self) -> list[Row]:
+    def frontier(self) -> list[PolicyCosts]:
         """The rows that no other one beats, those with most memory first (Pareto)."""
         best = [row for row in self.rows if not any(self._beats(other, row) for other in self.rows)]
         return sorted((row for row in best if self.in_all(row) < float("inf")), key=self.in_all, reverse=True)
 
-    def _beats(self, one: Row, other: Row) -> bool:
+    def _beats(self, one: PolicyCosts, other: PolicyCosts) -> bool:
         mine, its = (self.in_all(one), self.cost(one)), (self.in_all(other), self.cost(other))
         return mine != its and mine[0] <= its[0] and mine[1] <= its[1]
 
     @property
-    def ordered(self) -> list[Row]:
+    def ordered(self) -> list[PolicyCosts]:
         """The rows by memory, most first; of equals the one that computes less."""
         return sorted(self.rows, key=lambda row: (-self.in_all(row), -row.num_bytes, row.flops))
 
@@ -173,7 +173,7 @@ class Report:
         best = {row.name for row in self.frontier}
         return [{**self._line(row), "pareto": row.name in best, "fits": self.fits(row)} for row in self.ordered]
 
-    def _line(self, row: Row) -> dict[str, Any]:
+    def _line(self, row: PolicyCosts) -> dict[str, Any]:
         memory = {**asdict(row.memory), "footprint": row.memory.footprint} if row.memory else None
         low, middle, high = row.quartiles or (None, None, None)
         return {

@@ -24,8 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from runner.remat.cost_table import Report, Row
-from runner.text import shorten, size_text
+from runner.remat.cost_table import PolicyCosts, SurveyReport
+from runner.text import format_size, shorten
 
 INK, GREY, FAINT = "#1b2733", "#6b7785", "#e4e8ec"
 BEST, OTHER, BUDGET = "#0072b2", "#d55e00", "#009e73"
@@ -45,14 +45,14 @@ STYLE: dict[Any, Any] = {
 Line = tuple[tuple[float, float], tuple[float, float]]
 
 
-def draw(path: Path, report: Report) -> None:
+def draw_survey(path: Path, report: SurveyReport) -> None:
     """Write the picture as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        picture(report).savefig(path)
+        plot_survey(report).savefig(path)
 
 
-def picture(report: Report) -> Figure:
+def plot_survey(report: SurveyReport) -> Figure:
     """Points, lines and labels."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=INCHES, dpi=DOTS)
@@ -73,24 +73,24 @@ def picture(report: Report) -> Figure:
         return figure
 
 
-def _height(report: Report, row: Row) -> float:
+def _height(report: SurveyReport, row: PolicyCosts) -> float:
     """In ms, or in %."""
     return (1000 if report.is_timed else 100) * report.cost(row)
 
 
-def _spread(row: Row) -> list[float]:
+def _spread(row: PolicyCosts) -> list[float]:
     """From the lower quartile of the time of a step to the upper one, in ms; empty where none was taken."""
     return [1000 * row.quartiles[0], 1000 * row.quartiles[2]] if row.quartiles else []
 
 
-def _title(figure: Figure, report: Report) -> None:
+def _title(figure: Figure, report: SurveyReport) -> None:
     setting = report.setting
     name = setting.model.partition(" · ")[0]
     figure.text(0.1, 0.955, shorten(f"What to recompute: {name}", 70), fontsize=16, fontweight="bold", va="center")
     figure.text(0.1, 0.9, shorten(setting.line, 110), color=GREY, va="center")
 
 
-def _axes(axes: Axes, report: Report, points: Sequence[tuple[float, float, Row]]) -> None:
+def _axes(axes: Axes, report: SurveyReport, points: Sequence[tuple[float, float, PolicyCosts]]) -> None:
     """Room on all sides; units as people read them."""
     places = [x for x, _, _ in points] or [1.0]
     heights = [height for _, y, row in points for height in (y, *_spread(row))] or [0.0]
@@ -101,7 +101,7 @@ def _axes(axes: Axes, report: Report, points: Sequence[tuple[float, float, Row]]
     axes.set_xlim(left, right + 0.12 * (right - left or right))
     axes.set_ylim(lowest - room, highest + room)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_text(size) if size else "0"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: format_size(size) if size else "0"))
     compiled = f"in a step, compiled for {report.setting.device}"
     counted = "for state, batch and what is stored, counted in the trace"
     axes.set_xlabel(f"memory of one device {compiled if report.is_believed else counted}")
@@ -113,7 +113,7 @@ def _axes(axes: Axes, report: Report, points: Sequence[tuple[float, float, Row]]
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %" if value >= 0 else ""))
 
 
-def _frontier(axes: Axes, report: Report) -> list[Line]:
+def _frontier(axes: Axes, report: SurveyReport) -> list[Line]:
     """What can be had: with so much memory, at least so much is computed again. Gives the lines that were drawn."""
     best = [(report.in_all(row), _height(report, row)) for row in report.frontier]
     right, high = axes.get_xlim()[1], axes.get_ylim()[1]
@@ -127,13 +127,13 @@ def _frontier(axes: Axes, report: Report) -> list[Line]:
     return list(pairwise(corners))
 
 
-def _budget(axes: Axes, report: Report) -> list[Line]:
+def _budget(axes: Axes, report: SurveyReport) -> list[Line]:
     right, (low, high) = axes.get_xlim()[1], axes.get_ylim()
     if report.budget is None or report.budget > right:
         return []
     axes.axvline(report.budget, color=BUDGET, lw=1.8, ls=(0, (5, 3)), zorder=2)
     axes.axvspan(report.budget, right, color=GREY, alpha=0.1, lw=0, zorder=1)
-    words, is_left = f" budget {size_text(report.budget)} ", report.budget > 0.8 * right
+    words, is_left = f" budget {format_size(report.budget)} ", report.budget > 0.8 * right
     place = (report.budget, low + 0.02 * (high - low))
     axes.text(*place, words, color=BUDGET, fontweight="bold", va="bottom", ha="right" if is_left else "left")
     return [((report.budget, low), (report.budget, high))]
@@ -147,7 +147,7 @@ def _legend(axes: Axes, cost: str) -> None:
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.012, 1.0), ncols=2, frameon=False, fontsize=9)
 
 
-def _named(points: Sequence[tuple[float, float, Row]], axes: Axes) -> Iterator[tuple[float, float, list[str]]]:
+def _named(points: Sequence[tuple[float, float, PolicyCosts]], axes: Axes) -> Iterator[tuple[float, float, list[str]]]:
     """Points that lie upon each other have one label."""
     wide, high = (limits[1] - limits[0] for limits in (axes.get_xlim(), axes.get_ylim()))
     groups: list[tuple[float, float, list[str]]] = []

@@ -25,7 +25,7 @@ ELSEWHERE = {
 }
 
 
-def check(target: str) -> None:
+def check_target(target: str) -> None:
     """Raises ConfigError where the target is not one, or cannot be compiled for here. Before jax starts."""
     platform, _, name = target.partition(":")
     kind, _, shape = name.partition(":")
@@ -40,7 +40,7 @@ def check(target: str) -> None:
         os.environ.setdefault(name, value)
 
 
-def devices(target: str, count: int) -> list[Any]:
+def target_devices(target: str, count: int) -> list[Any]:
     """So many devices of the target, or those of the smallest slice with as many; -1: of the slice that is named."""
     from jax.errors import JaxRuntimeError
     from jax.experimental.topologies import get_topology_desc

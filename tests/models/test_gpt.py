@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from models import Gpt
-from models.gpt import draw, sample
+from models.gpt import draw_token, sample_tokens
 from models.objectives import next_token
 from tests.fresh import fresh
 
@@ -65,27 +65,27 @@ def test_a_cache_changes_nothing(option: Gpt) -> None:
 def test_a_sample_is_drawn_from_the_logits_of_the_model(option: Gpt) -> None:
     """Again without a cache: each token, given those before it, by the same key."""
     model, key = built(option), jax.random.key(3)
-    drawn = sample(model, jnp.asarray(TOKENS[0, :4]), SEQ - 4, key, 0.7)
+    drawn = sample_tokens(model, jnp.asarray(TOKENS[0, :4]), SEQ - 4, key, 0.7)
     assert drawn.shape == (SEQ,)
     np.testing.assert_array_equal(drawn[:4], TOKENS[0, :4])
     logits = called(model)(drawn[None])[0]
     for position in range(4, SEQ):
-        again = draw(logits[position - 1], jax.random.fold_in(key, position), 0.7, None)
+        again = draw_token(logits[position - 1], jax.random.fold_in(key, position), 0.7, None)
         assert int(again) == int(drawn[position])
 
 
 def test_top_k_draws_from_the_likeliest_only() -> None:
     logits = jnp.array([0.0, 3.0, 2.9, -1.0, 2.8])
     keys = jax.random.split(jax.random.key(0), 200)
-    assert set(jax.vmap(lambda key: draw(logits, key, 5.0, 2))(keys).tolist()) == {1, 2}
-    assert set(jax.vmap(lambda key: draw(logits, key, 5.0, None))(keys).tolist()) == {0, 1, 2, 3, 4}
-    assert set(jax.vmap(lambda key: draw(logits, key, 1e-3, None))(keys).tolist()) == {1}  # cold: the likeliest
+    assert set(jax.vmap(lambda key: draw_token(logits, key, 5.0, 2))(keys).tolist()) == {1, 2}
+    assert set(jax.vmap(lambda key: draw_token(logits, key, 5.0, None))(keys).tolist()) == {0, 1, 2, 3, 4}
+    assert set(jax.vmap(lambda key: draw_token(logits, key, 1e-3, None))(keys).tolist()) == {1}  # cold: the likeliest
 
 
 def test_learned_positions_end_somewhere() -> None:
     model = built(VARIANTS["gpt2"])
     with pytest.raises(ValueError, match=r"13 tokens are more than the 12 .* \(model.context\)"):
-        sample(model, jnp.asarray(TOKENS[0, :4]), SEQ - 3, jax.random.key(0))
+        sample_tokens(model, jnp.asarray(TOKENS[0, :4]), SEQ - 3, jax.random.key(0))
     with pytest.raises(ValueError, match="model.context=12"):
         VARIANTS["gpt2"].build((SEQ + 1,), VOCAB, nnx.Rngs(0))
 

@@ -12,11 +12,11 @@ from flax import nnx
 
 from models import Cnn, Gpt, Mlp, Model, Resnet, Vae, Vit
 from models.objectives import OBJECTIVES
-from models.remat_plan import Plan
-from models.scopes import active, scope
-from runner.config.remat import Full
-from runner.trace.flops import count as flops
-from runner.trace.stored import seen
+from models.remat_plan import RematPlan
+from models.scopes import scope, use_plan
+from runner.config.remat_policies import Full
+from runner.trace.flops import count_flops as flops
+from runner.trace.remat_trace import find_scopes_and_tags
 from runner.train import step as steps
 from tests.fresh import fresh
 
@@ -40,14 +40,14 @@ def loss_and_grads(option: Model, batch: dict[str, Any]) -> Any:
 TOKENS = {"tokens": jnp.asarray(np.random.default_rng(0).integers(0, 256, (BATCH, SEQ + 1)), jnp.uint8)}
 
 
-def flops_under(plan: Plan) -> int:
+def flops_under(plan: RematPlan) -> int:
     function, params = loss_and_grads(GPT, TOKENS)
-    with active(plan):
+    with use_plan(plan):
         return flops(jax.make_jaxpr(function)(params).jaxpr)
 
 
 def test_only_the_outermost_scope_is_recomputed() -> None:
-    assert flops_under(Full().plan) == flops_under(Plan(frozenset({"block", "attention", "ffn"})))
+    assert flops_under(Full().plan) == flops_under(RematPlan(frozenset({"block", "attention", "ffn"})))
 
 
 def test_without_a_plan_the_seam_is_the_identity() -> None:
@@ -70,7 +70,7 @@ def test_an_inner_jit_is_not_reused_under_another_plan() -> None:
     gradient = jax.grad(lambda state, x: inner(state, x))
     counts = []
     for scopes in (frozenset[str](), frozenset({"block"}), frozenset[str]()):
-        with active(Plan(scopes)):
+        with use_plan(RematPlan(scopes)):
             counts.append(flops(jax.make_jaxpr(gradient)(state, jnp.ones((2, 8))).jaxpr))
     assert counts[0] == counts[2] < counts[1]
 
@@ -92,9 +92,9 @@ def batch_for(option: Model) -> dict[str, Any]:
 @pytest.mark.parametrize("option", SMALL, ids=lambda option: option.kind)
 def test_every_declared_scope_is_entered(option: Model) -> None:
     for name in option.scopes:
-        with active(Plan(frozenset({name}))):
+        with use_plan(RematPlan(frozenset({name}))):
             function, params = loss_and_grads(option, batch_for(option))
-            assert seen(jax.make_jaxpr(function)(params).jaxpr).scopes.keys() == {name}
+            assert find_scopes_and_tags(jax.make_jaxpr(function)(params).jaxpr).scopes.keys() == {name}
 
 
 def losses(option: Model, model: Any, precision: Any) -> Any:

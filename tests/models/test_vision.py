@@ -14,11 +14,11 @@ from scipy import stats
 
 from models import Cnn, Model, Resnet, Vae, Vit
 from models.objectives import OBJECTIVES
-from models.remat_plan import Plan
-from models.scopes import active
-from models.vae import kl
-from models.vit import sincos
-from runner.trace.stored import seen
+from models.remat_plan import RematPlan
+from models.scopes import use_plan
+from models.vae import kl_from_standard_normal
+from models.vit import sine_cosine_positions
+from runner.trace.remat_trace import find_scopes_and_tags
 from tests.fresh import fresh
 
 OPTIONS = (
@@ -65,10 +65,10 @@ def test_batch_statistics_advance_once_a_step(scopes: frozenset[str]) -> None:
         model = nnx.merge(graphdef, params, rest, copy=True)
         return OBJECTIVES["classify"](model, batch)["loss"].mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    with active(Plan(scopes)):
+    with use_plan(RematPlan(scopes)):
         step = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(params)
         (_, after), _ = step.lower().compile()(params)
-    assert seen(step.jaxpr.jaxpr).scopes.keys() == scopes
+    assert find_scopes_and_tags(step.jaxpr.jaxpr).scopes.keys() == scopes
     x = model.stem.conv(batch["inputs"])
     np.testing.assert_allclose(after["stem"]["norm"]["mean"], 0.1 * x.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(after["stem"]["norm"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), atol=1e-6)
@@ -117,7 +117,7 @@ def test_the_places_of_patches_matter(positions: Any) -> None:
 
 
 def test_fixed_positions_differ_in_row_and_column() -> None:
-    table = np.asarray(sincos(3, 5, 16))
+    table = np.asarray(sine_cosine_positions(3, 5, 16))
     assert table.shape == (15, 16)
     assert len(np.unique(table.round(4), axis=0)) == 15
     np.testing.assert_array_equal(table[0, :8], table[4, :8])  # the same row
@@ -129,7 +129,7 @@ def test_kl_is_that_of_gaussians() -> None:
     z = np.linspace(-12, 12, 20001)
     q, p = stats.norm(mean, math.exp(log_variance / 2)), stats.norm()
     expected = np.trapezoid(q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), z)
-    found = kl(jnp.full((1, 3), mean), jnp.full((1, 3), log_variance))
+    found = kl_from_standard_normal(jnp.full((1, 3), mean), jnp.full((1, 3), log_variance))
     np.testing.assert_allclose(found, [3 * expected], rtol=1e-5)
 
 

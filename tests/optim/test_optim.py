@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.config.identity import class_of
-from runner.config.schema import load, read
+from runner.config.identity import classify_key
+from runner.config.schema import read_document, validate_config
 from runner.errors import ConfigError
 from runner.optim.optimizers import AdamW, Lion, Muon, Optim, Sgd
-from runner.optim.parameter_groups import decays, hidden
+from runner.optim.parameter_groups import decay_mask, muon_axes
 from runner.optim.schedules import Constant, Cosine, InverseSqrt, Linear, Schedule, Wsd
 from runner.train.build import build
 from tests.config.test_config import changed
@@ -94,7 +94,7 @@ def test_every_optimizer_trains_with_the_values_its_file_has(name: str) -> None:
     built = build(config)
     state = built.init()
     first = jax.tree.map(np.array, state["params"])
-    step = built.train_step.bound(built.train_step.trace(state, next(built.stream)).lower().compile(QUICK))
+    step = built.train_step.with_lr(built.train_step.trace(state, next(built.stream)).lower().compile(QUICK))
     for _ in range(2):
         state, metrics = step(state, next(built.stream))
     assert int(state["step"]) == 2
@@ -157,7 +157,7 @@ def test_every_optimizer_walks_down_a_bowl(option: Any) -> None:
 
 
 def test_weight_decay_is_for_matrices_kernels_and_embeddings() -> None:
-    assert decays(tree(np.ones)) == {
+    assert decay_mask(tree(np.ones)) == {
         "embed": {"embedding": True},
         "patch_embed": {"kernel": True, "bias": False},
         "blocks": {
@@ -176,7 +176,7 @@ def test_every_optimizer_decays_those_and_no_others(option: Any) -> None:
     params = tree(normal)
     decayed = type(option)(weight_decay=0.125)
     change = updates(decayed, jax.tree.map(np.zeros_like, params), params)
-    for path, does in jax.tree_util.tree_leaves_with_path(decays(params)):
+    for path, does in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
         before, moved = (dict(jax.tree_util.tree_leaves_with_path(each))[path] for each in (params, change))
         coupled = -0.125 * (1 + Sgd().momentum)  # through Nesterov's momentum
         factor = (coupled if option.kind == "sgd" else -0.125) if does else 0.0
@@ -184,13 +184,13 @@ def test_every_optimizer_decays_those_and_no_others(option: Any) -> None:
 
 
 def test_hidden_matrices_are_kernels_inside() -> None:
-    axes = jax.tree_util.tree_leaves_with_path(hidden(tree(np.ones)), is_leaf=lambda node: isinstance(node, tuple))
+    axes = jax.tree_util.tree_leaves_with_path(muon_axes(tree(np.ones)), is_leaf=lambda node: isinstance(node, tuple))
     found = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in axes}
     assert found == {"blocks.up.kernel": ((1,), (2,)), "conv.kernel": ((0, 1, 2), (3,))}
     outer = {name: {"first": {"kernel": np.ones((2, 2))}} for name in ("stem", "patches", "token_embedding", "lm_head")}
-    assert jax.tree.leaves(hidden(outer)) == []
+    assert jax.tree.leaves(muon_axes(outer)) == []
     inner = {"multi_head_attention": {"kernel": np.ones((2, 2))}}
-    assert hidden(inner) == {"multi_head_attention": {"kernel": ((0,), (1,))}}
+    assert muon_axes(inner) == {"multi_head_attention": {"kernel": ((0,), (1,))}}
 
 
 def test_muon_orthogonalizes_each_layer_of_a_stack_and_each_convolution() -> None:
@@ -316,7 +316,7 @@ def test_a_rate_is_never_negative_nor_above_its_peak_and_makes_no_jumps(schedule
 )
 def test_what_makes_no_schedule_is_told(schedule: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(changed(schedule=schedule))
+        validate_config(changed(schedule=schedule))
     assert str(caught.value) == message
 
 
@@ -325,13 +325,13 @@ def test_what_makes_no_schedule_is_told(schedule: dict[str, Any], message: str) 
 
 def test_a_run_may_go_on_under_another_schedule_but_not_with_another_state() -> None:
     resumable = ("schedule.kind", "schedule.warmup_steps", "optim.lr", "train.microbatches", "train.precision")
-    assert {class_of(key) for key in resumable} == {"resumable"}
-    assert {class_of(key) for key in ("optim.kind", "optim.ema")} == {"identity"}
+    assert {classify_key(key) for key in resumable} == {"resumable"}
+    assert {classify_key(key) for key in ("optim.kind", "optim.ema")} == {"identity"}
 
 
 @pytest.mark.parametrize("run", sorted((REPO / "tests/fixtures").glob("format*")), ids=lambda path: path.name)
 def test_a_run_from_before_there_was_a_group_of_schedules_keeps_its_own(run: Any) -> None:
-    document = read(run / "config.yaml")
+    document = read_document(run / "config.yaml")
     assert document["schedule"] == {
         "kind": "cosine",
         "warmup_steps": 20,

@@ -16,10 +16,10 @@ import optax
 import pytest
 from flax import nnx
 
-from models.find_blocks import prepare
-from models.remat_plan import Plan
-from models.scopes import NOT_CHOSEN, Kept, Misplaced, active, layers, scanned, scope, tag
-from runner.config.remat import (
+from models.find_blocks import apply_plan
+from models.remat_plan import RematPlan
+from models.scopes import EXEMPT, CheckpointPolicy, RematPlanError, inside_scan, layers, scope, tag, use_plan
+from runner.config.remat_policies import (
     AttentionCore,
     AttentionOnly,
     Dots,
@@ -34,8 +34,8 @@ from runner.config.remat import (
     Offload,
 )
 from runner.errors import ConfigError
-from runner.trace.flops import bodies, count
-from runner.trace.stored import equations, seen, stored
+from runner.trace.flops import count_flops, inner_jaxprs
+from runner.trace.remat_trace import count_stored_bytes, find_scopes_and_tags, iterate_equations
 from runner.train import compile
 from runner.train import step as steps
 from tests.conftest import QUICK, composed
@@ -59,7 +59,7 @@ def prepared(kind: str, style: str, dropout: float, policy: Any, num_layers: int
     """A model that obeys a policy; where it declares nothing, its class is named for every second policy, else found."""
     model = made(kind, style, dropout, num_layers)
     by_name = kind == "untagged" and (style == "scan" or policy.plan.every > 1)  # a stack of blocks is not a list
-    prepare(model, policy.plan, "Normed" if by_name else None)
+    apply_plan(model, policy.plan, "Normed" if by_name else None)
     return model
 
 
@@ -87,7 +87,7 @@ def three_steps(kind: str, style: str, dropout: float, precision: str, policy: A
         (value, rest), gradients = gradient(params, rest, x)
         return value, gradients, jax.tree.map(lambda leaf, by: leaf - 0.1 * by, params, gradients), rest
 
-    with active(policy.plan):
+    with use_plan(policy.plan):
         compiled = jax.jit(step).trace(params, rest, example(kind)).lower().compile(QUICK)
     found, (params, rest) = [], (filled(params), filled(rest))
     for _ in range(3):
@@ -194,7 +194,7 @@ def done_again(kind: str, policy: Any) -> int:
 def gradient_of(kind: str, style: str, policy: Any, num_layers: int = NUM_LAYERS) -> Any:
     """The jaxpr of the gradient."""
     loss, params, rest = losses_of(prepared(kind, style, 0.2, policy, num_layers), "fp32")
-    with active(policy.plan):
+    with use_plan(policy.plan):
         return jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, rest, example(kind)).jaxpr
 
 
@@ -215,8 +215,8 @@ BY_HAND = [
 def test_a_policy_does_again_what_its_name_says(kind: str, style: str, policy: Any) -> None:
     """Fails where the seam does nothing, too much, or the same twice."""
     jaxpr = gradient_of(kind, style, policy)
-    assert seen(jaxpr).scopes.keys() == policy.plan.scopes
-    assert count(jaxpr) - count(gradient_of(kind, style, NoRemat())) == done_again(kind, policy)
+    assert find_scopes_and_tags(jaxpr).scopes.keys() == policy.plan.scopes
+    assert count_flops(jaxpr) - count_flops(gradient_of(kind, style, NoRemat())) == done_again(kind, policy)
 
 
 # Barriers: in a loop XLA would find the same product twice, and do it once. In a scan it cannot.
@@ -225,9 +225,9 @@ def test_a_policy_does_again_what_its_name_says(kind: str, style: str, policy: A
 def barriers(jaxpr: Any, length: int = 1) -> Iterator[tuple[int, bool]]:
     """Of every recomputed scope: the iterations of the scan it is in, and whether it is guarded by barriers."""
     for equation in jaxpr.eqns:
-        if isinstance(equation.params.get("policy"), Kept):
+        if isinstance(equation.params.get("policy"), CheckpointPolicy):
             yield length, equation.params["prevent_cse"]
-        for inner, times in bodies(equation):
+        for inner, times in inner_jaxprs(equation):
             yield from barriers(inner, length * times)
 
 
@@ -246,7 +246,7 @@ def test_only_a_scan_of_two_or_more_goes_without_barriers(
     style: str, num_layers: int, policy: Any, expected: set[tuple[int, bool]]
 ) -> None:
     loss, params, rest = losses_of(prepared("batchnorm", style, 0.2, policy, num_layers), "fp32")
-    with active(policy.plan):
+    with use_plan(policy.plan):
         assert set(barriers(jax.make_jaxpr(loss)(params, rest, example("batchnorm")).jaxpr)) == expected
 
 
@@ -255,7 +255,7 @@ def test_a_scan_of_one_is_recomputed_by_the_compiled_program_too() -> None:
 
     def flops(policy: Any) -> float:
         loss, params, rest = losses_of(prepared("gpt", "scan", 0.0, policy, 1), "fp32")
-        with active(policy.plan):
+        with use_plan(policy.plan):
             lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, rest, example("gpt"))
         return lowered.compile().cost_analysis()["flops"]
 
@@ -271,11 +271,11 @@ def test_a_jit_of_the_users_own_is_not_reused_in_a_loop_after_a_scan() -> None:
     inner = jax.jit(lambda x: Waves()(x))
 
     def both(x: jax.Array) -> jax.Array:
-        with scanned(3):
+        with inside_scan(3):
             x, _ = jax.lax.scan(lambda x, _: (inner(x), None), x, length=3)
         return inner(x)
 
-    with active(Full().plan):
+    with use_plan(Full().plan):
         assert set(barriers(jax.make_jaxpr(both)(jnp.ones(3)).jaxpr)) == {(3, False), (1, True)}
 
 
@@ -290,14 +290,14 @@ def kept_by(kind: str, style: str, policy: Any, num_layers: int = NUM_LAYERS) ->
     def forward(params: nnx.State, rest: nnx.State, x: jax.Array) -> list[Any]:
         return jax.tree.leaves(jax.vjp(lambda params: loss(params, rest, x), params, has_aux=True)[1])
 
-    with active(policy.plan):
+    with use_plan(policy.plan):
         jaxpr = jax.make_jaxpr(forward)(params, rest, example(kind)).jaxpr
     return jaxpr, len(jaxpr.outvars)
 
 
 def num_bytes(style: str, policy: Any) -> int:
     """Of six blocks, which 2 and 3 divide: of five, `layers` would copy the weights to make groups."""
-    return sum(stored(*kept_by("gpt", style, policy, 6)).values())
+    return sum(count_stored_bytes(*kept_by("gpt", style, policy, 6)).values())
 
 
 ORDER = [
@@ -318,9 +318,9 @@ def test_what_is_stored_falls_in_this_order(style: str) -> None:
 @pytest.mark.parametrize("style", ["scan", pytest.param("loop", marks=pytest.mark.slow)])
 def test_a_name_stores_its_value_and_nothing_else(style: str) -> None:
     value = NUM_LAYERS * BATCH * SEQ * WIDTH * 4  # of the width of the stream, in every block
-    full = stored(*kept_by("gpt", style, Full()))
+    full = count_stored_bytes(*kept_by("gpt", style, Full()))
     assert full == {"": full[""]}
-    kept = stored(*kept_by("gpt", style, Names(save=("qkv", "attn_out"))))
+    kept = count_stored_bytes(*kept_by("gpt", style, Names(save=("qkv", "attn_out"))))
     assert kept == {"": full[""], "qkv": 3 * value, "attn_out": value}
     # what enters each block; what is before and behind them; the keys of dropout
     assert value <= full[""] < 2 * value
@@ -435,9 +435,9 @@ class Chain(nnx.Module):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of sow
 @pytest.mark.parametrize("kind", [Statics, Streams, Shared, Sown, Bare], ids=lambda kind: kind.__name__)
 def test_whatever_a_block_takes_gives_shares_and_notes(kind: Any) -> None:
-    def after(plan: Plan) -> Any:
+    def after(plan: RematPlan) -> Any:
         model = Chain(kind)
-        prepare(model, plan, None)
+        apply_plan(model, plan, None)
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params: nnx.State) -> Any:
@@ -445,12 +445,12 @@ def test_whatever_a_block_takes_gives_shares_and_notes(kind: Any) -> None:
             value = jnp.square(model(jnp.ones((2, 4)))).sum()
             return value, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
 
-        with active(plan):
+        with use_plan(plan):
             jaxpr, shape = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True), return_shape=True)(params)
         leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves(params))
-        return jax.tree.unflatten(jax.tree.structure(shape), leaves), seen(jaxpr.jaxpr).scopes["block"]
+        return jax.tree.unflatten(jax.tree.structure(shape), leaves), find_scopes_and_tags(jaxpr.jaxpr).scopes["block"]
 
-    without, _ = after(Plan())
+    without, _ = after(RematPlan())
     for policy, times in ((Full(), 12), (EveryN(n=3), 4))[: 1 + (kind is Sown)]:
         found, wrapped = after(policy.plan)
         assert wrapped == times
@@ -465,28 +465,28 @@ def assert_close(one: Any, other: Any) -> None:
 
 def test_a_stack_of_blocks_without_variables() -> None:
     for policy in (NoRemat(), Full(), EveryN(n=2)):
-        with active(policy.plan):
+        with use_plan(policy.plan):
             found = layers(Bare(nnx.Rngs(0)), jnp.ones(()), 3)
         np.testing.assert_allclose(found, functools.reduce(lambda x, _: np.sin(x), range(6), 1.0), rtol=1e-6)
 
 
 def test_every_nth_of_a_list_is_chosen_in_its_order() -> None:
     model = Chain(Sown)
-    prepare(model, EveryN(n=3).plan, None)
-    chosen = [not getattr(block, NOT_CHOSEN) for part in model.blocks for block in part]
+    apply_plan(model, EveryN(n=3).plan, None)
+    chosen = [not getattr(block, EXEMPT) for part in model.blocks for block in part]
     assert chosen == [True, False, False] * 4
 
 
 def test_a_stack_that_scans_itself_cannot_do_every_nth() -> None:
     model = made("gpt", "scan")
-    prepare(model, EveryN(n=2).plan, None)
+    apply_plan(model, EveryN(n=2).plan, None)
     graphdef, state = nnx.split(model.blocks)
 
     def own(state: Any, x: jax.Array) -> jax.Array:
         through = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
         return through(x, nnx.merge(graphdef, state, copy=True))
 
-    with active(EveryN(n=2).plan), pytest.raises(Misplaced, match="iterate over them with models.scopes.layers"):
+    with use_plan(EveryN(n=2).plan), pytest.raises(RematPlanError, match="iterate over them with models.scopes.layers"):
         jax.make_jaxpr(own)(state, example("gpt"))
 
 
@@ -508,8 +508,8 @@ def test_a_jit_of_the_users_own_follows_a_changed_plan() -> None:
     product = 2 * 8 * 8 * 8
     flops = []
     for plan in PLANS:
-        with active(plan):
-            flops.append(count(jax.make_jaxpr(gradient)(jnp.ones((8, 8)), jnp.ones((8, 8))).jaxpr))
+        with use_plan(plan):
+            flops.append(count_flops(jax.make_jaxpr(gradient)(jnp.ones((8, 8)), jnp.ones((8, 8))).jaxpr))
     assert [each // product for each in flops] == [6, 8, 6, 6, 7, 6, 8]
 
 
@@ -524,23 +524,23 @@ def test_offloading_must_move_something() -> None:
 
     option = Offload(offload=("qkv",), save=("ffn_pre",))
     with pytest.raises(ConfigError, match=r"choose remat=names remat.save=\[qkv,ffn_pre\]"):
-        compile.refuse_at_home(option, "cpu")
+        compile.refuse_offload_on_cpu(option, "cpu")
     with pytest.raises(ConfigError, match="moved nothing of qkv to the host's memory"):
-        compile.refuse_unmoved(option, compiled(0))
-    compile.refuse_unmoved(option, compiled(0, "f32[8,8]{1,0:S(5)} copy-done(%start)"))  # not every backend counts it
-    compile.refuse_at_home(Names(save=("qkv",)), "cpu")
-    compile.refuse_at_home(option, "tpu")
-    compile.refuse_unmoved(option, compiled(4096))
-    compile.refuse_unmoved(Full(), compiled(0))
+        compile.refuse_not_offloaded(option, compiled(0))
+    compile.refuse_not_offloaded(option, compiled(0, "f32[8,8]{1,0:S(5)} copy-done(%start)"))  # not every backend counts it
+    compile.refuse_offload_on_cpu(Names(save=("qkv",)), "cpu")
+    compile.refuse_offload_on_cpu(option, "tpu")
+    compile.refuse_not_offloaded(option, compiled(4096))
+    compile.refuse_not_offloaded(Full(), compiled(0))
 
 
 def test_an_offloaded_tag_is_moved_and_the_rest_is_recomputed() -> None:
     """In the trace: there is a copy to pinned host memory and back for the tag, and only for it."""
     jaxpr = gradient_of("gpt", "scan", Offload(offload=("ffn_pre",), save=("qkv",)))
-    moves = [str(equation) for equation in equations(jaxpr) if equation.primitive.name == "device_put"]
+    moves = [str(equation) for equation in iterate_equations(jaxpr) if equation.primitive.name == "device_put"]
     assert sum("pinned_host" in move or "host" in move for move in moves) >= 1, moves
     expected = done_again("gpt", Names(save=("qkv", "ffn_pre")))
-    assert count(jaxpr) - count(gradient_of("gpt", "scan", NoRemat())) == expected
+    assert count_flops(jaxpr) - count_flops(gradient_of("gpt", "scan", NoRemat())) == expected
 
 
 REFUSED = [

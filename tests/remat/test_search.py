@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from runner.config import remat
-from runner.config.remat import Names, Remat
+from runner.config import remat_policies
+from runner.config.remat_policies import Names, RematPolicy
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from tests.bench.remat_auto import MODELS, check, measured
@@ -49,31 +49,31 @@ def _sources(config: Config) -> Any:
 )
 def test_what_blocks_cost_is_what_the_whole_costs(words: tuple[str, ...]) -> None:
     """Bytes to the last one (in bf16: of rounded masks), FLOPs exactly; for a model that was traced once."""
-    from runner.remat.candidates import candidate
-    from runner.remat.search import menu
+    from runner.remat.auto_search import build_menu
+    from runner.remat.candidates import trace_candidate
 
     config = composed(*words)
     sources = _sources(config)
-    rows = {row.option.kind: row for row in menu(config, sources).rows}  # of sets of tags, the last one
+    rows = {row.option.kind: row for row in build_menu(config, sources).rows}  # of sets of tags, the last one
     for kind in ("names", "dots", "every_n", "none"):
-        whole, row = candidate(config, rows[kind].option, sources), rows[kind]
+        whole, row = trace_candidate(config, rows[kind].option, sources), rows[kind]
         assert whole.flops == row.flops
         assert row.counted == pytest.approx(whole.counted, rel=1e-3)
 
 
 def _fake(needs: dict[str, tuple[int, int]], *, least: bool = False) -> Any:
     """A menu of (bytes, FLOPs) by name; names with a + are sets of tags."""
-    from runner.remat.search import Menu, Row
+    from runner.remat.auto_search import Menu, MenuRow
 
-    fixed = {"none": remat.NoRemat(), "dots": remat.Dots(), "full": remat.Full()}
+    fixed = {"none": remat_policies.NoRemat(), "dots": remat_policies.Dots(), "full": remat_policies.Full()}
     rows, sizes = [], {}
     for name, (num_bytes, flops) in needs.items():
-        option: Remat = fixed[name] if name in fixed else Names(save=tuple(name.split("+")))
+        option: RematPolicy = fixed[name] if name in fixed else Names(save=tuple(name.split("+")))
         sizes[option] = num_bytes
-        rows.append(Row(option, num_bytes, num_bytes // 2 if least else 0, flops))
-    known: dict[Remat, int] = {}
+        rows.append(MenuRow(option, num_bytes, num_bytes // 2 if least else 0, flops))
+    known: dict[RematPolicy, int] = {}
 
-    def ask(row: Row) -> int:
+    def ask(row: MenuRow) -> int:
         return known.setdefault(row.option, sizes[row.option])
 
     return Menu(sorted(rows, key=lambda row: row.flops), ask, known, is_counted=False)
@@ -90,20 +90,20 @@ MENU |= {"c": (25, 115), "full": (10, 130)}
 )
 def test_the_first_that_fits_is_taken(budget: int, name: str, asked: int, *, least: bool) -> None:
     """Where nothing can be ruled out, sets of tags are searched by halves."""
-    from runner.remat.search import chosen
+    from runner.remat.auto_search import choose_row
 
     menu = _fake(MENU, least=least)
-    taken = chosen(menu, budget)
+    taken = choose_row(menu, budget)
     assert taken is not None
     assert taken.name == name
     assert least or len(menu.known) == asked
     ruled_out = [row for row in menu.rows if row.least > budget]
     assert not {row.option for row in ruled_out} & menu.known.keys()
-    assert chosen(menu, 9) is None
+    assert choose_row(menu, 9) is None
 
 
 def test_the_fastest_of_the_first_few_is_taken_where_steps_can_be_measured() -> None:
-    from runner.remat.search import chosen
+    from runner.remat.auto_search import choose_row
 
     seen = []
 
@@ -111,11 +111,11 @@ def test_the_fastest_of_the_first_few_is_taken_where_steps_can_be_measured() -> 
         seen.append([row.name for row in rows])
         return rows[-1]
 
-    taken = chosen(_fake(MENU), 52, fastest)
+    taken = choose_row(_fake(MENU), 52, fastest)
     assert seen == [["dots", "names(a, c)", "names(b)"]]
     assert taken is not None
     assert taken.name == "names(b)"
-    only = chosen(_fake(MENU), 12, fastest)
+    only = choose_row(_fake(MENU), 12, fastest)
     assert only is not None
     assert only.name == "full"
     assert len(seen) == 1
@@ -124,30 +124,30 @@ def test_the_fastest_of_the_first_few_is_taken_where_steps_can_be_measured() -> 
 def test_what_the_compiler_finds_no_room_for_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     import jax
 
-    from runner.remat import search
+    from runner.remat import auto_search
 
     def fails(_: Any, words: str) -> Any:
         raise jax.errors.JaxRuntimeError(words)
 
     traced: Any = None
-    monkeypatch.setattr(search, "memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
-    menu = _fake({"none": (search._compiled(traced), 100), "full": (10, 130)})
-    taken = search.chosen(menu, 10**9)
+    monkeypatch.setattr(auto_search, "memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
+    menu = _fake({"none": (auto_search._compiled(traced), 100), "full": (10, 130)})
+    taken = auto_search.choose_row(menu, 10**9)
     assert taken is not None
     assert taken.name == "full"
-    assert any("no room" in line and "too large" in line for line in search.table(menu, 10**9, taken))
-    monkeypatch.setattr(search, "memory", partial(fails, words="INTERNAL: a bug"))
+    assert any("no room" in line and "too large" in line for line in auto_search.format_menu(menu, 10**9, taken))
+    monkeypatch.setattr(auto_search, "memory", partial(fails, words="INTERNAL: a bug"))
     with pytest.raises(jax.errors.JaxRuntimeError):
-        search._compiled(traced)
+        auto_search._compiled(traced)
 
 
 def test_steps_of_the_finalists_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.remat import search
+    from runner.remat import auto_search
 
-    monkeypatch.setattr(search, "ROUNDS", 2)
+    monkeypatch.setattr(auto_search, "ROUNDS", 2)
     config, said = composed(*LOOP, "model.num_layers=2"), list[str]()
-    rows = search.menu(config, _sources(config)).rows[:2]
-    taken = search.fastest(config, _sources(config), rows, said.append)
+    rows = auto_search.build_menu(config, _sources(config)).rows[:2]
+    taken = auto_search.find_fastest(config, _sources(config), rows, said.append)
     assert taken in rows
     times = {part.split(" with ")[1]: float(part.split(" ms with ")[0].split()[-1]) for part in said[-1].split(", ")}
     assert times.keys() == {row.name for row in rows}
@@ -165,15 +165,15 @@ def test_no_policy_that_fits_recomputes_less(model: str) -> None:
 
 
 def test_many_tags_are_chosen_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.remat import search
-    from runner.remat.block_costs import blocks
-    from runner.remat.candidates import candidate
+    from runner.remat import auto_search
+    from runner.remat.block_costs import find_block_kinds
+    from runner.remat.candidates import trace_candidate
 
     config = composed(*GPT)
-    inside = blocks(candidate(config, config.remat, _sources(config)), config)
-    assert len(search._useful(inside)) == 2**4 - 1
-    monkeypatch.setattr(search, "MOST_TAGS", 2)
-    assert [len(save) for save in search._useful(inside)] == [1, 2, 3, 4]
+    inside = find_block_kinds(trace_candidate(config, config.remat, _sources(config)), config)
+    assert len(auto_search._useful(inside)) == 2**4 - 1
+    monkeypatch.setattr(auto_search, "MOST_TAGS", 2)
+    assert [len(save) for save in auto_search._useful(inside)] == [1, 2, 3, 4]
 
 
 @pytest.fixture
@@ -181,11 +181,11 @@ def asked(tmp_path: Path) -> Callable[..., tuple[Any, str]]:
     """`settled` for a configuration: what it chose, and what it said."""
 
     def ask(config: Config, run: Path) -> tuple[Any, str]:
-        from runner.remat.choice import settled
+        from runner.remat.auto_choice import resolve_auto
         from runner.train.build import build
 
         said: list[str] = []
-        found = settled(config, build(config), run, said.append, lambda: None)
+        found = resolve_auto(config, build(config), run, said.append, lambda: None)
         return found, "\n".join(said)
 
     return ask
@@ -194,10 +194,10 @@ def asked(tmp_path: Path) -> Callable[..., tuple[Any, str]]:
 def test_what_was_chosen_is_read_and_never_trusted(
     asked: Callable[..., tuple[Any, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.remat import search
+    from runner.remat import auto_search
 
-    once = search.menu(composed(*LOOP), _sources(composed(*LOOP)))
-    monkeypatch.setattr("runner.remat.choice.menu", lambda config, sources: once)
+    once = auto_search.build_menu(composed(*LOOP), _sources(composed(*LOOP)))
+    monkeypatch.setattr("runner.remat.auto_choice.menu", lambda config, sources: once)
     config = replace(composed(*LOOP), compile_cache=str(tmp_path / "cache"))
     run, other = tmp_path / "run/remat.json", tmp_path / "other/remat.json"
     first, said = asked(config, run)
@@ -218,34 +218,34 @@ def test_what_was_chosen_is_read_and_never_trusted(
     cache.unlink()
     kept = json.loads(run.read_text()) | {"option": {"kind": "full"}}  # what a run chose counts, whatever is best now
     run.write_text(json.dumps(kept))
-    assert asked(config, run)[0].option == remat.Full()
+    assert asked(config, run)[0].option == remat_policies.Full()
     kept["option"] = {"kind": "names", "save": ["no such tag"]}
     run.write_text(json.dumps(kept))
     assert "looking for" in asked(replace(config, compile_cache="off"), run)[1]
-    smaller = replace(config, remat=remat.Auto(budget_bytes="900MB"))
+    smaller = replace(config, remat=remat_policies.AutoRemat(budget_bytes="900MB"))
     assert "because of another budget" in asked(smaller, run)[1]
 
 
 def test_a_choice_is_for_a_model_that_is_computed_in_that_way() -> None:
     """Keys of the model that may change in a continued run are not in its identity, but decide how much is stored."""
-    from runner.config.identity import FREE
-    from runner.remat.choice import _circumstances
+    from runner.config.identity import FREE_KEYS
+    from runner.remat.auto_choice import _circumstances
     from runner.train.build import build
 
     config = composed(*GPT)
     built = build(config)
     here = _circumstances(config, built, 1)
-    assert {key.removeprefix("model.") for key in FREE if key.startswith("model.")} <= here.keys()
+    assert {key.removeprefix("model.") for key in FREE_KEYS if key.startswith("model.")} <= here.keys()
     chunked = replace(config, model=replace(config.model, loss_chunks=2))  # type: ignore[arg-type, call-arg]
     assert _circumstances(chunked, built, 1) != here
 
 
 def test_where_nothing_fits_it_is_told_what_would(asked: Callable[..., tuple[Any, str]], tmp_path: Path) -> None:
-    config = replace(composed(*LOOP), remat=remat.Auto(budget_bytes=1000), compile_cache="off")
+    config = replace(composed(*LOOP), remat=remat_policies.AutoRemat(budget_bytes=1000), compile_cache="off")
     with pytest.raises(ConfigError, match=r"least is remat=\w+ with [\d.]+ kB; .*train.microbatches=2 \([\d.]+ kB\)"):
         asked(config, tmp_path / "remat.json")
     with pytest.raises(ConfigError, match="a cpu does not tell how much memory there is"):
-        asked(replace(config, remat=remat.Auto()), tmp_path / "remat.json")
+        asked(replace(config, remat=remat_policies.AutoRemat()), tmp_path / "remat.json")
     assert not (tmp_path / "remat.json").exists()
 
 

@@ -10,27 +10,27 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from models.scopes import Kept
-from runner.config.remat import AttentionOnly, EveryN, Full, Names, NoRemat, Remat
-from runner.config.schema import load
-from runner.remat.candidates import Candidate, candidate
-from runner.trace import requirements
-from runner.trace.flops import count, recomputed
-from runner.trace.stored import kept
+from models.scopes import CheckpointPolicy
+from runner.config.remat_policies import AttentionOnly, EveryN, Full, Names, NoRemat, RematPolicy
+from runner.config.schema import validate_config
+from runner.remat.candidates import Candidate, trace_candidate
+from runner.trace import step_requirements
+from runner.trace.flops import count_flops, count_recomputed_flops
+from runner.trace.remat_trace import count_bytes_kept_by_step
 from runner.train.compile import needed, trace_step
 from runner.train.dataset import read as read_data
 from tests import synthetic
 from tests.config.test_config import changed
 from tests.remat.test_survey import config_of
 
-LOOP = load(changed(model={"kind": "resnet"}, data={"kind": "digits", "batch_size": 8}))
+LOOP = validate_config(changed(model={"kind": "resnet"}, data={"kind": "digits", "batch_size": 8}))
 SCAN = config_of()
 IN_PARTS = replace(SCAN, train=replace(SCAN.train, microbatches=2))
 SOURCES = {"gpt": read_data(SCAN.data), "resnet": read_data(LOOP.data)}
 
 
-def traced(config: Any, option: Remat) -> Candidate:
-    return candidate(config, option, SOURCES[config.model.kind])
+def traced(config: Any, option: RematPolicy) -> Candidate:
+    return trace_candidate(config, option, SOURCES[config.model.kind])
 
 
 SOME = (NoRemat(), AttentionOnly(), EveryN(n=2), Names(save=("qkv",)), Full())
@@ -40,10 +40,10 @@ SOME = (NoRemat(), AttentionOnly(), EveryN(n=2), Names(save=("qkv",)), Full())
 def test_bytes_and_flops_are_those_that_all_policies_are_weighed_by(config: Any, options: Any) -> None:
     found = [traced(config, option) for option in options]
     for one in found:
-        mine = kept(one.traced.jaxpr.jaxpr)
+        mine = count_bytes_kept_by_step(one.traced.jaxpr.jaxpr)
         assert mine.total() == pytest.approx(one.num_bytes, abs=8), one.option  # a scalar or two
         assert {**mine, "": 0} == {**one.stored, "": 0}, one.option  # by tag
-        assert recomputed(one.traced.jaxpr.jaxpr) == one.flops - found[0].flops, one.option
+        assert count_recomputed_flops(one.traced.jaxpr.jaxpr) == one.flops - found[0].flops, one.option
     assert found[-1].flops > found[0].flops
 
 
@@ -53,15 +53,15 @@ def test_a_product_in_a_function_that_is_done_again_is_counted() -> None:
         return jax.jit(lambda x: jnp.sin(x @ w))(x).sum()
 
     jaxpr = jax.make_jaxpr(jax.grad(twice, argnums=(0, 1)))(jnp.ones((3, 5)), jnp.ones((5, 7))).jaxpr
-    assert recomputed(jaxpr) == 2 * 3 * 5 * 7
-    assert count(jaxpr) == 4 * recomputed(jaxpr)
+    assert count_recomputed_flops(jaxpr) == 2 * 3 * 5 * 7
+    assert count_flops(jaxpr) == 4 * count_recomputed_flops(jaxpr)
 
 
 def test_in_a_loop_no_more_is_counted_than_what_a_backward_pass_asks_for() -> None:
     none, full = traced(LOOP, NoRemat()), traced(LOOP, Full())
     for one in (none, full):
-        assert 0.7 * one.num_bytes < kept(one.traced.jaxpr.jaxpr).total() <= one.num_bytes
-    assert recomputed(full.traced.jaxpr.jaxpr) == full.flops - none.flops > 0
+        assert 0.7 * one.num_bytes < count_bytes_kept_by_step(one.traced.jaxpr.jaxpr).total() <= one.num_bytes
+    assert count_recomputed_flops(full.traced.jaxpr.jaxpr) == full.flops - none.flops > 0
 
 
 class Program:
@@ -87,21 +87,25 @@ def test_what_is_written_down_is_read_again_and_a_silent_backend_tells_less() ->
     found = needed(one.built, config, Full(), Program(SAID))  # type: ignore[arg-type]
     assert (found.remat, found.backend, found.devices, found.blocks) == ("full", "cpu", 1, "loop")
     assert (found.held, found.flops) == (one.held, one.flops)
-    assert found.compiled == requirements.Memory(100, 90, 80, 70, 0, None)  # a CPU's peak is no peak
+    assert found.compiled == step_requirements.CompiledMemory(100, 90, 80, 70, 0, None)  # a CPU's peak is no peak
     assert found.compiled.footprint == 180
-    assert requirements.told(Program(SAID), "gpu") == requirements.Memory(100, 90, 80, 70, 0, 150)  # type: ignore[arg-type]
-    assert requirements.read(found.document()) == found
+    assert step_requirements.read_compiled_memory(Program(SAID), "gpu") == step_requirements.CompiledMemory(
+        100, 90, 80, 70, 0, 150
+    )  # type: ignore[arg-type]
+    assert step_requirements.parse_requirements(found.document()) == found
     silent = needed(one.built, config, Full(), Program(None))  # type: ignore[arg-type]
     assert silent == replace(found, compiled=None)
-    assert requirements.read(silent.document()) == silent
+    assert step_requirements.parse_requirements(silent.document()) == silent
     scopes = {each.params["policy"].scope for each in _checkpoints(trace_step(one.built, config))}
     assert scopes == {"block"}  # it is the run's own plan that was counted
 
 
 def _checkpoints(step: Any) -> list[Any]:
-    from runner.trace.stored import equations
+    from runner.trace.remat_trace import iterate_equations
 
-    return [each for each in equations(step.jaxpr.jaxpr) if isinstance(each.params.get("policy"), Kept)]
+    return [
+        each for each in iterate_equations(step.jaxpr.jaxpr) if isinstance(each.params.get("policy"), CheckpointPolicy)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -120,21 +124,21 @@ def _checkpoints(step: Any) -> list[Any]:
     ],
 )
 def test_what_is_no_such_record_counts_as_none(found: Any) -> None:
-    assert requirements.read(synthetic.needs("full", 10, 3)) is not None
-    assert requirements.read(found) is None
+    assert step_requirements.parse_requirements(synthetic.needs("full", 10, 3)) is not None
+    assert step_requirements.parse_requirements(found) is None
 
 
 def test_the_compiler_is_not_believed_of_a_loop_on_a_cpu() -> None:
-    def step(remat: str, **more: Any) -> requirements.Needs:
-        found = requirements.read(synthetic.needs(remat, 1000, 0, **more))
+    def step(remat: str, **more: Any) -> step_requirements.StepRequirements:
+        found = step_requirements.parse_requirements(synthetic.needs(remat, 1000, 0, **more))
         assert found is not None
         return found
 
     none, loop, scan = step("none"), step("full", blocks="loop"), step("full")
-    assert requirements.believed([none, scan])
-    assert not requirements.believed([none, loop])
-    assert requirements.believed([none, step("full", blocks="loop", backend="gpu")])
-    assert not requirements.believed([none, step("full", compiled=None)])
-    assert requirements.bytes_of(none, compiled=True) == 100 + 2000
-    assert requirements.bytes_of(none, compiled=False) == 100 + 1000
+    assert step_requirements.is_compiler_believable([none, scan])
+    assert not step_requirements.is_compiler_believable([none, loop])
+    assert step_requirements.is_compiler_believable([none, step("full", blocks="loop", backend="gpu")])
+    assert not step_requirements.is_compiler_believable([none, step("full", compiled=None)])
+    assert step_requirements.bytes_at_once(none, compiled=True) == 100 + 2000
+    assert step_requirements.bytes_at_once(none, compiled=False) == 100 + 1000
     assert replace(scan, flops=1250, recomputed=250).extra == 0.25

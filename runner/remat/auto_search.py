@@ -21,16 +21,16 @@ from typing import Any
 import jax
 
 from data.sources import Sources
-from models.remat_plan import Plan
-from runner.config import remat
-from runner.config.remat import Auto, Names, Remat, named
+from models.remat_plan import RematPlan
+from runner.config import remat_policies
+from runner.config.remat_policies import AutoRemat, Names, RematPolicy, format_policy
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.remat.block_costs import Blocks, Cost, blocks, whole
-from runner.remat.candidates import Candidate, candidate, compiled, memory
-from runner.remat.survey import NO_ROOM, timed
+from runner.remat.block_costs import BlockKinds, RematCost, find_block_kinds, measure_loss
+from runner.remat.candidates import Candidate, compile_candidate, read_memory, trace_candidate
+from runner.remat.remat_survey import NO_ROOM, time_steps
+from runner.text import format_size
 from runner.text import format_table as lines
-from runner.text import size_text
 
 MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets
 NO_SUCH_DEVICE = sys.maxsize  # bytes
@@ -38,10 +38,10 @@ FINALISTS, ROUNDS = 3, 10  # so many are timed, so often, where that means somet
 
 
 @dataclass(frozen=True)
-class Row:
+class MenuRow:
     """A candidate. `least`: bytes that it needs at any rate, 0 where nobody knows."""
 
-    option: Remat
+    option: RematPolicy
     counted: int
     least: int
     flops: int
@@ -49,16 +49,16 @@ class Row:
     @property
     def name(self) -> str:
         """As a person calls it."""
-        return named(self.option)
+        return format_policy(self.option)
 
 
 @dataclass(frozen=True)
 class Menu:
     """Candidates, the least recomputation first, with the bytes that one device needs for each, once it is asked."""
 
-    rows: Sequence[Row]
-    num_bytes: Callable[[Row], int]
-    known: dict[Remat, int]  # what was asked already
+    rows: Sequence[MenuRow]
+    num_bytes: Callable[[MenuRow], int]
+    known: dict[RematPolicy, int]  # what was asked already
     is_counted: bool  # num_bytes is counted: the compiler cannot be believed here
 
     @property
@@ -67,30 +67,30 @@ class Menu:
         return self.rows[0].flops
 
 
-def menu(config: Config, sources: Sources) -> Menu:
+def build_menu(config: Config, sources: Sources) -> Menu:
     """What there is to choose from for a configuration whose `remat` is auto. Raises ConfigError where that is nothing.
 
     The model is traced once for all policies and tags of blocks, and once for each other policy.
     """
-    base = candidate(config, config.remat, sources)
-    device, inside = base.built.mesh.devices.flat[0], blocks(base, config)
+    base = trace_candidate(config, config.remat, sources)
+    device, inside = base.built.mesh.devices.flat[0], find_block_kinds(base, config)
     is_cpu = device.platform == "cpu"
     outside = base.num_bytes - inside.cost(base.option.plan).num_bytes // base.built.mesh.size
     is_sure = is_cpu and not base.is_loop
 
-    def row(option: Remat, more: Cost) -> Row:
+    def row(option: RematPolicy, more: RematCost) -> MenuRow:
         counted = base.counted + more.num_bytes // base.built.mesh.size
-        return Row(option, counted, counted - outside if is_sure else 0, base.flops + more.flops)
+        return MenuRow(option, counted, counted - outside if is_sure else 0, base.flops + more.flops)
 
     fixed = [row(option, more) for option, more in _fixed(config, sources, inside)]
     sets = [row(option, more) for option, more in _sets(config, inside)]
     rows = sorted([*fixed, *_frontier(sets, fixed)], key=lambda row: (row.flops, row.counted))
-    known: dict[Remat, int] = {}
+    known: dict[RematPolicy, int] = {}
 
-    def num_bytes(row: Row) -> int:
+    def num_bytes(row: MenuRow) -> int:
         if row.option not in known:
             is_blind = is_cpu and base.is_loop
-            known[row.option] = row.counted if is_blind else _compiled(candidate(config, row.option, sources))
+            known[row.option] = row.counted if is_blind else _compiled(trace_candidate(config, row.option, sources))
         return known[row.option]
 
     return Menu(rows, num_bytes, known, is_counted=is_cpu and base.is_loop)
@@ -99,50 +99,53 @@ def menu(config: Config, sources: Sources) -> Menu:
 def _compiled(traced: Candidate) -> int:
     """What the compiler says, which may be that it finds no room at all."""
     try:
-        return memory(traced).footprint
+        return read_memory(traced).footprint
     except jax.errors.JaxRuntimeError as error:
         if NO_ROOM not in str(error):
             raise
         return NO_SUCH_DEVICE
 
 
-def fitting(menu: Menu, budget: int) -> Iterator[Row]:
+def iterate_fitting(menu: Menu, budget: int) -> Iterator[MenuRow]:
     """What fits, the least recomputation first.
 
     Where no row can be ruled out beforehand, sets of tags are tried only from where they begin to fit.
     """
-    hopeless: Sequence[Row] = ()
-    is_searched = menu.is_counted or any(row.least for row in menu.rows)
-    for row in menu.rows:
+    hopeless: Sequence[MenuRow] = ()
+    is_searched = build_menu.is_counted or any(row.least for row in build_menu.rows)
+    for row in build_menu.rows:
         if row.least > budget or row in hopeless:
             continue
-        if menu.num_bytes(row) <= budget:
+        if build_menu.num_bytes(row) <= budget:
             yield row
         elif not is_searched:
-            sets, is_searched = [row for row in menu.rows if isinstance(row.option, Names)], True
-            hopeless = sets[: bisect_left(sets, x=True, key=lambda row: menu.num_bytes(row) <= budget)]
+            sets, is_searched = [row for row in build_menu.rows if isinstance(row.option, Names)], True
+            hopeless = sets[: bisect_left(sets, x=True, key=lambda row: build_menu.num_bytes(row) <= budget)]
 
 
-def chosen(menu: Menu, budget: int, fastest: Callable[[Sequence[Row]], Row] | None = None) -> Row | None:
+def choose_row(
+    menu: Menu, budget: int, fastest: Callable[[Sequence[MenuRow]], MenuRow] | None = None
+) -> MenuRow | None:
     """The least recomputation that fits, or None; with `fastest`, whichever it says of the first few."""
-    finalists = list(islice(fitting(menu, budget), FINALISTS if fastest else 1))
-    return fastest(finalists) if fastest and len(finalists) > 1 else next(iter(finalists), None)
+    finalists = list(islice(iterate_fitting(build_menu, budget), FINALISTS if find_fastest else 1))
+    return find_fastest(finalists) if find_fastest and len(finalists) > 1 else next(iter(finalists), None)
 
 
-def fastest(config: Config, sources: Sources, rows: Sequence[Row], tell: Callable[[str], None]) -> Row:
+def find_fastest(config: Config, sources: Sources, rows: Sequence[MenuRow], tell: Callable[[str], None]) -> MenuRow:
     """The one whose steps take least time: FLOPs do not tell what it costs to read and write what is stored."""
-    traced = [candidate(config, row.option, sources) for row in rows]
+    traced = [trace_candidate(config, row.option, sources) for row in rows]
     programs = {
-        row.name: each.built.train_step.bound(compiled(each)[1]) for row, each in zip(rows, traced, strict=True)
+        row.name: each.built.train_step.with_lr(compile_candidate(each)[1])
+        for row, each in zip(rows, traced, strict=True)
     }
     with closing(traced[0].built.stream):
-        seconds = timed(traced[0], programs, ROUNDS, tell)
+        seconds = time_steps(traced[0], programs, ROUNDS, tell)
     medians = {name: median(found) for name, found in seconds.items()}
     tell("  a step takes " + ", ".join(f"{1000 * found:.3g} ms with {name}" for name, found in medians.items()))
     return min(rows, key=lambda row: medians.get(row.name, inf))
 
 
-def budget_of(option: Auto, device: Any) -> int:
+def budget_bytes(option: AutoRemat, device: Any) -> int:
     """In bytes, on one device. Raises ConfigError where the device does not tell how much memory it has."""
     if option.budget:
         return option.budget
@@ -155,59 +158,65 @@ def budget_of(option: Auto, device: Any) -> int:
     return int(option.fraction * limit)
 
 
-def table(menu: Menu, budget: int, taken: Row) -> list[str]:
+def format_menu(menu: Menu, budget: int, taken: MenuRow) -> list[str]:
     """What was chosen from: everything that recomputes less, what was chosen, and how many more there were."""
     last = max(
-        place for place, row in enumerate(menu.rows) if row == taken or menu.known.get(row.option, inf) <= budget
+        place
+        for place, row in enumerate(build_menu.rows)
+        if row == taken or build_menu.known.get(row.option, inf) <= budget
     )
     rows = []
-    for row in menu.rows[: last + 1]:
-        found = menu.known.get(row.option)
+    for row in build_menu.rows[: last + 1]:
+        found = build_menu.known.get(row.option)
         verdict = "too large" if max(row.least, found or 0) > budget else "not tried" if found is None else "fits"
-        share = f"+{100 * (row.flops / menu.flops - 1):.1f}%"
-        needs = "" if found is None else "no room" if found == NO_SUCH_DEVICE else size_text(found)
-        rows.append((row.name, share, size_text(row.counted), needs, "chosen" if row == taken else verdict))
-    left = len(menu.rows) - len(rows)
-    head = ("recomputed", "FLOPs", "counted", "" if menu.is_counted else "compiled", "")
+        share = f"+{100 * (row.flops / build_menu.flops - 1):.1f}%"
+        needs = "" if found is None else "no room" if found == NO_SUCH_DEVICE else format_size(found)
+        rows.append((row.name, share, format_size(row.counted), needs, "chosen" if row == taken else verdict))
+    left = len(build_menu.rows) - len(rows)
+    head = ("recomputed", "FLOPs", "counted", "" if build_menu.is_counted else "compiled", "")
     return [*lines(head, rows, right=head[1:4]), *([f"({left} others recompute more)"] if left else [])]
 
 
-def _fixed(config: Config, sources: Sources, inside: Blocks) -> Iterator[tuple[Remat, Cost]]:
+def _fixed(config: Config, sources: Sources, inside: BlockKinds) -> Iterator[tuple[RematPolicy, RematCost]]:
     """The policies of the menu that this model offers, and what each costs more than `full`, on a whole batch."""
     block, count, parts = config.remat.block, sum(times for _, times in inside.kinds), config.train.microbatches
-    full = inside.cost(remat.Full().plan)
-    of_blocks: tuple[Remat, ...] = (remat.Full(block=block), remat.Dots(block=block), remat.DotsNoBatch(block=block))
+    full = inside.cost(remat_policies.Full().plan)
+    of_blocks: tuple[RematPolicy, ...] = (
+        remat_policies.Full(block=block),
+        remat_policies.Dots(block=block),
+        remat_policies.DotsNoBatch(block=block),
+    )
     for option in of_blocks:
         yield option, _batch(inside.cost(option.plan) - full, parts)
-    base = whole(config, remat.Full(block=block), sources)
-    every = [remat.EveryN(n=n, block=block) for n in (2, 3) if n <= count]
-    others: tuple[Remat, ...] = (
-        remat.NoRemat(),
-        remat.AttentionCore(),
-        remat.AttentionOnly(),
-        remat.FfnOnly(),
+    base = measure_loss(config, remat_policies.Full(block=block), sources)
+    every = [remat_policies.EveryN(n=n, block=block) for n in (2, 3) if n <= count]
+    others: tuple[RematPolicy, ...] = (
+        remat_policies.NoRemat(),
+        remat_policies.AttentionCore(),
+        remat_policies.AttentionOnly(),
+        remat_policies.FfnOnly(),
         *every,
     )
     for option in others:
         offers = config.model.kind == "external" or option.plan.scopes <= set(config.model.scopes)
-        if base and offers and (found := whole(config, option, sources)):
+        if base and offers and (found := measure_loss(config, option, sources)):
             yield option, _batch(found - base, parts)
 
 
-def _sets(config: Config, inside: Blocks) -> Iterator[tuple[Remat, Cost]]:
+def _sets(config: Config, inside: BlockKinds) -> Iterator[tuple[RematPolicy, RematCost]]:
     """The sets of tags that may be worth storing, likewise."""
-    full = inside.cost(remat.Full().plan)
+    full = inside.cost(remat_policies.Full().plan)
     for save in _useful(inside):
         option = Names(save=save, block=config.remat.block)
         yield option, _batch(inside.cost(option.plan) - full, config.train.microbatches)
 
 
-def _batch(cost: Cost, parts: int) -> Cost:
+def _batch(cost: RematCost, parts: int) -> RematCost:
     """What a microbatch costs, for a batch: each is computed, but only one is stored at a time."""
     return replace(cost, flops=cost.flops * parts)
 
 
-def _useful(inside: Blocks) -> list[tuple[str, ...]]:
+def _useful(inside: BlockKinds) -> list[tuple[str, ...]]:
     """A tag is left out that saves nothing alone, nor as the last one missing."""
 
     def flops(save: Sequence[str]) -> int:
@@ -224,11 +233,11 @@ def _useful(inside: Blocks) -> list[tuple[str, ...]]:
     return _greedy(inside, useful)
 
 
-def _storing(save: Sequence[str]) -> Plan:
-    return Plan(remat.BLOCK, names=frozenset(save))
+def _storing(save: Sequence[str]) -> RematPlan:
+    return RematPlan(remat_policies.BLOCK, names=frozenset(save))
 
 
-def _greedy(inside: Blocks, useful: Sequence[str]) -> list[tuple[str, ...]]:
+def _greedy(inside: BlockKinds, useful: Sequence[str]) -> list[tuple[str, ...]]:
     """One set of each size: to the one before it is added what saves most FLOPs for a byte."""
     sets: list[tuple[str, ...]] = []
     save: tuple[str, ...] = ()
@@ -245,7 +254,7 @@ def _greedy(inside: Blocks, useful: Sequence[str]) -> list[tuple[str, ...]]:
     return sets
 
 
-def _frontier(sets: Sequence[Row], fixed: Sequence[Row]) -> list[Row]:
+def _frontier(sets: Sequence[MenuRow], fixed: Sequence[MenuRow]) -> list[MenuRow]:
     """The sets that nothing beats both in bytes and in FLOPs. Compiled, equals may differ: all fixed ones stay."""
     kept, best = [], inf
     for row in sorted([*fixed, *sets], key=lambda row: (row.counted, row.flops)):

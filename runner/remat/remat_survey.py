@@ -11,10 +11,10 @@ from typing import Any
 import jax
 
 from data.sources import Sources
-from runner.config.remat import (
+from runner.config.remat_policies import (
     AttentionCore,
     AttentionOnly,
-    Auto,
+    AutoRemat,
     Dots,
     DotsNoBatch,
     EveryN,
@@ -23,15 +23,15 @@ from runner.config.remat import (
     Full,
     Names,
     NoRemat,
-    Remat,
-    named,
+    RematPolicy,
+    format_policy,
 )
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.remat.candidates import Candidate, candidate, compiled
-from runner.remat.cost_table import Change, Report, Row, Setting, Tag
+from runner.remat.candidates import Candidate, compile_candidate, trace_candidate
+from runner.remat.cost_table import Alternative, PolicyCosts, SurveyReport, SurveySetting, TagWorth
 from runner.train import compile
-from runner.train.built import describe
+from runner.train.built import describe_run
 
 NOT_DECLARED = "the model does not declare what they recompute"
 NO_ROOM = "RESOURCE_EXHAUSTED"
@@ -41,7 +41,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class SurveyRequest:
     """`rounds`: so many steps with each are timed; `whole`: the whole menu; `budget`: in bytes, 0 for the device's."""
 
     compiles: bool = True
@@ -51,28 +51,28 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Tracer:
+class CandidateCache:
     """Traces options of one configuration, each once."""
 
     config: Config
     sources: Sources
     devices: Sequence[jax.Device] | None = None
-    found: dict[Remat, tuple[Candidate, float]] = field(default_factory=dict)
+    found: dict[RematPolicy, tuple[Candidate, float]] = field(default_factory=dict)
 
-    def __call__(self, option: Remat) -> Candidate:
+    def __call__(self, option: RematPolicy) -> Candidate:
         """Raises ConfigError where the option does not fit the model."""
         return self.timed(option)[0]
 
-    def timed(self, option: Remat) -> tuple[Candidate, float]:
+    def timed(self, option: RematPolicy) -> tuple[Candidate, float]:
         """With the seconds that it took."""
         if option not in self.found:
             began = time.perf_counter()
-            traced = candidate(self.config, option, self.sources, self.devices)
-            compile.refuse_at_home(option, traced.platform)
+            traced = trace_candidate(self.config, option, self.sources, self.devices)
+            compile.refuse_offload_on_cpu(option, traced.platform)
             self.found[option] = traced, time.perf_counter() - began
         return self.found[option]
 
-    def of_blocks(self, option: Remat) -> Remat:
+    def of_blocks(self, option: RematPolicy) -> RematPolicy:
         """The option for the blocks that the configuration names."""
         block = self.config.remat.block
         if block is None or not any(each.name == "block" for each in fields(option)):
@@ -80,30 +80,32 @@ class Tracer:
         return replace(option, block=block)  # type: ignore[arg-type]
 
 
-def weigh(config: Config, sources: Sources, asked: Asked, devices: Sequence[jax.Device] | None, tell: Tell) -> Report:
+def survey_policies(
+    config: Config, sources: Sources, asked: SurveyRequest, devices: Sequence[jax.Device] | None, tell: Tell
+) -> SurveyReport:
     """Everything there is to know, with a line for each thing that takes a while."""
-    trace = Tracer(config, sources, devices)
-    where, mine = setting(trace), configured(config)
+    trace = CandidateCache(config, sources, devices)
+    where, mine = describe_setting(trace), configured_policy(config)
     tell(where.model)
     tell(where.line)
     refused: dict[str, str] = {}
     try:
-        found = tags(trace)
+        found = measure_tags(trace)
     except ConfigError as error:
         found, refused = [], {"names": _why(error)}
     options = []
-    for option in menu(trace, found, whole=asked.whole):
+    for option in list_policies(trace, found, whole=asked.whole):
         try:
             trace(option)
             options.append(option)
         except ConfigError as error:
             if option == mine:
                 raise
-            refused[named(option)] = NOT_DECLARED if hasattr(option, "scope") else _why(error)
-    done = list(rows(trace, options, asked, tell))
-    budget, is_auto = _budget(trace, asked.budget), isinstance(config.remat, Auto)
-    report = Report(where, named(mine), done, found, refused=refused, budget=budget, is_auto=is_auto)
-    return replace(report, changes=changes(trace, report))
+            refused[format_policy(option)] = NOT_DECLARED if hasattr(option, "scope") else _why(error)
+    done = list(measure_policies(trace, options, asked, tell))
+    budget, is_auto = _budget(trace, asked.budget), isinstance(config.remat, AutoRemat)
+    report = SurveyReport(where, format_policy(mine), done, found, refused=refused, budget=budget, is_auto=is_auto)
+    return replace(report, changes=measure_alternatives(trace, report))
 
 
 def _why(error: ConfigError) -> str:
@@ -111,9 +113,9 @@ def _why(error: ConfigError) -> str:
     return re.sub(r"^remat=\w+: ", "", str(error))
 
 
-def _budget(trace: Tracer, asked: int) -> int | None:
+def _budget(trace: CandidateCache, asked: int) -> int | None:
     """What is asked for, or the configuration's, or a part of the memory that the device has; None: it does not say."""
-    auto = trace.config.remat if isinstance(trace.config.remat, Auto) else Auto()
+    auto = trace.config.remat if isinstance(trace.config.remat, AutoRemat) else AutoRemat()
     if own := asked or auto.budget:
         return own
     device = trace(NoRemat()).built.mesh.devices.flat[0]
@@ -122,62 +124,64 @@ def _budget(trace: Tracer, asked: int) -> int | None:
     return int(auto.fraction * stats["bytes_limit"])
 
 
-def configured(config: Config) -> Remat:
+def configured_policy(config: Config) -> RematPolicy:
     """The option that a configuration has; for auto, which chooses among others, none."""
-    return NoRemat() if isinstance(config.remat, Auto) else config.remat
+    return NoRemat() if isinstance(config.remat, AutoRemat) else config.remat
 
 
-def tags(trace: Tracer) -> list[Tag]:
+def measure_tags(trace: CandidateCache) -> list[TagWorth]:
     """What each tag costs and spares, those that spare nothing last. Raises ConfigError where no block is found."""
     bare = trace(trace.of_blocks(Full()))
     alone = [_alone(trace, name, bare) for name in sorted(bare.seen.tags)]
     useful = tuple(tag.name for tag in alone if tag.alone > 0)
     found = []
     for tag in alone:
-        others = tuple(name for name in useful if name != tag.name)
-        with_it = _flops(trace, tuple(sorted((*others, tag.name))))
-        without = _flops(trace, others) if others else bare.flops
+        suggest_changes = tuple(name for name in useful if name != tag.name)
+        with_it = _flops(trace, tuple(sorted((*suggest_changes, tag.name))))
+        without = _flops(trace, suggest_changes) if suggest_changes else bare.flops
         found.append(replace(tag, last=max((without or 0) - with_it, 0) if with_it else 0))
     return sorted(found, key=lambda tag: (-tag.alone, tag.num_bytes))
 
 
-def _alone(trace: Tracer, name: str, bare: Candidate) -> Tag:
+def _alone(trace: CandidateCache, name: str, bare: Candidate) -> TagWorth:
     try:
         one = trace(trace.of_blocks(Names(save=(name,))))
     except ConfigError:  # it is refused, for it changes nothing
-        return Tag(name, 0, 0, 0)
-    return Tag(name, one.stored.get(name, 0), max(bare.flops - one.flops, 0), 0)
+        return TagWorth(name, 0, 0, 0)
+    return TagWorth(name, one.stored.get(name, 0), max(bare.flops - one.flops, 0), 0)
 
 
-def _flops(trace: Tracer, names: tuple[str, ...]) -> int | None:
+def _flops(trace: CandidateCache, names: tuple[str, ...]) -> int | None:
     try:
         return trace(trace.of_blocks(Names(save=names))).flops
     except ConfigError:
         return None
 
 
-def menu(trace: Tracer, found: Sequence[Tag], *, whole: bool) -> list[Remat]:
+def list_policies(trace: CandidateCache, found: Sequence[TagWorth], *, whole: bool) -> list[RematPolicy]:
     """What there is to choose from, and what the configuration has."""
-    options: list[Remat] = [NoRemat(), EverythingSaveable()] if whole else [NoRemat()]
+    options: list[RematPolicy] = [NoRemat(), EverythingSaveable()] if whole else [NoRemat()]
     options += [AttentionCore(), AttentionOnly(), FfnOnly(), EveryN(), Dots()]
     if useful := tuple(sorted(tag.name for tag in found if tag.pays)):
         options.append(Names(save=useful))
     options = [trace.of_blocks(option) for option in (*options, DotsNoBatch(), Full())]
-    mine = configured(trace.config)
-    return options if named(mine) in map(named, options) else [*options, mine]
+    mine = configured_policy(trace.config)
+    return options if format_policy(mine) in map(format_policy, options) else [*options, mine]
 
 
-def rows(trace: Tracer, options: Sequence[Remat], asked: Asked, tell: Tell) -> Iterator[Row]:
+def measure_policies(
+    trace: CandidateCache, options: Sequence[RematPolicy], asked: SurveyRequest, tell: Tell
+) -> Iterator[PolicyCosts]:
     """A row for each option that the model can be given."""
     found, programs = [], {}
     for number, option in enumerate(options, 1):
         traced, seconds = trace.timed(option)
-        row = Row(named(option), option, traced.stored, traced.counted, traced.flops, seconds)
+        row = PolicyCosts(format_policy(option), option, traced.stored, traced.counted, traced.flops, seconds)
         if asked.compiles:
             try:
-                memory, program = compiled(traced)
-                compile.refuse_unmoved(option, program)
-                programs[row.name] = traced.built.train_step.bound(program)
+                memory, program = compile_candidate(traced)
+                compile.refuse_not_offloaded(option, program)
+                programs[row.name] = traced.built.train_step.with_lr(program)
                 row = replace(row, memory=memory)
                 tell(f"  {number}/{len(options)}  {row.name}: compiled in {memory.seconds:.1f} s")
             except jax.errors.JaxRuntimeError as error:
@@ -186,7 +190,7 @@ def rows(trace: Tracer, options: Sequence[Remat], asked: Asked, tell: Tell) -> I
         found.append(row)
         if asked.rounds == 0:
             programs.clear()
-    steps = timed(trace(NoRemat()), programs, asked.rounds, tell) if asked.rounds else {}
+    steps = time_steps(trace(NoRemat()), programs, asked.rounds, tell) if asked.rounds else {}
     for row in found:
         yield replace(row, step_seconds=tuple(steps.get(row.name, ())))
 
@@ -198,7 +202,7 @@ def _no_room(error: Exception) -> str:
     return "does not fit: " + str(error).splitlines()[0].partition(":")[2].strip()
 
 
-def timed(base: Candidate, programs: dict[str, Any], rounds: int, tell: Tell) -> dict[str, list[float]]:
+def time_steps(base: Candidate, programs: dict[str, Any], rounds: int, tell: Tell) -> dict[str, list[float]]:
     """Seconds of a step of each program: in rounds, each begun by another one, after a round that does not count.
 
     All of them go on from one state, for it is large. One that finds no room has none from then on.
@@ -227,12 +231,12 @@ def timed(base: Candidate, programs: dict[str, Any], rounds: int, tell: Tell) ->
     return found
 
 
-def setting(trace: Tracer) -> Setting:
+def describe_setting(trace: CandidateCache) -> SurveySetting:
     """What is measured, and on what."""
     config, base = trace.config, trace(NoRemat())
     device = base.built.mesh.devices.flat[0]
-    return Setting(
-        model=describe(base.built, config),
+    return SurveySetting(
+        model=describe_run(base.built, config),
         backend=base.platform,
         device=device.device_kind,
         devices=base.built.mesh.size,
@@ -244,26 +248,26 @@ def setting(trace: Tracer) -> Setting:
     )
 
 
-def _blocks(trace: Tracer) -> Any:
+def _blocks(trace: CandidateCache) -> Any:
     try:
         return "loop" if trace(trace.of_blocks(Full())).is_loop else "scan"
     except ConfigError:
         return "unknown"
 
 
-def changes(trace: Tracer, report: Report) -> list[Change]:
+def measure_alternatives(trace: CandidateCache, report: SurveyReport) -> list[Alternative]:
     """What else would need less memory, counted: parts of the batch, precision, the loss; and the best options."""
     config = replace(trace.config, remat=report.row(report.now).option)
-    found = [_change(words, other, trace) for words, other in others(config)]
+    found = [_change(words, other, trace) for words, other in suggest_changes(config)]
     counted = replace(report, rows=[replace(row, memory=None, trouble="", step_seconds=()) for row in report.rows])
     now = counted.row(report.now)
     best = [row for row in counted.frontier if row.num_bytes < now.num_bytes]
     picked = {row.name: row for row in (best[:1] + best[len(best) // 2 :][:1] + best[-1:])}
-    cheapest = [Change(f"remat={name}", row.num_bytes, row.counted, row.flops) for name, row in picked.items()]
+    cheapest = [Alternative(f"remat={name}", row.num_bytes, row.counted, row.flops) for name, row in picked.items()]
     return [change for change in found if change is not None] + cheapest
 
 
-def others(config: Config) -> Iterator[tuple[str, Config]]:
+def suggest_changes(config: Config) -> Iterator[tuple[str, Config]]:
     """What else may need less memory, as a user would type it."""
     train, parts = config.train, config.train.microbatches
     for times in (2, 4):
@@ -279,10 +283,10 @@ def others(config: Config) -> Iterator[tuple[str, Config]]:
         yield f"model.loss_chunks={LOSS_CHUNKS}", replace(config, model=replace(model, loss_chunks=LOSS_CHUNKS))
 
 
-def _change(words: str, config: Config, trace: Tracer) -> Change | None:
+def _change(words: str, config: Config, trace: CandidateCache) -> Alternative | None:
     """None where the configuration cannot be changed so."""
     try:
-        other = candidate(config, config.remat, trace.sources, trace.devices)
+        other = trace_candidate(config, config.remat, trace.sources, trace.devices)
     except ConfigError:
         return None
-    return Change(words, other.num_bytes, other.counted, other.flops)
+    return Alternative(words, other.num_bytes, other.counted, other.flops)

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import Gpt
-from models.attention import context
+from models.attention import tag_context
 from models.scopes import scope, tag
 
 Tokens = Float[Array, "batch seq width"]
@@ -22,14 +22,14 @@ Heads = Float[Array, "batch seq heads head_dim"]
 SharedHeads = Float[Array, "batch seq kv_heads head_dim"]
 
 
-class Cache(NamedTuple):
+class KeyValueCache(NamedTuple):
     """Keys and values of one layer (of all layers: one more dimension), at every position there will be."""
 
     keys: Float[Array, "*layers batch total kv_heads head_dim"]
     values: Float[Array, "*layers batch total kv_heads head_dim"]
 
 
-def rotate(x: Heads, base: float = 10_000.0, start: int | Int[Array, ""] = 0) -> Heads:
+def rotate_positions(x: Heads, base: float = 10_000.0, start: int | Int[Array, ""] = 0) -> Heads:
     """Rotary position embedding, halves convention (Su et al. 2021, arXiv:2104.09864); `start`: the first position."""
     seq, half = x.shape[1], x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -47,7 +47,7 @@ class Embed(nnx.Embed):
         self.dtype = None
 
 
-class Attention(nnx.Module):
+class CausalAttention(nnx.Module):
     """Causal self-attention; groups of heads may share keys and values (Ainslie et al. 2023, arXiv:2305.13245)."""
 
     def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
@@ -62,17 +62,17 @@ class Attention(nnx.Module):
 
     @scope("attention")
     def __call__(self, x: Tokens) -> Tokens:
-        mixed = context(self._mixed(*self._heads(x, 0)), self.implementation)
+        mixed = tag_context(self._mixed(*self._heads(x, 0)), self.implementation)
         return tag(self.out(mixed.reshape(x.shape)), "attn_out")
 
     @scope("attention_core")
     def _mixed(self, q: Heads, k: SharedHeads, v: SharedHeads) -> Heads:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)
 
-    def extend(self, x: Tokens, cache: Cache, start: int | Int[Array, ""]) -> tuple[Tokens, Cache]:
+    def extend(self, x: Tokens, cache: KeyValueCache, start: int | Int[Array, ""]) -> tuple[Tokens, KeyValueCache]:
         """The same for tokens from position `start` on; what came before is in the cache, and they are put there."""
         q, k, v = self._heads(x, start)
-        cache = Cache(
+        cache = KeyValueCache(
             *(jax.lax.dynamic_update_slice(old, new, (0, start, 0, 0)) for old, new in zip(cache, (k, v), strict=True))
         )
         seen = jnp.arange(cache.keys.shape[1]) <= start + jnp.arange(x.shape[1])[:, None]
@@ -84,10 +84,10 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
         if self.base is None:
             return q, k, v
-        return rotate(q, self.base, start), rotate(k, self.base, start), v
+        return rotate_positions(q, self.base, start), rotate_positions(k, self.base, start), v
 
 
-def relu2(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def squared_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Squared ReLU (So et al. 2021, arXiv:2109.08668).
 
     It stores one value per hidden unit for the backward pass; a GELU stores several, which made a whole step of the
@@ -96,10 +96,10 @@ def relu2(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.square(jax.nn.relu(x))
 
 
-class FeedForward(nnx.Module):
+class DecoderFeedForward(nnx.Module):
     """Two linear maps around an activation."""
 
-    activation = staticmethod(relu2)
+    activation = staticmethod(squared_relu)
 
     def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
         init, biases = nnx.initializers.normal(0.02), option.biases
@@ -111,13 +111,13 @@ class FeedForward(nnx.Module):
         return self.down(self.activation(tag(self.up(x), "ffn_pre")))
 
 
-class Gelu(FeedForward):
+class GeluFeedForward(DecoderFeedForward):
     """Around a GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415), in the approximation that GPT-2 was trained with."""
 
     activation = staticmethod(partial(jax.nn.gelu, approximate=True))
 
 
-class SwiGlu(FeedForward):
+class SwiGluFeedForward(DecoderFeedForward):
     """One linear map gates another through a SiLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
@@ -131,24 +131,24 @@ class SwiGlu(FeedForward):
         return self.down(jax.nn.silu(gate) * up)
 
 
-FEED_FORWARD = {"relu2": FeedForward, "gelu": Gelu, "swiglu": SwiGlu}
-NORM = {"rmsnorm": nnx.RMSNorm, "layernorm": nnx.LayerNorm}  # Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016
+FEED_FORWARD = {"relu2": DecoderFeedForward, "gelu": GeluFeedForward, "swiglu": SwiGluFeedForward}
+NORMS = {"rmsnorm": nnx.RMSNorm, "layernorm": nnx.LayerNorm}  # Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016
 
 
-def norm(option: Gpt, rngs: nnx.Rngs) -> nnx.Module:
+def build_norm(option: Gpt, rngs: nnx.Rngs) -> nnx.Module:
     """The norm that is chosen; statistics in float32."""
-    return NORM[option.norm](option.width, epsilon=option.norm_epsilon, rngs=rngs)
+    return NORMS[option.norm](option.width, epsilon=option.norm_epsilon, rngs=rngs)
 
 
-class Block(nnx.Module):
+class DecoderBlock(nnx.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x))."""
 
     def __init__(self, option: Gpt, rngs: nnx.Rngs):
         # Residual branches start 1/√(2·layers) smaller, so that the stream keeps its scale (GPT-2 report, §2.3).
         residual_init = nnx.initializers.normal(0.02 / (2 * option.num_layers) ** 0.5)
-        self.norm_attention = norm(option, rngs)
-        self.attention = Attention(option, residual_init, rngs)
-        self.norm_ffn = norm(option, rngs)
+        self.norm_attention = build_norm(option, rngs)
+        self.attention = CausalAttention(option, residual_init, rngs)
+        self.norm_ffn = build_norm(option, rngs)
         self.ffn = FEED_FORWARD[option.activation](option, residual_init, rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
@@ -157,7 +157,7 @@ class Block(nnx.Module):
         x = x + self.dropout(self.attention(self.norm_attention(x)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
-    def extend(self, x: Tokens, cache: Cache, start: int | Int[Array, ""]) -> tuple[Tokens, Cache]:
+    def extend(self, x: Tokens, cache: KeyValueCache, start: int | Int[Array, ""]) -> tuple[Tokens, KeyValueCache]:
         """The same with a cache, and without dropout: it is for sampling."""
         mixed, cache = self.attention.extend(self.norm_attention(x), cache, start)
         x = x + mixed

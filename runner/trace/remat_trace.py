@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
-from models.scopes import CONTEXT, FLASH, Kept
-from runner.trace.flops import bodies
+from models.scopes import ATTENTION_CONTEXT, FLASH_FORWARD, CheckpointPolicy
+from runner.trace.flops import inner_jaxprs
 
 TAG = "name"
 BACKWARD = "transpose("  # in the name that jax gives an operation of the backward pass
@@ -23,40 +23,40 @@ THE_SAME = ("reduce_precision", "optimization_barrier", "sharding_constraint", "
 
 
 @dataclass
-class Seen:
+class ScopesAndTags:
     """`scopes`: how often each was wrapped in the text of the trace (the body of a scan is there once)."""
 
     scopes: Counter[str] = field(default_factory=Counter)
     tags: set[str] = field(default_factory=set)
 
 
-def seen(jaxpr: Any) -> Seen:
+def find_scopes_and_tags(jaxpr: Any) -> ScopesAndTags:
     """The scopes that were wrapped, and the tags that a plan could name."""
-    found = Seen()
-    for equation in equations(jaxpr):
-        if isinstance(kept := equation.params.get("policy"), Kept):
-            found.scopes[kept.scope] += 1
+    found = ScopesAndTags()
+    for equation in iterate_equations(jaxpr):
+        if isinstance(count_bytes_kept_by_step := equation.params.get("policy"), CheckpointPolicy):
+            found.scopes[count_bytes_kept_by_step.scope] += 1
         if equation.primitive.name == TAG:
             found.tags.add(equation.params["name"])
-        if equation.primitive.name == FLASH:
-            found.tags.add(CONTEXT)
+        if equation.primitive.name == FLASH_FORWARD:
+            found.tags.add(ATTENTION_CONTEXT)
     return found
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
+def iterate_equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation, those inside of others as well."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner, _ in bodies(equation):
-            yield from equations(inner)
+        for inner, _ in inner_jaxprs(equation):
+            yield from iterate_equations(inner)
 
 
-def stored(jaxpr: Any, outputs: int) -> Counter[str]:
+def count_stored_bytes(jaxpr: Any, outputs: int) -> Counter[str]:
     """Bytes on the device of the last `outputs` results that are not inputs, each once, by tag; `""` has none."""
     return _bytes(jaxpr, jaxpr.outvars[len(jaxpr.outvars) - outputs :])
 
 
-def kept(jaxpr: Any) -> Counter[str]:
+def count_bytes_kept_by_step(jaxpr: Any) -> Counter[str]:
     """The same of what a training step makes in its forward pass and uses in its backward pass: one microbatch's.
 
     jax names the operations of the backward pass, so nothing is traced for it. Constants that no compiler stores are
@@ -64,8 +64,8 @@ def kept(jaxpr: Any) -> Counter[str]:
     """
     is_backward = [BACKWARD in str(equation.source_info.name_stack) for equation in jaxpr.eqns]
     if not any(is_backward):
-        inside = [inner for equation in jaxpr.eqns for inner, _ in bodies(equation)]
-        return sum(map(kept, inside), Counter[str]())
+        inside = [inner for equation in jaxpr.eqns for inner, _ in inner_jaxprs(equation)]
+        return sum(map(count_bytes_kept_by_step, inside), Counter[str]())
     passes = list(zip(jaxpr.eqns, is_backward, strict=True))
     made = {output for equation, late in passes if not late for output in equation.outvars}
     used = [atom for equation, late in passes if late for atom in equation.invars]
@@ -96,12 +96,12 @@ def _made(makers: Mapping[Any, Any], var: Any) -> tuple[Any, str]:
         operation = equation.primitive.name
         if operation == TAG:
             return var, equation.params["name"]
-        if operation == FLASH:
-            return var, CONTEXT
+        if operation == FLASH_FORWARD:
+            return var, ATTENTION_CONTEXT
         if operation in THE_SAME and not hasattr(equation.invars[equation.outvars.index(var)], "val"):
             var = equation.invars[equation.outvars.index(var)]
             continue
-        place, inner = equation.outvars.index(var), [body for body, _ in bodies(equation)]
+        place, inner = equation.outvars.index(var), [body for body, _ in inner_jaxprs(equation)]
         if len(inner) == 1 and len(inner[0].outvars) == len(equation.outvars):
             result = inner[0].outvars[place]
             return var, "" if hasattr(result, "val") else _made(_makers(inner[0]), result)[1]

@@ -14,9 +14,9 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Interval
 
 from models import Model
-from models.remat_plan import Keeps, Plan
-from runner.config.explain import suggest
-from runner.text import parsed_size
+from models.remat_plan import KeptOperations, RematPlan
+from runner.config.explain import suggest_word
+from runner.text import parse_size
 
 BLOCK = frozenset({"block"})
 Tags = tuple[str, ...]
@@ -27,12 +27,12 @@ class _OfBlocks:
     """Blocks are recomputed, save what `keeps` says."""
 
     block: str | None = None
-    keeps: ClassVar[Keeps] = "nothing"
+    keeps: ClassVar[KeptOperations] = "nothing"
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RematPlan:
         """What is recomputed, and what of that is stored all the same."""
-        return Plan(BLOCK, self.keeps)
+        return RematPlan(BLOCK, self.keeps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class _OfScope:
     block: ClassVar[None] = None
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RematPlan:
         """What is recomputed."""
-        return Plan(frozenset({self.scope}))
+        return RematPlan(frozenset({self.scope}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class NoRemat:
 
     kind: Literal["none"] = "none"
     block: ClassVar[None] = None
-    plan: ClassVar[Plan] = Plan()
+    plan: ClassVar[RematPlan] = RematPlan()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class EverythingSaveable(_OfBlocks):
     """Store every value of every block. To see what the barriers around a block cost; else choose none."""
 
     kind: Literal["everything_saveable"] = "everything_saveable"
-    keeps: ClassVar[Keeps] = "everything"
+    keeps: ClassVar[KeptOperations] = "everything"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Dots(_OfBlocks):
     """Of every block store the results of matrix products, convolutions and flash attention; recompute the rest."""
 
     kind: Literal["dots"] = "dots"
-    keeps: ClassVar[Keeps] = "dots"
+    keeps: ClassVar[KeptOperations] = "dots"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class DotsNoBatch(_OfBlocks):
     """The same without products over a batch, which attention scores are (and without convolutions)."""
 
     kind: Literal["dots_no_batch"] = "dots_no_batch"
-    keeps: ClassVar[Keeps] = "dots_no_batch"
+    keeps: ClassVar[KeptOperations] = "dots_no_batch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,8 @@ class EveryN(_OfBlocks):
     n: Annotated[int, Ge(2)] = 2
 
     @property
-    def plan(self) -> Plan:
-        return Plan(BLOCK, every=self.n)
+    def plan(self) -> RematPlan:
+        return RematPlan(BLOCK, every=self.n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,8 @@ class Names(_OfBlocks):
     save: Tags = ()
 
     @property
-    def plan(self) -> Plan:
-        return Plan(BLOCK, names=frozenset(self.save))
+    def plan(self) -> RematPlan:
+        return RematPlan(BLOCK, names=frozenset(self.save))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ class Offload(_OfBlocks):
     save: Tags = ()
 
     @property
-    def plan(self) -> Plan:
-        return Plan(BLOCK, names=frozenset(self.save), offload=frozenset(self.offload))
+    def plan(self) -> RematPlan:
+        return RematPlan(BLOCK, names=frozenset(self.save), offload=frozenset(self.offload))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class FfnOnly(_OfScope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Auto(_OfBlocks):
+class AutoRemat(_OfBlocks):
     """The least recomputation that fits into a budget: `budget_bytes` (`8GB`), or `fraction` of the device's memory.
 
     The budget is for all that one device holds during a step: parameters, optimizer, batch and what is stored.
@@ -174,10 +174,10 @@ class Auto(_OfBlocks):
     @property
     def budget(self) -> int:
         """In bytes; 0 where none is given."""
-        return parsed_size(self.budget_bytes or 0)
+        return parse_size(self.budget_bytes or 0)
 
 
-Remat = (
+RematPolicy = (
     NoRemat
     | Full
     | NothingSaveable
@@ -190,11 +190,11 @@ Remat = (
     | AttentionOnly
     | AttentionCore
     | FfnOnly
-    | Auto
+    | AutoRemat
 )
 
 
-def named(option: Remat) -> str:
+def format_policy(option: RematPolicy) -> str:
     """A remat option in a word: `dots`, `every_n(2)`, `names(qkv, ffn_pre)`, `offload(qkv; ffn_pre)`."""
     match option:
         case EveryN():
@@ -207,7 +207,7 @@ def named(option: Remat) -> str:
             return option.kind
 
 
-def check_model_supports(remat: Remat, model: Model) -> None:
+def check_model_supports(remat: RematPolicy, model: Model) -> None:
     """Raises ValueError for a scope, a tag or a class of blocks that is not there, naming what is."""
     what, plan, tags = f"model={model.kind}", remat.plan, ", ".join(model.tags)
     if isinstance(remat, Names | Offload) and not plan.names | plan.offload:
@@ -226,5 +226,5 @@ def check_model_supports(remat: Remat, model: Model) -> None:
             f"(it has: {', '.join(model.scopes)}); choose another remat"
         )
     if unknown := sorted((plan.names | plan.offload) - set(model.tags)):
-        near = suggest(unknown[0], list(model.tags)) or f" (it has: {tags})"
+        near = suggest_word(unknown[0], list(model.tags)) or f" (it has: {tags})"
         raise ValueError(f"remat={remat.kind}: {what} tags no value '{unknown[0]}'{near}")

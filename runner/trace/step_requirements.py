@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import jax
 
-Blocks = Literal["loop", "scan", "unknown"]
+BlockLayout = Literal["loop", "scan", "unknown"]
 
 
 @dataclass(frozen=True)
-class Memory:
+class CompiledMemory:
     """What the compiler says of one device, in bytes; `peak` is None where the backend does not tell."""
 
     arguments: int
@@ -37,18 +37,18 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class StepRequirements:
     """One compiled train step. `remat`: the policy in a word, also where the configuration says auto."""
 
     remat: str
     backend: str
     devices: int
-    blocks: Blocks  # unknown where nothing is recomputed
-    held: int  # bytes of the state and the batch on one device
+    blocks: BlockLayout  # unknown where nothing is recomputed
+    bytes_held: int  # bytes of the state and the batch on one device
     stored: int  # bytes that one device keeps for the backward pass, counted
     flops: int  # of a step, on all devices
-    recomputed: int  # of these
-    compiled: Memory | None  # None where the backend does not tell
+    count_recomputed_flops: int  # of these
+    compiled: CompiledMemory | None  # None where the backend does not tell
 
     @property
     def extra(self) -> float:
@@ -64,12 +64,12 @@ class Needs:
         return found
 
 
-def told(program: jax.stages.Compiled, backend: str, seconds: float = 0.0) -> Memory | None:
+def read_compiled_memory(program: jax.stages.Compiled, backend: str, seconds: float = 0.0) -> CompiledMemory | None:
     """What the compiler says of its program, where it says anything."""
     found = program.memory_analysis()
     if found is None:
         return None
-    return Memory(
+    return CompiledMemory(
         arguments=found.argument_size_in_bytes,
         outputs=found.output_size_in_bytes,
         donated=found.alias_size_in_bytes,
@@ -81,42 +81,46 @@ def told(program: jax.stages.Compiled, backend: str, seconds: float = 0.0) -> Me
     )
 
 
-def needs_of(
+def measure_requirements(
     remat: str, traced: jax.stages.Traced, program: jax.stages.Compiled, mesh: jax.sharding.Mesh, held: int
-) -> Needs:
+) -> StepRequirements:
     """Read from the trace and asked of the compiler; nothing is traced or compiled."""
-    from runner.trace.flops import count, recomputed
-    from runner.trace.stored import kept, seen
+    from runner.trace.flops import count_flops, count_recomputed_flops
+    from runner.trace.remat_trace import count_bytes_kept_by_step, find_scopes_and_tags
 
     jaxpr, backend = traced.jaxpr.jaxpr, mesh.devices.flat[0].platform
-    wrapped = max(seen(jaxpr).scopes.values(), default=0)
-    return Needs(
+    wrapped = max(find_scopes_and_tags(jaxpr).scopes.values(), default=0)
+    return StepRequirements(
         remat=remat,
         backend=backend,
         devices=mesh.size,
         blocks="loop" if wrapped > 1 else "scan" if wrapped else "unknown",
-        held=held,
-        stored=kept(jaxpr).total() // mesh.size,
-        flops=count(jaxpr),
-        recomputed=recomputed(jaxpr),
-        compiled=told(program, backend),
+        held=bytes_held,
+        stored=count_bytes_kept_by_step(jaxpr).total() // mesh.size,
+        flops=count_flops(jaxpr),
+        recomputed=count_recomputed_flops(jaxpr),
+        compiled=read_compiled_memory(program, backend),
     )
 
 
-def read(found: Any) -> Needs | None:
+def parse_requirements(found: Any) -> StepRequirements | None:
     """What was written down; None where it is not, or torn, or of a version that wrote something else."""
     try:
         memory = found["compiled"]
-        needs = Needs(**{**found, "compiled": None if memory is None else Memory(**memory)})
+        needs = StepRequirements(**{**found, "compiled": None if memory is None else CompiledMemory(**memory)})
     except (TypeError, KeyError):
         return None
-    numbers = [getattr(needs, each.name) for each in fields(Needs) if each.name not in ("remat", "backend", "blocks")]
+    numbers = [
+        getattr(needs, each.name)
+        for each in fields(StepRequirements)
+        if each.name not in ("remat", "backend", "blocks")
+    ]
     numbers[-1:] = [] if memory is None else [value for value in memory.values() if value is not None]
     is_sound = isinstance(needs.remat, str) and all(type(number) is int and number >= 0 for number in numbers)
     return needs if is_sound else None
 
 
-def believed(each: Iterable[Needs]) -> bool:
+def is_compiler_believable(each: Iterable[StepRequirements]) -> bool:
     """Whether the compiler's bytes say which of these steps needs less: it told them, and not of a loop on a CPU."""
     steps = list(each)
     return all(step.compiled for step in steps) and not any(
@@ -124,14 +128,14 @@ def believed(each: Iterable[Needs]) -> bool:
     )
 
 
-def bytes_of(step: Needs, *, compiled: bool) -> int:
+def bytes_at_once(step: StepRequirements, *, compiled: bool) -> int:
     """All that one device holds at once: as the compiler says, or as it was counted."""
     if compiled and step.compiled is not None:
         return step.compiled.footprint
     return step.held + step.stored
 
 
-def held(state: Iterable[Any], batch: Mapping[str, Any], devices: int) -> int:
+def bytes_held(state: Iterable[Any], batch: Mapping[str, Any], devices: int) -> int:
     """Bytes of the state, which each device has, and of its part of the batch."""
     return sum(map(_size, state)) + sum(map(_size, batch.values())) // devices
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 
-def in_chunks(
+def map_sequence_chunks(
     function: Callable[..., Any],
     modules: Any,
     arrays: tuple[Array, ...],
