@@ -18,8 +18,8 @@ State: TypeAlias = "dict[str, Any]"
 # Nested dicts of arrays with string keys: the trained variables of a model, their gradients, an average of them.
 Params: TypeAlias = "dict[str, Any]"
 
-# Arrays by field name; the leading dimension of each is the example.
-Batch: TypeAlias = "Mapping[str, jax.Array]"
+# Arrays by field name, or their abstract twins; the leading dimension of each is the example.
+Batch: TypeAlias = "Mapping[str, Any]"
 
 # Scalars by name, still on the device: reading one waits for the step that computes it.
 Metrics: TypeAlias = "Mapping[str, jax.Array]"

@@ -8,12 +8,12 @@ from runner.config.user_code import TRUST_FLAG
 from runner.errors import ConfigError
 from runner.inspect.lookup import find_checkpoint
 from runner.launch.compose import compose_run
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
 OURS = ("dir", "step", "train.steps", "resume", "overwrite")
 
 
-def arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """A checkpoint, and what is to be different from the run's own configuration."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named; often RUN@best")
     parser.add_argument(TRUST_FLAG, action="store_true", help="import the code that the run names as its own")
@@ -22,16 +22,16 @@ def arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Evaluate. Raises RefusedError where the checkpoint is not good, ConfigError for what does not fit."""
     checkpoint = find_checkpoint(arguments.checkpoint)
     for word in arguments.overrides:
         if word.lstrip("+~").split("=")[0] in OURS:
             raise ConfigError(f"eval: {word}: which run and which step is said before it; leave it out")
-    words = [f"dir={checkpoint.run.path}", f"step={checkpoint.step}", "train.steps=0", *arguments.overrides]
+    words = [f"dir={checkpoint.run_dir.path}", f"step={checkpoint.step}", "train.steps=0", *arguments.overrides]
     config = compose_run([*words, *([TRUST_FLAG] if arguments.trust else [])]).config
     # The jax fence: a wrong configuration is answered without it.
     from runner.session.evaluate_only import evaluate_checkpoint
 
-    found = evaluate_checkpoint(config, checkpoint.run, say)
-    return Answer({"run": str(found.run), "step": found.step, "results": found.values})
+    found = evaluate_checkpoint(config, checkpoint.run_dir, say)
+    return VerbResult({"run": str(found.run), "step": found.step, "results": found.values})

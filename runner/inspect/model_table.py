@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 from runner.config.schema import Config
 from runner.launch.compose import compose_run
 from runner.text import format_scaled, format_table
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
 if TYPE_CHECKING:
     from runner.inspect.model_cost import ModelCost, ModelPart
 
 
-def arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """The configuration, as for run.py."""
     parser.usage = "python -m runner model [--json] [--] [key=value …]"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run.py")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Compose, build, trace. Nothing is computed, and nothing written."""
     config = compose_run(arguments.overrides).config
     # The jax fence: a wrong configuration is answered without it.
@@ -34,7 +34,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     say(describe_run(built, config))
     for line in _told(found, config):
         say(line)
-    return Answer(_document(found))
+    return VerbResult(_document(found))
 
 
 def _document(found: ModelCost) -> dict[str, object]:

@@ -14,14 +14,14 @@ from runner.errors import ConfigError
 from runner.inspect.lookup import choose_new_folder
 from runner.launch.compose import compose_run
 from runner.remat.cost_table import Alternative, PolicyCosts, SurveyReport
-from runner.text import format_count, format_scaled, format_size, format_table, parsed_size, wrap_labelled
-from runner.values import Answer, Say
+from runner.text import format_count, format_scaled, format_size, format_table, parse_size, wrap_labelled
+from runner.values import Say, VerbResult
 
 LINES, PICTURE = "remat.jsonl", "remat.png"
 MOST_ROUNDS = 10_000
 
 
-def arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """What to measure, for which device, and the configuration as for run.py."""
     parser.usage = (
         "python -m runner remat [--no-compile | --time N] [--budget SIZE] [--target tpu:KIND] [--all] [--to DIR] "
@@ -40,7 +40,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--to", metavar="DIR", help="a new folder for the results (outputs/.remat/TIME)")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Compose, trace, compile, tell, draw. Raises ConfigError where the words do not fit each other."""
     _check(arguments)
     place = choose_new_folder("remat", arguments.to)
@@ -51,18 +51,18 @@ def run(arguments: Namespace, say: Say) -> Answer:
     from runner.train.dataset import read
 
     devices = tpu_target.target_devices(arguments.target, config.mesh.data) if arguments.target else None
-    asked = SurveyRequest(not arguments.no_compile, arguments.time, arguments.all, parsed_size(arguments.budget or 0))
+    asked = SurveyRequest(not arguments.no_compile, arguments.time, arguments.all, parse_size(arguments.budget or 0))
     report = survey_policies(config, read(config.data), asked, devices, say)
     for line in format_report(report):
         say(line)
     files_written = _written(report, place)
     say("")
     say(f"{place / LINES} has every number, {place / PICTURE} the picture.")
-    return Answer({**report.document(), "files": files_written})
+    return VerbResult({**report.document(), "files": files_written})
 
 
 def _check(arguments: Namespace) -> None:
-    if arguments.budget is not None and parsed_size(arguments.budget) < 1:
+    if arguments.budget is not None and parse_size(arguments.budget) < 1:
         raise ConfigError(f"--budget {arguments.budget}: expected a number of bytes, as 8000000000, 8GB or 7GiB")
     if not 0 <= arguments.time <= MOST_ROUNDS:
         raise ConfigError(f"--time {arguments.time}: expected 1 to {MOST_ROUNDS} steps")

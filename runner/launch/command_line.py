@@ -1,17 +1,61 @@
-"""TODO docstring."""
+"""What a command line asks for, as values: one run, the runs of a sweep, or a search."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from runner.config.schema import Config
+from runner.launch.local import Local
 from runner.launch.slurm_job import Slurm
+from runner.launch.submitit import Submitit
+
+if TYPE_CHECKING:
+    from runner.launch.study import Study
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the user typed, without what Hydra needs: `("ckpt=combined", "optim.lr=0.01")`; and when it was typed."""
+    """The words of one run, without those that say how it is launched.
+
+    Attributes:
+        overrides: `("ckpt=combined", "optim.lr=0.01")`; they name the run's directory.
+        began: when this process started, in seconds since 1970.
+        words: everything that starts this run once more, flags included.
+    """
 
     overrides: tuple[str, ...]
-    began: float = 0.0  # seconds since 1970
-    words: tuple[str, ...] = ()  # all that was typed, flags as well, but not how it is launched
-    slurm: Slurm | None = None  # to be submitted as this job instead of running here
+    began: float = 0.0
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One run with its validated configuration; `job`: submit it to Slurm as this job instead of working on it here."""
+
+    config: Config
+    command: Command
+    job: Slurm | None = None
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """The runs of a sweep, all of them validated, and the launcher that was chosen for them."""
+
+    runs: tuple[RunRequest, ...]
+    launcher: Local | Slurm | Submitit
+
+
+# Work on a batch of trials: → the score of each, None where it has none.
+WorkOnBatch = Callable[[SweepRequest, "Study"], Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """A search. Its runs cannot be known before: each batch follows from the scores of those before it.
+
+    `search(work_on_batch)` returns when all trials are done; it raises ConfigError where a batch does not compose.
+    """
+
+    search: Callable[[WorkOnBatch], None]

@@ -1,4 +1,4 @@
-"""A command line becomes a validated `Config`: Hydra merges the choices of conf/, its complaints become plain lines.
+"""Turn a command line into a validated request: Hydra merges the choices of conf/, `config.load` judges the result.
 
 Hydra is asked to compose and to sweep, nothing else: it keeps no directory and configures no logging. A plain
 `key=value` is handed on as `++key=value`, so that Hydra merges without judging and `config.load` alone decides which
@@ -11,143 +11,233 @@ import copy
 import os
 import re
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.config import user_code
-from runner.config.explain import suggest
-from runner.config.schema import Config, checked, continued, load, read
-from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
-from runner.launch.command_line import Command
+from runner.config.schema import Config, merge_typed_keys, read_document, validate_config, validate_options
+from runner.errors import ConfigError, HoldfastError, RefusedError
+from runner.launch.command_line import Command, RunRequest, SearchRequest, SweepRequest, WorkOnBatch
+from runner.launch.hydra_errors import in_one_line
 from runner.launch.local import Local
 from runner.launch.members import distinct
 from runner.launch.slurm_job import Slurm
-from runner.launch.submitit import INSTALL, NAMES, Carry, Submitit
-from runner.rundir import layout
+from runner.launch.submitit import NAMES, Submitit
+from runner.rundir.layout import RunDir
 from runner.rundir.provenance import process_start_time
 
 if TYPE_CHECKING:
-    from runner.launch import hydra_plugin
-    from runner.launch.study import Study
+    from runner.launch.hydra_plugin import SweepJobs
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-LAUNCHER = "hydra.launcher."
-SWEEP = ("-m", "--multirun")
-ONE_OF = (*("--run", "-r", *SWEEP), *("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"))
-WHICH = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")  # of Hydra's, with a value
-FLAGS = (
-    *("--help", "-h", "--hydra-help", "--version", "--run", "-r", *SWEEP, "--cfg", "-c", "--resolve"),
-    *("--package", "-p", "--info", "-i", *WHICH),
-    *("--shell-completion", "-sc", "--experimental-rerun", user_code.FLAG),
-)
+MULTIRUN = ("-m", "--multirun")
+# Of these flags of Hydra's a command has one at most.
+EXCLUSIVE = ("--run", "-r", *MULTIRUN, "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+# These say which configuration is meant, and take a value.
+WHICH_CONFIG = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+OTHER_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--package", "-p", "--experimental-rerun")
+FLAGS = (*EXCLUSIVE, *WHICH_CONFIG, *OTHER_FLAGS, user_code.TRUST_FLAG)
 
 
-Start = Callable[[Config, Command], tuple[int, float | None]]
-# The runs of a sweep → its exit code, and the score of each run.
-Sweep = Callable[
-    [Sequence[tuple[Config, Command]], Local | Slurm | Submitit, "Study | None"], tuple[int, list[float | None]]
-]
+def compose(argv: Sequence[str]) -> RunRequest | SweepRequest | SearchRequest | None:
+    """Compose and validate what `argv` asks for; return None where Hydra has answered it (`--cfg`, `--info`).
+
+    Nothing is written and no jax is imported.
+
+    Raises:
+        ConfigError: the command or its configuration is wrong.
+        RefusedError: `dir=` names no run, or one that brings code and is not trusted.
+        SystemExit: Hydra has printed its help.
+    """
+    if len(asked := [word for word in argv if word in EXCLUSIVE]) > 1:
+        raise ConfigError(f"{' and '.join(asked)} are not for one command; leave out all but one")
+    composed = _Composed()
+    if set(MULTIRUN) & set(argv):
+        # Imported for sweeps alone: it lets Hydra load its plugins, which takes a fifth of a second.
+        from runner.launch import hydra_plugin
+
+        hydra_plugin.register(composed.keep_sweep, composed.keep_search)
+    elif "hydra/sweeper=optuna" in argv:
+        raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
+    with _plain_errors():
+        _run_hydra(argv, composed)
+    if composed.run is not None:
+        return _validate_run(composed.run, argv)
+    if composed.sweep is not None:
+        return _validate_sweep(composed.sweep, argv)
+    if composed.search is not None:
+        return SearchRequest(partial(_search, composed.search, argv))
+    return None
 
 
-def compose(argv: Sequence[str], start: Start, sweep: Sweep | None = None) -> int:
-    """Compose, validate and start the run, or all runs of a sweep. Gives the exit code; says errors on stderr."""
-    codes: list[int] = []
-    began, trusted = process_start_time(), user_code.FLAG in argv
+def compose_run(argv: Sequence[str]) -> RunRequest:
+    """Compose and validate one configuration, for a verb that looks at it. Raises as `compose` does."""
+    request = compose(argv)
+    if not isinstance(request, RunRequest):
+        raise ConfigError("this looks at one configuration: leave out what makes several, or only prints one")
+    return request
 
-    def task(composed: DictConfig) -> float | None:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        try:
-            config, overrides = _validated(composed, trusted=trusted)
-            words = (*_words(argv), *_here(argv, HydraConfig.get()))
-            code, score = start(
-                config, Command(overrides, time.time() if codes else began, words, _slurm(HydraConfig.get()))
-            )
-        except HoldfastError as error:
-            code, score = _say(error), None
-        codes.append(code)
-        if code == STOPPED:
-            raise SystemExit(STOPPED)  # a stopped run stops the sweep
-        return score
 
-    def launch(jobs: Sequence[hydra_plugin.Job], study: Study | None, carry: Carry) -> list[float | None]:
-        chosen = jobs[0][0].hydra
-        runs, option, which = [], _option(chosen, carry), (*_which(argv), *_here(argv, chosen))
-        for (composed, words), own in zip(jobs, distinct([words for _, words in jobs]), strict=True):
-            HydraConfig.instance().set_config(composed)
+def config_folders() -> list[Path]:
+    """List the folders that choices are looked for in: `conf` of the working directory first, then the product's own.
+
+    A checkout has the product's beside the package, an installed wheel inside it.
+    """
+    package = Path(__file__).resolve().parents[1]
+    ours = next(folder for folder in (package.parent / "conf", package / "conf") if (folder / "config.yaml").is_file())
+    own = Path.cwd() / "conf"
+    return [ours] if not own.is_dir() or own.samefile(ours) else [own, ours]
+
+
+class _OwnConf(SearchPathPlugin):
+    """Have Hydra look into `conf` of the working directory before the product's own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in config_folders()[:-1]:
+            search_path.prepend("working directory", str(folder))
+
+
+@dataclass
+class _Composed:
+    """What Hydra composed, caught when it calls us, before anything of it is judged."""
+
+    run: tuple[DictConfig, DictConfig] | None = None  # the configuration, and Hydra's own
+    sweep: SweepJobs | None = None
+    search: Any = None  # a sweeper with its arguments, not begun
+
+    def keep_run(self, config: DictConfig) -> None:
+        self.run = config, copy.deepcopy(HydraConfig.instance().cfg)  # type: ignore[assignment]
+
+    def keep_sweep(self, jobs: SweepJobs) -> list[None]:
+        self.sweep = jobs
+        return [None] * len(jobs.jobs)
+
+    def keep_search(self, search: Any) -> None:
+        self.search = search
+
+
+def _run_hydra(argv: Sequence[str], composed: _Composed) -> None:
+    """Let Hydra parse and compose; it hands what it made to `composed`."""
+    Plugins.instance().register(_OwnConf)
+    words = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != user_code.TRUST_FLAG]
+    typed = sys.argv[1:]
+    # argparse wants -m before what is positional.
+    sys.argv[1:] = sorted(words, key=lambda word: word not in MULTIRUN)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
+    # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
+    warnings.filterwarnings("ignore", message="The version_base parameter is deprecated")
+    try:
+        decorate = hydra.main(config_path=str(config_folders()[-1]), config_name="config", version_base="1.3")
+        decorate(composed.keep_run)()
+    finally:
+        sys.argv[1:] = typed
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that we start are told nothing of it
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn Hydra's complaints into ConfigError, of one line."""
+    try:
+        yield
+    except HydraException as error:
+        raise ConfigError(in_one_line(error)) from None
+
+
+@contextmanager
+def _hydra_config(chosen: DictConfig) -> Iterator[None]:
+    """Let `${hydra:…}` in a configuration stand for this while it is resolved."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().cfg = chosen  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _validate_run(composed: tuple[DictConfig, DictConfig], argv: Sequence[str]) -> RunRequest:
+    config, chosen = composed
+    with _hydra_config(chosen):
+        validated, overrides = _validate(config, argv)
+        words = (*_without_launcher(argv), *_stay_here(argv, chosen.hydra))
+        return RunRequest(validated, Command(overrides, process_start_time(), words), _slurm_option(chosen.hydra))
+
+
+def _validate_sweep(sweep: SweepJobs, argv: Sequence[str]) -> SweepRequest:
+    """Validate every job. Raises ConfigError, naming the run, where one is wrong: then none is started."""
+    chosen = sweep.jobs[0][0].hydra
+    launcher = _launcher_option(chosen, sweep)
+    flags = (*_which_config(argv), *_stay_here(argv, chosen))
+    trust = [user_code.TRUST_FLAG] if user_code.TRUST_FLAG in argv else []
+    runs = []
+    for (composed, words), own in zip(sweep.jobs, distinct([words for _, words in sweep.jobs]), strict=True):
+        with _hydra_config(composed):
             try:
-                config, overrides = _validated(_without_hydra(composed), trusted=trusted)
+                config, overrides = _validate(_without_hydra(composed), argv)
             except HoldfastError as error:
                 raise type(error)(f"{error} (in the run {' '.join(own)})" if own else str(error)) from None
-            runs.append((config, Command(overrides, began, (*which, *words, *([user_code.FLAG] if trusted else [])))))
-        assert sweep is not None
-        code, scores = sweep(runs, option, study)
-        codes.append(code)
-        if code == STOPPED:
-            raise SystemExit(STOPPED)  # whoever asked for these runs is not to ask for more
-        return scores
-
-    try:
-        if len(asked := [word for word in argv if word in ONE_OF]) > 1:
-            raise ConfigError(f"{' and '.join(asked)} are not for one command; leave out all but one")
-        if set(SWEEP) & set(argv):
-            from runner.launch import hydra_plugin
-
-            hydra_plugin.register(launch)
-        elif "hydra/sweeper=optuna" in argv:
-            raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
-        words = [_forced(word) for argument in argv for word in _spelled_out(argument) if word != user_code.FLAG]
-        sys.argv[1:] = sorted(words, key=lambda word: word not in SWEEP)  # argparse wants it before what is positional
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to us instead of printed
-        # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
-        warnings.filterwarnings("ignore", message="The version_base parameter is deprecated")
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-    except SystemExit:
-        if STOPPED not in codes:
-            raise
-    except HydraException as error:
-        return _say(ConfigError(_plain_line(error)))
-    except HoldfastError as error:
-        return _say(error)
-    return STOPPED if STOPPED in codes else next((code for code in codes if code), 0)
+        runs.append(RunRequest(config, Command(overrides, process_start_time(), (*flags, *words, *trust))))
+    return SweepRequest(tuple(runs), launcher)
 
 
-def _validated(composed: DictConfig, *, trusted: bool) -> tuple[Config, tuple[str, ...]]:
+def _search(search: Any, argv: Sequence[str], work_on_batch: WorkOnBatch) -> None:
+    """Let a sweeper search; each batch of jobs that it asks for is validated and worked on."""
+    from runner.launch import hydra_plugin
+
+    def launch(jobs: SweepJobs) -> Sequence[float | None]:
+        assert jobs.study is not None, "only a search is called back"
+        return work_on_batch(_validate_sweep(jobs, argv), jobs.study)
+
+    hydra_plugin.call_back(launch)
+    with _plain_errors():
+        search()
+
+
+def _validate(composed: DictConfig, argv: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
+    """Return the configuration and the overrides that made it."""
+    trusted = user_code.TRUST_FLAG in argv
     task = list(HydraConfig.get().overrides.task)
-    overrides = (*(override.removeprefix("++") for override in task), *([user_code.FLAG] if trusted else []))
-    config = load(_document(composed, task, trusted=trusted))
-    user_code.find(config.document)
+    overrides = (*(override.removeprefix("++") for override in task), *([user_code.TRUST_FLAG] if trusted else []))
+    config = validate_config(_document_of(composed, task, trusted=trusted))
+    user_code.check_targets_exist(config.document)
     return config, overrides
 
 
-def _document(composed: DictConfig, task: list[str], *, trusted: bool) -> Any:
-    """What was composed; with dir=, that run's own document under what was typed. Raises RefusedError without trust."""
+def _document_of(composed: DictConfig, task: list[str], *, trusted: bool) -> Any:
+    """Return what was composed; with dir=, that run's own document under what was typed.
+
+    Raises RefusedError where there is no run, or where it names code of its own and was not trusted.
+    """
     if composed.get("dir") is None:
         return composed
-    saved = layout.RunDir(Path(str(composed.dir))).config
+    saved = RunDir(Path(str(composed.dir))).config
     if not saved.exists():
         raise RefusedError(f"dir={composed.dir}: holds no run; leave dir out to start one, or check the path")
     keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]
     if "experiment" in keys:
         return composed
-    document = continued(read(saved), composed, [*keys, "compile_cache"])  # whose programs would be run, unread
+    # A compile cache holds programs that are run without being read: the run's own document may not name one.
+    document = merge_typed_keys(read_document(saved), composed, [*keys, "compile_cache"])
     if not trusted:
         typed = OmegaConf.to_container(composed)
-        user_code.demand(saved.parent, document, typed, f"add {user_code.FLAG}")  # type: ignore[arg-type]
+        user_code.require_trust(saved.parent, document, typed, f"add {user_code.TRUST_FLAG}")  # type: ignore[arg-type]
     return document
 
 
-def _option(chosen: Any, carry: Carry) -> Local | Slurm | Submitit:
-    """How the runs of a sweep are to be worked on. Raises ConfigError where they cannot be so."""
+def _launcher_option(chosen: DictConfig, sweep: SweepJobs) -> Local | Slurm | Submitit:
+    """Return how the runs of a sweep are to be worked on. Raises ConfigError where they cannot be so."""
     launcher, sweeper = (chosen.runtime.choices.get(f"hydra/{group}") for group in ("launcher", "sweeper"))
     if launcher != "local" and sweeper != "basic":
         raise ConfigError(
@@ -155,17 +245,30 @@ def _option(chosen: Any, carry: Carry) -> Local | Slurm | Submitit:
             "leave hydra/launcher out"
         )
     if launcher in NAMES:
-        return Submitit(launcher, chosen.launcher, carry)
-    return _slurm(chosen) or _chosen(Local, chosen.launcher)
+        return Submitit(launcher, chosen.launcher, sweep.carry)
+    return _slurm_option(chosen) or _read_option(Local, chosen.launcher)
 
 
-def _chosen(schema: Any, launcher: DictConfig) -> Any:
-    """What is chosen for a launcher."""
+def _slurm_option(chosen: DictConfig) -> Slurm | None:
+    """Return what a job is to ask for, where `hydra/launcher=slurm` was chosen. Raises ConfigError for any but ours."""
+    launcher = chosen.runtime.choices.get("hydra/launcher")
+    if launcher in NAMES:
+        raise ConfigError(f"hydra/launcher={launcher}: is for sweeps; add -m, or use hydra/launcher=slurm")
+    if launcher not in ("local", "slurm"):
+        raise ConfigError(
+            f"hydra/launcher={launcher}: is not supported; leave it out (hydra.launcher.parallel=N: so many runs at "
+            f"once), or use one of slurm, {', '.join(NAMES)}"
+        )
+    return _read_option(Slurm, chosen.launcher) if launcher == "slurm" else None
+
+
+def _read_option(schema: Any, launcher: DictConfig) -> Any:
+    """Return the options of a launcher, checked."""
     option: Any = OmegaConf.to_container(launcher)
     try:
-        return checked(schema, {key: value for key, value in option.items() if key != "_target_"})
+        return validate_options(schema, {key: value for key, value in option.items() if key != "_target_"})
     except ConfigError as error:
-        raise ConfigError(f"{LAUNCHER}{error}") from None
+        raise ConfigError(f"hydra.launcher.{error}") from None
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:
@@ -175,47 +278,38 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
     return plain
 
 
-def _words(argv: Sequence[str]) -> tuple[str, ...]:
-    """What starts the same run here, without a launcher."""
-    return tuple(word for word in argv if not word.lstrip("+~").startswith(("hydra/launcher", LAUNCHER)))
+def _without_launcher(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the words that start the same run here."""
+    return tuple(word for word in argv if not word.lstrip("+~").startswith(("hydra/launcher", "hydra.launcher.")))
 
 
-def _here(argv: Sequence[str], chosen: Any) -> tuple[str, ...]:
-    """What keeps a run where it is started when a YAML chooses its launcher: else each job would submit it again."""
+def _stay_here(argv: Sequence[str], chosen: DictConfig) -> tuple[str, ...]:
+    """Return what keeps a run where it is started when a YAML chooses its launcher: else a job would submit it again."""
     typed = any(word.lstrip("+~").startswith("hydra/launcher=") for word in argv)
     return () if typed or chosen.runtime.choices.get("hydra/launcher") == "local" else ("hydra/launcher=local",)
 
 
-def _which(argv: Sequence[str]) -> tuple[str, ...]:
-    """The flags that say which configuration is meant: it is that of each run."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    found = ((word, after) if word in WHICH else (word,) for word, after in pairs if word.split("=")[0] in WHICH)
-    return tuple(word for words in found for word in words)
-
-
-def _slurm(chosen: Any) -> Slurm | None:
-    """What a job is to ask for, where `hydra/launcher=slurm` was chosen. Raises ConfigError for any but ours."""
-    launcher = chosen.runtime.choices.get("hydra/launcher")
-    if launcher in NAMES:
-        raise ConfigError(f"hydra/launcher={launcher}: is for sweeps; add -m, or use hydra/launcher=slurm")
-    if launcher not in ("local", "slurm"):
-        raise ConfigError(
-            f"hydra/launcher={launcher}: is not supported; leave it out (hydra.launcher.parallel=N: so many runs at "
-            f"once), or use one of slurm, {', '.join(NAMES)}"
-        )
-    return _chosen(Slurm, chosen.launcher) if launcher == "slurm" else None
+def _which_config(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the flags that say which configuration is meant, each with its value: every run of a sweep needs them."""
+    flags: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word in WHICH_CONFIG:
+            flags += [word, following]
+        elif word.split("=")[0] in WHICH_CONFIG:
+            flags.append(word)
+    return tuple(flags)
 
 
 def _spelled_out(argument: str) -> tuple[str, ...]:
-    """`model=my_file:MyModel` is short for `model=external model.target=my_file:MyModel`."""
+    """Spell `model=my_file:MyModel` out as `model=external model.target=my_file:MyModel`."""
     group, _, value = argument.partition("=")
-    if re.fullmatch(r"[\w.]+:[\w.]+", value) and (CONF / group / "external.yaml").is_file():
+    if re.fullmatch(r"[\w.]+:[\w.]+", value) and (config_folders()[-1] / group / "external.yaml").is_file():
         return f"{group}=external", f"{group}.target={value}"
     return (argument,)
 
 
 def _forced(argument: str) -> str:
-    """`key=value` as `++key=value`, unless the key is a group of choices. Raises ConfigError for an unknown flag."""
+    """Write `key=value` as `++key=value`, unless the key is a group of choices. Raises ConfigError for an unknown flag."""
     if argument.startswith("-") and "=" not in argument:
         if argument not in FLAGS:
             raise ConfigError(f"{argument}: unknown flag; overrides read key=value; --help shows what there is")
@@ -223,57 +317,8 @@ def _forced(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key == "init_from":
         return f"++init_from.run={value}"
-    if not equals or key[:1] in "+~-" or key.startswith("hydra") or "@" in key or (CONF / key).is_dir():
+    if not equals or key[:1] in "+~-" or key.startswith("hydra") or "@" in key:
+        return argument
+    if any((folder / key).is_dir() for folder in config_folders()):
         return argument
     return f"++{argument}"
-
-
-def _plain_line(error: HydraException) -> str:
-    """One line from a complaint of Hydra's."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = ", ".join(error.options)
-        if option in NAMES:
-            return f"{group}={option}: needs the extra `submitit`; {INSTALL}"
-        return f"{group}: got {option}; expected one of {options}{suggest(option, list(error.options))}"
-    if isinstance(error, OverrideParseException):
-        override = error.override.removeprefix("++")
-        if "=" not in override and not override.startswith("~"):
-            return f"{override}: cannot be read; an override reads key=value"
-        return f"{override}: cannot be read as key=value ({error.message.splitlines()[0]}); quote special characters"
-    text = str(error).strip() or str(error.__cause__)
-    first = text.splitlines()[0].replace("'++", "'")
-    if first.startswith("Ambiguous value for argument "):
-        override = first.removeprefix("Ambiguous value for argument ").strip("'")
-        return f"{override}: several values make a sweep; add -m, or write a list as key=[a,b]"
-    if isinstance(error, ConfigCompositionException) and first.startswith("Multiple values for "):
-        group = first.removeprefix("Multiple values for ").split(".")[0]
-        return f"{group}: is chosen already; write {group}=OPTION, without the +"
-    if first.startswith("Could not delete from config. "):
-        return f"{first.split(chr(39))[1]}: nothing to take away; the configuration has no such key"
-    if first.startswith("Could not override "):
-        return _unknown(first.split("'")[1])
-    return first
-
-
-def _unknown(key: str) -> str:
-    """Hydra judges its own keys; of ours only a launcher's are among them."""
-    here, there = ([f.name for f in fields(option)] for option in (Local, Slurm))
-    name = key.removeprefix(LAUNCHER)
-    if key == name:
-        from runner.launch.study import OPTIONS
-
-        return f"{key}: unknown key{suggest(key.removeprefix('hydra.sweeper.'), list(OPTIONS))}"
-    if word := next((word for word in sys.argv if word.startswith("hydra/launcher=submitit")), None):
-        return f"{key}: unknown key; what there is: python run.py {word} --cfg hydra -p hydra.launcher"
-    if name in there:
-        return f"{key}: belongs to hydra/launcher=slurm; add that"
-    if name in here:
-        return f"{key}: belongs to a sweep on this machine; leave hydra/launcher out"
-    known = f"; hydra.launcher has: {', '.join(here)}; for slurm: {', '.join(there)}"
-    return f"{key}: unknown key{suggest(name, [*here, *there]) or known}"
-
-
-def _say(error: HoldfastError) -> int:
-    sys.stderr.write(f"error: {error}\n")
-    return error.exit_code

@@ -11,14 +11,13 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
@@ -45,7 +44,24 @@ OPTUNA = {
 
 # One job: what it was composed to, and its overrides.
 Job = tuple[DictConfig, tuple[str, ...]]
-Launch = Callable[[Sequence[Job], Study | None, Carry], Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class SweepJobs:
+    """The jobs that a sweeper asks for at once, composed and not yet judged.
+
+    Attributes:
+        study: the search whose trials they are; None for a plain sweep.
+        carry: has the launcher of another plugin take work to its workers.
+    """
+
+    jobs: Sequence[Job]
+    study: Study | None
+    carry: Carry
+
+
+# → the score of each job, None where it has none.
+Launch = Callable[[SweepJobs], Sequence[float | None]]
 
 
 class HoldfastLauncher(Launcher):
@@ -71,11 +87,7 @@ class HoldfastLauncher(Launcher):
             with open_dict(composed):
                 composed.hydra.job.id, composed.hydra.job.num = str(number), number
             jobs.append((composed, tuple(word.removeprefix("++") for word in filter_overrides(overrides))))
-        before = HydraConfig.instance().cfg
-        try:
-            scores = type(self).launch_all(jobs, self.study, partial(self._carry, job_overrides))
-        finally:
-            HydraConfig.instance().cfg = before
+        scores = type(self).launch_all(SweepJobs(jobs, self.study, partial(self._carry, job_overrides)))
         none = math.nan if self.study is None else None  # Optuna takes a trial with a NaN for a mistake of its caller
         return [
             JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=none if score is None else score)
@@ -118,7 +130,12 @@ class TidySweeper(Sweeper):
 
 
 class HoldfastSearch(Sweeper):
-    """`hydra/sweeper=optuna`, typed or in a YAML; what needs Optuna is imported where there is a search."""
+    """`hydra/sweeper=optuna`, typed or in a YAML; what needs Optuna is imported where there is a search.
+
+    It only hands itself on to `defer`: the search begins when Hydra is done with the command line.
+    """
+
+    defer: ClassVar[Callable[[Callable[[], None]], None]]
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -134,16 +151,22 @@ class HoldfastSearch(Sweeper):
         self._search.setup(**parts)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search."""
-        self._search.sweep(arguments)
+        """Hand the search on, not begun."""
+        type(self).defer(partial(self._search.sweep, arguments))
 
 
-def register(launch: Launch) -> None:
-    """Let Hydra find the launcher, and have it hand the jobs of this process's sweep on to `launch`.
-
-    It stands in for every other one: whichever is chosen, all jobs are valid before any is started.
-    """
+def call_back(launch: Launch) -> None:
+    """Have the launcher hand the jobs of this process's sweep to `launch`."""
     HoldfastLauncher.launch_all = staticmethod(launch)
+
+
+def register(launch: Launch, defer: Callable[[Callable[[], None]], None]) -> None:
+    """Let Hydra find our launcher and our search, and have them hand on what they get: to `launch`, and to `defer`.
+
+    The launcher stands in for every other one: whichever is chosen, all jobs are valid before any is started.
+    """
+    call_back(launch)
+    HoldfastSearch.defer = staticmethod(defer)
     classes = Plugins.instance().class_name_to_class
     for name, found in classes.items():
         if issubclass(found, Launcher) and found is not HoldfastLauncher:

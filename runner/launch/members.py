@@ -17,6 +17,7 @@ from runner.config.schema import Config
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.process import name_of
 from runner.rundir.layout import RunDir, is_in_use
+from runner.session.standing import is_finished
 from runner.text import display_path
 
 SWEEP, TABLE = "sweep.json", "results.csv"
@@ -45,9 +46,7 @@ class Member:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        from runner.session import experiment  # here: a wrong command is answered without it
-
-        return experiment.is_finished(self.config, self.place)
+        return is_finished(self.config, self.place, self.status())
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def folder(members: Sequence[Member]) -> Path:
 def write(place: Path, members: Sequence[Member], results: Sequence[Result]) -> None:
     """Both files, each replaced at once."""
     rows = [_row(member, result) for member, result in zip(members, results, strict=True)]
-    files.replace(place / SWEEP, json.dumps({"runs": rows}, indent=1) + "\n")
+    files.replace_file(place / SWEEP, json.dumps({"runs": rows}, indent=1) + "\n")
     keys = list(dict.fromkeys(key for row in rows for key in row["own"]))
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
@@ -114,7 +113,7 @@ def write(place: Path, members: Sequence[Member], results: Sequence[Result]) -> 
     table.writerow(["directory", *keys, *facts])
     for row in rows:
         table.writerow([row["directory"], *(row["own"].get(key) for key in keys), *(row[fact] for fact in facts)])
-    files.replace(place / TABLE, out.getvalue())
+    files.replace_file(place / TABLE, out.getvalue())
 
 
 def _row(member: Member, result: Result) -> dict[str, Any]:

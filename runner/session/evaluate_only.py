@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from runner import files
-from runner.checkpoint.record import locate
-from runner.checkpoint.restore import exactly
+from runner.checkpoint.record import locate_checkpoint
+from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
 from runner.rundir.layout import RunDir
 from runner.train import dataset
-from runner.train.build import build, restore
-from runner.train.built import describe
+from runner.train.build import build, read_checkpoint
+from runner.train.built import describe_run
 from runner.train.compile import compile_eval
 from runner.train.compile_cache import keep
 from runner.values import Values
@@ -35,24 +35,24 @@ class Found:
         return value if isinstance(value, float) else None
 
 
-def again(config: Config, run: RunDir, say: Callable[[str], None]) -> Found:
+def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None]) -> Found:
     """Do every evaluation of a configuration on the checkpoint that `step=` names, or on the newest.
 
     Raises RefusedError where that is not good or the data has changed, ConfigError where data or model does not fit.
     """
-    checkpoint = locate(f"{run.path}@{config.step or 'newest'}")
+    checkpoint = locate_checkpoint(f"{run.path}@{config.step or 'newest'}")
     keep(config.compile_cache, say)
     config = replace(config, train=replace(config.train, steps=1))  # what is trained is another matter
     built = build(config)
     dataset.compare(run, built.sources)
-    say(describe(built, config))
+    say(describe_run(built, config))
     checksums = config.ckpt.verify != "off"
-    record, state = exactly(checkpoint, partial(restore, built), checksums=checksums)
+    record, state = restore_exactly(checkpoint, partial(read_checkpoint, built), checksums=checksums)
     program = compile_eval(built, config)
     values = built.evaluator(list(config.eval), state, program, run.path, f"eval/{record.step}/{{}}", lambda: None)
     found = Found(run, record.step, values)
     document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
-    files.replace(run.path / f"eval/{record.step}/results.json", json.dumps(document, indent=1) + "\n")
+    files.replace_file(run.path / f"eval/{record.step}/results.json", json.dumps(document, indent=1) + "\n")
     for line in lines(found):
         say(line)
     return found

@@ -1,33 +1,33 @@
-"""One run from beginning to end: place → admit → lock → work → record how it ended."""
+"""One run from beginning to end: find → lock → inspect → work → record how it ended. No jax before the work begins."""
 
 from __future__ import annotations
 
 import errno
+import gc
 import shutil
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from runner import files
-from runner.checkpoint.record import durable_step, locate
+from runner.checkpoint.record import newest_durable_step
 from runner.config import user_code
-from runner.config.identity import PLACE, Drift, drift, fingerprint, identity
-from runner.config.schema import Config, read, write
+from runner.config.identity import find_drift, hash_identity
+from runner.config.schema import Config, dump_yaml, read_document
 from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
-from runner.log.console import Console, choose
-from runner.preempt.deadline import Guard
-from runner.preempt.listen import watching
-from runner.preempt.signals import listening
-from runner.preempt.stop import Watcher
-from runner.rundir import layout
+from runner.log.console import choose_console
+from runner.preempt.deadline import Watchdog
+from runner.preempt.listen import listen_to_sources
+from runner.preempt.signals import listen_to_signals
+from runner.preempt.stop import StopFlag
 from runner.rundir.attempts import AttemptLog, read_attempts
 from runner.rundir.crash_loop import find_repeated_failure, give_up
-from runner.rundir.layout import RunDir
+from runner.rundir.layout import RunDir, iter_runs, lock_run, set_run_aside
 from runner.rundir.provenance import hash_code
 from runner.rundir.readme import render_readme
-from runner.session.attempt import Session, step_back, work
+from runner.session.standing import Standing, find_run, inspect_run
+from runner.train.run_context import RunContext
 from runner.values import Outcome
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -38,186 +38,176 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
 
     Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
     """
+    # Importing and tracing make a million objects and next to no garbage: looking for some each 700 new ones, as usual,
+    # takes a fifth of the processor time of a restart (measured). Training looks as often as usual again.
+    usual = gc.get_threshold()
+    gc.set_threshold(100_000, *usual[1:])
     if config.train.steps == 0:
-        return evaluated(config, overrides)
-    place, drifts, done = standing(config, overrides)
-    if done:
-        return done
-    watcher = Watcher()
-    with listening(watcher, config.preempt.signals, config.preempt.notice_seconds):
-        if config.overwrite and place.config.exists():
-            with layout.lock_run(place):
-                print(f"{place} was set aside as {layout.set_run_aside(place)}")
-        with layout.lock_run(place), watching(config.preempt, place, watcher, began):
-            attempt = AttemptLog(place, config.score, config.train.steps, identity(config.document), began)
-            return _worked_on(config, place, overrides, drifts, attempt, watcher)
+        return evaluate_run(config, overrides)
+    run_dir = find_run(config, overrides)
+    stop_flag = StopFlag()
+    with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
+        if config.overwrite and run_dir.config.exists():
+            with lock_run(run_dir):
+                print(f"{run_dir} was set aside as {set_run_aside(run_dir)}")
+        with lock_run(run_dir):
+            standing = _inspect_locked(run_dir, config)
+            if standing.is_finished:
+                return _tell_finished(config, run_dir, standing)
+            with listen_to_sources(config.preempt, run_dir, stop_flag, began):
+                context = _begin_attempt(config, run_dir, standing, overrides, began, stop_flag)
+                attempt = context.attempt
+                try:
+                    _introduce(context, standing)
+                    with Watchdog(stop_flag, attempt, run_dir, config.train.hang_seconds, context.console.say).watch():
+                        with attempt.time_in("import"):
+                            # Here and not above: a wrong command, or a run that is finished, waits for no jax.
+                            from runner.session.attempt import run_attempt
+
+                        outcome, why = run_attempt(context, usual)
+                    durable = None if outcome.ending == "finished" else newest_durable_step(run_dir.checkpoints)
+                    attempt.end(outcome.ending, attempt.step, why, durable)
+                except HoldfastError as error:
+                    _record_refusal(context, standing, error)
+                    raise
+                except Exception as error:
+                    outcome = _record_crash(context, error)
+                finally:
+                    context.console.close()
+                    # The page is for people; the disk may be what went wrong.
+                    with suppress(OSError):
+                        if run_dir.status.exists():
+                            files.replace_file(run_dir.readme, render_readme(run_dir))
+    return outcome
 
 
-def evaluated(config: Config, overrides: Sequence[str]) -> Outcome:
-    """A run that is there, evaluated as this configuration says; it is only read."""
-    place = _place(config, overrides)
-    _admit(config, place)
-    from runner.session.evaluate_only import again
+def evaluate_run(config: Config, overrides: Sequence[str]) -> Outcome:
+    """Evaluate a run that is there, as this configuration says; it is only read."""
+    run_dir = find_run(config, overrides)
+    inspect_run(run_dir, config)
+    from runner.session.evaluate_only import evaluate_checkpoint
 
-    found = again(config, place, print)
+    found = evaluate_checkpoint(config, run_dir, print)
     return Outcome("evaluated", found.step, found.score(config.score.metric), 0)
 
 
-def admitted(config: Config, overrides: Sequence[str]) -> RunDir:
-    """Where the run is. Raises RefusedError where it may not be worked on like this. Changes and says nothing."""
-    place = _place(config, overrides)
-    _admit(config, place)
-    return place
+def find_unfinished(config: Config, overrides: Sequence[str]) -> RunDir | None:
+    """Return the directory of a run that somebody else is to work on; None, and say so, where nothing is left to do.
 
-
-def standing(config: Config, overrides: Sequence[str]) -> tuple[RunDir, list[Drift], Outcome | None]:
-    """Where the run is, what differs from how it was started, its outcome if nothing is left to do. Changes nothing."""
-    place = _place(config, overrides)
-    return place, _admit(config, place), _finished(config, place)
-
-
-def _place(config: Config, overrides: Sequence[str]) -> RunDir:
-    """The directory of this run. Raises RefusedError where `resume` does not allow what is, or is not, there."""
-    if config.dir is not None:
-        place = RunDir(Path(config.dir).resolve())
-    else:
-        parent = (Path(config.root) / config.name).resolve()
-        place = layout.find_run_dir(parent, layout.slug_from_overrides(overrides, PLACE), fingerprint(config.document))
-    if config.resume == "must" and not place.config.exists():
-        raise RefusedError(f"resume=must: nothing is at {place}; check the command, or leave resume out to start it")
-    if config.resume == "never" and place.config.exists() and not config.overwrite:
-        raise RefusedError(
-            f"resume=never: {place} exists; leave resume out to go on with it, or add overwrite=true to set it aside"
-        )
-    return place
-
-
-def _admit(config: Config, place: RunDir) -> list[Drift]:
-    """What differs from the configuration the run was started with.
-
-    Raises RefusedError where it is another run, or where a checkpoint that the command names is not there.
+    Raises RefusedError where the run may not be worked on like this. Changes nothing.
     """
-    if not place.config.exists() or config.overwrite:
-        if config.init_from.run is not None:
-            locate(config.init_from.run)
-        return []
-    if config.step is not None and config.step != place.read_status().get("taken_back_to"):
-        locate(f"{place}@{config.step}")
-    drifts = drift(read(place.config), config.document)
-    if others := [str(change) for change in drifts if change.kind == "identity"]:
-        raise RefusedError(
-            f"{place} is another run: {', '.join(others)}; change these back, or start a new run by leaving dir out"
-        )
-    return drifts
-
-
-def is_finished(config: Config, place: RunDir) -> bool:
-    """Whether nothing is left to do: all its steps are done, and the last is on disk where that is wanted."""
-    status = place.read_status()
-    step = status.get("step", 0)
-    if config.overwrite or status.get("state") != "finished" or step < config.train.steps:
-        return False
-    if config.step is not None and config.step != status.get("taken_back_to"):
-        return False
-    return not config.ckpt.last or (place.checkpoints / str(step)).is_dir()
-
-
-def _finished(config: Config, place: RunDir) -> Outcome | None:
-    """The outcome of a run that has nothing left to do, and a word about it."""
-    if not is_finished(config, place):
+    run_dir = find_run(config, overrides)
+    standing = inspect_run(run_dir, config)
+    if standing.is_finished:
+        _tell_finished(config, run_dir, standing)
         return None
-    status = place.read_status()
+    return run_dir
+
+
+def _inspect_locked(run_dir: RunDir, config: Config) -> Standing:
+    """Inspect a run whose lock is held; where it is refused, take back the directory that the lock made."""
+    try:
+        return inspect_run(run_dir, config)
+    except HoldfastError:
+        if not run_dir.config.exists():
+            _remove_new_run(run_dir)
+        raise
+
+
+def _tell_finished(config: Config, run_dir: RunDir, standing: Standing) -> Outcome:
+    """Say that nothing is left to do, and what could be done."""
+    status = standing.status
     step, best = status["step"], status.get("best")
     score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
     print(
-        f"{place} is finished: {step} steps{score}\nmore steps: python run.py dir={place} train.steps={2 * step}"
-        f"{user_code.flag(config.document)}"
+        f"{run_dir} is finished: {step} steps{score}\nmore steps: python run.py dir={run_dir} train.steps={2 * step}"
+        f"{user_code.trust_flag(config.document)}"
     )
     return Outcome("finished", step, status.get("score"), 0)
 
 
-def _worked_on(
-    config: Config,
-    place: RunDir,
-    overrides: Sequence[str],
-    drifts: Sequence[Drift],
-    attempt: AttemptLog,
-    watcher: Watcher,
-) -> Outcome:
-    """One attempt, with its end recorded however it comes."""
-    fresh = not place.config.exists()
-    own = user_code.origins(config.document)
+def _begin_attempt(
+    config: Config, run_dir: RunDir, standing: Standing, overrides: Sequence[str], began: float, stop_flag: StopFlag
+) -> RunContext:
+    """Number this attempt and open its console. Raises RefusedError where the same failure came too often before."""
+    own = user_code.find_origins(config.document)
     own_files = [path for origin in own for path in origin.files]
-    again = find_repeated_failure(read_attempts(place), hash_code(own_files))
-    move = again.move(config.train.max_crashes) if again else "try"
-    if again and move == "give up":
-        give_up(place, again)
-    console = choose(place.log, wanted=config.log.console)
-    session = Session(config, place, attempt, console, watcher)
-    mine, theirs = user_code.record(own), place.read_status().get("attempt", {}).get("external", {})
-    attempt.begin(overrides, [str(change) for change in drifts], own_files)
-    attempt.record(**({"external": mine} if mine else {}))
-    try:
-        _introduce(config, place, drifts, console, fresh=fresh)
-        for line in user_code.changed(theirs, mine):
-            console.say(f"warning: {line}")
-        if move == "step back":
-            step_back(session)
-        with Guard(watcher, attempt, place, config.train.hang_seconds, console.say).watching():
-            outcome, why = work(session)
-    except HoldfastError as error:
-        if isinstance(error, ConfigError | RefusedError):  # these leave a run as it was
-            _unmake(place) if fresh and not place.holds_checkpoints() else attempt.withdraw()
-        else:
-            _ended(attempt, "diverged" if isinstance(error, DivergedError) else "failed", str(error))
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
-            _ended(attempt, "failed", str(error))
-            raise StorageError(f"{place}: {error.strerror}; free space, then run the same command") from error
-        console.close()  # a bug, ours or the user's: told in full and recorded
-        sys.stderr.write(traceback.format_exc())
-        with place.log.open("a") as log:
-            log.write(traceback.format_exc())
-        _ended(attempt, "failed", f"{type(error).__name__}: {error}")
-        outcome = Outcome("failed", attempt.step, None, CRASHED)
+    failure = find_repeated_failure(read_attempts(run_dir), hash_code(own_files))
+    move = failure.move(config.train.max_crashes) if failure else "try"
+    if failure and move == "give up":
+        give_up(run_dir, failure)
+    attempt = AttemptLog(run_dir, config.score, config.train.steps, hash_identity(config.document), began)
+    console = choose_console(run_dir.log, wanted=config.log.console)
+    attempt.begin(overrides, [str(change) for change in standing.drifts], own_files)
+    if mine := user_code.describe_origins(own):
+        attempt.record(external=mine)
+    return RunContext(config, run_dir, attempt, console, stop_flag, steps_back=move == "step back")
+
+
+def _introduce(context: RunContext, standing: Standing) -> None:
+    """Say where the run lives and what is different; take the snapshot of a new one."""
+    config, run_dir, say = context.config, context.run_dir, context.console.say
+    if not standing.exists:
+        files.replace_file(run_dir.config, dump_yaml(config.document))
+        say(f"{run_dir}  (new run)")
+        _tell_sibling(context)
     else:
-        finished = outcome.ending == "finished"
-        attempt.end(outcome.ending, attempt.step, why, None if finished else durable_step(place.checkpoints))
-    finally:
-        console.close()
-        with suppress(OSError):  # the page is for people; the disk may be what went wrong
-            if place.status.exists():
-                files.replace(place.readme, render_readme(place))
-    return outcome
+        say(f"{run_dir}  (going on)")
+        for change in standing.drifts:
+            say(f"{'warning: ' if change.kind == 'resumable' else ''}changed: {change}")
+    mine = user_code.describe_origins(user_code.find_origins(config.document))
+    before = standing.status.get("attempt", {}).get("external", {})
+    for line in user_code.list_changed_files(before, mine):
+        say(f"warning: {line}")
 
 
-def _ended(attempt: AttemptLog, state: str, why: str) -> None:
+def _tell_sibling(context: RunContext) -> None:
+    """Say how to go on with a run that differs from this new one only in what may change, if there is one."""
+    config, run_dir = context.config, context.run_dir
+    mine = hash_identity(config.document)
+    for sibling, status in iter_runs(run_dir.path.parent):
+        if status.get("identity") == mine and sibling.path != run_dir.path:
+            changes = ", ".join(str(change) for change in find_drift(read_document(sibling.config), config.document))
+            context.console.say(f"differs from {sibling} only in {changes}; to continue that one: add dir={sibling}")
+            return
+
+
+def _record_refusal(context: RunContext, standing: Standing, error: HoldfastError) -> None:
+    """Record how the attempt failed; what is only refused leaves a run as it was."""
+    run_dir, attempt = context.run_dir, context.attempt
+    if not isinstance(error, ConfigError | RefusedError):
+        _record_end(attempt, "diverged" if isinstance(error, DivergedError) else "failed", str(error))
+    elif standing.exists or run_dir.holds_checkpoints():
+        attempt.withdraw()
+    else:
+        _remove_new_run(run_dir)
+
+
+def _record_crash(context: RunContext, error: Exception) -> Outcome:
+    """Record a bug, ours or the user's, in full. Raises StorageError where it was the disk."""
+    run_dir, attempt = context.run_dir, context.attempt
+    if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+        _record_end(attempt, "failed", str(error))
+        raise StorageError(f"{run_dir}: {error.strerror}; free space, then run the same command") from error
+    context.console.close()
+    trace = "".join(traceback.format_exception(error))
+    sys.stderr.write(trace)
+    with run_dir.log.open("a") as log:
+        log.write(trace)
+    _record_end(attempt, "failed", f"{type(error).__name__}: {error}")
+    return Outcome("failed", attempt.step, None, CRASHED)
+
+
+def _record_end(attempt: AttemptLog, state: str, why: str) -> None:
     """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
     with suppress(OSError):
-        attempt.end(state, attempt.step, why, durable_step(attempt.run.checkpoints))
+        attempt.end(state, attempt.step, why, newest_durable_step(attempt.run.checkpoints))
 
 
-def _introduce(config: Config, place: RunDir, drifts: Sequence[Drift], console: Console, *, fresh: bool) -> None:
-    """Take the snapshot of a new run, and say where it lives and what is different."""
-    if not fresh:
-        console.say(f"{place}  (going on)")
-        for change in drifts:
-            console.say(f"{'warning: ' if change.kind == 'resumable' else ''}changed: {change}")
-        return
-    files.replace(place.config, write(config.document))
-    console.say(f"{place}  (new run)")
-    mine = identity(config.document)
-    for sibling, status in layout.iter_runs(place.path.parent):
-        if status.get("identity") == mine and sibling.path != place.path:
-            changes = ", ".join(str(change) for change in drift(read(sibling.config), config.document))
-            console.say(f"differs from {sibling} only in {changes}; to continue that one: add dir={sibling}")
-            break
-
-
-def _unmake(place: RunDir) -> None:
+def _remove_new_run(run_dir: RunDir) -> None:
     """Take back a run that turned out wrong before anything was trained: nothing was written."""
-    shutil.rmtree(place.path)
-    for parent in (place.path.parent, place.path.parent.parent):
-        with suppress(OSError):  # not empty: it was there before
+    shutil.rmtree(run_dir.path)
+    for parent in (run_dir.path.parent, run_dir.path.parent.parent):
+        # Not empty: it was there before.
+        with suppress(OSError):
             parent.rmdir()

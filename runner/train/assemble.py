@@ -1,9 +1,10 @@
-"""TODO docstring."""
+"""Open everything that the loop works with: data, logs, checkpointer. Building is pure; this touches files and threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,145 +12,162 @@ from typing import Any
 import jax
 
 from runner.checkpoint import store
-from runner.checkpoint.checkpointer import Checkpointer, Policy, Saved, preflight
-from runner.checkpoint.record import PROGRESS, STATE, save_seconds
+from runner.checkpoint.checkpointer import Checkpointer, SavedCheckpoint, SavePolicy, warn_of_little_space
+from runner.checkpoint.record import PROGRESS, STATE, newest_save_seconds
 from runner.checkpoint.strategy import Failures
-from runner.config.evaluations import cadences, due
-from runner.config.identity import fingerprint
-from runner.config.schema import Config
+from runner.config.evaluations import find_cadences, find_due_evaluations
+from runner.config.identity import hash_config
 from runner.log import Fanout, Logger, Wandb, reached
-from runner.log.console import Console
-from runner.log.jsonl import CutPoint, Jsonl, cut
-from runner.preempt.deadline import Grace
-from runner.preempt.stop import Watcher, begin
+from runner.log.jsonl import CutPoint, JsonLinesFile, cut_json_lines
+from runner.preempt.deadline import SaveBudget
+from runner.preempt.stop import run_in_thread
 from runner.rundir.attempts import AttemptLog, count_interruptions
-from runner.rundir.layout import RunDir
 from runner.train import step as steps
-from runner.train.built import Built, State, num_bytes
-from runner.train.compile import Programs
+from runner.train.built import Built, num_bytes
+from runner.train.compile import CompiledPrograms
 from runner.train.dataset import advice
-from runner.train.loop import Cadence, Parts, Reached
+from runner.train.loop import Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Ahead
-from runner.train.starvation import Fed
+from runner.train.run_context import RunContext
+from runner.train.starvation import StarvationMonitor
+from runner.types import State
 from runner.values import Values
 
 
 @contextmanager
-def live(
-    config: Config,
-    built: Built,
-    programs: Programs,
-    run: RunDir,
-    attempt: AttemptLog,
-    console: Console,
-    watcher: Watcher,
-    start: Reached,
-) -> Iterator[Parts]:
-    """Everything the loop works with, open; closed in reverse, the checkpoints durable, whatever happens."""
-    until = CutPoint(start.step, start.owes)
+def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, start: Progress) -> Iterator[LoopParts]:
+    """Open what the loop works with; close it in reverse, the checkpoints durable, whatever happens.
+
+    Logs are cut back to where training goes on from: what it logs from here on comes once.
+    """
+    config, run_dir, attempt, say = context.config, context.run_dir, context.attempt, context.console.say
+    cut_point = CutPoint(start.step, start.owes)
     with ExitStack() as opened:
-        opened.enter_context(closing(built.stream))  # its workers end last: a save must not wait for that
-        timing = opened.enter_context(closing(_jsonl(run.timing, until, attempt.number, console)))
-        truth = _jsonl(run.metrics, until, attempt.number, console)
-        logger = opened.enter_context(
-            closing(Fanout(truth, _mirrors(config, run, attempt, console, until), console.say))
+        # The workers that make batches end last: a save must not wait for that.
+        opened.enter_context(closing(built.stream))
+        timing = opened.enter_context(closing(_open_json_lines(context, run_dir.timing, cut_point)))
+        metrics = _open_json_lines(context, run_dir.metrics, cut_point)
+        logger = opened.enter_context(closing(Fanout(metrics, _open_mirrors(context, cut_point), say)))
+        if warning := warn_of_little_space(run_dir.checkpoints, num_bytes(built), config.retention, config.train.steps):
+            say(warning)
+        budget = SaveBudget(
+            context.stop_flag, config.preempt.shortest_notice, say, newest_save_seconds(run_dir.checkpoints)
         )
-        if warning := preflight(run.checkpoints, num_bytes(built), config.retention, config.train.steps):
-            console.say(warning)
-        grace = Grace(watcher, config.preempt.shortest_notice, console.say, save_seconds(run.checkpoints))
-        saver = opened.enter_context(closing(_checkpointer(config, run, attempt, console, timing, grace)))
-        is_finite, kept = jax.jit(steps.is_finite), built.abstract.keys() & {"params", "ema", "extra"}
-        waits = built.sources.waits or built.stream.waits
-        data = opened.enter_context(closing(Ahead(built.stream, watcher))) if waits else built.stream
-        fed = Fed(data, built.train_step.bound(programs.train.result()), console.say, advice(config.data))
-        yield Parts(
-            cadence=Cadence(config.train.steps, config.train.log_steps, cadences(config.eval, config.train.eval_steps)),
-            train_step=fed.train,
-            evaluate=partial(_evaluate, built, config, programs, run, attempt, watcher),
-            is_finite=lambda state: bool(is_finite({name: state[name] for name in kept})),
-            items=partial(_items, built, attempt),
-            data=fed,
-            epoch_steps=len(built.sources.train) / config.data.batch_size,
-            saver=saver,
-            last=config.ckpt.last,
-            logger=logger,
-            timing=timing.write,
-            progress=console,
-            ledger=attempt,
-            time=grace,
+        saver = opened.enter_context(closing(_open_checkpointer(context, timing, budget)))
+        # A source or a stream that may make training wait is read one batch ahead, in a thread.
+        data: Any = built.stream
+        if built.sources.waits or built.stream.waits:
+            data = opened.enter_context(closing(Ahead(built.stream, context.stop_flag)))
+        yield LoopParts(
+            cadence=Cadence(
+                steps=config.train.steps,
+                log_steps=config.train.log_steps,
+                eval_steps=find_cadences(config.eval, config.train.eval_steps),
+                epoch_steps=len(built.sources.train) / config.data.batch_size,
+                save_last=config.ckpt.last,
+            ),
+            step=CompiledStep(programs.train.result(), built.train_step.put_lr()),
+            data=data,
+            starvation=StarvationMonitor(say, advice(config.data)),
+            evaluating=Evaluating(DueEvaluations(context, built, programs), FiniteCheck(built)),
+            saving=Saving(saver, partial(_checkpoint_items, built, attempt)),
+            outputs=Outputs(logger, timing.write, context.console),
+            log=attempt,
+            deadline=budget,
         )
 
 
-def _items(built: Built, attempt: AttemptLog, at: Reached, position: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    progress = {"position": position, "data": built.sources.fingerprint, "best": attempt.best}
-    return {STATE: at.state, PROGRESS: {**progress, "owes_evaluation": at.owes}}
+def _checkpoint_items(built: Built, attempt: AttemptLog, at: Progress, position: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds: the train state, and where training is."""
+    progress = {
+        "position": position,
+        "data": built.sources.fingerprint,
+        "best": attempt.best,
+        "owes_evaluation": at.owes,
+    }
+    return {STATE: at.state, PROGRESS: progress}
 
 
-def _evaluate(
-    built: Built,
-    config: Config,
-    programs: Programs,
-    run: RunDir,
-    attempt: AttemptLog,
-    watcher: Watcher,
-    state: State,
-    step: int,
-) -> dict[str, Values]:
-    """The evaluations due at a step, with signs of life. A thread does them, for a stop does not wait for one."""
+class FiniteCheck:
+    """Says whether the parameters of a state are finite, and what lasts beside them."""
 
-    def between() -> None:
-        watcher.check()
-        attempt.heartbeat.set_phase("eval")
+    def __init__(self, built: Built):
+        self._names = built.abstract.keys() & {"params", "ema", "extra"}
+        self._is_finite = jax.jit(steps.is_finite)
 
-    names = due(config.eval, config.train.eval_steps, step, config.train.steps)
-    program = watcher.wait_for(programs.eval)
-    work = partial(built.evaluator, names, state, program, run.path, f"media/{{}}/{step:08}", between)
-    return watcher.wait_for(begin(work, "evaluation"))
+    def __call__(self, state: State) -> bool:
+        return bool(self._is_finite({name: state[name] for name in self._names}))
 
 
-def _jsonl(path: Path, until: CutPoint, attempt: int, console: Console) -> Jsonl:
-    """A log, cut back to the restored step: what is logged from here on comes once."""
-    cut(path, until, path.with_name(f"{path.stem}.cut-{attempt}.jsonl"))
-    return Jsonl(path, console.say)
+@dataclass(frozen=True)
+class DueEvaluations:
+    """Does the evaluations that are due at a step, with signs of life. A thread does them: a stop does not wait for one."""
+
+    context: RunContext
+    built: Built
+    programs: CompiledPrograms
+
+    def __call__(self, state: State, step: int) -> Mapping[str, Values]:
+        """Return what each measured, by split. Raises Stopped where a stop is asked for before all are done."""
+        config, stop_flag = self.context.config, self.context.stop_flag
+        names = find_due_evaluations(config.eval, config.train.eval_steps, step, config.train.steps)
+        program = stop_flag.wait_for(self.programs.eval)
+        media = f"media/{{}}/{step:08}"
+        work = partial(
+            self.built.evaluator, names, state, program, self.context.run_dir.path, media, self._between_batches
+        )
+        return stop_flag.wait_for(run_in_thread(work, "evaluation"))
+
+    def _between_batches(self) -> None:
+        self.context.stop_flag.raise_if_stopped()
+        self.context.attempt.heartbeat.set_phase("eval")
 
 
-def _mirrors(config: Config, run: RunDir, attempt: AttemptLog, console: Console, until: CutPoint) -> list[Logger]:
-    """The other sinks that can be had, each with every line that metrics.jsonl has."""
-    mirrors: list[Logger] = [console]
-    if config.log.tensorboard:
-        mirrors += reached("tensorboard", partial(_tensorboard, run, attempt, until), console.say)
-    if (option := config.log.wandb) is not None:
-        mirrors += reached("wandb", partial(_wandb, config, option, run, attempt, console), console.say)
+def _open_json_lines(context: RunContext, path: Path, cut_point: CutPoint) -> JsonLinesFile:
+    """Open a log, cut back to the restored step; what is cut off is kept beside it."""
+    cut_json_lines(path, cut_point, path.with_name(f"{path.stem}.cut-{context.attempt.number}.jsonl"))
+    return JsonLinesFile(path, context.console.say)
+
+
+def _open_mirrors(context: RunContext, cut_point: CutPoint) -> list[Logger]:
+    """Open the other sinks that can be had, each with every line that metrics.jsonl has."""
+    option, say = context.config.log, context.console.say
+    mirrors: list[Logger] = [context.console]
+    if option.tensorboard:
+        mirrors += reached("tensorboard", partial(_open_tensorboard, context, cut_point), say)
+    if option.wandb is not None:
+        mirrors += reached("wandb", partial(_open_wandb, context, option.wandb), say)
     return mirrors
 
 
-def _tensorboard(run: RunDir, attempt: AttemptLog, until: CutPoint) -> Logger:
+def _open_tensorboard(context: RunContext, cut_point: CutPoint) -> Logger:
     from runner.log.tensorboard import TensorBoard
 
-    return TensorBoard(run.tensorboard, run.metrics, until, f"cut-{attempt.number}.events")
+    run_dir = context.run_dir
+    return TensorBoard(run_dir.tensorboard, run_dir.metrics, cut_point, f"cut-{context.attempt.number}.events")
 
 
-def _wandb(config: Config, option: Wandb, run: RunDir, attempt: AttemptLog, console: Console) -> Logger:
+def _open_wandb(context: RunContext, option: Wandb) -> Logger:
     from runner.log import wandb
 
+    config, run_dir = context.config, context.run_dir
     # With another learning rate, or without a batch, steps that are done again come out different.
-    lineage = f"{fingerprint(config.document)} {attempt.skipped}"
-    identity = wandb.Identity(option.project, option.mode, run.path.name, config.document, lineage)
-    return wandb.WandbLogger(run.wandb, run.metrics, identity, console.say)
+    lineage = f"{hash_config(config.document)} {context.attempt.skipped}"
+    identity = wandb.Identity(option.project, option.mode, run_dir.path.name, config.document, lineage)
+    return wandb.WandbLogger(run_dir.wandb, run_dir.metrics, identity, context.console.say)
 
 
-def _checkpointer(
-    config: Config, run: RunDir, attempt: AttemptLog, console: Console, timing: Jsonl, grace: Grace
-) -> Checkpointer:
+def _open_checkpointer(context: RunContext, timing: JsonLinesFile, budget: SaveBudget) -> Checkpointer:
+    config, run_dir = context.config, context.run_dir
     background, verify = config.ckpt.write == "background", config.ckpt.verify
-    policy = Policy(config.ckpt.save, config.retention, config.score, background, verify)
+    policy = SavePolicy(config.ckpt.save, config.retention, config.score, background, verify)
 
-    def told(saved: Saved) -> None:
+    def on_saved(saved: SavedCheckpoint) -> None:
         stall, durable = round(saved.stall_seconds, 6), round(saved.durable_seconds, 6)
         event = {"step": saved.record.step, "event": "save", "stall": stall, "durable": durable}
-        grace.learn(saved.durable_seconds)
+        budget.record_save(saved.durable_seconds)
         timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
-    failures = Failures(*count_interruptions(run))
-    return Checkpointer(run.checkpoints, policy, store, console.say, told, failures, attempt.heartbeat.set_writer_phase)
+    failures = Failures(*count_interruptions(run_dir))
+    writer_phase = context.attempt.heartbeat.set_writer_phase
+    return Checkpointer(run_dir.checkpoints, policy, store, context.console.say, on_saved, failures, writer_phase)

@@ -1,4 +1,4 @@
-"""Config → the live objects of a run: the only file that knows every concrete class."""
+"""Build the parts of a run from its configuration: the only file that knows every concrete class."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ import jax
 from flax import nnx
 
 from data.sources import Sources
-from models.find_blocks import prepare
-from models.scopes import Misplaced
+from models.find_blocks import apply_plan
+from models.scopes import RematPlanError
 from runner.checkpoint import store
-from runner.checkpoint.transfer import Report, transfer
+from runner.checkpoint.transfer import TransferReport, transfer_weights
 from runner.config import user_code
-from runner.config.evaluations import Text
+from runner.config.evaluations import TextEvaluation
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.mesh import batched, replicated
+from runner.mesh import batch_sharding, replicated_sharding, state_shardings
 from runner.optim.parameter_groups import is_stacked
 from runner.train import step as steps
-from runner.train.built import Built, State
+from runner.train.built import Built
 from runner.train.dataset import read, stream_of
 from runner.train.evaluator import Evaluator
+from runner.types import State
 
 
 def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.Device] | None = None) -> Built:
     """Put the parts together, for the devices of this machine unless others are given; read the data unless it is.
 
-    Raises ConfigError where the data, the machine or what is the user's own does not fit.
+    Nothing is compiled, and no array is allocated.
+
+    Raises:
+        ConfigError: the data, the machine or the user's own code does not fit.
     """
-    user_code.bring(config)
-    with user_code.told("data"):
+    user_code.import_targets(config)
+    with user_code.as_config_error("data"):
         sources = sources or read(config.data)
-    own = user_code.fit(config, sources.eval)
+    own = user_code.choose_objective(config, sources.eval)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
     stream = stream_of(config.data, sources, config.seed)
 
@@ -44,26 +48,35 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
             return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(key))
         except ValueError as error:
             if config.model.kind == "external":
-                raise  # a bug of the user's, with its traceback
+                # A bug of the user's: its traceback is what helps.
+                raise
             raise ConfigError(f"model={config.model.kind}: {error}") from error
 
-    with user_code.told("model"):
-        network = steps.take_apart(lambda: make_model(jax.random.key(config.seed)), partial(_prepared, config))
+    with user_code.as_config_error("model"):
+        network = steps.split_model(lambda: make_model(jax.random.key(config.seed)), partial(_apply_remat, config))
     objective = config.objective.build(own)
-    update = steps.Update(config.train.precision, config.train.microbatches, config.optim.ema)
+    update = steps.UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
 
-    def optimizer(lr: Any) -> tuple[Any, Any]:
+    def make_optimizer(lr: Any) -> tuple[Any, Any]:
         schedule = config.schedule.build(lr, config.train.steps)
         return config.optim.build(schedule), schedule
 
     def fresh(key: jax.Array) -> State:
-        return steps.init(partial(make_model, key), optimizer(config.optim.lr)[0], ema=update.ema is not None)
+        return steps.init_state(
+            partial(make_model, key), make_optimizer(config.optim.lr)[0], ema=update.ema is not None
+        )
 
-    init, abstract = steps.place(fresh, config.seed, replicated(mesh))
-    sharding = batched(mesh)
+    init, abstract = steps.make_init(fresh, config.seed, partial(state_shardings, mesh))
+    sharding = batch_sharding(mesh)
+    # The next state lies where the one before lay, or a resumed run would compile another program.
+    train_step = jax.jit(
+        steps.make_train_step(network, objective, make_optimizer, update),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+    )
 
     def model(state: State) -> nnx.Module:
-        return steps.assemble(network.eval, network, state)
+        return steps.merge_model(network.eval, network, state)
 
     def put(batch: Any) -> Any:
         return jax.device_put(batch, sharding)
@@ -79,9 +92,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         mesh=mesh,
         init=init,
         abstract=abstract,
-        loss=steps.mean_loss(network, objective, update.precision),
-        train_step=steps.rated(network, objective, optimizer, update, config.optim.lr, replicated(mesh)),
-        eval_step=jax.jit(steps.eval_step(network, objective, update.precision)),
+        loss=steps.make_mean_loss(network, objective, update.precision),
+        train_step=steps.TrainStep(train_step, config.optim.lr, replicated_sharding(mesh)),
+        eval_step=jax.jit(steps.make_eval_step(network, objective, update.precision)),
         model=model,
         evaluator=evaluator,
         put=put,
@@ -89,28 +102,29 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     )
 
 
-def _prepared(config: Config, model: nnx.Module) -> None:
+def _apply_remat(config: Config, model: nnx.Module) -> None:
     try:
-        prepare(model, config.remat.plan, config.remat.block)
-    except Misplaced as error:
+        apply_plan(model, config.remat.plan, config.remat.block)
+    except RematPlanError as error:
         raise ConfigError(f"remat={config.remat.kind}: {error}") from None
 
 
-def restore(built: Built, checkpoint: Path) -> State:
-    """The train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
-    return store.read(checkpoint, built.abstract)
+def read_checkpoint(built: Built, checkpoint: Path) -> State:
+    """Read the train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
+    return store.read_state(checkpoint, built.abstract)
 
 
-def warm(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, Report]:
-    """A fresh state with the weights of another run's checkpoint, and what did not fit."""
-    state, report = transfer(built.init(), checkpoint, partial=partial, stacked=is_stacked)
-    return steps.averaging(state) if "ema" in state else state, report
+def start_from_weights(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, TransferReport]:
+    """Return a fresh state with the weights of another run's checkpoint, and what did not fit."""
+    state, report = transfer_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+    return steps.with_ema(state) if "ema" in state else state, report
 
 
-def showcase(built: Built, state: State) -> str | None:
-    """How a language model goes on after a text it has not seen; None for a model, or data, without words."""
+def sample_text(built: Built, state: State) -> str | None:
+    """Return how a language model goes on after a text it has not seen; None for a model, or data, without words."""
     model = built.model(state)
     if not built.evaluator.goes_on(model):
         return None
-    ((prompt, text),) = built.evaluator.written(Text(count=1, new_tokens=240), model)
-    return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)  # a terminal obeys
+    ((prompt, text),) = built.evaluator.written(TextEvaluation(count=1, new_tokens=240), model)
+    # A terminal obeys control characters.
+    return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a configuration becomes: the pure parts of one run, as values."""
 
 from __future__ import annotations
 
@@ -9,49 +9,59 @@ from typing import Any
 import jax
 from flax import nnx
 
-from data.pipeline import Stream
+from data.pipeline import BatchStream
 from data.sources import Sources
-from models.remat_plan import Plan
+from models.remat_plan import RematPlan
 from runner.checkpoint import store
 from runner.config.schema import Config
-from runner.train import step as steps
 from runner.train.evaluator import Evaluator
-
-State = steps.State
+from runner.train.step import MeanLoss, TrainStep
+from runner.types import State
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a configuration becomes. Nothing is compiled, allocated or written yet, but the data is read."""
+    """The parts of one run. Nothing is compiled, allocated or written yet, but the data is read.
+
+    Attributes:
+        beginning: the data position at step 0.
+        init: makes the fresh state, on the devices.
+        abstract: the shape, type and sharding of every array of the state.
+        loss: what is differentiated.
+        model: makes a live model of a state, for evaluation.
+        put: lays a batch on the devices.
+        plan: what is recomputed in the backward pass.
+    """
 
     sources: Sources
-    stream: Stream
-    beginning: Mapping[str, Any]  # the position of the data at step 0
+    stream: BatchStream
+    beginning: Mapping[str, Any]
     mesh: jax.sharding.Mesh
     init: Callable[[], State]
     abstract: State
-    loss: steps.MeanLoss  # what is differentiated
-    train_step: steps.Rated  # not compiled yet
+    loss: MeanLoss
+    train_step: TrainStep
     eval_step: jax.stages.Wrapped
     model: Callable[[State], nnx.Module]
     evaluator: Evaluator
     put: Callable[[Any], Any]
-    plan: Plan
+    plan: RematPlan
 
 
 def num_bytes(built: Built) -> int:
-    """The size of one train state, in bytes."""
-    return sum(store.as_leaf(leaf).num_bytes for leaf in jax.tree.leaves(built.abstract))
+    """Return the size of one train state, in bytes."""
+    return sum(store.describe_leaf(leaf).num_bytes for leaf in jax.tree.leaves(built.abstract))
 
 
-def describe(built: Built, config: Config) -> str:
-    """One line: the model, its size, and the data."""
+def describe_run(built: Built, config: Config) -> str:
+    """Return one line for a person: the model, its size, and the data."""
     count = sum(leaf.size for leaf in jax.tree.leaves(built.abstract["params"]))
+    # Where model or data are the user's own, their target says more than `external`.
     model, data = (getattr(part, "target", part.kind) for part in (config.model, config.data))
     size = f"{count / 1e6:.2f} M" if count >= 10_000 else f"{count}"
     return f"{model}, {size} parameters · {data}, {built.sources.summary}"
 
 
-def hardware(built: Built) -> str:
-    """The devices of the mesh: `1 × cpu`."""
+def describe_hardware(built: Built) -> str:
+    """Return the devices of the mesh: `1 × cpu`."""
     return f"{built.mesh.size} × {built.mesh.devices.flat[0].device_kind}"

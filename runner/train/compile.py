@@ -1,136 +1,138 @@
-"""The compiled programs of a run, made by threads while training has other things to wait for."""
+"""Compile the programs of a run in threads, while training has other things to wait for; refuse what the trace shows.
+
+A configuration is judged before jax starts. What only a trace or a compiler can tell is judged here: a remat policy
+that recomputes nothing, a name that is not in the model, an offload that moves nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
-
-from models.remat_plan import Plan
-from models.scopes import active
-from runner.config.remat import Names, Offload, Remat
-from runner.errors import ConfigError
-from runner.trace.flops import count
-from runner.trace.stored import seen
-
-if TYPE_CHECKING:
-    from runner.train.built import Built
-
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from models.scopes import Misplaced
-from runner.config.remat import named
+from models.remat_plan import RematPlan
+from models.scopes import RematPlanError, use_plan
+from runner.config.remat_policies import Names, Offload, RematPolicy, format_policy
 from runner.config.schema import Config
-from runner.config.user_code import told
-from runner.mesh import batched
-from runner.preempt.stop import begin
-from runner.trace.requirements import Needs, held, needs_of
-from runner.train import compile
+from runner.config.user_code import as_config_error
+from runner.errors import ConfigError
+from runner.mesh import batch_sharding
+from runner.preempt.stop import run_in_thread
+from runner.rundir.attempts import AttemptLog
+from runner.trace.flops import count_flops
+from runner.trace.remat_trace import find_scopes_and_tags
+from runner.trace.step_requirements import StepRequirements, bytes_held, measure_requirements
+from runner.train.built import Built
 from runner.train.compile_cache import Kept
+from runner.types import Batch, Metrics, State
 
-if TYPE_CHECKING:
-    from runner.rundir.attempts import AttemptLog
-    from runner.train.built import Built
+# How the text of a compiled program says that an array lies in the host's memory.
+HOST_MEMORY = "S(5)"
+# Tracing the evaluation waits so long for the first step: on few cores it would make training begin later.
+HEAD_START_SECONDS = 1.0
 
-HOST_MEMORY = "S(5)"  # how a compiled program writes that an array lies there
-
-HEAD_START_SECONDS = 1.0  # for the first step
-State = dict[str, Any]
-Batch = Mapping[str, Any]
-EvalStep = Callable[[State, Batch, Any], Mapping[str, Any]]
+EvalStep: TypeAlias = Callable[[State, Batch, Any], Metrics]
 
 
 @dataclass(frozen=True)
-class Programs:
-    """The compiled programs of a run: each is there when its thread is done."""
+class CompiledPrograms:
+    """The compiled programs of a run; each is there when its thread is done.
+
+    Attributes:
+        train: the train step.
+        eval: the evaluation step.
+        counted: done when the attempt's record says what a step needs.
+    """
 
     train: Future[jax.stages.Compiled]
     eval: Future[EvalStep]
-    counted: Future[None]  # what a step needs is written down
+    counted: Future[None]
 
 
-def compile_all(built: Built, config: Config, remat: Remat, attempt: AttemptLog, kept: Kept) -> Programs:
-    """Start to compile, in threads: the training step first, for training waits for nothing else.
+def start_compiling(
+    built: Built, config: Config, remat: RematPolicy, attempt: AttemptLog, cache: Kept
+) -> CompiledPrograms:
+    """Start to compile: the train step first, for training waits for nothing else.
 
     `remat`: what is recomputed in this run, also where the configuration says auto.
     """
+    train = run_in_thread(partial(_compile_training, built, config, attempt, cache), "compile")
+    evaluation = run_in_thread(partial(_compile_evaluation, built, config, attempt, train), "compile evaluation")
+    counted = run_in_thread(partial(_record_requirements, built, config, remat, attempt, train, evaluation), "count")
+    return CompiledPrograms(train, evaluation, counted)
+
+
+def _compile_training(built: Built, config: Config, attempt: AttemptLog, cache: Kept) -> jax.stages.Compiled:
     since = time.perf_counter()
-
-    def compile_training() -> jax.stages.Compiled:
-        program = compile_step(built, config)
-        attempt.record(compile_seconds=round(time.perf_counter() - since, 3), compile_cache=str(kept))
-        return program
-
-    train = begin(compile_training, "compile")
-
-    def compile_evaluation() -> EvalStep:
-        wait([train])
-        attempt.first_step.wait(HEAD_START_SECONDS)  # on few cores tracing would make training begin later
-        return compile_eval(built, config)
-
-    evaluation = begin(compile_evaluation, "compile evaluation")
-
-    def count() -> None:
-        wait([evaluation])  # which comes after training; this is only for the record
-        attempt.record(needs=needed(built, config, remat, train.result()).document())
-
-    return Programs(train, evaluation, begin(count, "count"))
+    program = compile_step(built, config)
+    attempt.record(compile_seconds=round(time.perf_counter() - since, 3), compile_cache=str(cache))
+    return program
 
 
-def needed(built: Built, config: Config, remat: Remat, program: jax.stages.Compiled) -> Needs:
-    """What the compiled train step needs. Takes milliseconds: jax still has the trace."""
-    size = held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], built.mesh.size)
-    return needs_of(named(remat), trace_step(built, config), program, built.mesh, size)
+def _compile_evaluation(
+    built: Built, config: Config, attempt: AttemptLog, train: Future[jax.stages.Compiled]
+) -> EvalStep:
+    wait([train])
+    attempt.first_step.wait(HEAD_START_SECONDS)
+    return compile_eval(built, config)
+
+
+def _record_requirements(
+    built: Built,
+    config: Config,
+    remat: RematPolicy,
+    attempt: AttemptLog,
+    train: Future[jax.stages.Compiled],
+    evaluation: Future[EvalStep],
+) -> None:
+    # Nobody waits for this: it is only for the record, and comes last.
+    wait([evaluation])
+    attempt.record(needs=needed(built, config, remat, train.result()).document())
+
+
+def needed(built: Built, config: Config, remat: RematPolicy, program: jax.stages.Compiled) -> StepRequirements:
+    """Measure what the compiled train step needs. Takes milliseconds: jax still has the trace."""
+    size = bytes_held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], built.mesh.size)
+    return measure_requirements(format_policy(remat), trace_step(built, config), program, built.mesh, size)
 
 
 def compile_eval(built: Built, config: Config) -> EvalStep:
-    """The evaluation step, compiled for the shapes of this run."""
+    """Compile the evaluation step for the shapes of this run."""
     return built.eval_step.lower(built.abstract, *abstract_batch(built, config)).compile()
 
 
 def compile_step(built: Built, config: Config) -> jax.stages.Compiled:
-    """The train step, compiled for the shapes of this run. Raises ConfigError where remat does not do what it says."""
-    compile.refuse_at_home(config.remat, built.mesh.devices.flat[0].platform)
+    """Compile the train step for the shapes of this run. Raises ConfigError where remat does not do what it says."""
+    refuse_offload_on_cpu(config.remat, built.mesh.devices.flat[0].platform)
     traced = trace_step(built, config)
-    compile.refuse_idle(config.remat, built, abstract_batch(built, config)[0])
+    refuse_useless_names(config.remat, built, abstract_batch(built, config)[0])
     compiled = traced.lower().compile()
-    compile.refuse_unmoved(config.remat, compiled)
+    refuse_not_offloaded(config.remat, compiled)
     return compiled
 
 
 def trace_step(built: Built, config: Config) -> jax.stages.Traced:
-    """The train step, traced under the plan of this configuration. Raises ConfigError where that is not obeyed."""
+    """Trace the train step under the remat plan of this configuration. Raises ConfigError where it is not obeyed."""
     batch, _ = abstract_batch(built, config)
-    remat = f"remat={config.remat.kind}"
     try:
-        with active(built.plan), told("objective"):
+        with use_plan(built.plan), as_config_error("objective"):
             traced = built.train_step.trace(built.abstract, batch)
-    except Misplaced as error:
-        raise ConfigError(f"{remat}: {error}") from None
-    found, plan = seen(traced.jaxpr.jaxpr), built.plan
-    if missed := plan.scopes - found.scopes.keys():
-        raise ConfigError(
-            f"{remat}: model={config.model.kind} never entered the scope '{min(missed)}', "
-            "so nothing would be recomputed; mark it in the model, or choose remat=none"
-        )
-    if unknown := sorted((plan.names | plan.offload) - found.tags):
-        tags = ", ".join(sorted(found.tags)) or "none"
-        raise ConfigError(f"{remat}: the model tags no value '{unknown[0]}' (it has: {tags})")
+    except RematPlanError as error:
+        raise ConfigError(f"remat={config.remat.kind}: {error}") from None
+    _refuse_missed(config, built.plan, traced)
     return traced
 
 
-def abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeStruct]:
-    """The shapes of one batch and of its weights, where they will lie."""
+def abstract_batch(built: Built, config: Config) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
+    """Return the shapes of one batch and of its weights, with the shardings that they will have."""
     examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
-    sharding = batched(built.mesh)
+    sharding = batch_sharding(built.mesh)
     examples["weights"] = np.zeros(config.data.batch_size, np.float32)
     abstract = {
         name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
@@ -139,8 +141,21 @@ def abstract_batch(built: Built, config: Config) -> tuple[Batch, jax.ShapeDtypeS
     return abstract, abstract.pop("weights")
 
 
-def refuse_at_home(remat: Remat, platform: str) -> None:
-    """Raises ConfigError where the memory of the device is that of the host: jax offloads nothing there."""
+def _refuse_missed(config: Config, plan: RematPlan, traced: jax.stages.Traced) -> None:
+    """Raise ConfigError where the model never entered a scope, or has no value of a name, that the plan asks for."""
+    found = find_scopes_and_tags(traced.jaxpr.jaxpr)
+    if missed := plan.scopes - found.scopes.keys():
+        raise ConfigError(
+            f"remat={config.remat.kind}: model={config.model.kind} never entered the scope '{min(missed)}', "
+            "so nothing would be recomputed; mark it in the model, or choose remat=none"
+        )
+    if unknown := sorted((plan.names | plan.offload) - found.tags):
+        tags = ", ".join(sorted(found.tags)) or "none"
+        raise ConfigError(f"remat={config.remat.kind}: the model tags no value '{unknown[0]}' (it has: {tags})")
+
+
+def refuse_offload_on_cpu(remat: RematPolicy, platform: str) -> None:
+    """Raise ConfigError where the memory of the device is that of the host: jax would offload nothing, in silence."""
     if isinstance(remat, Offload) and platform == "cpu":
         kept = ",".join(dict.fromkeys(remat.offload + remat.save))
         raise ConfigError(
@@ -149,8 +164,8 @@ def refuse_at_home(remat: Remat, platform: str) -> None:
         )
 
 
-def refuse_unmoved(remat: Remat, compiled: jax.stages.Compiled) -> None:
-    """Raises ConfigError where the compiler gave no room in the host's memory to what was to wait there."""
+def refuse_not_offloaded(remat: RematPolicy, compiled: jax.stages.Compiled) -> None:
+    """Raise ConfigError where the compiler gave no room in the host's memory to what was to wait there."""
     if not isinstance(remat, Offload):
         return
     memory = compiled.memory_analysis()
@@ -161,38 +176,36 @@ def refuse_unmoved(remat: Remat, compiled: jax.stages.Compiled) -> None:
         )
 
 
-def refuse_idle(remat: Remat, built: Built, batch: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a name without which nothing more would be recomputed. Traces once for each name."""
+def refuse_useless_names(remat: RematPolicy, built: Built, batch: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a stored name without which nothing more would be recomputed: memory for nothing.
+
+    Traces the gradient once for each name.
+    """
     if not isinstance(remat, Names | Offload):
         return
     plan, tags = built.plan, set[str]()
 
-    def flops(plan: Plan) -> int:
-        with active(plan):
+    def gradient_flops(plan: RematPlan) -> int:
+        with use_plan(plan):
             gradient = jax.value_and_grad(built.loss, has_aux=True)
             jaxpr = jax.make_jaxpr(gradient)(built.abstract["params"], built.abstract, batch).jaxpr
-        tags.update(seen(jaxpr).tags)
-        return count(jaxpr)
+        tags.update(find_scopes_and_tags(jaxpr).tags)
+        return count_flops(jaxpr)
 
-    whole = flops(plan)
+    whole = gradient_flops(plan)
     for name in sorted(plan.names | plan.offload):
-        if flops(rest := _without(plan, name)) > whole:
+        rest = replace(plan, names=plan.names - {name}, offload=plan.offload - {name})
+        if gradient_flops(rest) > whole:
             continue
-        useful = [tag for tag in sorted(tags - plan.names - plan.offload) if flops(_with(rest, tag)) < whole]
+        useful = [
+            tag
+            for tag in sorted(tags - plan.names - plan.offload)
+            if gradient_flops(replace(rest, names=rest.names | {tag})) < whole
+        ]
+        others = sorted((plan.names | plan.offload) - {name})
         raise ConfigError(
-            f"remat={remat.kind}: to store '{name}' spares no product{_beside(plan, name)}; leave it out"
+            f"remat={remat.kind}: to store '{name}' spares no product"
+            + (f" beside {', '.join(others)}" if others else "")
+            + "; leave it out"
             + (f" (these would: {', '.join(useful)})" if useful else " (no other tag would either)")
         )
-
-
-def _without(plan: Plan, name: str) -> Plan:
-    return replace(plan, names=plan.names - {name}, offload=plan.offload - {name})
-
-
-def _with(plan: Plan, name: str) -> Plan:
-    return replace(plan, names=plan.names | {name})
-
-
-def _beside(plan: Plan, name: str) -> str:
-    others: Iterable[str] = sorted((plan.names | plan.offload) - {name})
-    return f" beside {', '.join(others)}" if others else ""

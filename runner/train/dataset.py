@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from data import Data
-from data.fingerprint import folded
-from data.pipeline import Stream
+from data.fingerprint import fold_into_folders
+from data.pipeline import BatchStream
 from data.sources import Source, Sources, Table, UnreadableError
 from runner import files
 from runner.errors import ConfigError, RefusedError
 from runner.rundir.layout import RunDir
-from runner.text import size_text
+from runner.text import format_size
 
 MOST_NAMED = 3
 
@@ -38,9 +38,9 @@ def read(option: Data) -> Sources:
     return sources
 
 
-def stream_of(option: Data, sources: Sources, seed: int) -> Stream:
+def stream_of(option: Data, sources: Sources, seed: int) -> BatchStream:
     """The training batches in their order, made as the option says."""
-    return Stream(
+    return BatchStream(
         sources.train,
         batch_size=option.batch_size,
         seed=seed,
@@ -73,7 +73,7 @@ def admit(run: RunDir, sources: Sources) -> None:
     Raises RefusedError, which names what changed.
     """
     if recorded(run) is None or not run.holds_checkpoints():
-        files.replace(run.data, json.dumps(_document(sources), indent=1, ensure_ascii=False) + "\n")
+        files.replace_file(run.data, json.dumps(_document(sources), indent=1, ensure_ascii=False) + "\n")
     else:
         compare(run, sources)
 
@@ -126,10 +126,10 @@ def _change(before: str, now: str) -> str:
     """`4.1 kB → 4.2 kB`, in bytes where that shows nothing."""
     old, new = int(before.split()[0]), int(now.split()[0])
     if old == new:
-        return f"still {size_text(new)}, other content"
-    if size_text(old) == size_text(new):
+        return f"still {format_size(new)}, other content"
+    if format_size(old) == format_size(new):
         return f"{old:,} → {new:,} bytes"
-    return f"{size_text(old)} → {size_text(new)}"
+    return f"{format_size(old)} → {format_size(new)}"
 
 
 def as_recorded(run: RunDir) -> Sources | None:
@@ -150,5 +150,5 @@ def _document(sources: Sources) -> dict[str, Any]:
         "num_outputs": sources.num_outputs,
         "fingerprint": sources.fingerprint,
         "summary": sources.summary,
-        "files": folded(sources.files),
+        "files": fold_into_folders(sources.files),
     }

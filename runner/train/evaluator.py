@@ -13,13 +13,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from data.pipeline import in_order
+from data.pipeline import iterate_in_order
 from data.sources import Source, Sources
 from runner import files
-from runner.config.evaluations import Evaluation, Metrics, Named, Reconstructions, Samples, Text
+from runner.config.evaluations import (
+    Evaluation,
+    Evaluations,
+    MetricsEvaluation,
+    ReconstructionsEvaluation,
+    SamplesEvaluation,
+    TextEvaluation,
+)
 from runner.errors import ConfigError
 from runner.train.media import in_pairs, mosaic, pages
-from runner.train.step import weighed
+from runner.train.step import with_weights
 from runner.values import Values
 
 State = dict[str, Any]
@@ -31,7 +38,7 @@ MADE_BY = {"text": "sample", "samples": "generate", "reconstructions": "reconstr
 class Evaluator:
     """Does evaluations by name: with these models and data, in batches of one size, for one seed."""
 
-    named: Named
+    named: Evaluations
     sources: Sources
     model: Callable[[State], nnx.Module]
     put: Callable[[Any], Any]
@@ -68,14 +75,14 @@ class Evaluator:
         self, name: str, state: State, eval_step: EvalStep, run: Path, place: str, between: Callable[[], None]
     ) -> Values:
         option = self.named[name]
-        state = weighed(state, option.weights)
+        state = with_weights(state, option.weights)
         between()
-        if isinstance(option, Metrics):
+        if isinstance(option, MetricsEvaluation):
             source = self.sources.train if option.split == "train" else self.sources.eval
             return self._means(source, option.batches or self.batches, state, eval_step, between)
         content = self._made(option, self.model(state))
         file = place + (".txt" if isinstance(content, str) else ".png")
-        files.replace(run / file, content)
+        files.replace_file(run / file, content)
         return {"file": file}
 
     def _means(
@@ -83,7 +90,7 @@ class Evaluator:
     ) -> Values:
         """The mean of every metric over batches of a source that lie evenly apart."""
         sums: dict[str, Any] = {}
-        for batch, weights in in_order(source, batch_size=self.batch_size, num_batches=num_batches):
+        for batch, weights in iterate_in_order(source, batch_size=self.batch_size, num_batches=num_batches):
             between()
             new = eval_step(state, self.put(batch), self.put(weights))
             sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
@@ -95,12 +102,12 @@ class Evaluator:
 
     def _made(self, option: Evaluation, model: nnx.Module) -> str | bytes:
         """A text or a PNG."""
-        if isinstance(option, Text):
+        if isinstance(option, TextEvaluation):
             return pages(self.written(option, model))
-        if isinstance(option, Samples):
+        if isinstance(option, SamplesEvaluation):
             images = _called(*nnx.split(model), "generate", option.count, jax.random.key(self.seed))
             return mosaic(np.asarray(images, np.float32), round(option.count**0.5))
-        assert isinstance(option, Reconstructions)
+        assert isinstance(option, ReconstructionsEvaluation)
         images = self.sources.eval.take(np.arange(min(option.count, len(self.sources.eval))))["inputs"]
         return in_pairs(images, np.asarray(_called(*nnx.split(model), "reconstruct", None, images), np.float32))
 
@@ -108,7 +115,7 @@ class Evaluator:
         """Whether a model can go on after a text, and what it makes can be read."""
         return self.sources.decode is not None and hasattr(model, MADE_BY["text"])
 
-    def written(self, option: Text, model: nnx.Module) -> list[tuple[str, str]]:
+    def written(self, option: TextEvaluation, model: nnx.Module) -> list[tuple[str, str]]:
         """Beginnings of examples that lie apart in the held-out data, and how the model goes on after each."""
         source, decode = self.sources.eval, self.sources.decode or (lambda tokens: " ".join(map(str, tokens)))
         indices = np.linspace(0, len(source) - 1, option.count).astype(np.int64)

@@ -3,10 +3,10 @@
     batch = next(data)  →  state, metrics = train_step(state, batch)  →  log if due  →  evaluate if due
     →  save if due  →  stop if asked
 
-Saving comes after the update and before the next `next(data)`: so the position of the data that is saved is the first
-batch the state has not seen. A step's lines are in the logs before its checkpoint is on disk: so a restored step is
-never missing from them. An evaluation that a stop cuts short is owed: its step is saved, and whoever goes on from there
-evaluates first. Nothing leaves the device but where a value is due, and then when it is there: see `Flight`.
+Saving comes after the update and before the next `next(data)`: so the data position that is saved is the first batch
+the state has not seen. A step's lines are in the logs before its checkpoint is on disk: so a restored step is never
+missing from them. An evaluation that a stop cuts short is owed: its step is saved, and whoever goes on from there
+evaluates first. Nothing leaves the device but where a value is due, and then when it is there: see `PendingSteps`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ from typing import Any, Protocol
 from runner.errors import DivergedError
 from runner.log import MetricsFile
 from runner.preempt.stop import Stopped
+from runner.train.starvation import StarvationMonitor
+from runner.types import Batch, Metrics, State
 from runner.values import StepInfo
 
-State = dict[str, Any]
-LOSSES = 64  # so many logged losses are remembered, for rules that look at them
-STEPS_IN_FLIGHT = 2  # one is computed, one waits behind it; more would only delay a stop
+# So many logged losses are remembered, for rules that look at them.
+NUM_REMEMBERED_LOSSES = 64
+# One step is computed, one waits behind it; more would only delay a stop.
+MAX_PENDING_STEPS = 2
+# Where either leaves the finite numbers, the update of that step is poisoned.
+WATCHED_METRICS = ("loss", "grad_norm")
 
 
-class Data(Protocol):
+class BatchStream(Protocol):
     """Endless batches that know their position. Waiting for one raises Stopped where a stop is asked for."""
 
-    def __next__(self) -> Mapping[str, Any]: ...
+    def __next__(self) -> Batch: ...
     def state(self) -> dict[str, Any]: ...
 
 
@@ -42,54 +47,119 @@ class Saver(Protocol):
     @property
     def newest(self) -> int | None: ...
     def holds(self, step: int) -> bool: ...
-    def due(self, moment: StepInfo) -> str | None: ...
-    def save(self, reason: str, moment: StepInfo, items: Mapping[str, Any]) -> None: ...
-    def rescue(self, error: Exception, moment: StepInfo, items: Callable[[], Mapping[str, Any]]) -> None: ...
+    def due(self, info: StepInfo) -> str | None: ...
+    def save(self, reason: str, info: StepInfo, items: Mapping[str, Any]) -> None: ...
+    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], Mapping[str, Any]]) -> None: ...
 
 
-class Flag(Protocol):
-    """A request to stop, or None; and one to save and go on, given once."""
+class StopRequest(Protocol):
+    """Why to stop, or None; and a request to save and go on, given once."""
 
-    notice: str | None
+    reason: str | None
 
-    def take_wish(self) -> str | None: ...
+    def pop_save_request(self) -> str | None: ...
 
 
-class Ledger(Protocol):
-    """Counts seconds, and remembers how far training is and what it measured."""
+class ProgressLog(Protocol):
+    """Counts seconds by bucket, and remembers how far training is and what it measured."""
 
     def time_in(self, bucket: str) -> AbstractContextManager[None]: ...
     def beat(self, step: int) -> None: ...
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
 
 
-class Time(Protocol):
-    """Knows how long there is."""
+class Deadline(Protocol):
+    """Knows whether there is time for one more save; `raise_if_hopeless` raises Stopped where there is none."""
 
-    def check(self) -> None: ...
+    def raise_if_hopeless(self) -> None: ...
 
 
-class Progress(Protocol):
-    """Shows how far training is."""
+class ProgressDisplay(Protocol):
+    """Shows a person how far training is."""
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How long to train and how often to look, in steps."""
+    """How long to train and how often to look, in steps.
+
+    Attributes:
+        steps: train so many updates in all.
+        log_steps: log every so many.
+        eval_steps: for each evaluation, after how many it is due.
+        epoch_steps: so many are one pass over the training data.
+        save_last: whether the last state is saved when training ends or is stopped.
+    """
 
     steps: int
     log_steps: int
-    eval_steps: frozenset[int]  # one for each evaluation
+    eval_steps: frozenset[int]
+    epoch_steps: float = math.inf
+    save_last: bool = True
+
+    def logs(self, step: int) -> bool:
+        """Return whether the metrics of a step are logged."""
+        return step % self.log_steps == 0 or step == self.steps
 
     def evaluates(self, step: int) -> bool:
-        """Whether there is something to evaluate after a step."""
+        """Return whether there is something to evaluate after a step."""
         return step == self.steps or any(step % every == 0 for every in self.eval_steps)
 
 
 @dataclass(frozen=True)
-class Reached:
+class CompiledStep:
+    """The compiled train step, and its learning rate, which lies on the device once for all steps."""
+
+    program: Callable[[State, Batch, Any], tuple[State, Metrics]]
+    lr: Any
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """`evaluate(state, step)`: the metrics of every evaluation that is due, by split; raises Stopped if asked to.
+
+    `is_finite(state)`: whether the parameters are.
+    """
+
+    evaluate: Callable[[State, int], Mapping[str, Mapping[str, Any]]]
+    is_finite: Callable[[State], bool]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The saver, and `items(progress, data_position)`: what a checkpoint holds."""
+
+    saver: Saver
+    items: Callable[[Progress, dict[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a step is told: the metrics, what it took (`timing`, one record a line), and to a person."""
+
+    metrics: MetricsFile
+    timing: Callable[[Mapping[str, Any]], None]
+    display: ProgressDisplay
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """The live objects of one run."""
+
+    cadence: Cadence
+    step: CompiledStep
+    data: BatchStream
+    starvation: StarvationMonitor
+    evaluating: Evaluating
+    saving: Saving
+    outputs: Outputs
+    log: ProgressLog
+    deadline: Deadline
+
+
+@dataclass(frozen=True)
+class Progress:
     """Where training is: a state of `step` completed updates, and whether the evaluation at that step is still owed."""
 
     state: State
@@ -97,163 +167,161 @@ class Reached:
     owes: bool = False
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The live objects of one run."""
-
-    cadence: Cadence
-    train_step: Callable[[State, Mapping[str, Any]], tuple[State, Mapping[str, Any]]]
-    evaluate: Callable[[State, int], Mapping[str, Mapping[str, Any]]]  # by split; raises Stopped where one is asked for
-    is_finite: Callable[[State], bool]
-    items: Callable[[Reached, dict[str, Any]], Mapping[str, Any]]  # what a checkpoint holds; the position of the data
-    data: Data
-    epoch_steps: float  # in one pass over the data
-    saver: Saver
-    last: bool  # whether the last state is saved when training ends or is stopped
-    logger: MetricsFile
-    timing: Callable[[Mapping[str, Any]], None]
-    progress: Progress
-    ledger: Ledger
-    time: Time
-
-
-def train(parts: Parts, start: Reached, flag: Flag) -> Reached:
+def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
     """Train to the last step, or until asked to stop; save the last state.
 
-    Raises DivergedError where the loss, the gradient or the parameters are not finite at a step that is logged or
-    saved: such a state is never saved as one to resume from. Raises Stopped where there is no time left to save.
+    Raises:
+        DivergedError: the loss, the gradient or the parameters are not finite at a step that is logged or saved: such
+            a state is never saved as one to resume from.
+        Stopped: there is no time left to save.
     """
-    cadence, flight = parts.cadence, Flight(parts, start.step)
+    cadence, log, saver = parts.cadence, parts.log, parts.saving.saver
+    pending = PendingSteps(parts, start.step)
     state, step, owes = start.state, start.step, start.owes
     try:
         with suppress(Stopped):
-            while flag.notice is None and (owes or step < cadence.steps):
-                late = owes  # cut short by a stop, before this process
+            while stop.reason is None and (owes or step < cadence.steps):
+                # An evaluation that a stop cut short before this process began comes before the next batch.
+                late = owes
                 if not owes:
-                    with parts.ledger.time_in("data"):
+                    began = time.perf_counter()
+                    with log.time_in("data"):
                         batch = next(parts.data)
-                    state, metrics = parts.train_step(state, batch)
+                    parts.starvation.count_batch(began, time.perf_counter(), device_is_idle=pending.are_complete())
+                    state, metrics = parts.step.program(state, batch, parts.step.lr)
                     step += 1
-                    flight.take_off(step, metrics)
+                    pending.add(step, metrics)
                     owes = cadence.evaluates(step)
                 measured: dict[str, float] = {}
                 if owes:
-                    flight.land_all()
+                    # The lines of a step come in order: its training metrics before its evaluation.
+                    pending.drain()
                     measured = _evaluate(parts, state, step)
                     owes = False
-                moment = StepInfo(step, measured, parts.epoch_steps, flight.losses)
-                reason = _due(parts, moment) or flag.take_wish() or ("evaluated after a stop" if late else None)
+                info = StepInfo(step, measured, cadence.epoch_steps, pending.losses)
+                reason = _due(parts, info) or stop.pop_save_request() or ("evaluated after a stop" if late else None)
                 if reason:
-                    flight.land_all()
-                    _save(parts, flight, Reached(state, step), moment, reason)
-        flight.land_all()
-        parts.ledger.note(step, {}, parts.saver.newest)
-        with parts.ledger.time_in("save"):
-            saved = step == start.step or not parts.last or parts.saver.holds(step)  # may wait for one under way
+                    pending.drain()
+                    _save(parts, pending, Progress(state, step), info, reason)
+        pending.drain()
+        log.note(step, {}, saver.newest)
+        with log.time_in("save"):
+            # `holds` may wait for a save that is under way.
+            saved = step == start.step or not cadence.save_last or saver.holds(step)
         if not saved:
-            parts.time.check()
-            _save(parts, flight, Reached(state, step, owes), StepInfo(step), flag.notice or "end of training")
+            parts.deadline.raise_if_hopeless()
+            _save(parts, pending, Progress(state, step, owes), StepInfo(step), stop.reason or "end of training")
     except Stopped:
         raise
-    except Exception as error:  # to be looked at later, where a rule asks for it; it goes on its way all the same
-        parts.ledger.note(step, {}, parts.saver.newest)
-        parts.saver.rescue(error, StepInfo(step), lambda: parts.items(Reached(state, step), parts.data.state()))
+    except Exception as error:
+        # Where a rule asks for it, what there is is saved to be looked at; the error goes on its way all the same.
+        log.note(step, {}, saver.newest)
+        saver.rescue(error, StepInfo(step), lambda: parts.saving.items(Progress(state, step), parts.data.state()))
         raise
-    return Reached(state, step, owes)
+    return Progress(state, step, owes)
 
 
-class Flight:
+class PendingSteps:
     """Steps that were dispatched and are not yet known to be complete: a few, so that the device never waits for us.
 
-    A step is logged when it has landed. By then its metrics are there, and reading them keeps nobody waiting.
+    A step is logged when it is complete. By then its metrics are there, and reading them keeps nobody waiting.
     """
 
-    def __init__(self, parts: Parts, step: int):
-        self._parts, self._logged, self._landed = parts, step, step
-        self.losses: deque[float] = deque(maxlen=LOSSES)
-        self._flying: deque[tuple[int, Mapping[str, Any]]] = deque()
-        self._unread: list[tuple[int, Mapping[str, Any]]] = []  # landed since a step was last found to be finite
+    def __init__(self, parts: LoopParts, step: int):
+        self._parts, self._logged, self._complete = parts, step, step
+        self.losses: deque[float] = deque(maxlen=NUM_REMEMBERED_LOSSES)
+        self._pending: deque[tuple[int, Metrics]] = deque()
+        # Complete since a step was last found to be finite.
+        self._unread: list[tuple[int, Mapping[str, Any]]] = []
+        self._last_loss: Any = None
         self._since = time.perf_counter()
 
-    def take_off(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def add(self, step: int, metrics: Metrics) -> None:
         """Remember a dispatched step; wait for an old one where too many are under way."""
-        self._flying.append((step, metrics))
-        while len(self._flying) > STEPS_IN_FLIGHT:
-            self._land()
+        self._pending.append((step, metrics))
+        self._last_loss = metrics["loss"]
+        while len(self._pending) > MAX_PENDING_STEPS:
+            self._complete_one()
 
-    def land_all(self) -> None:
+    def are_complete(self) -> bool:
+        """Return whether the step that was dispatched last is complete: then the device has nothing to do."""
+        return self._last_loss is None or self._last_loss.is_ready()
+
+    def drain(self) -> None:
         """Wait for every step, and log what is due: before anything that must come after these lines."""
-        while self._flying:
-            self._land()
+        while self._pending:
+            self._complete_one()
 
-    def prove(self) -> None:
-        """Raises DivergedError, naming the first step that was not finite, where the last one that landed is not."""
+    def check_finite(self) -> None:
+        """Raise DivergedError, naming the first step that was not finite, where the last complete one is not."""
         if not self._unread:
             return
-        if _bad(self._unread[-1][1]):
-            step, name, value = next((step, *bad) for step, metrics in self._unread if (bad := _bad(metrics)))
+        # A number that is not finite stays so in the parameters: looking at the last step is enough.
+        if _first_not_finite(self._unread[-1][1]):
+            step, name, value = next(
+                (step, *bad) for step, metrics in self._unread if (bad := _first_not_finite(metrics))
+            )
             raise self.diverged(step, f"{name} is {value}")
         self._unread = []
 
     def diverged(self, step: int, what: str) -> DivergedError:
-        """The error that says which step was not finite, and how to find its batch."""
-        newest = self._flying[-1][0] if self._flying else self._landed
+        """Return the error that says which step was not finite, and how to find its batch."""
+        newest = self._pending[-1][0] if self._pending else self._complete
         return DivergedError(f"step {step}: {what}", step, newest - step, self._parts.data.state())
 
-    def _land(self) -> None:
-        step, metrics = self._flying.popleft()
+    def _complete_one(self) -> None:
+        step, metrics = self._pending.popleft()
         metrics["loss"].block_until_ready()
-        self._landed = step
-        self._parts.ledger.beat(step)
-        self._unread.append((step, {name: metrics[name] for name in WATCHED}))
-        if step % self._parts.cadence.log_steps and step != self._parts.cadence.steps:
+        self._complete = step
+        log, outputs, newest = self._parts.log, self._parts.outputs, self._parts.saving.saver.newest
+        log.beat(step)
+        self._unread.append((step, {name: metrics[name] for name in WATCHED_METRICS}))
+        if not self._parts.cadence.logs(step):
             return
-        self.prove()
+        self.check_finite()
         values = {name: float(value) for name, value in metrics.items()}
         self.losses.append(values["loss"])
-        self._parts.logger.log(step, "train", values)
-        self._parts.progress.tick(step, values, self._parts.saver.newest)
-        self._parts.ledger.note(step, {}, self._parts.saver.newest)
+        outputs.metrics.log(step, "train", values)
+        outputs.display.tick(step, values, newest)
+        log.note(step, {}, newest)
         elapsed, self._since = time.perf_counter() - self._since, time.perf_counter()
         steps, self._logged = step - self._logged, step
-        self._parts.timing({"step": step, "event": "train", "steps": steps, "seconds": round(elapsed, 6)})
+        outputs.timing({"step": step, "event": "train", "steps": steps, "seconds": round(elapsed, 6)})
 
 
-WATCHED = ("loss", "grad_norm")  # where either leaves the finite numbers, the update of that step is poisoned
-
-
-def _bad(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The first metric that is not finite, and its value."""
-    values = ((name, float(metrics[name])) for name in WATCHED)
+def _first_not_finite(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return the first watched metric that is not finite, and its value."""
+    values = ((name, float(metrics[name])) for name in WATCHED_METRICS)
     return next(((name, value) for name, value in values if not math.isfinite(value)), None)
 
 
-def _due(parts: Parts, moment: StepInfo) -> str | None:
-    """Why to save now, or None. After an evaluation this may wait for the save that is under way."""
-    with parts.ledger.time_in("save") if moment.metrics else nullcontext():
-        return parts.saver.due(moment)
+def _due(parts: LoopParts, info: StepInfo) -> str | None:
+    """Return why to save now, or None. After an evaluation this may wait for the save that is under way."""
+    with parts.log.time_in("save") if info.metrics else nullcontext():
+        return parts.saving.saver.due(info)
 
 
-def _save(parts: Parts, flight: Flight, at: Reached, moment: StepInfo, reason: str) -> None:
+def _save(parts: LoopParts, pending: PendingSteps, at: Progress, info: StepInfo, reason: str) -> None:
     """Save a state that is finite, unless the log does not hold its lines yet."""
-    flight.prove()
-    with parts.ledger.time_in("save"):
-        if not parts.is_finite(at.state):
-            raise flight.diverged(at.step, "the parameters are not finite")
-        if not parts.logger.flush():
+    pending.check_finite()
+    with parts.log.time_in("save"):
+        if not parts.evaluating.is_finite(at.state):
+            raise pending.diverged(at.step, "the parameters are not finite")
+        # A restored step is never missing from the log: where the disk has no room for its lines, it is not saved.
+        if not parts.outputs.metrics.flush():
             return
-        parts.saver.save(reason, moment, parts.items(at, parts.data.state()))
+        parts.saving.saver.save(reason, info, parts.saving.items(at, parts.data.state()))
 
 
-def _evaluate(parts: Parts, state: State, step: int) -> dict[str, float]:
-    """All that is due at this step, then its lines: where it is cut short, none of it is in the log."""
+def _evaluate(parts: LoopParts, state: State, step: int) -> dict[str, float]:
+    """Do all that is due at this step, then log it: where it is cut short, none of it is in the log."""
     start = time.perf_counter()
-    with parts.ledger.time_in("eval"):
-        found = parts.evaluate(state, step)
+    with parts.log.time_in("eval"):
+        found = parts.evaluating.evaluate(state, step)
     measured: dict[str, float] = {}
     for split, values in found.items():
-        parts.logger.log(step, split, values)
+        parts.outputs.metrics.log(step, split, values)
         measured |= {f"{split}/{name}": value for name, value in values.items() if isinstance(value, float)}
-    parts.ledger.note(step, measured, parts.saver.newest)
-    parts.timing({"step": step, "event": "eval", "seconds": round(time.perf_counter() - start, 6)})
+    parts.log.note(step, measured, parts.saving.saver.newest)
+    parts.outputs.timing({"step": step, "event": "eval", "seconds": round(time.perf_counter() - start, 6)})
     return measured

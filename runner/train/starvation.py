@@ -3,68 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
 
-WINDOW_STEPS, WINDOW_SECONDS, WARM_UP = 50, 2.0, 3
-SHARE = 0.1  # of the wall-clock
+from runner.values import Say
 
-State = dict[str, Any]
-Batch = Mapping[str, Any]
-Step = Callable[[State, Batch], tuple[State, Mapping[str, Any]]]
-
-
-class Data(Protocol):
-    """Endless batches that know their position."""
-
-    def __next__(self) -> Batch: ...
-    def state(self) -> dict[str, Any]: ...
+WINDOW_STEPS, WINDOW_SECONDS = 50, 2.0
+# The first batches wait for what only begins: workers, a compiler that still has the cores.
+WARM_UP_STEPS = 3
+# Less than this share of the wall-clock is not worth a word.
+WORTH_TELLING = 0.1
 
 
-class Fed:
-    """The data of a loop and the step that consumes it, with an eye on who waits for whom.
+class StarvationMonitor:
+    """Tells, once, that the device waits for batches.
 
     That a batch takes long costs nothing while the device still works on an earlier step. So only those batches count
-    before which the last dispatched step was complete: then the device had run dry.
+    that arrived when the last dispatched step was complete: then the device had run dry.
     """
 
-    def __init__(self, data: Data, step: Step, say: Callable[[str], None], advice: str):
-        self._data, self._step, self._say, self._advice = data, step, say, advice
+    def __init__(self, say: Say, advice: str):
+        self._say, self._advice = say, advice
         self._told = False
-        self._last: Any = None  # the loss of the step that was dispatched last
-        self._batches, self._dry, self._fetching = -WARM_UP, 0, 0.0  # the first ones wait for what only begins
+        self._batches, self._dry, self._fetching = -WARM_UP_STEPS, 0, 0.0
         self._since = time.perf_counter()
 
-    def __next__(self) -> Batch:
-        began = time.perf_counter()
-        batch = next(self._data)
-        if not self._told:
-            self._count(began, time.perf_counter())
-        return batch
-
-    def state(self) -> dict[str, Any]:
-        return self._data.state()
-
-    def train(self, state: State, batch: Batch) -> tuple[State, Mapping[str, Any]]:
-        """The step, whose loss is remembered: whether it is there yet tells whether the device has work."""
-        state, metrics = self._step(state, batch)
-        self._last = metrics["loss"]
-        return state, metrics
-
-    def _count(self, began: float, now: float) -> None:
+    def count_batch(self, began: float, ended: float, *, device_is_idle: bool) -> None:
+        """Count one batch that was waited for between two times (`time.perf_counter`), in seconds."""
+        if self._told:
+            return
         self._batches += 1
         if self._batches <= 0:
-            self._since = now
+            self._since = ended
             return
-        self._fetching += now - began
-        self._dry += self._last is None or self._last.is_ready()
-        if self._batches >= WINDOW_STEPS and now - self._since >= WINDOW_SECONDS:
-            self._judge(now - self._since)
-            self._batches, self._dry, self._fetching, self._since = 0, 0, 0.0, now
+        self._fetching += ended - began
+        self._dry += device_is_idle
+        if self._batches >= WINDOW_STEPS and ended - self._since >= WINDOW_SECONDS:
+            self._judge(ended - self._since)
+            self._batches, self._dry, self._fetching, self._since = 0, 0, 0.0, ended
 
     def _judge(self, seconds: float) -> None:
         share = self._fetching / seconds
-        if share <= SHARE or self._dry <= self._batches / 2:
+        if share <= WORTH_TELLING or self._dry <= self._batches / 2:
             return
         fetch, step = (1000 * value / self._batches for value in (self._fetching, seconds))
         self._say(

@@ -25,21 +25,21 @@ RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
 SLOW_STEPS = """
 import time
 import runner.train.loop as module
-original = module.Flight.take_off
+original = module.PendingSteps.add
 def slow(self, step, metrics):
     original(self, step, metrics)
     time.sleep(0.05)
-module.Flight.take_off = slow
+module.PendingSteps.add = slow
 """
 HELD = """
 import os, time
 import runner.train.loop as module
-original = module.Flight.take_off
+original = module.PendingSteps.add
 def held(self, step, metrics):
     original(self, step, metrics)
     while step == 30 and not os.path.exists("{gate}"):
         time.sleep(0.01)
-module.Flight.take_off = held
+module.PendingSteps.add = held
 """
 IN_A_DAY = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86400))
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.preempt.deadline import Grace
-from runner.preempt.stop import Stopped, Watcher
+from runner.preempt.deadline import SaveBudget
+from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir import heartbeat
 from tests.conftest import REPO, SMALL, Door, assert_same, plant
 
@@ -37,29 +37,29 @@ slowed()
 SLOW_EVALUATION = """
 import time
 import data.pipeline as module
-original = module.in_order
+original = module.iterate_in_order
 def slow(*words, **options):
     for batch in original(*words, **options):
         open('there', 'w').close()
         time.sleep(0.5)
         yield batch
-module.in_order = slow
+module.iterate_in_order = slow
 """
 SLOW_FIRST_STEP = """
 import time
 import runner.train.loop as module
-original = module.Flight.take_off
+original = module.PendingSteps.add
 def slow(self, step, metrics):
     original(self, step, metrics)
     if step == 1:
         open('there', 'w').close()
         time.sleep(1.0)
-module.Flight.take_off = slow
+module.PendingSteps.add = slow
 """
 SLOW_DATA = """
 import dataclasses, time
-import data.text as module
-original = module.text
+import data.text_files as module
+original = module.read_text
 class Slow:
     def __init__(self, source): self.source, self.count = source, 0
     def __len__(self): return len(self.source)
@@ -72,7 +72,7 @@ class Slow:
 def slow(*words):
     sources = original(*words)
     return dataclasses.replace(sources, train=Slow(sources.train), waits=True)
-module.text = slow
+module.read_text = slow
 """
 
 
@@ -86,8 +86,8 @@ PLACES = {
     "the first step": (SLOW_FIRST_STEP, "step", ""),
     "an evaluation": (SLOW_EVALUATION, "eval", ""),
     "slow data": (SLOW_DATA, "data", ""),
-    "a save": (slow("runner.checkpoint.seal", "seal", 1.0), "save", "seal"),
-    "a restore": (slow("runner.checkpoint.store", "read", 600), "restore", ""),
+    "a save": (slow("runner.checkpoint.seal", "seal_checkpoint", 1.0), "save", "seal"),
+    "a restore": (slow("runner.checkpoint.store", "read_state", 600), "restore", ""),
 }
 
 
@@ -171,7 +171,7 @@ def test_a_second_signal_leaves_at_once_wherever_it_is(where: str, door: Door, t
 
 def test_a_save_that_cannot_make_it_is_not_begun(door: Door, tmp_path: Path, reference: Door) -> None:
     """A warning with numbers once it is known what a save takes; at the notice the newest checkpoint is enough."""
-    planted = slow("runner.checkpoint.seal", "seal", 5.0) + SLOW_DATA
+    planted = slow("runner.checkpoint.seal", "seal_checkpoint", 5.0) + SLOW_DATA
     process = door.start(*RUN, "preempt.notice_seconds=2", **plant(tmp_path, planted))
     wait_until(process, door, "data")  # of step 12; step 7 is saved
     process.send_signal(signal.SIGTERM)
@@ -187,20 +187,20 @@ def test_a_save_that_cannot_make_it_is_not_begun(door: Door, tmp_path: Path, ref
 
 
 def test_a_save_in_hand_is_finished_and_a_hopeless_one_not_begun() -> None:
-    watcher, told = Watcher(), []
-    grace = Grace(watcher, (30.0, "SIGTERM"), told.append, None)
-    grace.check()  # nothing is known and nothing is asked
-    grace.learn(12.0)
-    watcher.raise_flag("SIGTERM", 10.0)
-    grace.check()  # it may make it: a try costs nothing
+    stop_flag, told = StopFlag(), []
+    grace = SaveBudget(stop_flag, (30.0, "SIGTERM"), told.append, None)
+    grace.raise_if_hopeless()  # nothing is known and nothing is asked
+    grace.record_save(12.0)
+    stop_flag.request_stop("SIGTERM", 10.0)
+    grace.raise_if_hopeless()  # it may make it: a try costs nothing
     assert told == []
-    grace.learn(40.0)
-    grace.learn(41.0)
+    grace.record_save(40.0)
+    grace.record_save(41.0)
     assert len(told) == 1
     assert "takes 40 s" in told[0]
     assert "SIGTERM leaves 30 s" in told[0]
     with pytest.raises(Stopped, match=r"a save takes 41 s and (10|9\.\d+) s are left"):
-        grace.check()
+        grace.raise_if_hopeless()
 
 
 def test_time_that_is_up_ends_what_cannot_be_interrupted(door: Door, tmp_path: Path, reference: Door) -> None:

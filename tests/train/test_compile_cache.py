@@ -82,11 +82,11 @@ def test_the_default_place_is_the_user_s_own_and_divided_by_processor(
 SLOW_TO_COUNT = """
 import time
 from runner.train import compile
-needed = programs.needed
+needed = compile.needed
 def slow(*words):
     time.sleep(3)
     return needed(*words)
-programs.needed = slow
+compile.needed = slow
 """
 
 

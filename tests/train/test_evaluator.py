@@ -15,7 +15,14 @@ from flax import nnx
 from PIL import Image
 
 from data.sources import Sources, Table
-from runner.config.evaluations import Metrics, Reconstructions, Samples, Text, cadences, due
+from runner.config.evaluations import (
+    MetricsEvaluation,
+    ReconstructionsEvaluation,
+    SamplesEvaluation,
+    TextEvaluation,
+    find_cadences,
+    find_due_evaluations,
+)
 from runner.errors import ConfigError
 from runner.log.jsonl import CutPoint
 from runner.log.tensorboard import TensorBoard
@@ -67,22 +74,22 @@ def done(named: dict[str, Any], run: Path, model: nnx.Module | None = None) -> d
 
 
 def test_each_has_its_own_cadence_and_all_come_at_the_end() -> None:
-    named = {"eval": Metrics(), "rare": Metrics(steps=6), "text": Text(steps=4)}
-    found = {step: due(named, 3, step, 13) for step in range(1, 14)}
+    named = {"eval": MetricsEvaluation(), "rare": MetricsEvaluation(steps=6), "text": TextEvaluation(steps=4)}
+    found = {step: find_due_evaluations(named, 3, step, 13) for step in range(1, 14)}
     assert found[3] == ["eval"]
     assert found[4] == ["text"]
     assert found[6] == ["eval", "rare"]
     assert found[12] == found[13] == ["eval", "rare", "text"]
     assert {step for step, names in found.items() if not names} == {1, 2, 5, 7, 10, 11}
-    assert cadences(named, 3) == {3, 6, 4}
+    assert find_cadences(named, 3) == {3, 6, 4}
 
 
 def test_metrics_are_means_over_batches_of_their_split(tmp_path: Path) -> None:
     named = {
-        "eval": Metrics(),
-        "all": Metrics(batches=3),
-        "mine": Metrics(split="train"),
-        "ema": Metrics(weights="ema"),
+        "eval": MetricsEvaluation(),
+        "all": MetricsEvaluation(batches=3),
+        "mine": MetricsEvaluation(split="train"),
+        "ema": MetricsEvaluation(weights="ema"),
     }
     found = done(named, tmp_path)
     assert found["eval"]["n"] == np.mean([0, 1, 2, 3, 5, 6, 7, 8])  # 8 of 10, evenly apart
@@ -92,7 +99,11 @@ def test_metrics_are_means_over_batches_of_their_split(tmp_path: Path) -> None:
 
 
 def test_pictures_are_files_of_the_run(tmp_path: Path) -> None:
-    named = {"samples": Samples(count=4), "ema": Samples(count=4, weights="ema"), "pairs": Reconstructions(count=3)}
+    named = {
+        "samples": SamplesEvaluation(count=4),
+        "ema": SamplesEvaluation(count=4, weights="ema"),
+        "pairs": ReconstructionsEvaluation(count=3),
+    }
     found = done(named, tmp_path)
     assert found["samples"] == {"file": "media/samples/00000007.png"}
     grey, lighter = (np.asarray(Image.open(tmp_path / found[name]["file"])) for name in ("samples", "ema"))
@@ -118,7 +129,7 @@ def test_a_mosaic_holds_every_picture_whatever_its_size_and_channels() -> None:
 
 
 def test_a_text_goes_on_after_beginnings_that_lie_apart(tmp_path: Path) -> None:
-    found = done({"text": Text(count=2, prompt_tokens=3, new_tokens=2)}, tmp_path)
+    found = done({"text": TextEvaluation(count=2, prompt_tokens=3, new_tokens=2)}, tmp_path)
     written = (tmp_path / found["text"]["file"]).read_text()
     assert written == "── 1 ── after '0 1 2'\n3 4\n\n── 2 ── after '81 82 83'\n84 85\n"
 
@@ -126,8 +137,8 @@ def test_a_text_goes_on_after_beginnings_that_lie_apart(tmp_path: Path) -> None:
 def test_a_model_that_cannot_is_named() -> None:
     linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match=r"eval.samples: Linear has no method `generate`; leave eval.samples out"):
-        evaluator({"eval": Metrics(), "samples": Samples()}).admit(linear)
-    every = evaluator({"text": Text(), "samples": Samples(), "pairs": Reconstructions()})
+        evaluator({"eval": MetricsEvaluation(), "samples": SamplesEvaluation()}).admit(linear)
+    every = evaluator({"text": TextEvaluation(), "samples": SamplesEvaluation(), "pairs": ReconstructionsEvaluation()})
     every.admit(Echo())
     assert (every.goes_on(Echo()), every.goes_on(linear)) == (True, False)
 
@@ -140,7 +151,7 @@ def test_a_stop_between_batches_ends_it_all(tmp_path: Path) -> None:
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    named = {"samples": Samples(count=1), "eval": Metrics(batches=3)}
+    named = {"samples": SamplesEvaluation(count=1), "eval": MetricsEvaluation(batches=3)}
     with pytest.raises(KeyboardInterrupt):
         evaluator(named)(list(named), STATE, eval_step, tmp_path, "media/{}/1", between)
 
@@ -148,7 +159,7 @@ def test_a_stop_between_batches_ends_it_all(tmp_path: Path) -> None:
 def test_tensorboard_has_the_pictures_and_texts(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = done({"samples": Samples(count=4), "text": Text(count=1)}, tmp_path)
+    found = done({"samples": SamplesEvaluation(count=4), "text": TextEvaluation(count=1)}, tmp_path)
     (tmp_path / "logs").mkdir()
     board = TensorBoard(tmp_path / "logs/tensorboard", tmp_path / "logs/metrics.jsonl", CutPoint(0), "aside")
     for split, values in found.items():

@@ -12,7 +12,18 @@ import pytest
 
 from runner.errors import DivergedError
 from runner.preempt.stop import Stopped
-from runner.train.loop import STEPS_IN_FLIGHT, Cadence, Parts, Reached, train
+from runner.train.loop import (
+    MAX_PENDING_STEPS,
+    Cadence,
+    CompiledStep,
+    Evaluating,
+    LoopParts,
+    Outputs,
+    Progress,
+    Saving,
+    train,
+)
+from runner.train.starvation import StarvationMonitor
 from runner.values import StepInfo
 
 
@@ -25,16 +36,19 @@ class Number:
     def block_until_ready(self) -> None:
         self.world.landed = max(self.world.landed, self.step)
 
+    def is_ready(self) -> bool:
+        return self.step <= self.world.landed
+
     def __float__(self) -> float:
         assert self.step <= self.world.landed, f"step {self.step} was read while it was under way"
         return self.value
 
 
 class Flag:
-    notice: str | None = None
+    reason: str | None = None
     wish: str | None = None
 
-    def take_wish(self) -> str | None:
+    def pop_save_request(self) -> str | None:
         wish, self.wish = self.wish, None
         return wish
 
@@ -63,16 +77,16 @@ class World:
     def train_step(self, state: dict[str, Any], batch: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
         step = state["step"] + 1
         assert batch["n"] == step
-        assert step - self.landed <= STEPS_IN_FLIGHT + 1, "too many steps under way"
+        assert step - self.landed <= MAX_PENDING_STEPS + 1, "too many steps under way"
         if step == self.stop_at:
-            self.flag.notice = "SIGTERM"
+            self.flag.reason = "SIGTERM"
         loss = Number(step, self.losses.get(step, 1.0), self)
         return {"step": step}, {"loss": loss, "grad_norm": Number(step, 1.0, self)}
 
     def evaluate(self, state: dict[str, Any], step: int) -> dict[str, dict[str, float]]:
         assert step == state["step"]
         if state["step"] == self.stop_in_evaluation:
-            self.flag.notice = "SIGTERM"
+            self.flag.reason = "SIGTERM"
             raise Stopped
         return {"eval": {"loss": 1.0 / state["step"]}}
 
@@ -103,7 +117,7 @@ class World:
     def time_in(self, bucket: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def check(self) -> None: ...
+    def raise_if_hopeless(self) -> None: ...
 
     def beat(self, step: int) -> None:
         assert step == self.landed
@@ -112,31 +126,26 @@ class World:
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
 
-    def parts(self, *, steps: int = 20, last: bool = True) -> Parts:
-        return Parts(
-            cadence=Cadence(steps=steps, log_steps=2, eval_steps=frozenset({10})),
-            train_step=self.train_step,
-            evaluate=self.evaluate,
-            is_finite=lambda state: state["step"] not in self.poisoned,
-            items=lambda at, position: {"state": at.state, "data": position, "owes": at.owes},
+    def parts(self, *, steps: int = 20, last: bool = True) -> LoopParts:
+        return LoopParts(
+            cadence=Cadence(steps=steps, log_steps=2, eval_steps=frozenset({10}), epoch_steps=7.5, save_last=last),
+            step=CompiledStep(lambda state, batch, lr: self.train_step(state, batch), 1.0),
             data=self,
-            epoch_steps=7.5,
-            saver=self,
-            last=last,
-            logger=self,
-            timing=lambda record: None,
-            progress=self,
-            ledger=self,
-            time=self,
+            starvation=StarvationMonitor(print, ""),
+            evaluating=Evaluating(self.evaluate, lambda state: state["step"] not in self.poisoned),
+            saving=Saving(self, lambda at, position: {"state": at.state, "data": position, "owes": at.owes}),
+            outputs=Outputs(self, lambda record: None, self),
+            log=self,
+            deadline=self,
         )
 
-    def train(self, start: Reached | None = None, **options: Any) -> Reached:
-        return train(self.parts(**options), start or Reached({"step": 0}, 0), self.flag)
+    def train(self, start: Progress | None = None, **options: Any) -> Progress:
+        return train(self.parts(**options), start or Progress({"step": 0}, 0), self.flag)
 
 
 def test_each_line_comes_once_in_order_and_before_the_checkpoint_of_its_step() -> None:
     world = World()
-    assert world.train() == Reached({"step": 20}, 20)
+    assert world.train() == Progress({"step": 20}, 20)
     assert [event for event in world.events if event[0] == "train"] == [("train", step) for step in range(2, 21, 2)]
     assert [event for event in world.events if event[0] == "eval"] == [("eval", 10), ("eval", 20)]
     for step in (5, 10, 15, 20):
@@ -154,7 +163,7 @@ def test_a_checkpoint_holds_the_first_batch_its_state_has_not_seen() -> None:
 
 def test_a_stop_saves_the_step_it_comes_in_and_says_why() -> None:
     world = World(stop_at=7)
-    assert world.train() == Reached({"step": 7}, 7)
+    assert world.train() == Progress({"step": 7}, 7)
     assert world.saved[7] == (7, 7, "SIGTERM")
     assert world.batches == 7  # no batch was drawn that nobody has seen
 
@@ -214,11 +223,11 @@ def test_an_exception_anywhere_leaves_what_there_is_and_goes_on_its_way(where: s
     broken = dataclasses.replace(
         parts,
         data=world if where != "__next__" else Feeds(world),
-        train_step=lambda state, batch: world.train_step(state, batch),
-        evaluate=lambda state, step: world.evaluate(state, step),
+        step=CompiledStep(lambda state, batch, lr: world.train_step(state, batch), 1.0),
+        evaluating=Evaluating(lambda state, step: world.evaluate(state, step), parts.evaluating.is_finite),
     )
     with pytest.raises(KeyError, match="boom"):
-        train(broken, Reached({"step": 0}, 0), world.flag)
+        train(broken, Progress({"step": 0}, 0), world.flag)
     last = {"__next__": 10, "train_step": 9, "evaluate": 10}[where]
     assert world.events[-1] == ("rescue", last)
 
@@ -246,20 +255,20 @@ def test_nothing_is_saved_while_the_log_waits_for_the_disk() -> None:
 
 def test_nothing_is_left_to_do_at_the_last_step() -> None:
     world = World()
-    assert world.train(Reached({"step": 20}, 20)) == Reached({"step": 20}, 20)
+    assert world.train(Progress({"step": 20}, 20)) == Progress({"step": 20}, 20)
     assert world.events == []
 
 
 def test_an_evaluation_that_a_stop_cuts_short_is_owed_and_made_up_for() -> None:
     world = World()
     world.stop_in_evaluation = 10
-    assert world.train() == Reached({"step": 10}, 10, owes=True)
+    assert world.train() == Progress({"step": 10}, 10, owes=True)
     assert world.owing == [10]
     assert [event for event in world.events if event[0] == "eval"] == []
     later = World()
     later.batches = 10
     later.landed = 10
-    assert later.train(Reached({"step": 10}, 10, owes=True)) == Reached({"step": 20}, 20)
+    assert later.train(Progress({"step": 10}, 10, owes=True)) == Progress({"step": 20}, 20)
     assert later.events[:2] == [("eval", 10), ("save", 10)]  # first of all, and its step saved with what was measured
     assert later.owing == []
     undisturbed = World()

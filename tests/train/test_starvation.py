@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runner.train import starvation
-from runner.train.starvation import WARM_UP, WINDOW_STEPS, Fed
+from runner.train.starvation import WARM_UP_STEPS, WINDOW_STEPS, StarvationMonitor
 
 
 class Clock:
@@ -48,22 +48,22 @@ class Data:
         self.clock.now += 10.0 if self.count == 1 else self.seconds  # the first one waits for what only begins
         return {}
 
-    def state(self) -> dict[str, Any]:
-        return {"next_index": self.count}
-
 
 def said(monkeypatch: pytest.MonkeyPatch, *, fetch: float, step: float, in_flight: int = 2) -> list[str]:
     """What is said in five windows of steps, of which so many may be under way when the next batch is fetched."""
     clock, lines, flying = Clock(), list[str](), list[Loss]()
     monkeypatch.setattr(starvation.time, "perf_counter", clock)
     device, data = Device(clock, step), Data(clock, fetch)
-    fed = Fed(data, device.step, lines.append, "try data.workers=2")
-    for _ in range(5 * WINDOW_STEPS + WARM_UP):
-        _, metrics = fed.train({}, next(fed))
+    monitor, last = StarvationMonitor(lines.append, "try data.workers=2"), None
+    for _ in range(5 * WINDOW_STEPS + WARM_UP_STEPS):
+        began = clock.now
+        batch = next(data)
+        monitor.count_batch(began, clock.now, device_is_idle=last is None or last.is_ready())
+        _, metrics = device.step({}, batch)
+        last = metrics["loss"]
         flying.append(metrics["loss"])
         if len(flying) > in_flight:
             clock.now = max(clock.now, flying.pop(0).there)
-    assert fed.state() == {"next_index": data.count}
     return lines
 
 

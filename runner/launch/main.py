@@ -1,0 +1,72 @@
+"""The way in: compose → run → exit code. `python run.py …` and `holdfast …` both come here.
+
+Neither jax nor flax is imported before the configuration is valid.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from runner.errors import ConfigError, HoldfastError
+from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
+from runner.launch.compose import compose
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what a command line asks for: one run, a sweep or a search. Return the exit code; say errors on stderr."""
+    try:
+        request = compose(argv)
+        if isinstance(request, RunRequest) and request.job is None:
+            # Imported when the command is known to be right: a wrong one is answered without it.
+            from runner.session import experiment
+
+            command = request.command
+            return experiment.run(request.config, command.overrides, command.began).exit_code
+        return _launch(request)
+    except HoldfastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        # Before there was anything to save; later the run listens for it.
+        return EXIT_INTERRUPTED
+
+
+def exit_process(code: int) -> NoReturn:
+    """End the process now: all is saved and closed, and a thread that still compiles must not meet a dying Python."""
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _launch(request: RunRequest | SweepRequest | SearchRequest | None) -> int:
+    """Start what is more than one run in this process."""
+    if isinstance(request, RunRequest):
+        return _submit_job(request)
+    if request is None:
+        return 0
+    from runner.launch.sweep import launch_search, launch_sweep
+
+    return launch_search(request) if isinstance(request, SearchRequest) else launch_sweep(request)
+
+
+def _submit_job(request: RunRequest) -> int:
+    """Leave the run to a Slurm job, unless it is finished."""
+    from runner.launch import slurm_job
+    from runner.session import experiment
+
+    config, job = request.config, request.job
+    assert job is not None
+    if config.resume == "never":
+        raise ConfigError("resume=never: a requeued job goes on with its run; leave it out with hydra/launcher=slurm")
+    if config.train.steps == 0:
+        raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
+    run_dir = experiment.find_unfinished(config, request.command.overrides)
+    if run_dir is not None:
+        slurm_job.submit(run_dir, request.command.words, job)
+    return 0

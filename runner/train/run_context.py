@@ -1,0 +1,26 @@
+"""Who works on what: handed to everything that an attempt opens. No jax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runner.config.schema import Config
+from runner.log.console import Console
+from runner.preempt.stop import StopFlag
+from runner.rundir.attempts import AttemptLog
+from runner.rundir.layout import RunDir
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One attempt at a run: its configuration and directory, its record, a person's terminal, the request to stop.
+
+    `steps_back`: training failed in the same way before, so go on from the checkpoint before the newest.
+    """
+
+    config: Config
+    run_dir: RunDir
+    attempt: AttemptLog
+    console: Console
+    stop_flag: StopFlag
+    steps_back: bool = False
