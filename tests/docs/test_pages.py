@@ -10,10 +10,11 @@ import re
 import shlex
 import signal
 import time
+import tomllib
 
 import pytest
 
-from runner.__main__ import VERBS, Parser
+from runner.__main__ import VERBS, VerbParser
 from tests.conftest import REPO, Door
 from tests.docs.pages import PAGES, RECIPES, blocks_outside_recipes, find_blocks, shell_lines, transcript_lines
 from tests.laws.faults import Forks
@@ -78,8 +79,8 @@ def test_its_verbs_take_what_is_typed() -> None:
     for line in typed:
         verb, *words = shlex.split(re.split(" > | && ", line)[0])[3:]
         tool = importlib.import_module(f"runner.{VERBS[verb][0]}")
-        parser = Parser()
-        tool.arguments(parser)
+        parser = VerbParser()
+        tool.add_arguments(parser)
         parser.parse_args(words)  # raises ConfigError where an option or a word is not taken
 
 
@@ -182,7 +183,12 @@ def test_programs_in_the_pages_exist() -> None:
     assert [name for name in sorted(named) if importlib.util.find_spec(name) is None] == []
 
 
-def test_the_architecture_names_every_room_and_no_other() -> None:
-    named = set(re.findall(r"^\| `(runner/\w+/)`", PAGES["docs/architecture.md"], re.MULTILINE))
-    rooms = {path.parent.name for path in (REPO / "runner").glob("*/__init__.py")}
-    assert named == {f"runner/{room}/" for room in rooms}
+def test_the_architecture_has_the_rooms_in_the_order_of_the_law() -> None:
+    """Each line of its table is in the same place, or in the same layer, as in the contract that lint-imports checks."""
+    contracts = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    height = {room: at for at, layer in enumerate(layers) for room in layer.split(" | ")}
+    table = PAGES["docs/architecture.md"].partition("| room | subject |")[2].partition("\n\n")[0]
+    named = re.findall(r"`runner/(\w+)(?:/|\.py)`", table)
+    assert set(named) == height.keys() - {"__main__"}
+    assert [height[room] for room in named] == sorted(height[room] for room in named)
