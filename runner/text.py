@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-
-UNITS = {
-    "": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 GAP, NARROWEST = "  ", 12
@@ -144,15 +131,21 @@ def display_path(path: Path) -> str:
 
 
 def format_size(num_bytes: float) -> str:
-    """`1.2 GB`, `830 MB`: a size for people."""
+    """Return a size for people, with three digits in powers of 1000: `1.2 GB`, `830 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 999.5:  # what rounds to 1000 belongs to the next unit
+        # Below 999.5, because what rounds to 1000 belongs to the next unit.
+        if num_bytes < 999.5:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
 
 
-def parsed_size(size: int | str) -> int:
-    """20000000000, `20GB` or `500MiB` in bytes; 0 where it cannot be read."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", str(size))
-    return int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
+def parse_size(size: int | str) -> int:
+    """Return the bytes that `20000000000`, `20GB`, `1.5 TB` or `500MiB` stand for; 0 where it cannot be read."""
+    # Imported here: a supervisor and a watching script read no size, and start sooner without pydantic.
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(size)
+    except ValidationError:
+        return 0

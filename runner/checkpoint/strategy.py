@@ -1,6 +1,6 @@
-"""WHEN to save: pure rules over what is true now and what is on disk. Each gives a reason a person can read, or none.
+"""WHEN to save: pure rules over what is true now and what is on disk. Each returns a reason for people, or None.
 
-Rules hold no state, so nothing about the strategy needs saving: after a restart they see the same records.
+Rules hold no state, so nothing about the strategy needs to be saved: after a restart they see the same records.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from runner.values import StepInfo
 
 Count = Annotated[int, Ge(1)]
 Duration = Annotated[float, Gt(0.0)]
-RECENT = 5  # saves whose median cost is what a save costs
-UNKNOWN_SECONDS = 1.0  # what a save is taken to cost while none has succeeded
+
+RECENT_SAVES = 5  # the median cost of so many is what a save costs
+UNKNOWN_SAVE_SECONDS = 1.0  # what a save is taken to cost while none has succeeded
 
 
 @dataclass(frozen=True)
 class Failures:
-    """How often this run was interrupted without notice (killed, crashed), and in how many seconds of work."""
+    """Count how often a run was interrupted without notice (killed, crashed), in how many seconds of work."""
 
     count: int = 0
     seconds: float = 0.0
@@ -33,116 +34,134 @@ class Failures:
 
 @dataclass(frozen=True)
 class History:
-    """What the rules look back on: the checkpoints on disk, and when a save was last begun, successful or not.
+    """Hold what the rules look back on: the checkpoints on disk, and when a save was last begun.
 
-    Records come oldest first: rules are asked after every step, and look from the end, however many there are.
+    Attributes:
+        records: the checkpoints on disk, oldest first.
+        tried_step: the step of the last save that this process began, successful or not; 0 before the first.
+        seconds_since: seconds since that save, or since this process began, by a clock that nobody can set.
+        failures: what is known of interruptions.
     """
 
     records: Sequence[Record] = ()
     tried_step: int = 0
-    seconds_since: float = 0.0  # since that save, or since this process began; a clock that cannot be set
+    seconds_since: float = 0.0
     failures: Failures = Failures()
 
     @property
     def last_step(self) -> int:
-        """The step of the newest save, durable or not: a failed one is tried again when it is next due."""
+        """Return the step of the newest save, durable or not: a failed one is tried again when it is next due."""
+        # From the end: rules are asked after every step, and a run may have thousands of checkpoints.
         newest = next((record.step for record in reversed(self.records) if not record.mark), 0)
         return max(self.tried_step, newest)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
-    """Every so many steps: at each multiple, or as soon after it as the disk allows."""
+class EverySteps:
+    """Save every so many steps: at each multiple, or as soon after it as the disk allows."""
 
     kind: Literal["steps"] = "steps"
     steps: Count
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
-        due = moment.step // self.steps > history.last_step // self.steps
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
+        # A multiple counts as crossed, not as hit: while one save is being written, the step of the next may go by.
+        due = info.step // self.steps > history.last_step // self.steps
         return f"every {self.steps} steps" if due else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seconds:
-    """Every so many seconds of training, counted from the last save, or from the start of the process."""
+class EverySeconds:
+    """Save every so many seconds of training, counted from the last save or from the start of the process."""
 
     kind: Literal["seconds"] = "seconds"
     seconds: Duration
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
         return f"every {self.seconds:g} s" if history.seconds_since >= self.seconds else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epochs:
-    """Every so many passes over the training data; a part of one is allowed."""
+class EveryEpochs:
+    """Save every so many passes over the training data; a part of one is allowed."""
 
     kind: Literal["epochs"] = "epochs"
     epochs: Annotated[float, Gt(0.0)] = 1.0
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
-        steps = self.epochs * moment.epoch_steps
-        due = math.floor(moment.step / steps) > math.floor(history.last_step / steps)
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
+        steps = self.epochs * info.epoch_steps
+        due = math.floor(info.step / steps) > math.floor(history.last_step / steps)
         return f"every {self.epochs:g} epochs" if due else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class First:
-    """As soon as one step is done: a disk that cannot be written shows in the first minute, not in the first hour."""
+class FirstStep:
+    """Save after the first step: a disk that cannot be written shows in the first minute, not in the first hour."""
 
     kind: Literal["first"] = "first"
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
         return None if history.last_step else "first step"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Best:
-    """When a metric measured at this step beats every checkpoint on disk. What is not finite never ranks."""
+class NewBest:
+    """Save when a metric measured at this step beats every checkpoint on disk; what is not finite never ranks."""
 
     kind: Literal["best"] = "best"
     metric: str = "eval/loss"
     mode: Mode = "min"
     min_improvement: Annotated[float, Ge(0.0)] = 0.0
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
         score = Score(self.metric, self.mode)
-        value = score.of(moment.metrics)
+        value = score.of(info.metrics)
         if value is None:
             return None
         best = find_best(history.records, score)
         if best is None:
-            return f"first {self.metric}: {moment.metrics[self.metric]:.4g}"
+            return f"first {self.metric}: {info.metrics[self.metric]:.4g}"
+        # Compared as ranks, where less is better, whatever the mode; told as the numbers that were measured.
         previous = score.of(best.metrics)
         assert previous is not None
         if value >= previous - self.min_improvement:
             return None
-        return f"best {self.metric}: {best.metrics[self.metric]:.4g} → {moment.metrics[self.metric]:.4g}"
+        return f"best {self.metric}: {best.metrics[self.metric]:.4g} → {info.metrics[self.metric]:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """As often as costs least: √(2 × cost of a save × mean time between failures), both as measured in this run.
+    """Save as often as costs least: every √(2 × cost of a save × mean time between failures), as measured in this run.
 
-    Young (1974), Daly (2006). Saving never takes more than `max_overhead` of the time, and never comes faster than a
-    save takes. `mtbf_seconds` is what to expect of the machine before this run has a history: it counts as one failure.
+    The interval of Young (1974), in the form of Daly (2006). Saving never takes more than `max_overhead` of the time,
+    and never comes faster than a save takes. `mtbf_seconds` is what to expect of the machine before this run has a
+    history: it counts as one failure.
     """
 
     kind: Literal["adaptive"] = "adaptive"
     mtbf_seconds: Duration = 10800.0
     max_overhead: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.02
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
         if not history.last_step:
             return "adaptive: the first save, to learn what one costs"
         seconds, why = self.interval(history)
         return f"adaptive: every {seconds:.3g} s ({why})" if history.seconds_since >= seconds else None
 
     def interval(self, history: History) -> tuple[float, str]:
-        """Seconds between saves, and where the number comes from."""
-        recent = list(islice((record for record in reversed(history.records) if record.write_seconds), RECENT))
-        cost = statistics.median([record.stall_seconds for record in recent] or [UNKNOWN_SECONDS])
-        takes = statistics.median([record.write_seconds for record in recent] or [UNKNOWN_SECONDS])
+        """Return the seconds between saves, and where the number comes from."""
+        # From the newest back, and no further than needed: this runs after every step. A record without a cost says
+        # nothing.
+        costed = (record for record in reversed(history.records) if record.write_seconds)
+        recent = list(islice(costed, RECENT_SAVES))
+        # What training waits for (the stall) is what a save costs; while one is being written, none can begin.
+        cost = statistics.median([record.stall_seconds for record in recent] or [UNKNOWN_SAVE_SECONDS])
+        takes = statistics.median([record.write_seconds for record in recent] or [UNKNOWN_SAVE_SECONDS])
         mtbf = (self.mtbf_seconds + history.failures.seconds) / (1 + history.failures.count)
         young = math.sqrt(2 * cost * mtbf)
         if young >= max(cost / self.max_overhead, takes):
@@ -154,7 +173,7 @@ class Adaptive:
 
 @dataclass(frozen=True, kw_only=True)
 class Unstable:
-    """More often while the training loss is unsteady, less while it is calm.
+    """Save more often while the training loss is unsteady, and less often while it is calm.
 
     Unsteady is the standard deviation of the last `window` logged losses against `spread`: twice as unsteady, twice as
     often, between `min_steps` and `max_steps`; a loss that is not finite counts as very unsteady.
@@ -173,15 +192,17 @@ class Unstable:
                 f"steps={self.steps} must lie between min_steps={self.min_steps} and max_steps={self.max_steps}"
             )
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
-        steps, why = self.interval(moment.losses)
-        return f"unstable: every {steps} steps ({why})" if moment.step - history.last_step >= steps else None
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
+        steps, why = self.interval(info.losses)
+        return f"unstable: every {steps} steps ({why})" if info.step - history.last_step >= steps else None
 
     def interval(self, losses: Sequence[float]) -> tuple[int, str]:
-        """Steps between saves, and why so many."""
+        """Return the steps between saves, and why so many."""
         if len(losses) < self.window:
             return self.steps, "too few losses to tell"
         recent = list(losses)[-self.window :]
+        # The deviation of such losses would be NaN, which compares as neither more nor less.
         if not all(map(math.isfinite, recent)):
             return self.min_steps, "the loss is not finite"
         measured = statistics.pstdev(recent)
@@ -191,33 +212,36 @@ class Unstable:
 
 @dataclass(frozen=True, kw_only=True)
 class Continuous:
-    """Whenever the last save is durable and `min_seconds` have passed. For machines that vanish without notice."""
+    """Save whenever the last save is durable and `min_seconds` have passed, for machines that vanish without notice."""
 
     kind: Literal["continuous"] = "continuous"
     min_seconds: Annotated[float, Ge(0.0)] = 1.0
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return why to save now, or None."""
+        # A process that has not saved yet does not wait: what its predecessor lost is not to be lost again.
         waited = history.seconds_since >= self.min_seconds or not history.tried_step
-        return "continuous" if waited and moment.step > history.last_step else None
+        return "continuous" if waited and info.step > history.last_step else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnError:
-    """When a step or an evaluation raises: what was there is left, marked, for people to look at.
+    """Save, marked, what there is when a step or an evaluation raises, for people to look at.
 
     A run never resumes from it unasked; `step=N` asks.
     """
 
     kind: Literal["on_error"] = "on_error"
 
-    def reason(self, moment: StepInfo, history: History) -> str | None:
-        return None  # asked for by the loop, where the exception is
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return None: the loop asks for this save, where the exception is."""
+        return None
 
 
-SaveRule = Steps | Seconds | Epochs | First | Best | Adaptive | Unstable | Continuous | OnError
+SaveRule = EverySteps | EverySeconds | EveryEpochs | FirstStep | NewBest | Adaptive | Unstable | Continuous | OnError
 
 
-def find_save_reason(rules: Mapping[str, SaveRule], moment: StepInfo, history: History) -> str | None:
-    """Every reason to save now, joined; None where no rule asks for it."""
-    reasons = [reason for rule in rules.values() if (reason := rule.reason(moment, history))]
+def find_save_reason(rules: Mapping[str, SaveRule], info: StepInfo, history: History) -> str | None:
+    """Return every reason to save now, joined by semicolons; None where no rule asks for it."""
+    reasons = [reason for rule in rules.values() if (reason := rule.reason(info, history))]
     return "; ".join(reasons) or None

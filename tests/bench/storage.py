@@ -28,10 +28,10 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import load_file, save_file
 
 from runner.checkpoint import store
-from runner.checkpoint.checkpointer import Checkpointer, Policy
+from runner.checkpoint.checkpointer import Checkpointer, SavePolicy
 from runner.checkpoint.record import PROGRESS, STATE, Score
-from runner.checkpoint.restore import newest_good
-from runner.checkpoint.retention import Last
+from runner.checkpoint.restore import restore_newest
+from runner.checkpoint.retention import KeepLast
 from runner.checkpoint.strategy import Failures
 from runner.values import StepInfo
 
@@ -124,7 +124,7 @@ class Ours:
     """The checkpointer as the runner uses it: in the background, sealed, synced, named; restored after verifying."""
 
     def __init__(self, folder: Path):
-        self._policy = Policy({}, {"last": Last(n=1)}, Score(), background=True)
+        self._policy = SavePolicy({}, {"last": KeepLast(n=1)}, Score(), background=True)
 
     def timed(self, folder: Path, state: Any, step: int) -> Timed:
         saver = Checkpointer(folder, self._policy, store, print, lambda saved: None, Failures())
@@ -139,7 +139,9 @@ class Ours:
         return {"blocking": blocking, "durable": durable, "restore": seconds(lambda: self._restored(folder, template))}
 
     def _restored(self, folder: Path, template: Any) -> None:
-        found = newest_good(folder, folder / "quarantine", lambda directory: store.read(directory, template), print)
+        found = restore_newest(
+            folder, folder / "quarantine", lambda directory: store.read_state(directory, template), print
+        )
         assert found is not None
         jax.block_until_ready(found[1])
 

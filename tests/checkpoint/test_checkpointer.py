@@ -37,15 +37,15 @@ from runner.checkpoint.restore import (
     restore_newest,
     set_newer_aside,
 )
-from runner.checkpoint.retention import All, BestN, DiskBudget, EveryK, Last, Pinned, RetentionRule
+from runner.checkpoint.retention import DiskBudget, KeepAll, KeepBest, KeepEveryK, KeepLast, KeepPinned, RetentionRule
 from runner.checkpoint.seal import find_problem
-from runner.checkpoint.strategy import Best, Failures, OnError, SaveRule, Steps
+from runner.checkpoint.strategy import EverySteps, Failures, NewBest, OnError, SaveRule
 from runner.errors import RefusedError, StorageError
 from runner.text import display_path, format_size
 from runner.values import StepInfo
 
 SCORE = Score("eval/loss", "min")
-EVERY: dict[str, SaveRule] = {"best": Best(), "every": Steps(steps=1)}
+EVERY: dict[str, SaveRule] = {"best": NewBest(), "every": EverySteps(steps=1)}
 
 
 def items(step: int) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def saver(
 
 
 def saved_steps(path: Path, *steps: int) -> None:
-    made, _, _ = saver(path, {"all": All()})
+    made, _, _ = saver(path, {"all": KeepAll()})
     for step in steps:
         made.save("test", StepInfo(step), items(step))
     made.close()
@@ -109,7 +109,7 @@ def saved_steps(path: Path, *steps: int) -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_scripted_metrics_leave_the_newest_and_the_best_on_disk(tmp_path: Path, background: bool) -> None:
-    made, told, saves = saver(tmp_path, {"last": Last(n=1), "best": BestN(n=1)}, background=background)
+    made, told, saves = saver(tmp_path, {"last": KeepLast(n=1), "best": KeepBest(n=1)}, background=background)
     for step, loss in enumerate([0.9, 0.5, 0.6, math.nan, 0.8, math.inf], 1):
         moment = StepInfo(step, {"eval/loss": loss})
         reason = made.due(moment)
@@ -130,7 +130,7 @@ def test_scripted_metrics_leave_the_newest_and_the_best_on_disk(tmp_path: Path, 
 
 
 def test_the_sidecar_says_why_and_what_it_cost(tmp_path: Path) -> None:
-    made, _, saves = saver(tmp_path, {"all": All()}, background=True)
+    made, _, saves = saver(tmp_path, {"all": KeepAll()}, background=True)
     made.save("because", StepInfo(5, {"eval/loss": 2.0}), items(5))
     made.close()
     record, files = read_sidecar(tmp_path / "5")
@@ -157,7 +157,7 @@ def test_nothing_has_a_name_before_it_is_sealed_and_nothing_is_deleted_before_th
 
     for name in ("seal_checkpoint", "_publish", "sync_path", "select_survivors", "delete_checkpoint"):
         watch(name)
-    made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
+    made, _, _ = saver(tmp_path, {"last": KeepLast(n=1)}, bytes_=Fake())
     made.save("test", StepInfo(1), items(1))
     events.clear()
     made.save("test", StepInfo(2), items(2))
@@ -180,7 +180,7 @@ def test_deletion_is_oldest_first_and_only_of_what_is_not_newer(
     monkeypatch.setattr(
         checkpointer, "delete_checkpoint", lambda directory: (gone.append(directory.name), shutil.rmtree(directory))
     )
-    made, _, _ = saver(tmp_path, {"last": Last(n=1)}, bytes_=Fake())
+    made, _, _ = saver(tmp_path, {"last": KeepLast(n=1)}, bytes_=Fake())
     made.save("test", StepInfo(4), items(4))
     made.close()
     assert gone == ["1", "2", "3"]  # 9 is not from this training: not ours to judge
@@ -190,7 +190,7 @@ def test_deletion_is_oldest_first_and_only_of_what_is_not_newer(
 def test_a_save_in_the_background_does_not_keep_training_waiting(tmp_path: Path) -> None:
     slow = Fake()
     slow.gate.clear()
-    made, _, _ = saver(tmp_path, {"all": All()}, background=True, bytes_=slow)
+    made, _, _ = saver(tmp_path, {"all": KeepAll()}, background=True, bytes_=slow)
     made.save("test", StepInfo(1), items(1))
     assert made.due(StepInfo(2)) is None  # one is being written: not now
     assert made.newest is None
@@ -202,7 +202,7 @@ def test_a_save_in_the_background_does_not_keep_training_waiting(tmp_path: Path)
 
 
 def test_pinned_survive_while_training_goes_on(tmp_path: Path) -> None:
-    made, _, _ = saver(tmp_path, {"pinned": Pinned()}, bytes_=Fake())
+    made, _, _ = saver(tmp_path, {"pinned": KeepPinned()}, bytes_=Fake())
     made.save("test", StepInfo(1), items(1))
     (tmp_path / "1" / PIN).touch()
     for step in (2, 3):
@@ -216,7 +216,7 @@ def test_a_failed_save_is_told_once_deletes_nothing_and_heals(tmp_path: Path, ba
     saved_steps(tmp_path, 1)
     bytes_ = Fake()
     bytes_.fails = lambda step: step < 4
-    made, told, saves = saver(tmp_path, {"last": Last(n=1)}, background=background, bytes_=bytes_)
+    made, told, saves = saver(tmp_path, {"last": KeepLast(n=1)}, background=background, bytes_=bytes_)
     for step in (2, 3):
         assert made.due(StepInfo(step))
         made.save("test", StepInfo(step), items(step))
@@ -237,7 +237,7 @@ def test_a_failed_save_is_told_once_deletes_nothing_and_heals(tmp_path: Path, ba
 def test_a_failure_in_the_background_is_noticed_at_the_next_step(tmp_path: Path) -> None:
     bytes_ = Fake()
     bytes_.fails = lambda step: True
-    made, told, _ = saver(tmp_path, {"all": All()}, background=True, bytes_=bytes_)
+    made, told, _ = saver(tmp_path, {"all": KeepAll()}, background=True, bytes_=bytes_)
     made.save("test", StepInfo(1), items(1))
     while not made._pending.done():  # type: ignore[union-attr]
         time.sleep(0.001)
@@ -251,7 +251,7 @@ def test_what_cannot_be_sealed_gets_no_name(tmp_path: Path, monkeypatch: pytest.
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(checkpointer, "seal_checkpoint", fails)
-    made, told, _ = saver(tmp_path, {"all": All()})
+    made, told, _ = saver(tmp_path, {"all": KeepAll()})
     made.save("test", StepInfo(1), items(1))
     assert not made.holds(1)
     made.close()
@@ -267,7 +267,7 @@ def test_verify_values_finds_what_was_not_saved_as_it_was(tmp_path: Path) -> Non
             super().write_checkpoint(directory, {**state, "w": "other"} if directory.name == "2" else state, progress)
 
     for verify, there in (("bytes", [1, 2]), ("values", [1])):
-        made, told, _ = saver(tmp_path / verify, {"all": All()}, bytes_=Wrong(), verify=verify)
+        made, told, _ = saver(tmp_path / verify, {"all": KeepAll()}, bytes_=Wrong(), verify=verify)
         for step in (1, 2):
             made.save("test", StepInfo(step), items(step))
         made.close()
@@ -277,7 +277,7 @@ def test_verify_values_finds_what_was_not_saved_as_it_was(tmp_path: Path) -> Non
 
 
 def test_verify_values_on_the_real_store(tmp_path: Path) -> None:
-    made, told, _ = saver(tmp_path, {"all": All()}, background=True, verify="values")
+    made, told, _ = saver(tmp_path, {"all": KeepAll()}, background=True, verify="values")
     made.save("test", StepInfo(1), items(1))
     assert made.holds(1)
     made.close()
@@ -285,7 +285,7 @@ def test_verify_values_on_the_real_store(tmp_path: Path) -> None:
 
 
 def test_verify_off_takes_no_checksums(tmp_path: Path) -> None:
-    made, _, _ = saver(tmp_path, {"all": All()}, verify="off")
+    made, _, _ = saver(tmp_path, {"all": KeepAll()}, verify="off")
     made.save("test", StepInfo(1), items(1))
     made.close()
     assert not any("xxh3" in file for file in read_sidecar(tmp_path / "1")[1].values())
@@ -294,7 +294,7 @@ def test_verify_off_takes_no_checksums(tmp_path: Path) -> None:
 def test_an_error_leaves_a_marked_checkpoint_where_a_rule_asks_for_it(tmp_path: Path) -> None:
     saved_steps(tmp_path, 1)
     for rules, there in (({}, [1]), ({"on_error": OnError()}, [1, 2])):
-        made, told, _ = saver(tmp_path, {"last": Last(n=1)}, save=rules)
+        made, told, _ = saver(tmp_path, {"last": KeepLast(n=1)}, save=rules)
         made.rescue(KeyError("x"), StepInfo(2), lambda: items(2))
         assert made.newest == 1
         made.close()
@@ -309,7 +309,7 @@ def test_an_error_leaves_a_marked_checkpoint_where_a_rule_asks_for_it(tmp_path: 
 
 
 def test_what_an_error_left_gives_way_to_the_real_step(tmp_path: Path) -> None:
-    made, _, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
+    made, _, _ = saver(tmp_path, {"all": KeepAll()}, save={"on_error": OnError()})
     made.save("test", StepInfo(1), items(1))
     made.rescue(ValueError("boom"), StepInfo(2), lambda: items(7))
     made.save("test", StepInfo(2), items(2))
@@ -319,7 +319,7 @@ def test_what_an_error_left_gives_way_to_the_real_step(tmp_path: Path) -> None:
 
 
 def test_an_error_after_a_good_save_leaves_that_alone(tmp_path: Path) -> None:
-    made, told, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
+    made, told, _ = saver(tmp_path, {"all": KeepAll()}, save={"on_error": OnError()})
     made.save("test", StepInfo(1), items(1))
     made.rescue(ValueError("boom"), StepInfo(1), lambda: items(7))
     made.close()
@@ -331,7 +331,7 @@ def test_a_state_that_went_with_the_step_cannot_be_left_and_that_is_said(tmp_pat
     def gone() -> dict[str, Any]:
         raise RuntimeError("Array has been deleted with shape=float32[8,8].")
 
-    made, told, _ = saver(tmp_path, {"all": All()}, save={"on_error": OnError()})
+    made, told, _ = saver(tmp_path, {"all": KeepAll()}, save={"on_error": OnError()})
     made.rescue(ValueError("boom"), StepInfo(1), gone)
     made.close()
     assert told == ["warning: nothing could be left to look at (Array has been deleted with shape=float32[8,8].)"]
@@ -356,7 +356,7 @@ def test_what_a_killed_process_had_not_deleted_yet_is_deleted_at_the_start(tmp_p
     """Killed after the last save of a run, before pruning: no save comes any more that would do it."""
     saved_steps(tmp_path, 1, 2, 3)
     (tmp_path / "best").unlink(missing_ok=True)
-    made, told, _ = saver(tmp_path, {"last": Last(n=1)})
+    made, told, _ = saver(tmp_path, {"last": KeepLast(n=1)})
     assert made.newest == 3
     made.close()
     assert list_steps(tmp_path) == [3]
@@ -371,7 +371,7 @@ def usage(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 def test_preflight_counts_what_will_be_kept_and_one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep: dict[str, RetentionRule] = {"last": Last(n=2), "best": BestN(n=1)}
+    keep: dict[str, RetentionRule] = {"last": KeepLast(n=2), "best": KeepBest(n=1)}
     usage(monkeypatch, 4000)
     assert warn_of_little_space(tmp_path / "not/yet/there", 1000, keep, 100) is None
     usage(monkeypatch, 3999)
@@ -379,17 +379,19 @@ def test_preflight_counts_what_will_be_kept_and_one_more(tmp_path: Path, monkeyp
     assert said is not None
     assert "4 kB free for checkpoints of 1 kB" in said
     assert "room for 3, but retention keeps up to 3 and one more" in said
-    assert warn_of_little_space(tmp_path, 1000, {"k": EveryK(steps=10)}, 100) is not None  # ten milestones
-    assert warn_of_little_space(tmp_path, 1000, {"k": EveryK(steps=10), "budget": DiskBudget(bytes=2000)}, 100) is None
-    assert warn_of_little_space(tmp_path, 1000, {"all": All()}, 100) is None
-    assert "keeps at least 2" in str(warn_of_little_space(tmp_path, 1400, {"all": All()}, 100))
+    assert warn_of_little_space(tmp_path, 1000, {"k": KeepEveryK(steps=10)}, 100) is not None  # ten milestones
+    assert (
+        warn_of_little_space(tmp_path, 1000, {"k": KeepEveryK(steps=10), "budget": DiskBudget(bytes=2000)}, 100) is None
+    )
+    assert warn_of_little_space(tmp_path, 1000, {"all": KeepAll()}, 100) is None
+    assert "keeps at least 2" in str(warn_of_little_space(tmp_path, 1400, {"all": KeepAll()}, 100))
 
 
 def test_preflight_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved_steps(tmp_path, 1)
     size = list_records(tmp_path)[0].num_bytes
     usage(monkeypatch, size * 2)
-    assert warn_of_little_space(tmp_path, size, {"last": Last(n=2)}, 9) is None  # one of three is on it
+    assert warn_of_little_space(tmp_path, size, {"last": KeepLast(n=2)}, 9) is None  # one of three is on it
 
 
 def test_sizes_are_for_people() -> None:
@@ -514,15 +516,15 @@ metrics = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 keeps: st.SearchStrategy[dict[str, RetentionRule]] = st.dictionaries(
     st.sampled_from("ab"),
     st.one_of(
-        st.builds(Last, n=st.integers(1, 3)),
-        st.builds(BestN, n=st.integers(1, 3)),
-        st.builds(EveryK, steps=st.integers(2, 5)),
-        st.just(Pinned()),
+        st.builds(KeepLast, n=st.integers(1, 3)),
+        st.builds(KeepBest, n=st.integers(1, 3)),
+        st.builds(KeepEveryK, steps=st.integers(2, 5)),
+        st.just(KeepPinned()),
         st.builds(DiskBudget, bytes=st.integers(1, 4000)),
     ),
 )
 strategies: st.SearchStrategy[dict[str, SaveRule]] = st.dictionaries(
-    st.sampled_from("xy"), st.one_of(st.builds(Steps, steps=st.integers(1, 4)), st.just(Best())), min_size=1
+    st.sampled_from("xy"), st.one_of(st.builds(EverySteps, steps=st.integers(1, 4)), st.just(NewBest())), min_size=1
 )
 
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from runner.checkpoint.record import Record, Score, find_best
 from runner.checkpoint.retention import (
-    All,
-    BestN,
     DiskBudget,
-    EveryK,
-    Last,
-    Pinned,
+    KeepAll,
+    KeepBest,
+    KeepEveryK,
+    KeepInTime,
+    KeepLast,
+    KeepPinned,
+    KeepSpaced,
     RetentionRule,
-    Spaced,
-    SpacedInTime,
     max_kept,
     select_survivors,
 )
@@ -43,7 +43,7 @@ def record(
 
 def kept(rule: RetentionRule, records: list[Record]) -> list[int]:
     assert not isinstance(rule, DiskBudget)
-    return sorted(rule.keeps(records))
+    return sorted(rule.select(records))
 
 
 def pruned_on_the_way(rules: dict[str, RetentionRule], every: int, until: int) -> list[int]:
@@ -58,19 +58,19 @@ def pruned_on_the_way(rules: dict[str, RetentionRule], every: int, until: int) -
 def test_worsening_metric_and_nan_keep_the_newest_and_the_true_best() -> None:
     """Orbax's stock recipe (`best_fn` with `max_to_keep`) deletes the newest here, and the best at the first NaN."""
     records = [record(step, loss) for step, loss in enumerate([0.9, 0.5, 0.6, math.nan, 0.8, math.inf, 0.95], 1)]
-    assert select_survivors({"last": Last(n=1), "best": BestN(n=1)}, records, SCORE) == {
+    assert select_survivors({"last": KeepLast(n=1), "best": KeepBest(n=1)}, records, SCORE) == {
         2: "best, best 1 eval/loss",
         7: "newest, last 1",
     }
 
 
 def test_milestones_stay_for_good_and_one_that_came_late_counts() -> None:
-    assert pruned_on_the_way({"k": EveryK(steps=1000)}, 50, 3300) == [1000, 2000, 3000, 3300]
-    assert kept(EveryK(steps=1000), [record(step) for step in (900, 1007, 1100, 2950, 3001)]) == [1007, 2950, 3001]
+    assert pruned_on_the_way({"k": KeepEveryK(steps=1000)}, 50, 3300) == [1000, 2000, 3000, 3300]
+    assert kept(KeepEveryK(steps=1000), [record(step) for step in (900, 1007, 1100, 2950, 3001)]) == [1007, 2950, 3001]
 
 
 def test_spaced_is_dense_at_the_end_and_thin_at_the_beginning() -> None:
-    assert pruned_on_the_way({"s": Spaced(steps=100, n=2)}, 100, 6400) == [
+    assert pruned_on_the_way({"s": KeepSpaced(steps=100, n=2)}, 100, 6400) == [
         100,
         3200,
         4800,
@@ -80,28 +80,30 @@ def test_spaced_is_dense_at_the_end_and_thin_at_the_beginning() -> None:
         6300,
         6400,
     ]
-    assert len(pruned_on_the_way({"s": Spaced(steps=100, n=2)}, 100, 102400)) == 12  # sixteen times as long, four more
+    assert (
+        len(pruned_on_the_way({"s": KeepSpaced(steps=100, n=2)}, 100, 102400)) == 12
+    )  # sixteen times as long, four more
 
 
 def test_time_keeps_the_first_of_each_hour() -> None:
     records = [record(step, seconds=step * 600.0) for step in range(1, 25)]  # one each ten minutes, for four hours
-    assert kept(SpacedInTime(seconds=3600.0, n=24), records) == [1, 6, 12, 18, 24]
-    assert kept(SpacedInTime(seconds=3600.0, n=2), records) == [18, 24]
+    assert kept(KeepInTime(seconds=3600.0, n=24), records) == [1, 6, 12, 18, 24]
+    assert kept(KeepInTime(seconds=3600.0, n=2), records) == [18, 24]
 
 
 def test_a_clock_that_jumps_back_loses_nothing_that_the_law_keeps() -> None:
     records = [record(step, loss=1.0 / step, seconds=1e6 if step < 5 else 0.0) for step in range(1, 9)]
-    assert 8 in select_survivors({"hourly": SpacedInTime(seconds=3600.0, n=1)}, records, SCORE)
+    assert 8 in select_survivors({"hourly": KeepInTime(seconds=3600.0, n=1)}, records, SCORE)
 
 
 def test_pinned_are_kept_and_nothing_else_is_asked_for() -> None:
     records = [record(1), record(2, pinned=True), record(3), record(4)]
-    assert select_survivors({"p": Pinned()}, records, SCORE) == {2: "pinned, pinned", 4: "newest"}
+    assert select_survivors({"p": KeepPinned()}, records, SCORE) == {2: "pinned, pinned", 4: "newest"}
 
 
 def test_a_budget_drops_the_oldest_and_stops_at_the_law() -> None:
     records = [record(step, loss, num_bytes=10) for step, loss in enumerate([3.0, 0.5, 2.0, 1.0, 1.5], 1)]
-    rules: dict[str, RetentionRule] = {"all": All(), "budget": DiskBudget(bytes=30)}
+    rules: dict[str, RetentionRule] = {"all": KeepAll(), "budget": DiskBudget(bytes=30)}
     assert list(select_survivors(rules, records, SCORE)) == [2, 4, 5]  # 1 and 3 go; 2 is the best
     assert list(select_survivors({**rules, "budget": DiskBudget(bytes=1)}, records, SCORE)) == [2, 5]
     assert list(select_survivors({**rules, "budget": DiskBudget(bytes=50)}, records, SCORE)) == [1, 2, 3, 4, 5]
@@ -109,9 +111,9 @@ def test_a_budget_drops_the_oldest_and_stops_at_the_law() -> None:
 
 
 def test_a_budget_is_written_as_people_write_it() -> None:
-    written = {"20GB": 20e9, "1.5 TB": 1.5e12, "500MiB": 500 * 2**20, "7": 7, 12: 12}
+    written = {"20GB": 20e9, "1.5 TB": 1.5e12, "500MiB": 500 * 2**20, "20G": 20e9, "7": 7, 12: 12}
     assert {text: DiskBudget(bytes=text).limit for text in written} == written
-    for wrong in ("GB", "20G", "lots", "-3GB", ""):
+    for wrong in ("GB", "20X", "lots", "-3GB", ""):
         with pytest.raises(ValueError, match="must be a number of bytes"):
             DiskBudget(bytes=wrong)
 
@@ -119,7 +121,7 @@ def test_a_budget_is_written_as_people_write_it() -> None:
 def test_what_an_error_left_is_nothing_to_resume_from() -> None:
     """The newest of them stays to be looked at; none is the newest, the best, or counted by a rule."""
     records = [record(1, 0.9), record(2, 0.1, mark="error"), record(3, 0.8), record(9, 0.0, mark="error")]
-    assert select_survivors({"last": Last(n=2)}, records, SCORE) == {
+    assert select_survivors({"last": KeepLast(n=2)}, records, SCORE) == {
         1: "last 2",
         3: "newest, last 2",
         9: "the last that an error left",
@@ -128,9 +130,9 @@ def test_what_an_error_left_is_nothing_to_resume_from() -> None:
 
 
 def test_how_many_stay_at_most() -> None:
-    assert max_kept({"last": Last(n=3), "best": BestN(n=2)}, 1000) == 5
-    assert max_kept({"k": EveryK(steps=100), "budget": DiskBudget(bytes=1)}, 1000) == 10
-    assert max_kept({"all": All()}, 1000) is None
+    assert max_kept({"last": KeepLast(n=3), "best": KeepBest(n=2)}, 1000) == 5
+    assert max_kept({"k": KeepEveryK(steps=100), "budget": DiskBudget(bytes=1)}, 1000) == 10
+    assert max_kept({"all": KeepAll()}, 1000) is None
     assert max_kept({}, 1000) == 2
 
 
@@ -143,13 +145,13 @@ some_records = st.lists(rows, max_size=14).map(
     ]
 )
 union_rules: st.SearchStrategy[RetentionRule] = st.one_of(
-    st.builds(Last, n=st.integers(1, 4)),
-    st.builds(BestN, n=st.integers(1, 4), mode=st.sampled_from(["min", "max"])),
-    st.builds(EveryK, steps=st.integers(1, 40)),
-    st.builds(Spaced, steps=st.integers(1, 20), n=st.integers(2, 4)),
-    st.builds(SpacedInTime, seconds=st.floats(1.0, 1e5), n=st.integers(1, 4)),
-    st.just(Pinned()),
-    st.just(All()),
+    st.builds(KeepLast, n=st.integers(1, 4)),
+    st.builds(KeepBest, n=st.integers(1, 4), mode=st.sampled_from(["min", "max"])),
+    st.builds(KeepEveryK, steps=st.integers(1, 40)),
+    st.builds(KeepSpaced, steps=st.integers(1, 20), n=st.integers(2, 4)),
+    st.builds(KeepInTime, seconds=st.floats(1.0, 1e5), n=st.integers(1, 4)),
+    st.just(KeepPinned()),
+    st.just(KeepAll()),
 )
 some_rules: st.SearchStrategy[dict[str, RetentionRule]] = st.dictionaries(
     st.text("abc", min_size=1, max_size=2),
@@ -159,7 +161,16 @@ some_rules: st.SearchStrategy[dict[str, RetentionRule]] = st.dictionaries(
 
 
 def test_every_rule_is_tested_here() -> None:
-    assert set(get_args(RetentionRule)) == {Last, BestN, EveryK, Spaced, SpacedInTime, Pinned, All, DiskBudget}
+    assert set(get_args(RetentionRule)) == {
+        KeepLast,
+        KeepBest,
+        KeepEveryK,
+        KeepSpaced,
+        KeepInTime,
+        KeepPinned,
+        KeepAll,
+        DiskBudget,
+    }
 
 
 @given(some_records, some_rules)

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from runner.checkpoint.record import Record
 from runner.checkpoint.strategy import (
     Adaptive,
-    Best,
     Continuous,
-    Epochs,
+    EveryEpochs,
+    EverySeconds,
+    EverySteps,
     Failures,
-    First,
+    FirstStep,
     History,
+    NewBest,
     OnError,
     SaveRule,
-    Seconds,
-    Steps,
     Unstable,
     find_save_reason,
 )
@@ -44,54 +44,54 @@ def saved_at(rule: SaveRule, moments: list[StepInfo]) -> list[int]:
 
 
 def test_steps_are_counted_from_the_beginning() -> None:
-    assert saved_at(Steps(steps=5), [StepInfo(step) for step in range(1, 21)]) == [5, 10, 15, 20]
-    assert find_save_reason({"periodic": Steps(steps=5)}, StepInfo(5), History()) == "every 5 steps"
+    assert saved_at(EverySteps(steps=5), [StepInfo(step) for step in range(1, 21)]) == [5, 10, 15, 20]
+    assert find_save_reason({"periodic": EverySteps(steps=5)}, StepInfo(5), History()) == "every 5 steps"
 
 
 def test_a_multiple_that_was_missed_is_made_up_for_and_the_grid_stays() -> None:
-    rule = Steps(steps=5)
+    rule = EverySteps(steps=5)
     assert rule.reason(StepInfo(7), History([record(4)]))  # 5 fell due while another save was written
     assert rule.reason(StepInfo(8), History([record(7)])) is None
     assert rule.reason(StepInfo(10), History([record(7)]))
 
 
 def test_a_failed_save_is_tried_again_when_next_due_and_not_at_every_step() -> None:
-    rule = Steps(steps=5)
+    rule = EverySteps(steps=5)
     assert rule.reason(StepInfo(11), History([record(5)], tried_step=10)) is None
     assert rule.reason(StepInfo(15), History([record(5)], tried_step=10))
 
 
 def test_what_an_error_left_does_not_count_as_a_save() -> None:
-    assert Steps(steps=5).reason(StepInfo(10), History([record(5), record(9, mark="error")]))
-    assert Steps(steps=5).reason(StepInfo(10), History([record(11, mark="error")]))
+    assert EverySteps(steps=5).reason(StepInfo(10), History([record(5), record(9, mark="error")]))
+    assert EverySteps(steps=5).reason(StepInfo(10), History([record(11, mark="error")]))
 
 
 def test_seconds_are_counted_from_the_last_save() -> None:
-    rule = Seconds(seconds=60.0)
+    rule = EverySeconds(seconds=60.0)
     assert rule.reason(StepInfo(9), History(seconds_since=59.9)) is None
     assert rule.reason(StepInfo(9), History(seconds_since=60.0)) == "every 60 s"
 
 
 def test_epochs_are_passes_over_the_data() -> None:
     moments = [StepInfo(step, epoch_steps=7.5) for step in range(1, 31)]
-    assert saved_at(Epochs(epochs=1.0), moments) == [8, 15, 23, 30]
-    assert saved_at(Epochs(epochs=0.5), moments) == [4, 8, 12, 15, 19, 23, 27, 30]
-    assert saved_at(Epochs(), [StepInfo(step) for step in range(1, 31)]) == []  # data without an end
+    assert saved_at(EveryEpochs(epochs=1.0), moments) == [8, 15, 23, 30]
+    assert saved_at(EveryEpochs(epochs=0.5), moments) == [4, 8, 12, 15, 19, 23, 27, 30]
+    assert saved_at(EveryEpochs(), [StepInfo(step) for step in range(1, 31)]) == []  # data without an end
 
 
 def test_first_is_once() -> None:
-    assert saved_at(First(), [StepInfo(step) for step in range(1, 5)]) == [1]
-    assert First().reason(StepInfo(2), History(tried_step=1)) is None  # it failed: the other rules try again
+    assert saved_at(FirstStep(), [StepInfo(step) for step in range(1, 5)]) == [1]
+    assert FirstStep().reason(StepInfo(2), History(tried_step=1)) is None  # it failed: the other rules try again
 
 
 def test_best_beats_what_is_on_disk_and_nothing_else_ranks() -> None:
-    rule, history = Best(min_improvement=0.1), History([record(1, 2.0), record(2, math.nan), record(3)])
+    rule, history = NewBest(min_improvement=0.1), History([record(1, 2.0), record(2, math.nan), record(3)])
     reasons = {loss: rule.reason(StepInfo(9, {"eval/loss": loss}), history) for loss in (1.5, 1.95, 2.5, math.nan)}
     assert reasons == {1.5: "best eval/loss: 2 → 1.5", 1.95: None, 2.5: None, math.nan: None}
     assert rule.reason(StepInfo(9, {"eval/loss": -math.inf}), history) is None
     assert rule.reason(StepInfo(9), history) is None
     assert rule.reason(StepInfo(9, {"eval/loss": 7.0}), History([record(1, math.nan)])) == "first eval/loss: 7"
-    assert Best(mode="max").reason(StepInfo(9, {"eval/loss": 2.5}), history) == "best eval/loss: 2 → 2.5"
+    assert NewBest(mode="max").reason(StepInfo(9, {"eval/loss": 2.5}), history) == "best eval/loss: 2 → 2.5"
     marked = History([record(1, 2.0), record(2, 0.5, mark="error")])
     assert rule.reason(StepInfo(9, {"eval/loss": 1.5}), marked) == "best eval/loss: 2 → 1.5"
 
@@ -160,24 +160,24 @@ def test_continuous_waits_only_for_the_clock() -> None:
 
 
 def test_reasons_are_joined() -> None:
-    rules: dict[str, SaveRule] = {"periodic": Steps(steps=3), "best": Best()}
+    rules: dict[str, SaveRule] = {"periodic": EverySteps(steps=3), "best": NewBest()}
     assert find_save_reason(rules, StepInfo(3, {"eval/loss": 1.0}), History()) == "every 3 steps; first eval/loss: 1"
     assert find_save_reason({}, StepInfo(3), History()) is None
 
 
 def test_every_rule_is_tested_here() -> None:
-    tested = {Steps, Seconds, Epochs, First, Best, Adaptive, Unstable, Continuous, OnError}
+    tested = {EverySteps, EverySeconds, EveryEpochs, FirstStep, NewBest, Adaptive, Unstable, Continuous, OnError}
     assert set(get_args(SaveRule)) == tested
     assert OnError().reason(StepInfo(5, {"eval/loss": 1.0}), History(seconds_since=1e9)) is None  # the loop asks for it
 
 
 losses = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 all_rules: st.SearchStrategy[SaveRule] = st.one_of(
-    st.builds(Steps, steps=st.integers(1, 9)),
-    st.builds(Seconds, seconds=st.floats(0.1, 9.0)),
-    st.builds(Epochs, epochs=st.floats(0.1, 3.0)),
-    st.just(First()),
-    st.builds(Best, mode=st.sampled_from(["min", "max"]), min_improvement=st.floats(0.0, 1.0)),
+    st.builds(EverySteps, steps=st.integers(1, 9)),
+    st.builds(EverySeconds, seconds=st.floats(0.1, 9.0)),
+    st.builds(EveryEpochs, epochs=st.floats(0.1, 3.0)),
+    st.just(FirstStep()),
+    st.builds(NewBest, mode=st.sampled_from(["min", "max"]), min_improvement=st.floats(0.0, 1.0)),
     st.builds(Adaptive, mtbf_seconds=st.floats(1.0, 100.0), max_overhead=st.floats(0.01, 1.0)),
     st.builds(Unstable, steps=st.just(5), min_steps=st.integers(1, 5), max_steps=st.integers(5, 20)),
     st.builds(Continuous, min_seconds=st.floats(0.0, 3.0)),
@@ -224,14 +224,17 @@ def test_a_step_does_not_look_at_every_checkpoint_there_is() -> None:
     """Rules are asked after every step of a run that may keep thousands of checkpoints."""
     records = Counted(record(step, stall=0.1, write=0.1) for step in range(1, 5001))
     rules = {
-        str(n): rule for n, rule in enumerate([Steps(steps=9), Epochs(), First(), Adaptive(), Unstable(), Continuous()])
+        str(n): rule
+        for n, rule in enumerate(
+            [EverySteps(steps=9), EveryEpochs(), FirstStep(), Adaptive(), Unstable(), Continuous()]
+        )
     }
     Counted.looks = 0
     find_save_reason(rules, StepInfo(5001, epoch_steps=7.0), History(records))
     assert 0 < Counted.looks < 50
 
 
-@pytest.mark.parametrize("rule", [Steps(steps=4), Epochs(epochs=0.5), First()])
+@pytest.mark.parametrize("rule", [EverySteps(steps=4), EveryEpochs(epochs=0.5), FirstStep()])
 def test_a_restart_changes_nothing(rule: SaveRule) -> None:
     """Rules hold no state: with the same records, a new process decides as the old one would have."""
     moments = [StepInfo(step, epoch_steps=6.0) for step in range(1, 25)]
