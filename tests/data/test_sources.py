@@ -14,13 +14,12 @@ import pytest
 from PIL import Image
 
 from data import Arrayrecord, Arrays, Hub, Images, Parquet, Synthetic, Text, Tokens
-from data.fingerprint import folded, of_file
+from data.fingerprint import fold_into_folders, identify_file
 from data.sources import UnreadableError
-from data.tokens import header_of
-from run import start
+from data.token_files import read_token_header
 from runner.errors import ConfigError, RefusedError
-from runner.inspect.load import load
-from runner.launch.compose import compose
+from runner.inspect.load_model import load_model
+from runner.launch.main import main
 from runner.rundir.layout import RunDir
 from runner.train.dataset import admit, differences, read, recorded
 from tests.conftest import Door
@@ -30,8 +29,8 @@ from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
 @pytest.mark.parametrize("kind", MADE)
 def test_a_source_gives_what_it_says(kind: str, tmp_path: Path) -> None:
     option = MADE[kind](tmp_path)
-    if hasattr(option, "look"):
-        option.look()
+    if hasattr(option, "check_readable"):
+        option.check_readable()
     sources = option.sources()
     batch = sources.train.take(np.array([0, 3, 1]))
     if option.gives == "tokens":
@@ -60,7 +59,7 @@ def test_a_model_trains_on_it(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     option = MADE[kind](tmp_path)
     small = ("model.width=16", "log.tensorboard=false", "train.steps=2", "train.eval_steps=1", "train.eval_batches=1")
     language = ("model.num_layers=1", "model.num_heads=1", "model.hidden=16") if option.gives == "tokens" else ()
-    assert compose([*command(option), *small, *language], start) == 0
+    assert main([*command(option), *small, *language]) == 0
     (status,) = tmp_path.glob("outputs/*/*/status.json")
     assert json.loads(status.read_text())["state"] == "finished"
     written = recorded(RunDir(status.parent))
@@ -69,7 +68,7 @@ def test_a_model_trains_on_it(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     if kind == "tokens":
         lines = map(json.loads, (status.parent / "logs/metrics.jsonl").read_text().splitlines())
         measured = [line for line in lines if line["split"] == "eval"][-1]
-        header = header_of(Path(option.path))
+        header = read_token_header(Path(option.path))
         per_byte = measured["bits_per_token"] * header.eval.tokens / header.eval.text_bytes
         assert abs(measured["bits_per_byte"] - per_byte) < 1e-6
 
@@ -219,7 +218,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
 
 
 def _looked_at_and_read(option: Any) -> None:
-    option.look()
+    option.check_readable()
     read(option)
 
 
@@ -318,10 +317,10 @@ def test_a_run_that_has_trained_on_nothing_may_begin_with_other_data(tmp_path: P
 
 def test_a_hundred_thousand_files_are_a_few_lines() -> None:
     files = {f"{n % 10}/{n}.png": f"{n} hash" for n in range(100_000)}
-    lines = folded(files)
+    lines = fold_into_folders(files)
     assert lines.keys() == {f"{n}/" for n in range(10)}
     assert sum(int(content.split()[0]) for content in lines.values()) == sum(range(100_000))
-    assert folded({**files, "3/3.png": "3 other"})["3/"] != lines["3/"]
+    assert fold_into_folders({**files, "3/3.png": "3 other"})["3/"] != lines["3/"]
 
 
 def test_a_large_file_is_looked_at_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,10 +329,10 @@ def test_a_large_file_is_looked_at_all_over(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("data.fingerprint.SAMPLE_BYTES", 100)
     path = tmp_path / "large"
     path.write_bytes(bytes(2000))
-    seen = {of_file(path)}
+    seen = {identify_file(path)}
     for place in (0, 99, 650, 1300, 1999):
         path.write_bytes(bytes(place) + b"x" + bytes(1999 - place))
-        seen.add(of_file(path))
+        seen.add(identify_file(path))
     assert len(seen) == 6
 
 
@@ -350,7 +349,7 @@ def test_through_the_door(door: Door) -> None:
     assert "07.txt (still" in refused.stderr
     assert len(refused.stderr.splitlines()) <= 2
     shutil.rmtree(option.path)
-    model, config = load(str(door.the_run))
+    model, config = load_model(str(door.the_run))
     assert config.data.path == option.path
     assert model is not None
     wrong = door.run("data=tokens", f"data.path={texts(door.cwd / 'x')}", *tiny)

@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 
 from runner.errors import ConfigError, RefusedError
 from runner.launch import slurm_array, slurm_job
-from runner.launch.compose import _option
+from runner.launch.compose import _launcher_option
+from runner.launch.hydra_plugin import SweepJobs
 from runner.launch.members import Member
 from runner.launch.slurm_job import RECIPE, Slurm
 from runner.launch.slurm_queue import Job, queued, same
@@ -317,6 +318,6 @@ def test_a_search_needs_scores_and_is_refused() -> None:
         "runtime": {"choices": {"hydra/launcher": "slurm", "hydra/sweeper": "optuna"}},
     }
     with pytest.raises(ConfigError, match="hydra/sweeper=optuna: chooses .* by the scores"):
-        _option(OmegaConf.create(chosen), never)
+        _launcher_option(OmegaConf.create(chosen), SweepJobs([], None, never))
     chosen["runtime"]["choices"]["hydra/sweeper"] = "basic"
-    assert _option(OmegaConf.create(chosen), never) == Slurm(parallel=3)
+    assert _launcher_option(OmegaConf.create(chosen), SweepJobs([], None, never)) == Slurm(parallel=3)

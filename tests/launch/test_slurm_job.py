@@ -75,11 +75,11 @@ def test_the_job_is_the_recipe_with_the_command_filled_in(tmp_path: Path) -> Non
 
 
 def test_a_word_that_would_be_another_line_of_the_script_is_refused() -> None:
-    from runner.config.schema import checked
+    from runner.config.schema import validate_options
 
     for options in ({"account": "a\n#SBATCH --uid=0"}, {"sbatch": ["--x\ny"]}, {"setup": ["a\nb"]}):
         with pytest.raises(ConfigError):
-            checked(Slurm, options)
+            validate_options(Slurm, options)
 
 
 def test_an_attempt_records_its_job(door: Door) -> None:

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from runner.config.schema import Config, load
+from runner.config.schema import validate_config
 from runner.errors import ConfigError, RefusedError
-from runner.launch import study
-from runner.launch.command_line import Command
-from runner.launch.compose import compose
+from runner.launch import sweep
+from runner.launch.command_line import RunRequest
 from runner.launch.local import Local
+from runner.launch.main import main
 from runner.launch.members import Member
-from runner.launch.study import Search, Study
+from runner.launch.study import STUDY, Search, Study, score_of, search_direction
 from runner.rundir.layout import RunDir, lock_run
 from tests.config.test_config import changed
 from tests.conftest import Door
@@ -54,7 +53,7 @@ def test_what_was_suggested_before_wins(tmp_path: Path) -> None:
     assert [again.suggested(number, "optim.lr", 0.3) for number in range(3)] == [0.1, 0.2, 0.3]
     with again.lock:  # the first trial of a new start forgets none of the others
         again.work([member(tmp_path / "a", "ok")], Local(), command(tmp_path))
-    kept = json.loads((tmp_path / "study" / study.STUDY).read_text())
+    kept = json.loads((tmp_path / "study" / STUDY).read_text())
     assert kept["trials"] == [{"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.lr": 0.3}]
     assert kept["search"] == ["optim.lr=interval(1e-4,1e-1)", "model=mlp"]
 
@@ -98,14 +97,14 @@ def test_a_score_is_a_number_of_a_finished_run(tmp_path: Path) -> None:
         ("running", 0.5, None),
     ):
         run.place.path.joinpath("status.json").write_text(json.dumps({"state": state, "step": 1, "score": value}))
-        assert study.score(run) == expected, (state, value)
+        assert score_of(run) == expected, (state, value)
 
 
 def test_the_score_says_which_way_is_better() -> None:
-    assert [study.direction(None, mode) for mode in ("min", "max")] == ["minimize", "maximize"]
-    assert study.direction("maximize", "max") == "maximize"
+    assert [search_direction(None, mode) for mode in ("min", "max")] == ["minimize", "maximize"]
+    assert search_direction("maximize", "max") == "maximize"
     with pytest.raises(ConfigError, match="direction: got minimize; expected maximize, as score.mode=max says"):
-        study.direction("minimize", "max")
+        search_direction("minimize", "max")
 
 
 def test_the_best_is_told_as_the_score_means_it(tmp_path: Path) -> None:
@@ -121,17 +120,14 @@ def test_the_best_is_told_as_the_score_means_it(tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def never(*_: Any) -> Any:
-        raise AssertionError
-
     Plugins.instance()  # has looked for plugins
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["sweeper"], "sampler", raising=False)
     monkeypatch.setattr(sys, "argv", ["run.py"])
-    assert compose(["-m", "hydra/sweeper=optuna", "seed=0,1"], never, never) == 2
+    assert main(["-m", "hydra/sweeper=optuna", "seed=0,1"]) == 2
     said = capsys.readouterr().err
     assert "error: hydra/sweeper=optuna: needs the extra `search`; pip install" in said
     assert said.count("\n") == 1
-    assert compose(["hydra/sweeper=optuna"], never) == 2
+    assert main(["hydra/sweeper=optuna"]) == 2
     assert "add -m" in capsys.readouterr().err
 
 
@@ -146,25 +142,21 @@ class Searching:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         self.place, self.script = tmp_path, dict[str, str]()
-        monkeypatch.setattr(sys, "argv", ["run.py"])
+        monkeypatch.setattr(sys, "argv", [command(tmp_path)[-1]])
+        monkeypatch.setattr(sweep, "_admitted", self._stand_ins)
         monkeypatch.chdir(tmp_path)
 
     def type(self, *words: str) -> int:
-        argv = ["-m", "hydra/sweeper=optuna", "model=mlp", "data=digits", *words]
-        return compose(argv, lambda *_: (0, None), self._sweep)
+        return main(["-m", "hydra/sweeper=optuna", "hydra.launcher.retries=0", "model=mlp", "data=digits", *words])
 
-    def _sweep(
-        self, runs: Sequence[tuple[Config, Command]], option: Local, study: Study | None
-    ) -> tuple[int, list[float | None]]:
-        assert study is not None
+    def _stand_ins(self, runs: Sequence[RunRequest]) -> list[Member]:
         batch = []
-        for _, typed in runs:
-            (own,) = [word for word in typed.words if word.startswith("optim.lr=")]
+        for run in runs:
+            (own,) = [word for word in run.command.words if word.startswith("optim.lr=")]
             folder = self.place / own
-            option = replace(option, retries=0)
-            config = load(changed(train__steps=1, ckpt__last=False))
+            config = validate_config(changed(train__steps=1, ckpt__last=False))
             batch.append(Member(config, (str(folder), self.script.get(own, "ok")), RunDir(folder), (own,)))
-        return study.work(batch, option, command(self.place))
+        return batch
 
     def tried(self) -> dict[str, int]:
         return {path.name: len(tries(self.place, path.name)) for path in self.place.glob("optim.lr=*")}
@@ -264,7 +256,7 @@ def test_a_search_in_pieces_suggests_what_one_piece_does(
                 searching.type(f"hydra.sweeper.n_trials={count}", LR, "seed=range(0,5)", "schedule=constant,cosine")
                 == 0
             )
-        trials.append(json.loads((searching.study / study.STUDY).read_text())["trials"])
+        trials.append(json.loads((searching.study / STUDY).read_text())["trials"])
     assert trials[0] == trials[1]
     assert len(trials[0]) == 13
 
@@ -274,7 +266,7 @@ def test_an_experiment_may_say_that_it_is_a_search(searching: Searching) -> None
     (searching.place / "experiment").mkdir()
     (searching.place / "experiment/rates.yaml").write_text(RATES)
     argv = ["-cd", ".", "-m", "experiment=rates"]
-    assert compose(argv, lambda *_: (0, None), searching._sweep) == 0
+    assert main(argv) == 0
     assert sum(searching.tried().values()) == 3
     document = json.loads((searching.study / "study.json").read_text())
     assert [list(trial) for trial in document["trials"]] == [["optim.lr"]] * 3

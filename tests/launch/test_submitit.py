@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from runner.config.schema import Config, load
+from runner.config.schema import validate_config
 from runner.errors import ConfigError
 from runner.launch import submitit
-from runner.launch.command_line import Command
-from runner.launch.compose import _plain_line, compose
+from runner.launch.command_line import SweepRequest
+from runner.launch.compose import compose
+from runner.launch.hydra_errors import in_one_line
+from runner.launch.main import main
 from runner.launch.members import Member
 from runner.launch.submitit import Errand, Submitit
 from runner.rundir.layout import RunDir, lock_run
@@ -113,23 +115,20 @@ def test_what_is_finished_or_in_use_is_not_handed_on(tmp_path: Path) -> None:
     assert [(result.state, result.code) for result in results] == [("finished", None), ("in use", None), ("failed", 2)]
 
 
-def test_what_cannot_be_is_one_plain_line(
+def test_what_cannot_be_is_onein_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(*_: Any) -> Any:
-        raise AssertionError
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run.py"])
     for words in (["hydra/launcher=basic"], ["-m", "hydra/launcher=basic", "seed=0,1"]):
-        assert compose(words, never, never) == 2
+        assert main(words) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: hydra/launcher=basic: is not supported; leave it out ")
         assert error.count("\n") == 1
     absent = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic", "local", "slurm"])
-    assert _plain_line(absent).startswith("hydra/launcher=submitit_slurm: needs the extra `submitit`; pip install ")
+    assert in_one_line(absent).startswith("hydra/launcher=submitit_slurm: needs the extra `submitit`; pip install ")
     with pytest.raises(ConfigError, match=r"^hydra.launcher.nodes: got 2; a run is one process; say 1$"):
-        Submitit("submitit_slurm", {"nodes": 2}, never)
+        Submitit("submitit_slurm", {"nodes": 2}, lambda *_: [])
 
 
 # What the stand-in of a sweep does: one asks its worker once to be requeued, as it does at a time limit.
@@ -155,23 +154,21 @@ def test_a_sweep_by_submitit_local(
     (tmp_path / "run.py").write_text(PLANTED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run.py"])
-    found: list[tuple[str, int, int | None]] = []
-
-    def sweep(runs: Sequence[tuple[Config, Command]], option: Any, study: Any) -> tuple[int, list[float | None]]:
-        config, folders = load(changed(train__steps=1, ckpt__last=False)), [typed.words[-1] for _, typed in runs]
-        sweep = [Member(config, (name,), RunDir(tmp_path / name), (name,)) for name in folders]
-        results, code = submitit.run(sweep, option, Errand(("run.py",), (), tmp_path / "output"))
-        found.extend(
-            (result.state, len(list(each.place.path.glob("try-*"))), result.code)
-            for each, result in zip(sweep, results, strict=True)
-        )
-        return code, [None] * len(runs)
-
     words = ("-m", "hydra/launcher=submitit_local", "model=mlp", "data=digits")
-    assert compose([*words, "seed=0,-1"], lambda *_: (0, None), sweep) == 2
-    assert "seed: got -1" in capfd.readouterr().err
-    assert found == []
-    assert compose([*words, "seed=0,1,2"], lambda *_: (0, None), sweep) == 1
+    with pytest.raises(ConfigError, match=r"^seed: got -1"):
+        compose([*words, "seed=0,-1"])
+    request = compose([*words, "seed=0,1,2"])
+    assert isinstance(request, SweepRequest)
+    assert isinstance(request.launcher, Submitit)
+    config, names = validate_config(changed(train__steps=1, ckpt__last=False)), ("seed=0", "seed=1", "seed=2")
+    assert [run.command.words[-1] for run in request.runs] == [*names]
+    sweep = [Member(config, (name,), RunDir(tmp_path / name), (name,)) for name in names]
+    results, code = submitit.run(sweep, request.launcher, Errand(("run.py",), (), tmp_path / "output"))
+    found = [
+        (result.state, len(list(each.place.path.glob("try-*"))), result.code)
+        for each, result in zip(sweep, results, strict=True)
+    ]
+    assert code == 1
     assert found == [("finished", 1, 0), ("finished", 2, 0), ("failed", 1, 2)]
     assert "something: is wrong" in (tmp_path / "output/seed_2.txt").read_text()
     assert {path.name for path in tmp_path.glob("outputs/default/.sweep/*")} == {".submitit"}

@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
-from runner.config.schema import load, read
+from runner.config.schema import read_document, validate_config
 from runner.errors import ConfigError
-from runner.launch import command_line, compose, local, members, status_table
+from runner.launch import local, members, status_table
+from runner.launch.command_line import RunRequest, SweepRequest
+from runner.launch.compose import compose
 from runner.launch.local import Local
 from runner.launch.members import Member, Result
 from runner.launch.slurm_job import Slurm
@@ -94,7 +96,7 @@ class Watching:
 
 def member(folder: Path, *script: str) -> Member:
     """A run that does this at its first try, at its second, …"""
-    config = load(changed(train__steps=1, ckpt__last=False))
+    config = validate_config(changed(train__steps=1, ckpt__last=False))
     return Member(config, (str(folder), *script), RunDir(folder), (f"run={folder.name}",))
 
 
@@ -149,8 +151,8 @@ def test_finished_is_what_has_all_its_steps_and_its_last_checkpoint(tmp_path: Pa
     swept(tmp_path, {"a": ("ok",)})
     short = member(tmp_path / "a")
     assert short.is_finished
-    longer = load(changed(train__steps=2, ckpt__last=False))
-    saved = load(changed(train__steps=1))
+    longer = validate_config(changed(train__steps=2, ckpt__last=False))
+    saved = validate_config(changed(train__steps=1))
     for config in (longer, saved):
         assert not Member(config, short.words, short.place, ()).is_finished
     (tmp_path / "a/checkpoints/1").mkdir(parents=True)
@@ -335,26 +337,19 @@ def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
 
 def test_the_runs_are_of_the_configuration_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where that submits what it is asked for, each of its jobs does not."""
-    typed: list[tuple[str, ...]] = []
-
-    def sweep(runs: Any, option: Any, study: Any) -> tuple[int, list[float | None]]:
-        typed.extend(command.words for _, command in runs)
-        assert isinstance(option, Slurm)
-        return 0, [None] * len(runs)
-
-    def start(config: Any, command: command_line.Command) -> tuple[int, float | None]:
-        typed.append(command.words)
-        assert command.slurm is not None
-        return 0, None
-
     text = (REPO / "conf/config.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("hydra/launcher: local", "hydra/launcher: slurm"))
     monkeypatch.setattr(sys, "argv", ["run.py"])
     named = ("-cd", str(tmp_path), "-cn", "mine")
-    assert compose.compose((*named, "-m", "seed=0,1", "--trust"), start, sweep) == 0
+    sweep = compose((*named, "-m", "seed=0,1", "--trust"))
+    assert isinstance(sweep, SweepRequest)
+    assert isinstance(sweep.launcher, Slurm)
+    typed = [run.command.words for run in sweep.runs]
     assert typed == [(*named, "hydra/launcher=local", f"seed={seed}", "--trust") for seed in (0, 1)]
-    assert compose.compose((*named, "seed=2"), start, sweep) == 0
-    assert typed[2] == (*named, "seed=2", "hydra/launcher=local")
+    run = compose((*named, "seed=2"))
+    assert isinstance(run, RunRequest)
+    assert run.job is not None
+    assert run.command.words == (*named, "seed=2", "hydra/launcher=local")
 
 
 def test_a_killed_sweep_goes_on_and_each_run_is_what_it_is_alone(door: Door, tmp_path: Path) -> None:
@@ -376,7 +371,7 @@ def test_a_killed_sweep_goes_on_and_each_run_is_what_it_is_alone(door: Door, tmp
     alone.cwd.mkdir()
     write_corpus(alone.cwd)
     (interrupted,) = [place for place in places if len((place / "attempts.jsonl").read_text().splitlines()) == 2]
-    seed = read(interrupted / "config.yaml")["seed"]
+    seed = read_document(interrupted / "config.yaml")["seed"]
     assert alone.run(*SMALL, f"seed={seed}").returncode == 0
     assert alone.the_run.name == interrupted.name
     assert_same(interrupted, alone.the_run, 60)
