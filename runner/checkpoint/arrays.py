@@ -22,7 +22,13 @@ _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": F
 
 @dataclass(frozen=True)
 class LeafSpec:
-    """One array on disk. `generator` names the implementation of a random key, whose words these are."""
+    """Describe one array on disk.
+
+    Attributes:
+        shape: its dimensions.
+        dtype: its type, as TensorStore names it.
+        generator: for a random key, whose words these are, the name of its implementation, as jax names it.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -30,6 +36,7 @@ class LeafSpec:
 
     @property
     def num_bytes(self) -> int:
+        """Return its size without compression, in bytes."""
         size = ts.dtype(self.dtype).numpy_dtype.itemsize
         for length in self.shape:
             size *= length
@@ -41,11 +48,16 @@ class LeafSpec:
 
 
 def open_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, ts.TensorStore]:
-    """Handles of the leaves of a saved tree, all of them or those named. Raises ValueError where one cannot be."""
+    """Return a handle of each leaf of a saved tree, of all leaves or of those named.
+
+    Raises ValueError where one cannot be opened.
+    """
     base = {"driver": "ocdbt", "base": f"file://{state.resolve()}/"}
     if names is None:
+        # The names that are there, not those that Orbax notes in _METADATA: only what is there can be read.
         listing = ts.KvStore.open(base, context=_CONTEXT).result().list().result()
         names = sorted(key.decode().removesuffix("/zarr.json") for key in listing if key.endswith(b"/zarr.json"))
+    # All are begun before the first is waited for.
     pending = {
         name: ts.open({"driver": "zarr3", "kvstore": {**base, "path": f"{name}/"}}, context=_CONTEXT, read=True)
         for name in names
@@ -60,37 +72,35 @@ def write_leaves(state: Path, values: Mapping[str, Any], chunks: Mapping[str, tu
     """
     base = {"driver": "ocdbt", "base": f"file://{state.resolve()}/", "config": {"compression": None}}
     transaction = ts.Transaction(atomic=True)
-    opening = {
-        name: ts.open(
-            {
-                "driver": "zarr3",
-                "kvstore": {**base, "path": f"{name}/"},
-                "metadata": {
-                    "shape": value.shape,
-                    "data_type": ts.dtype(value.dtype).name,
-                    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks[name]}},
-                    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-                },
-                "store_data_equal_to_fill_value": True,
+    opening = {}
+    for name, value in values.items():
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {**base, "path": f"{name}/"},
+            "metadata": {
+                "shape": value.shape,
+                "data_type": ts.dtype(value.dtype).name,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks[name]}},
+                "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
             },
-            context=_CONTEXT,
-            create=True,
-            transaction=transaction,
-        )
-        for name, value in values.items()
-    }
+            # As Orbax does: else a chunk of zeros is left out, and could not be told from one that was lost.
+            "store_data_equal_to_fill_value": True,
+        }
+        opening[name] = ts.open(spec, context=_CONTEXT, create=True, transaction=transaction)
+    # Nobody changes the values before this returns, so TensorStore need not copy them once more.
     writing = [
         store.result().write(values[name], can_reference_source_data_indefinitely=True)
         for name, store in opening.items()
     ]
-    for pending in writing:  # a write that nobody waits for is none
+    # A write that nobody waits for is dropped without a word when its handle goes.
+    for pending in writing:
         pending.copy.result()
     transaction.commit_async().result()
 
 
 def read_leaf_specs(state: Path) -> dict[str, LeafSpec]:
-    """Name, shape, dtype and kind of every leaf of a saved tree, in order of their names."""
-    generators = _generators(state)
+    """Return name, shape, dtype and kind of every leaf of a saved tree, in order of their names."""
+    generators = _read_generators(state)
     return {
         name: LeafSpec(tuple(store.shape), store.dtype.name, generators.get(name))
         for name, store in open_leaves(state).items()
@@ -98,23 +108,27 @@ def read_leaf_specs(state: Path) -> dict[str, LeafSpec]:
 
 
 def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The values of leaves as numpy arrays; a random key as its words."""
+    """Return the values of leaves, of all or of those named, as numpy arrays; a random key as its words."""
     pending = {name: store.read() for name, store in open_leaves(state, names).items()}
     return {name: future.result() for name, future in pending.items()}
 
 
 def compute_logical_digest(state: Path, progress: Any) -> str:
-    """One SHA-256 of what a checkpoint means: names, shapes, dtypes, values; not how or when it was written."""
+    """Return one SHA-256 of what a checkpoint means, in hexadecimal: names, shapes, dtypes and values.
+
+    How and when it was written, and in which chunks, does not change it.
+    """
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
-    kinds = read_leaf_specs(state)
-    for name, leaf in kinds.items():  # one at a time: a checkpoint may be larger than memory
-        digest.update(f"\n{name} {leaf}\n".encode())
+    # One leaf at a time: a checkpoint may be larger than memory.
+    for name, spec in read_leaf_specs(state).items():
+        digest.update(f"\n{name} {spec}\n".encode())
         digest.update(read_leaves(state, [name])[name].tobytes())
     return digest.hexdigest()
 
 
-def _generators(state: Path) -> dict[str, str]:
-    """The implementation of each random key, from what Orbax notes beside the arrays."""
+def _read_generators(state: Path) -> dict[str, str]:
+    """Return the implementation of each random key, from what Orbax notes beside the arrays."""
+    # Only there: on disk a key is an array of words, and the words of two implementations look alike.
     found = {}
     for path in sorted((state / "array_metadatas").glob("process_*")):
         for entry in json.loads(path.read_bytes())["array_metadatas"]:

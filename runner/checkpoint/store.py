@@ -30,83 +30,92 @@ from runner.checkpoint.arrays import LeafSpec
 from runner.checkpoint.record import PROGRESS, STATE
 from runner.errors import ConfigError, RefusedError, StorageError
 
-Tree = Any
+Tree = Any  # a pytree of arrays, or of jax.ShapeDtypeStruct where only shapes are asked for
+
 READS_IN_FLIGHT = 8  # arrays: enough to keep the disk busy; all at once would hold the state twice in host memory
 
 
 def copy_to_host(state: Tree) -> Tree:
-    """The tree with every array copied to host memory: the device is free to reuse its own. Returns at once."""
+    """Return the tree with every array copied to host memory, so that the device may reuse its own. Does not wait."""
     return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), state)
 
 
 def write_checkpoint(directory: Path, state: Tree, progress: Any) -> None:
     """Write a tree of arrays and a JSON value as a checkpoint. Raises StorageError; then nothing has that name."""
-    arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state)}, **{PROGRESS: ocp.args.JsonSave(progress)})
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransaction()))
+    arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler()))
     options: Any = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False, "type_handler_registry": registry}
-    handler = ocp.CompositeCheckpointHandler(
-        **{STATE: ocp.PyTreeCheckpointHandler(**options)}, **{PROGRESS: ocp.JsonCheckpointHandler()}
-    )
-    _hush()
+    items: Any = {STATE: ocp.PyTreeCheckpointHandler(**options), PROGRESS: ocp.JsonCheckpointHandler()}
+    _silence_echoes()
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items)) as checkpointer:
             checkpointer.save(directory.resolve(), args=arguments)
-    except Exception as error:  # whatever Orbax raises, the state is not on disk
-        raise StorageError(_reason(error)) from error
+    # Whatever it is that Orbax raises, the state is not on disk.
+    except Exception as error:
+        raise StorageError(_short_reason(error)) from error
+    # The name is the proof: `save` returns nothing to go by.
     if not directory.is_dir():
         raise StorageError(f"Orbax wrote nothing at {directory}")
 
 
-class _OneTransaction(ocp.type_handlers.ArrayHandler):
-    """Orbax's handler of arrays, with all of them written at once; its files beside them are those it would write.
+class _OneTransactionHandler(ocp.type_handlers.ArrayHandler):
+    """Write all arrays at once in the place of Orbax's own handler, with the notes beside them that it would write.
 
-    It finds no directory of this process to merge into the whole, which it allows (`merge_ocdbt_per_process_files`).
+    Orbax then finds no directory of this process to merge into the whole, which it allows
+    (`merge_ocdbt_per_process_files`).
     """
 
     async def serialize(self, values: Sequence[jax.Array], infos: Any, args: Any = None) -> Sequence[ocp.future.Future]:
-        if jax.process_count() > 1:  # each process has a part of each array
+        # With several processes each has a part of each array, and Orbax knows how to merge them.
+        if jax.process_count() > 1:
             return await super().serialize(values, infos, args)
-        return [ocp.future.CommitFutureAwaitingContractedSignals(_written(values, infos), name="arrays")]
+        return [ocp.future.CommitFutureAwaitingContractedSignals(_write_arrays(values, infos), name="arrays")]
 
 
-async def _written(values: Sequence[jax.Array], infos: Any) -> None:
+async def _write_arrays(values: Sequence[jax.Array], infos: Any) -> None:
     """Write every array, and what Orbax notes beside them, once it has made the directory."""
     leaves = {info.name: leaf for info, leaf in zip(infos, values, strict=True)}
     words = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
+    # A chunk is what one device holds, so that each device reads whole chunks where the mesh is the same.
     chunks = {name: tuple(leaf.sharding.shard_shape(leaf.shape)) for name, leaf in words.items()}
-    generators = {name: _generator(leaf.dtype) for name, leaf in leaves.items() if _is_key(leaf)}
+    generators = {name: _generator_name(leaf.dtype) for name, leaf in leaves.items() if _is_key(leaf)}
     state = Path(infos[0].parent_dir)
     arrays.write_leaves(state, {name: np.asarray(leaf) for name, leaf in words.items()}, chunks)
+    # These two files are private notes of Orbax's: it writes them in its own handler of arrays, which is not called
+    # here. Without the first, plain Orbax restores random keys as bare words; without the second it gives numpy arrays
+    # to who does not say where each array goes. tests/checkpoint/test_store.py compares them with those of the installed release.
     (state / "array_metadatas").mkdir()
-    shapes = {"array_metadatas": _shapes(words, chunks, generators)}
-    (state / "array_metadatas/process_0").write_text(json.dumps(shapes))
-    (state / "_sharding").write_text(json.dumps(_shardings(words)))
+    noted_shapes = {"array_metadatas": _note_shapes(words, chunks, generators)}
+    (state / "array_metadatas/process_0").write_text(json.dumps(noted_shapes))
+    (state / "_sharding").write_text(json.dumps(_note_shardings(words)))
 
 
-def _shapes(words: Mapping[str, Any], chunks: Mapping[str, Any], generators: Mapping[str, str]) -> list[Any]:
-    """What Orbax notes of each array: its shape, that of its chunks, and what kind of random key its words are."""
-    return [
-        {
-            "array_metadata": {
-                "param_name": name,
-                "write_shape": leaf.shape,
-                "chunk_shape": chunks[name],
-                "ext_metadata": {"random_key_impl": generators[name]} if name in generators else None,
-            }
+def _note_shapes(words: Mapping[str, Any], chunks: Mapping[str, Any], generators: Mapping[str, str]) -> list[Any]:
+    """Return what Orbax notes of each array: the shape of its chunks, and what kind of random key its words are."""
+    notes = []
+    for name in words:
+        is_key = name in generators
+        note = {
+            "param_name": name,
+            "write_shape": chunks[name],
+            "chunk_shape": chunks[name],
+            "ext_metadata": {"random_key_impl": generators[name]} if is_key else None,
         }
-        for name, leaf in words.items()
-    ]
+        notes.append({"array_metadata": note})
+    return notes
 
 
-def _shardings(words: Mapping[str, Any]) -> dict[str, str]:
-    """Where each array lay, as Orbax notes it: for who restores without saying where to."""
+def _note_shardings(words: Mapping[str, Any]) -> dict[str, str]:
+    """Return where each array lay, as Orbax notes it: for who restores without saying where to."""
     return {
-        base64.b64encode(name.encode()).decode(): json.dumps(_sharding(leaf.sharding)) for name, leaf in words.items()
+        base64.b64encode(name.encode()).decode(): json.dumps(_note_sharding(leaf.sharding))
+        for name, leaf in words.items()
     }
 
 
+# A state has hundreds of leaves and one or two shardings.
 @functools.cache
-def _sharding(sharding: jax.sharding.Sharding) -> dict[str, Any]:
+def _note_sharding(sharding: jax.sharding.Sharding) -> dict[str, Any]:
     if not isinstance(sharding, jax.sharding.NamedSharding):
         device: Any = next(iter(sharding.device_set))
         return {"sharding_type": "SingleDeviceSharding", "device_str": f"{device.platform}:{device.id}"}
@@ -123,15 +132,14 @@ def _sharding(sharding: jax.sharding.Sharding) -> dict[str, Any]:
 
 
 def read_state(directory: Path, template: Tree) -> Tree:
-    """The tree of a checkpoint: structure, shape, dtype, random generator and sharding as the template says.
+    """Return the tree of a checkpoint: structure, shape, dtype, random generator and sharding as the template says.
 
     Raises RefusedError where what is on disk has another structure, shape, dtype or generator.
     """
     state = directory / STATE
     wanted = name_leaves(template)
-    if differing := compare_leaves(
-        arrays.read_leaf_specs(state), {name: describe_leaf(leaf) for name, leaf in wanted.items()}
-    ):
+    wanted_specs = {name: describe_leaf(leaf) for name, leaf in wanted.items()}
+    if differing := compare_leaves(arrays.read_leaf_specs(state), wanted_specs):
         name, (old, new) = next(iter(differing.items()))
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise RefusedError(
@@ -139,22 +147,27 @@ def read_state(directory: Path, template: Tree) -> Tree:
             f"configuration{more}; the model or the optimizer has changed since: start a new run, with "
             "init_from=RUN init_from.partial=true to keep the weights that fit"
         )
-    stores, flying, loaded = arrays.open_leaves(state, wanted), deque[tuple[Any, Any]](), []
+    stores = arrays.open_leaves(state, wanted)
+    reading = deque[tuple[Any, Any]]()
+    loaded = []
+    # A window of reads: the next ones go on while the oldest is put on its devices.
     for name, leaf in wanted.items():
-        flying.append((_pieces(stores[name], leaf), leaf))
-        if len(flying) == READS_IN_FLIGHT:
-            loaded.append(_assembled(*flying.popleft()))
-    loaded += [_assembled(*reading) for reading in flying]
+        reading.append((_start_reading(stores[name], leaf), leaf))
+        if len(reading) == READS_IN_FLIGHT:
+            loaded.append(_assemble_array(*reading.popleft()))
+    loaded += [_assemble_array(*one) for one in reading]
     return jax.tree.unflatten(jax.tree.structure(template), loaded)
 
 
 def find_differing_leaf(directory: Path, state: Tree) -> str | None:
-    """The first leaf whose value on disk is not, bit for bit, the one in memory; None where all are."""
+    """Return the first leaf whose value on disk is not, bit for bit, the one in memory; None where all are."""
     named = name_leaves(state)
     stores = arrays.open_leaves(directory / STATE, named)
-    for name, leaf in named.items():  # one at a time, in order not to hold the state twice
+    # One at a time, in order not to hold the state twice.
+    for name, leaf in named.items():
         live = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         saved = np.asarray(stores[name].read().result())
+        # Bytes, not values: NaN differs from itself, and -0.0 is 0.0.
         if (live.shape, live.dtype, live.tobytes()) != (saved.shape, saved.dtype, saved.tobytes()):
             return name
     return None
@@ -163,41 +176,42 @@ def find_differing_leaf(directory: Path, state: Tree) -> str | None:
 def compare_leaves(
     saved: dict[str, LeafSpec], wanted: dict[str, LeafSpec]
 ) -> dict[str, tuple[LeafSpec | None, LeafSpec | None]]:
-    """By name, what is on disk and what is wanted, where they are not the same."""
+    """Return, by name, what is on disk and what is wanted, where they are not the same; None where it is absent."""
     names = sorted(saved.keys() | wanted.keys())
     return {name: (saved.get(name), wanted.get(name)) for name in names if saved.get(name) != wanted.get(name)}
 
 
 def describe_leaf(leaf: Any) -> LeafSpec:
-    """How an array, or its shape, would lie on disk: a random key as its words."""
+    """Return how an array, or an abstract one, would lie on disk: a random key as its words."""
     if _is_key(leaf):
         words = jax.eval_shape(jax.random.key_data, leaf)
-        return LeafSpec(tuple(words.shape), str(words.dtype), _generator(leaf.dtype))
+        return LeafSpec(tuple(words.shape), str(words.dtype), _generator_name(leaf.dtype))
     return LeafSpec(tuple(leaf.shape), str(leaf.dtype))
 
 
 def name_leaves(tree: Tree) -> dict[str, Any]:
-    """The leaves of a tree under the names they have on disk, in the order of the tree."""
-    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Return the leaves of a tree under the names they have on disk, in the order of the tree."""
+    return {_join_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _pieces(store: Any, leaf: Any) -> dict[Any, Any]:
-    """The parts of an array that the devices of this process need, being read: each once, however many need it."""
+def _start_reading(store: Any, leaf: Any) -> dict[Any, Any]:
+    """Start to read the parts of an array that the devices of this process need: each once, however many need it."""
     words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    wanted = _placed(leaf, words).addressable_devices_indices_map(tuple(words.shape)).values()
-    return {_plain(index): store[index or ()].read() for index in wanted}
+    wanted = _words_sharding(leaf, words).addressable_devices_indices_map(tuple(words.shape)).values()
+    return {_hashable(index): store[index or ()].read() for index in wanted}
 
 
-def _assembled(pieces: dict[Any, Any], leaf: Any) -> jax.Array:
+def _assemble_array(pieces: dict[Any, Any], leaf: Any) -> jax.Array:
+    """Wait for the parts of an array, and put each on the devices that need it."""
     words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     made = jax.make_array_from_callback(
-        tuple(words.shape), _placed(leaf, words), lambda index: pieces[_plain(index)].result()
+        tuple(words.shape), _words_sharding(leaf, words), lambda index: pieces[_hashable(index)].result()
     )
-    return jax.random.wrap_key_data(made, impl=_generator(leaf.dtype)) if _is_key(leaf) else made
+    return jax.random.wrap_key_data(made, impl=_generator_name(leaf.dtype)) if _is_key(leaf) else made
 
 
-def _placed(leaf: Any, words: Any) -> jax.sharding.Sharding:
-    """Where an array goes; the words of a key have one dimension more, which is never divided."""
+def _words_sharding(leaf: Any, words: Any) -> jax.sharding.Sharding:
+    """Return where an array goes; the words of a key have one dimension more, which is never divided."""
     if leaf is words or leaf.sharding.is_fully_replicated:
         return leaf.sharding
     return jax.sharding.NamedSharding(
@@ -205,8 +219,8 @@ def _placed(leaf: Any, words: Any) -> jax.sharding.Sharding:
     )
 
 
-def _plain(index: tuple[slice, ...] | None) -> tuple[tuple[int | None, int | None], ...]:
-    """A key for a part of an array; slices are no keys before Python 3.12."""
+def _hashable(index: tuple[slice, ...] | None) -> tuple[tuple[int | None, int | None], ...]:
+    """Return a dictionary key for a part of an array; slices cannot be hashed before Python 3.12."""
     return tuple((part.start, part.stop) for part in index or ())
 
 
@@ -215,20 +229,21 @@ def _is_key(leaf: Any) -> bool:
 
 
 @functools.cache
-def _generator(dtype: Any) -> str:
-    """The name of a random key's implementation, as Orbax notes it."""
+def _generator_name(dtype: Any) -> str:
+    """Return the name of a random key's implementation, as Orbax notes it. Raises ConfigError for any other."""
+    # By its type, for the leaf may be abstract: `jax.random.key_impl` wants an array.
     for name in ("threefry2x32", "rbg", "unsafe_rbg"):
         if jax.eval_shape(functools.partial(jax.random.key, 0, impl=name)).dtype == dtype:
             return name
     raise ConfigError(f"random keys of type {dtype.name} cannot be saved; use threefry2x32, rbg or unsafe_rbg")
 
 
-def _path(path: tuple[Any, ...]) -> str:
+def _join_path(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _reason(error: Exception) -> str:
-    """What the operating system said, where it did: TensorStore wraps that in three lines of its own."""
+def _short_reason(error: Exception) -> str:
+    """Return what the operating system said, where it did: TensorStore wraps that in three lines of its own."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
@@ -238,19 +253,19 @@ def _reason(error: Exception) -> str:
 
 
 @functools.cache
-def _hush() -> None:
+def _silence_echoes() -> None:
     """Keep a failed save from filling a screen: what Orbax raises it also prints, many times over, with tracebacks.
 
-    (0.12.8: its threads log it, asyncio logs it again for each array, and TensorStore calls back into an event loop
-    that is gone by then.)
+    On 0.12.8 its threads log it, asyncio logs it again for each array, and TensorStore calls back into an event loop
+    that is gone by then. Cached, so that the filters are installed once in a process.
     """
     echoes = ("_SignalingThread.run() raised an exception", "exception was never retrieved", "Skipping merge of OCDBT")
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: not any(echo in str(record.msg) for echo in echoes))
-    before = sys.unraisablehook
+    previous_hook = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
+            previous_hook(unraisable)
 
     sys.unraisablehook = hook

@@ -219,7 +219,7 @@ class Continuous:
 
     def reason(self, info: StepInfo, history: History) -> str | None:
         """Return why to save now, or None."""
-        # A process that has not saved yet does not wait: what its predecessor lost is not to be lost again.
+        # A process that has saved nothing yet does not wait.
         waited = history.seconds_since >= self.min_seconds or not history.tried_step
         return "continuous" if waited and info.step > history.last_step else None
 

@@ -34,7 +34,6 @@ from runner.checkpoint.transfer import transfer_weights
 from runner.errors import RefusedError, StorageError
 from tests.conftest import REPO
 
-FIXTURES = sorted((REPO / "tests/fixtures").glob("format*"))
 PROGRESS_VALUE = {"position": {"next_index": 3}, "best": None}
 
 
@@ -116,6 +115,28 @@ def test_plain_orbax_reads_it_without_a_line_of_ours(checkpoint: Path) -> None:
     assert back["progress"] == PROGRESS_VALUE
 
 
+NOTES = ("array_metadatas/process_0", "_sharding")  # what Orbax notes beside the arrays, and store.py writes itself
+
+
+def test_orbax_restores_it_without_being_told_what_or_where(checkpoint: Path) -> None:
+    """Types, random generators and places then come from the notes beside the arrays."""
+    manager = ocp.CheckpointManager(checkpoint.parent)
+    state = manager.restore(3, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    manager.close()
+    assert_equal({**state, "opt": tuple(state["opt"])}, tree(3))
+    assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {jax.sharding.SingleDeviceSharding(jax.devices()[0])}
+
+
+def test_the_notes_are_those_that_the_installed_orbax_writes(checkpoint: Path, tmp_path: Path) -> None:
+    """They are private to Orbax: a release that writes others must be seen here first."""
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+    with ocp.Checkpointer(handler) as plain:
+        plain.save(tmp_path / "plain", args=ocp.args.PyTreeSave(tree(3)))
+    for name in NOTES:
+        ours, theirs = (json.loads((state / name).read_bytes()) for state in (checkpoint / STATE, tmp_path / "plain"))
+        assert ours == theirs, name
+
+
 def test_numpy_reads_it_without_a_model(checkpoint: Path) -> None:
     named, state = arrays.read_leaves(checkpoint / STATE), tree(3)
     assert named["params.w"].tobytes() == raw(state["params"]["w"])
@@ -149,6 +170,13 @@ assert back["w"].addressable_shards[1].data.shape == (2, 8)
 assert np.array_equal(np.asarray(back["w"]), np.arange(64.0).reshape(8, 8))
 assert np.array_equal(jax.random.key_data(back["keys"]), jax.random.key_data(jax.random.split(jax.random.key(1), 4)))
 store.write_checkpoint(Path(sys.argv[2]), back, {})
+import json, orbax.checkpoint as ocp
+plain = Path(sys.argv[2] + "-plain")
+with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)) as orbax:
+    orbax.save(plain, args=ocp.args.PyTreeSave(back))
+for name in ("array_metadatas/process_0", "_sharding"):  # the notes of arrays that are divided
+    ours, theirs = (json.loads((state / name).read_bytes()) for state in (Path(sys.argv[2]) / "state", plain))
+    assert ours == theirs, (name, ours, theirs)
 """
     again = tmp_path / "4"
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
@@ -327,18 +355,15 @@ def test_references_name_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     assert locate_checkpoint(f"{run}@best") == (run / "checkpoints/3").resolve()
 
 
-@pytest.mark.parametrize("run", FIXTURES, ids=lambda path: path.name)
-def test_checkpoints_of_every_released_format_are_proven_and_read(run: Path) -> None:
+def test_a_checkpoint_of_the_format_is_proven_and_read() -> None:
+    """The fixture was written when the number of the format was last raised."""
+    run = REPO / f"tests/fixtures/format{FORMAT}"
     (record,) = list_records(run / "checkpoints")
     directory = run / "checkpoints" / str(record.step)
-    assert f"format{record.format}" == run.name
+    assert record.format == FORMAT
     assert find_problem(directory) is None
     assert arrays.read_leaves(directory / STATE)["step"] == record.step
     assert read_progress(directory)["position"]
-
-
-def test_there_is_a_fixture_of_every_format() -> None:
-    assert [path.name for path in FIXTURES] == [f"format{number}" for number in range(1, FORMAT + 1)]
 
 
 # --- weights of another run ---
