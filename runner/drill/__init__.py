@@ -1,10 +1,10 @@
-"""The drill: a configuration runs to its end untouched, and again while it is killed; every bit is compared. No jax.
+"""Kill a configuration while it runs, and compare every bit with what it does untouched. No jax.
 
-    plan.py          WHERE to kill: pure, from a seed and from what the uninterrupted run did when
-    attack.py        a real process, watched through its pulse and killed at the chosen moment
-    evidence.py      WHAT differs: every array, the position of the data, every line of the log
-    diagnose.py      WHY, probably: pure reasoning over that
-    picture.py       both curves, one on top of the other
-
-`runner/drill/drill_verb.py` puts them in order: `python -m runner drill`.
+kill_plan.py     where to kill: pure, from a seed and from what the uninterrupted run did when
+kill_process.py  a real process, watched through its heartbeat and killed at the chosen moment
+compare_runs.py  what differs: every array, the position of the data, every line of the log
+diagnosis.py     why, probably: pure reasoning over that
+drill_result.py  the verdict, for a person and as data
+drill_plot.py    both curves, one on top of the other
+drill_verb.py    all of that in order: `python -m runner drill`
 """

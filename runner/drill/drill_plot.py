@@ -1,7 +1,6 @@
 """The picture of a drill: the uninterrupted curve, the interrupted one on top of it, and where it was killed.
 
 Above, the loss of both. Between, how far they are apart. Below, every process of the interrupted run on the clock.
-Colours are those of Okabe and Ito, which people who see few colours can tell apart.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 import matplotlib
 
+# Before anything that draws is imported: a cluster has no display, and another backend would look for one.
 matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
@@ -21,118 +21,119 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from runner.drill.compare import curves
-from runner.drill.kill import Attempt
-from runner.drill.result import Story
-from runner.rundir.layout import Run
-from runner.text import plural, shortened, size_text
+from runner.drill.compare_runs import read_loss_curves
+from runner.drill.drill_result import DrillResult
+from runner.drill.kill_process import DrilledProcess
+from runner.plots import BLUE, GREEN, GREY, INK, PURPLE, SKY_BLUE, STYLE, VERMILLION, YELLOW
+from runner.rundir.layout import RunDir
+from runner.text import format_count, format_size, shorten
 
-INK, GREY, FAINT, PALE = "#1b2733", "#6b7785", "#e4e8ec", "#ffc36b"
-KILL, RESUME, GOOD = "#d55e00", "#009e73", "#0072b2"
-PHASES = {"startup": "#b9c2cc", "restore": "#56b4e9", "compile": "#cc79a7", "train": "#0072b2", "eval": "#f0e442"}
-LOST, FINISH = "#d55e00", "#dde2e7"
-INCHES, DOTS = 11.0, 110
-LEFT, RIGHT = 0.075, 0.03  # margins, as parts of the width
-ROWS_LABELLED = 32  # more processes than this get no words of their own
+# Wide and pale below, so that the dark curve on top of it can be seen to cover it.
+UNINTERRUPTED = "#ffc36b"
+PHASES = {
+    "startup": ("start-up", "#b9c2cc"),
+    "restore": ("restoring", SKY_BLUE),
+    "compile": ("compiling", PURPLE),
+    "train": ("training", BLUE),
+    "eval": ("evaluation", YELLOW),
+}
+LOST, FINISH = VERMILLION, "#dde2e7"
+DASHED = (0, (4, 2))
+
+KILLED: dict[str, Any] = {"ls": "", "marker": "X", "ms": 8, "mfc": VERMILLION, "mec": "white", "mew": 1.0, "zorder": 7}
+KILLED_STARTING: dict[str, Any] = KILLED | {"ms": 7, "mfc": "white", "mec": VERMILLION, "mew": 1.3, "zorder": 6}
+RESUMED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 12, "mfc": "#ffffffb0", "mec": GREEN, "mew": 2, "zorder": 5}
+
+WIDTH_INCHES, DOTS_PER_INCH = 11.0, 110
+# Margins, as parts of the width.
+LEFT, RIGHT = 0.075, 0.03
+# More processes than this get no words of their own.
+MAX_LABELLED_ROWS = 32
 
 Curve = Mapping[int, float]
+Curves = Mapping[str, Curve]
 
 
-def draw(path: Path, story: Story, first: Run, second: Run | None) -> None:
-    """Write the picture as PNG."""
-    rows = len(story.attempts) + 1
-    highs = (4.1, 0.7, min(max(0.25 + 0.18 * rows, 1.0), 5.6))
-    gaps = (1.85, 0.2, 1.0)  # above each: for the title and a legend, for nothing, for an axis and a legend
-    height = sum(highs) + sum(gaps) + 0.6
+def draw_drill(path: Path, result: DrillResult, first: RunDir, second: RunDir | None) -> None:
+    """Write the picture as PNG; `second` is the interrupted run, None where there is none."""
+    rows = len(result.processes) + 1
+    # In inches: the three panels, and above each the room for a title and a legend, for nothing, for axis and legend.
+    panel_heights = (4.1, 0.7, min(max(0.25 + 0.18 * rows, 1.0), 5.6))
+    gaps = (1.85, 0.2, 1.0)
+    height = sum(panel_heights) + sum(gaps) + 0.6
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(INCHES, height), dpi=DOTS)
+        figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DOTS_PER_INCH)
         panels, top = [], height
-        for gap, high in zip(gaps, highs, strict=True):
-            top -= gap + high
-            panels.append(figure.add_axes((LEFT, top / height, 1 - LEFT - RIGHT, high / height)))
-        losses, apart, times = panels
-        here, there = curves(first), curves(second) if second else {}
-        _title(figure, story, first)
-        _losses(losses, story, here, there)
-        _apart(apart, here, there)
-        apart.sharex(losses)
+        for gap, panel_height in zip(gaps, panel_heights, strict=True):
+            top -= gap + panel_height
+            panels.append(figure.add_axes((LEFT, top / height, 1 - LEFT - RIGHT, panel_height / height)))
+        losses, distances, processes = panels
+        here, there = read_loss_curves(first), read_loss_curves(second) if second else {}
+        _draw_title(figure, result, first)
+        _draw_losses(losses, result, here, there)
+        _draw_distances(distances, here, there)
+        distances.sharex(losses)
         losses.tick_params(labelbottom=False)
-        _times(times, story)
+        _draw_processes(processes, result)
         figure.align_ylabels(panels)
         figure.savefig(path)
 
 
-KILLED: dict[str, Any] = {"ls": "", "marker": "X", "ms": 8, "mfc": KILL, "mec": "white", "mew": 1.0, "zorder": 7}
-STARTED: dict[str, Any] = {"ls": "", "marker": "X", "ms": 7, "mfc": "white", "mec": KILL, "mew": 1.3, "zorder": 6}
-RESUMED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 12, "mfc": "#ffffffb0", "mec": RESUME, "mew": 2, "zorder": 5}
-STYLE: dict[Any, Any] = {
-    **{"font.size": 10, "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK},
-    **{"xtick.color": GREY, "ytick.color": GREY, "axes.spines.top": False, "axes.spines.right": False},
-    **{"axes.grid": True, "grid.color": FAINT, "axes.axisbelow": True, "figure.facecolor": "white"},
-}
-
-
-def _title(figure: Figure, story: Story, first: Run) -> None:
-    """The verdict, and what it is about."""
-    high, found = figure.get_figheight(), story.evidence
-    facts = [shortened(f"{first.path.parent.name}/{first.path.name}", 60), f"{story.past.steps:,} steps"]
-    if found is not None and found.found is not None:
-        equal, num = found.found.num_equal, found.found.num_equal + len(found.differing)
-        facts.append(f"{equal} of {plural(num, 'array')} equal ({size_text(found.num_bytes)})")
-    colour = INK if story.identical else KILL
+def _draw_title(figure: Figure, result: DrillResult, first: RunDir) -> None:
+    height, found = figure.get_figheight(), result.comparison
+    facts = [shorten(f"{first.path.parent.name}/{first.path.name}", 60), f"{result.baseline.steps:,} steps"]
+    if found is not None and found.arrays is not None:
+        num = format_count(found.num_arrays, "array")
+        facts.append(f"{found.arrays.num_equal} of {num} equal ({format_size(found.num_bytes)})")
+    colour = INK if result.identical else VERMILLION
     figure.text(
         LEFT,
-        1 - 0.45 / high,
-        shortened(story.title, 66),
-        fontsize=21 if len(story.title) < 46 else 15,
+        1 - 0.45 / height,
+        shorten(result.title, 66),
+        fontsize=21 if len(result.title) < 46 else 15,
         fontweight="bold",
         color=colour,
         va="center",
     )
-    figure.text(LEFT, 1 - 0.84 / high, "  ·  ".join(facts), color=GREY, va="center")
-    why = textwrap.wrap(" ".join((story.broken or story.cause or "").split()), 128)[:2]
-    for row, line in enumerate(why or [f"in {story.moments}", story.price]):
-        figure.text(LEFT, 1 - (1.08 + 0.24 * row) / high, line, color=colour if why else GREY, va="center")
+    figure.text(LEFT, 1 - 0.84 / height, "  ·  ".join(facts), color=GREY, va="center")
+    why = textwrap.wrap(" ".join((result.broken or result.cause or "").split()), 128)[:2]
+    for row, line in enumerate(why or [f"in {result.moments}", result.price]):
+        figure.text(LEFT, 1 - (1.08 + 0.24 * row) / height, line, color=colour if why else GREY, va="center")
 
 
-def _losses(axes: Axes, story: Story, here: Mapping[str, Curve], there: Mapping[str, Curve]) -> None:
-    for split, style in (("train", "-"), ("eval", (0, (4, 2)))):
-        for curve, look in ((here.get(split, {}), _wide(split)), (there.get(split, {}), _thin(split, style))):
-            axes.plot(list(curve), list(curve.values()), **look)
-    for begin, end in _done_again(story):
-        axes.axvspan(begin, end, color=KILL, alpha=0.09, lw=0)
+def _draw_losses(axes: Axes, result: DrillResult, here: Curves, there: Curves) -> None:
+    """Draw both curves of both splits, what was done twice, and where it was killed and went on."""
+    for split, line_style, width, mark in (("train", "-", 8, ""), ("eval", DASHED, 6, "s")):
+        curve = here.get(split, {})
+        look: dict[str, Any] = {"color": UNINTERRUPTED, "lw": width, "solid_capstyle": "round", "zorder": 2}
+        axes.plot(list(curve), list(curve.values()), **look)
+        curve = there.get(split, {})
+        look = {"color": INK, "lw": 1.5, "ls": line_style, "marker": mark, "ms": 4, "zorder": 3}
+        axes.plot(list(curve), list(curve.values()), **look)
+    for begin, end in _repeated_stretches(result):
+        axes.axvspan(begin, end, color=VERMILLION, alpha=0.09, lw=0)
     if train := there.get("train") or here.get("train", {}):
-        for look, steps in ((RESUMED, _resumed(story)), (STARTED, _killed_starting(story)), (KILLED, _killed(story))):
-            axes.plot(steps, [_at(train, step) for step in steps], **look)
+        killed = [kill.step for kill in result.kills if kill.step is not None]
+        # Where a process would have gone on from, had it not been killed before.
+        killed_starting = [each.durable for each in result.processes if each.was_killed and each.step is None]
+        for look, steps in ((RESUMED, result.resumed_steps), (KILLED_STARTING, killed_starting), (KILLED, killed)):
+            axes.plot(steps, [_interpolate(train, step) for step in steps], **look)
     axes.set_ylabel("loss")
     axes.margins(x=0.012)
     handles = [
-        Line2D([], [], color=PALE, lw=8, label="uninterrupted"),
+        Line2D([], [], color=UNINTERRUPTED, lw=8, label="uninterrupted"),
         Line2D([], [], color=INK, lw=1.6, label="interrupted"),
-        Line2D([], [], color=INK, lw=1.4, ls=(0, (4, 2)), marker="s", ms=4, label="evaluation"),
+        Line2D([], [], color=INK, lw=1.4, ls=DASHED, marker="s", ms=4, label="evaluation"),
         Line2D([], [], **KILLED, label="killed"),
-        Line2D([], [], **STARTED, label="killed while starting"),
+        Line2D([], [], **KILLED_STARTING, label="killed while starting"),
         Line2D([], [], **RESUMED, label="resumed"),
-        Patch(color=KILL, alpha=0.18, lw=0, label="done again"),
+        Patch(color=VERMILLION, alpha=0.18, lw=0, label="done again"),
     ]
-    _legend(axes, handles)
+    _draw_legend(axes, handles)
 
 
-def _killed(story: Story) -> list[int]:
-    return [kill.step for kill in story.kills if kill.step is not None]
-
-
-def _killed_starting(story: Story) -> list[int]:
-    """Where a process would have gone on from, had it not been killed before."""
-    return [attempt.durable for attempt in story.attempts if attempt.landed and attempt.step is None]
-
-
-def _resumed(story: Story) -> list[int]:
-    return [attempt.from_step for attempt in story.attempts[1:] if attempt.from_step is not None]
-
-
-def _apart(axes: Axes, here: Mapping[str, Curve], there: Mapping[str, Curve]) -> None:
-    """|uninterrupted − interrupted|, at each step that both have logged."""
+def _draw_distances(axes: Axes, here: Curves, there: Curves) -> None:
+    """Draw |uninterrupted − interrupted| at each step that both have logged."""
     points: dict[int, float] = {}
     for split, curve in here.items():
         for step in sorted(curve.keys() & there.get(split, {}).keys()):
@@ -142,115 +143,106 @@ def _apart(axes: Axes, here: Mapping[str, Curve], there: Mapping[str, Curve]) ->
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if any(values):
-        axes.plot(steps, values, ".-", color=KILL, lw=1, ms=5)
+        axes.plot(steps, values, ".-", color=VERMILLION, lw=1, ms=5)
         axes.set_ylim(0, 1.25 * max(values))
         axes.set_yticks([0, max(values)], ["0", f"{max(values):.1g}"])
         where = next(step for step in steps if points[step])
-        axes.text(0.01, 0.8, f"apart from step {where} on", transform=axes.transAxes, color=KILL, fontweight="bold")
+        words = f"apart from step {where} on"
+        axes.text(0.01, 0.8, words, transform=axes.transAxes, color=VERMILLION, fontweight="bold")
         return
-    axes.plot(steps, values, ".", color=GOOD, ms=5)
+    axes.plot(steps, values, ".", color=BLUE, ms=5)
     axes.set_ylim(-1, 1)
     axes.set_yticks([0])
     if steps:
         words = f"0, in every bit, at each of the {len(steps)} logged steps"
-        axes.text(0.5, 0.8, words, transform=axes.transAxes, ha="center", va="center", color=GOOD, fontweight="bold")
+        axes.text(0.5, 0.8, words, transform=axes.transAxes, ha="center", va="center", color=BLUE, fontweight="bold")
 
 
-def _times(axes: Axes, story: Story) -> None:
-    """One bar for each process, on the clock; above them the one of the uninterrupted run."""
-    everyone = [story.first, *story.attempts]
-    labelled = len(everyone) <= ROWS_LABELLED
-    longest = max(each.ended for each in everyone if each)
-    for row, attempt in enumerate(everyone):
-        if attempt is None:
+def _draw_processes(axes: Axes, result: DrillResult) -> None:
+    """Draw one bar for each process, on the clock; above them the one of the uninterrupted run."""
+    processes = [result.uninterrupted, *result.processes]
+    longest = max(process.ended for process in processes if process)
+    for row, process in enumerate(processes):
+        if process is None:
             continue
-        shift = attempt.began if row == 0 else 0.0
-        for colour, begin, end in _bars(attempt, story.attempts[row:] if row else []):
+        # The uninterrupted run has a clock of its own, which began before its process.
+        shift = process.began if row == 0 else 0.0
+        for colour, begin, end in _colour_spans(process, result.processes[row:] if row else []):
             axes.barh(row, end - begin, left=begin - shift, height=0.74, color=colour, lw=0)
-        end = attempt.ended - shift
-        if attempt.landed:
-            axes.plot([end], [row], "X", ms=7, mfc=KILL, mec="white", mew=0.8, zorder=5, clip_on=False)
-        if labelled:
-            left = end < 0.78 * longest
-            word = _ending(attempt, row)
-            place = (end, row, f"  {word}") if left else (attempt.began - shift, row, f"{word}  ")
-            axes.text(*place, va="center", ha="left" if left else "right", fontsize=7.5, color=GREY)
-    axes.set_ylim(len(everyone) - 0.4, -0.6)
-    every = max(len(everyone) // ROWS_LABELLED, 1)
-    numbered = range(1, len(everyone), every)
+        end = process.ended - shift
+        if process.was_killed:
+            axes.plot([end], [row], "X", ms=7, mfc=VERMILLION, mec="white", mew=0.8, zorder=5, clip_on=False)
+        if len(processes) <= MAX_LABELLED_ROWS:
+            words = "uninterrupted" if row == 0 else _describe_end(process)
+            # Behind the bar, or before it where there is no room behind.
+            if end < 0.78 * longest:
+                x, words, align = end, f"  {words}", "left"
+            else:
+                x, words, align = process.began - shift, f"{words}  ", "right"
+            axes.text(x, row, words, va="center", ha=align, fontsize=7.5, color=GREY)
+    axes.set_ylim(len(processes) - 0.4, -0.6)
+    numbered = range(1, len(processes), max(len(processes) // MAX_LABELLED_ROWS, 1))
     axes.set_yticks(numbered, [str(row) for row in numbered], fontsize=7.5)
     axes.set_ylabel("process")
-    axes.set_xlabel("minutes" if longest > 180 else "seconds")
-    unit = 60 if longest > 180 else 1
+    unit, unit_name = (60, "minutes") if longest > 180 else (1, "seconds")
+    axes.set_xlabel(unit_name)
     axes.xaxis.set_major_locator(MultipleLocator(unit * max(round(longest / unit / 8), 1)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds / unit:.0f}"))
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.005)
-    names = {
-        "startup": "start-up",
-        "restore": "restoring",
-        "compile": "compiling",
-        "train": "training",
-        "eval": "evaluation",
-    }
-    handles = [Patch(color=PHASES[phase], label=name) for phase, name in names.items()]
-    _legend(axes, [*handles, Patch(color=LOST, label="lost, done again"), Patch(color=FINISH, label="finishing")])
+    handles = [Patch(color=colour, label=name) for name, colour in PHASES.values()]
+    _draw_legend(axes, [*handles, Patch(color=LOST, label="lost, done again"), Patch(color=FINISH, label="finishing")])
 
 
-def _bars(attempt: Attempt, later: Sequence[Attempt]) -> Iterator[tuple[str, float, float]]:
-    """What a process did when, as colours; what it trained in vain has one of its own."""
-    goes_on = next((each.from_step for each in later if each.from_step is not None), None)
-    vain = attempt.ended if goes_on is None or attempt.step is None else _when(attempt, goes_on)
-    for phase, begin, end in attempt.trace.spans:
-        colour = PHASES.get(phase, FINISH)
-        if phase not in ("train", "eval") or vain >= end:
+def _colour_spans(process: DrilledProcess, later: Sequence[DrilledProcess]) -> Iterator[tuple[str, float, float]]:
+    """Yield (colour, from, to) for what a process did; what it trained in vain has a colour of its own."""
+    goes_on = _next_from_step(later)
+    nothing_lost = goes_on is None or process.step is None
+    lost_from = process.ended if nothing_lost else _time_of_step(process, goes_on)
+    for phase, begin, end in process.trace.spans:
+        _, colour = PHASES.get(phase, ("", FINISH))
+        if phase not in ("train", "eval") or lost_from >= end:
             yield colour, begin, end
             continue
-        if begin < vain:
-            yield colour, begin, vain
-        yield LOST, max(begin, vain), end
+        if begin < lost_from:
+            yield colour, begin, lost_from
+        yield LOST, max(begin, lost_from), end
 
 
-def _when(attempt: Attempt, step: int) -> float:
-    """When a process had completed a step; its end, where it had not done more."""
-    return next((when for when, done in attempt.trace.reached if done > step), attempt.ended)
+def _time_of_step(process: DrilledProcess, step: int) -> float:
+    """Return when a process had completed a step; its end, where it had not done more."""
+    return next((when for when, done in process.trace.reached if done > step), process.ended)
 
 
-def _ending(attempt: Attempt, row: int) -> str:
-    if row == 0:
-        return "uninterrupted"
-    if attempt.aim is None or not attempt.landed:
-        return "finished" if attempt.code == 0 else f"exit code {attempt.code}"
-    return f"{attempt.aim.signal.name} · {attempt.moment}"
+def _next_from_step(later: Sequence[DrilledProcess]) -> int | None:
+    """Return where the first of these processes that trained went on from."""
+    return next((process.from_step for process in later if process.from_step is not None), None)
 
 
-def _done_again(story: Story) -> Iterator[tuple[int, int]]:
-    """Stretches of steps that were done, lost and done again."""
-    for index, attempt in enumerate(story.attempts):
-        goes_on = next((each.from_step for each in story.attempts[index + 1 :] if each.from_step is not None), None)
-        if attempt.step is not None and goes_on is not None and goes_on < attempt.step:
-            yield goes_on, attempt.step
+def _describe_end(process: DrilledProcess) -> str:
+    if process.planned is None or not process.was_killed:
+        return "finished" if process.exit_code == 0 else f"exit code {process.exit_code}"
+    return f"{process.planned.signal.name} · {process.moment}"
 
 
-def _at(curve: Curve, step: int) -> float:
-    """The height of a curve at a step: on the line between the points beside it."""
+def _repeated_stretches(result: DrillResult) -> Iterator[tuple[int, int]]:
+    """Yield stretches of steps (from, to) that were done, lost and done again."""
+    for index, process in enumerate(result.processes):
+        goes_on = _next_from_step(result.processes[index + 1 :])
+        if process.step is not None and goes_on is not None and goes_on < process.step:
+            yield goes_on, process.step
+
+
+def _interpolate(curve: Curve, step: int) -> float:
+    """Return the height of a curve at a step: on the line between the points beside it."""
     before = max((each for each in curve if each <= step), default=min(curve))
     after = min((each for each in curve if each >= step), default=max(curve))
     part = (step - before) / (after - before) if after > before else 0.0
     return curve[before] + part * (curve[after] - curve[before])
 
 
-def _wide(split: str) -> dict[str, Any]:
-    return {"color": PALE, "lw": 8 if split == "train" else 6, "solid_capstyle": "round", "zorder": 2}
-
-
-def _thin(split: str, style: Any) -> dict[str, Any]:
-    mark = {"marker": "s", "ms": 4} if split == "eval" else {}
-    return {"color": INK, "lw": 1.5, "ls": style, "zorder": 3, **mark}
-
-
-def _legend(axes: Axes, handles: Sequence[Any]) -> None:
-    """Above the data, never over it."""
+def _draw_legend(axes: Axes, handles: Sequence[Any]) -> None:
+    """Draw a legend above the data, never over it."""
     axes.legend(
         handles=handles,
         loc="lower left",

@@ -1,7 +1,7 @@
-"""`drill`: your own configuration, uninterrupted and again while it is killed; every bit compared, and both drawn.
+"""`drill`: run a configuration to its end, and again while it is killed; compare every bit, draw both.
 
-Nothing of yours is touched: both runs live in a folder of their own, and go when they turn out identical. Exit code 0
-where every bit is equal; 1 where not, with the first difference and its probable cause.
+Nothing of the user's is touched: both runs live in a folder of their own, and go when they turn out identical. Exit
+code 0 where every bit is equal; 1 where not, with the first difference and its probable cause.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner import files
-from runner.drill.compare import evidence
-from runner.drill.diagnose import Facts, diagnose
-from runner.drill.kill import Attempt, Case, attempts, follow
-from runner.drill.kill_plan import STARTING, Past, plan
-from runner.drill.result import PICTURE, Story, clock, document, told
+from runner.drill.compare_runs import RunComparison, compare_runs
+from runner.drill.diagnosis import DifferenceFacts, explain_difference
+from runner.drill.drill_result import PICTURE, DrillResult, result_document, result_lines
+from runner.drill.kill_plan import STARTING_PHASES, Baseline, plan_kills
+from runner.drill.kill_process import DrilledProcess, DrillRun, run_and_kill, watch_process
 from runner.errors import ConfigError, HoldfastError, RefusedError
-from runner.inspect.diff import compared
-from runner.inspect.lookup import Checkpoint, new_folder
-from runner.rundir.attempts import attempts as lines_of
-from runner.rundir.heartbeat import Beat
-from runner.rundir.layout import Run
-from runner.text import plural
-from runner.values import Answer, Say
+from runner.inspect.diff_checkpoints import compare_arrays
+from runner.inspect.lookup import Checkpoint, choose_new_folder
+from runner.rundir.attempts import read_attempts
+from runner.rundir.heartbeat import Heartbeat
+from runner.rundir.layout import RunDir
+from runner.text import format_count, format_duration
+from runner.values import Say, VerbResult
 
-OURS = ("dir", "root", "resume", "overwrite", "step", "hydra")  # the drill's to decide
+# Keys that the drill decides itself: where its runs live and how they go on.
+RESERVED_KEYS = ("dir", "root", "resume", "overwrite", "step", "hydra")
 REPORT = "report.json"
-MOST = 1000  # kills
-TICK_SECONDS = 0.2
+MAX_KILLS = 1000
+# The line on a terminal that says what is going on is written anew at most once in this time.
+STATUS_LINE_SECONDS = 0.2
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """How often to kill, by which seed, and the configuration as for run.py."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare how often to kill, by which seed, and the configuration as for run.py."""
     parser.usage = "python -m runner drill [--kills N] [--seed S] [--keep] [--to DIR] [--json] [--] [key=value …]"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run.py")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="how often to kill it (5)")
@@ -47,170 +49,184 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--to", metavar="DIR", help="a new folder for it all (outputs/.drill/TIME)")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Run, kill, compare, report. Exit code 0: identical; 1: not; a run that fails untouched has its own."""
-    overrides, place = _checked(arguments), new_folder("drill", arguments.to)
+    overrides, folder = _check_arguments(arguments), choose_new_folder("drill", arguments.to)
+    # A SIGTERM or a hang-up ends a drill as Ctrl-C does: its processes and folders are to be taken away first.
     before = [(each, signal.signal(each, signal.default_int_handler)) for each in (signal.SIGTERM, signal.SIGHUP)]
-    kept, made = arguments.keep, [folder for folder in place.parents if not folder.exists()]
+    keep, made = arguments.keep, [parent for parent in folder.parents if not parent.exists()]
     try:
-        story = Story(place, asked=arguments.kills)
-        answer = _drilled(story, overrides, arguments.seed, say)
-        kept = kept or answer.exit_code != 0
+        result = DrillResult(folder, kills_asked=arguments.kills)
+        answer = _run_drill(result, overrides, arguments.seed, say)
+        keep = keep or answer.exit_code != 0
         return answer
-    finally:  # also when it is interrupted: half a drill proves nothing
+    # Also when it is interrupted: half a drill proves nothing, so nothing of it is kept.
+    finally:
         for number, handler in before:
             signal.signal(number, handler)
-        if not kept:
-            _leave_only_results(place, made)
+        if not keep:
+            _remove_runs(folder, made)
 
 
-def _checked(arguments: Namespace) -> tuple[str, ...]:
-    """The overrides. Raises ConfigError where one is not for a drill."""
-    if not 1 <= arguments.kills <= MOST:
-        raise ConfigError(f"drill: --kills {arguments.kills}: expected 1 to {MOST}")
+def _check_arguments(arguments: Namespace) -> tuple[str, ...]:
+    """Return the overrides. Raises ConfigError where one is not for a drill."""
+    if not 1 <= arguments.kills <= MAX_KILLS:
+        raise ConfigError(f"drill: --kills {arguments.kills}: expected 1 to {MAX_KILLS}")
     for word in arguments.overrides:
         if word.startswith("-"):
             raise ConfigError(f"drill: {word}: a drill is of one configuration; leave it out")
         key = word.lstrip("+~").split("=")[0].split(".")[0].split("/")[0]
-        if key in OURS:
+        if key in RESERVED_KEYS:
             raise ConfigError(f"drill: {word}: the drill decides where and how its runs live; leave it out")
     return tuple(arguments.overrides)
 
 
-def _leave_only_results(place: Path, made: Sequence[Path]) -> None:
-    """Delete the runs; where there is no report, also the folder and what was made to hold it."""
+def _remove_runs(folder: Path, made: Sequence[Path]) -> None:
+    """Delete the runs; where there is no report, also the folder and the parents that were made to hold it."""
     for name in ("uninterrupted", "interrupted", "again"):
-        shutil.rmtree(place / name, ignore_errors=True)
-        (place / f"{name}.txt").unlink(missing_ok=True)
-    if not (place / REPORT).exists():
-        for folder in (place, *made):
-            with suppress(OSError):  # not empty, or not there
-                folder.rmdir()
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / f"{name}.txt").unlink(missing_ok=True)
+    if not (folder / REPORT).exists():
+        for empty in (folder, *made):
+            # Not empty, or not there: something of somebody else's lies in it.
+            with suppress(OSError):
+                empty.rmdir()
 
 
-def _drilled(story: Story, overrides: tuple[str, ...], seed: int, say: Say) -> Answer:
-    teller = Teller(say, story.asked)
-    case = Case("uninterrupted", story.place / "uninterrupted", overrides)
-    story.first, first = _untouched(case, teller)
-    story.past = story.first.trace.past(first.read_status()["step"])
-    aims = plan(seed, story.asked, story.past)
-    other = Case("interrupted", story.place / "interrupted", overrides)
-    say(f"again, and killed {plural(len(aims), 'time')}:")
-    teller.begin("interrupted")
-    for attempt in attempts(other, aims, story.past, teller.see):
-        story.attempts.append(attempt)
-        teller.ended(attempt)
-    teller.clear()
-    if story.attempts[-1].code != 0:
-        said = "; it said:\n  " + "\n  ".join(other.last_words) if other.last_words else ""
-        story.broken = f"the same command ended with exit code {story.attempts[-1].code}{said}"
-    elif not story.kills:
-        story.broken = "no kill landed: the run was over before the first; give it more steps"
-    second = other.run
-    if second is not None and story.broken is None:
+def _run_drill(result: DrillResult, overrides: tuple[str, ...], seed: int, say: Say) -> VerbResult:
+    """Run both runs, fill in `result` and report it."""
+    reporter = KillReporter(say, result.kills_asked)
+    drill_run = DrillRun("uninterrupted", result.folder / "uninterrupted", overrides)
+    result.uninterrupted, first = _run_untouched(drill_run, reporter)
+    result.baseline = result.uninterrupted.trace.as_baseline(first.read_status()["step"])
+    kills = plan_kills(seed, result.kills_asked, result.baseline)
+    drill_run = DrillRun("interrupted", result.folder / "interrupted", overrides)
+    say(f"again, and killed {format_count(len(kills), 'time')}:")
+    reporter.begin_run("interrupted")
+    for process in run_and_kill(drill_run, kills, result.baseline, reporter.observe):
+        result.processes.append(process)
+        reporter.end_process(process)
+    reporter.clear_status_line()
+    if (exit_code := result.processes[-1].exit_code) != 0:
+        said = "; it said:\n  " + "\n  ".join(drill_run.last_words) if drill_run.last_words else ""
+        result.broken = f"the same command ended with exit code {exit_code}{said}"
+    elif not result.kills:
+        result.broken = "no kill landed: the run was over before the first; give it more steps"
+    second = drill_run.run_dir
+    if second is not None and result.broken is None:
         try:
-            story.evidence = evidence(first, second)
+            result.comparison = compare_runs(first, second)
         except RefusedError as error:
-            story.broken = str(error)
-    if story.evidence and not story.evidence.identical:
-        story.cause = _cause(story, first, second, overrides, teller)
-    return _reported(story, first, second, say)
+            result.broken = str(error)
+    if second is not None and result.comparison and not result.comparison.identical:
+        # A second uninterrupted run tells what is not restored from what never repeats, even without a kill.
+        reporter.say("they are different; once more untouched, to see whether it repeats at all:")
+        _, again = _run_untouched(DrillRun("again", result.folder / "again", overrides), reporter)
+        facts = _gather_facts(result, first, second, compare_runs(first, again))
+        result.cause = explain_difference(facts)
+    return _report(result, first, second, say)
 
 
-def _untouched(case: Case, teller: Teller) -> tuple[Attempt, Run]:
-    """Run it to its end. Raises what a user can act on, with the exit code of the run, where it does not get there."""
-    teller.begin(case.name)
-    attempt = follow(case, None, Past(0), time.perf_counter(), teller.see)
-    teller.clear()
-    run = case.run
-    if attempt.code == 0 and run is not None:
-        teller.say(f"{case.name}: {run.read_status()['step']} steps in {clock(attempt.ended - attempt.began)}")
-        return attempt, run
-    *_, last = case.last_words or ["it said nothing"]
+def _run_untouched(drill_run: DrillRun, reporter: KillReporter) -> tuple[DrilledProcess, RunDir]:
+    """Run it to its end.
+
+    Raises:
+        HoldfastError: the run does not get there; with its own exit code, and its own words for codes 2 and 3.
+    """
+    reporter.begin_run(drill_run.name)
+    process = watch_process(drill_run, None, Baseline(0), time.perf_counter(), reporter.observe)
+    reporter.clear_status_line()
+    run_dir = drill_run.run_dir
+    if process.exit_code == 0 and run_dir is not None:
+        took = format_duration(process.ended - process.began)
+        reporter.say(f"{drill_run.name}: {run_dir.read_status()['step']} steps in {took}")
+        return process, run_dir
+    *_, last = drill_run.last_words or ["it said nothing"]
     error = HoldfastError(last.removeprefix("error: "))
-    if attempt.code not in (2, 3):
-        error = HoldfastError(f"drill: also untouched the run ends with exit code {attempt.code}: {last}")
-    error.exit_code = attempt.code if attempt.code > 0 else 1
+    if process.exit_code not in (2, 3):
+        error = HoldfastError(f"drill: also untouched the run ends with exit code {process.exit_code}: {last}")
+    error.exit_code = process.exit_code if process.exit_code > 0 else 1
     raise error
 
 
-def _cause(story: Story, first: Run, second: Run | None, overrides: tuple[str, ...], teller: Teller) -> str:
-    """Run it untouched a second time, and think."""
-    assert story.evidence is not None
-    assert second is not None
-    teller.say("they are different; once more untouched, to see whether it repeats at all:")
-    _, again = _untouched(Case("again", story.place / "again", overrides), teller)
-    both = sorted(set(story.evidence.kept[0]) & set(story.evidence.kept[1]))
-    agree = [step for step in both if compared(Checkpoint(first, step), Checkpoint(second, step)).equal]
-    resumes = [attempt.from_step for attempt in story.attempts[1:] if attempt.from_step is not None]
-    hardware = lines_of(first)[-1].get("hardware", "")
-    progress = [*story.evidence.progress]
-    facts = Facts(
-        story.evidence.differing, progress, story.evidence.line, resumes, agree, evidence(first, again), hardware
+def _gather_facts(result: DrillResult, first: RunDir, second: RunDir, again: RunComparison) -> DifferenceFacts:
+    """Return what is known about a difference; `again` compares the first run with a second uninterrupted one."""
+    found = result.comparison
+    assert found is not None
+    both = sorted(set(found.kept[0]) & set(found.kept[1]))
+    return DifferenceFacts(
+        arrays=found.differing,
+        progress=list(found.progress),
+        line=found.line,
+        resumes=result.resumed_steps,
+        agree=[step for step in both if compare_arrays(Checkpoint(first, step), Checkpoint(second, step)).equal],
+        again=again,
+        hardware=read_attempts(first)[-1].get("hardware", ""),
     )
-    return diagnose(facts)
 
 
-def _reported(story: Story, first: Run, second: Run | None, say: Say) -> Answer:
-    """Tell, draw, write down."""
-    from runner.drill.drill_plot import draw
+def _report(result: DrillResult, first: RunDir, second: RunDir | None, say: Say) -> VerbResult:
+    """Draw, write down and print what was found."""
+    # Here: matplotlib takes a moment to import, and a wrong command should be answered at once.
+    from runner.drill.drill_plot import draw_drill
 
-    draw(story.place / PICTURE, story, first, second)
-    facts = document(story)
-    files.replace(story.place / REPORT, json.dumps(facts, indent=1) + "\n")
+    draw_drill(result.folder / PICTURE, result, first, second)
+    document = result_document(result)
+    files.replace_file(result.folder / REPORT, json.dumps(document, indent=1) + "\n")
     say("")
-    for line in told(story):
+    for line in result_lines(result):
         say(line)
-    return Answer(facts, 0 if story.identical else 1)
+    return VerbResult(document, 0 if result.identical else 1)
 
 
-class Teller:
-    """A line for each kill once training goes on; on a terminal also one that says what is going on now."""
+class KillReporter:
+    """Say a line for each kill once training goes on; on a terminal also keep one that says what is going on now."""
 
-    def __init__(self, say: Say, asked: int):
-        self.say, self._asked = say, asked
-        self._live, self._shown, self._name = sys.stderr.isatty(), 0.0, ""
-        self._open: Attempt | None = None  # killed, and nothing came of it yet
+    def __init__(self, say: Say, kills_asked: int):
+        self.say, self._kills_asked = say, kills_asked
+        self._on_terminal, self._last_written, self._name = sys.stderr.isatty(), 0.0, ""
+        # The last killed process, while it is not known yet what came of the kill.
+        self._pending: DrilledProcess | None = None
         self._count = 0
 
-    def begin(self, name: str) -> None:
-        """Another run from here on."""
+    def begin_run(self, name: str) -> None:
+        """Speak of another run from here on."""
         self._name = name
 
-    def see(self, now: float, beat: Beat | None) -> None:
-        """What a process does now."""
-        if self._open is not None and beat is not None and beat.phase not in STARTING:
-            self._back(self._open, now)
-        if self._live and time.monotonic() > self._shown + TICK_SECONDS:
-            self._shown = time.monotonic()
+    def observe(self, now: float, beat: Heartbeat | None) -> None:
+        """Take note of what a process does now."""
+        if self._pending is not None and beat is not None and beat.phase not in STARTING_PHASES:
+            self._say_what_was_lost(self._pending, now)
+            self._pending = None
+        if self._on_terminal and time.monotonic() > self._last_written + STATUS_LINE_SECONDS:
+            self._last_written = time.monotonic()
             phase = beat.phase if beat else "startup"
             sys.stderr.write(f"\r\033[K{self._name}: {phase}{f', step {beat.step}' if beat and beat.step else ''}")
             sys.stderr.flush()
 
-    def ended(self, attempt: Attempt) -> None:
-        """A process is gone."""
-        if self._open is not None:
-            self._line(self._open, "killed again before it went on")
-        self._open = None
-        if attempt.landed:
-            self._count, self._open = self._count + 1, attempt
+    def end_process(self, process: DrilledProcess) -> None:
+        """Take note of a process that is gone."""
+        if self._pending is not None:
+            self._say_kill(self._pending, "killed again before it went on")
+        self._pending = None
+        if process.was_killed:
+            self._count, self._pending = self._count + 1, process
 
-    def clear(self) -> None:
-        """Nothing is going on any more."""
-        if self._live:
+    def clear_status_line(self) -> None:
+        """Take away the line that says what is going on."""
+        if self._on_terminal:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
 
-    def _back(self, killed: Attempt, now: float) -> None:
-        self._open = None
+    def _say_what_was_lost(self, killed: DrilledProcess, now: float) -> None:
         lost = max((killed.step or 0) - killed.durable, 0)
-        again = f"{plural(lost, 'step')} again" if lost else "nothing lost"
+        again = f"{format_count(lost, 'step')} again" if lost else "nothing lost"
         where = f"from step {killed.durable}" if killed.durable else "from the beginning"
-        self._line(killed, f"goes on {where}, {again}, after {clock(now - killed.ended)}")
+        self._say_kill(killed, f"goes on {where}, {again}, after {format_duration(now - killed.ended)}")
 
-    def _line(self, killed: Attempt, what: str) -> None:
-        assert killed.aim is not None
-        self.clear()
+    def _say_kill(self, killed: DrilledProcess, what: str) -> None:
+        assert killed.planned is not None
+        self.clear_status_line()
         step = f"step {killed.step}" if killed.step is not None else ""
-        number = f"{self._count:>{len(str(self._asked))}}/{self._asked}"
-        self.say(f"  {number}  {killed.aim.signal.name}  {killed.moment:<8} {step:<9}  {what}")
+        number = f"{self._count:>{len(str(self._kills_asked))}}/{self._kills_asked}"
+        self.say(f"  {number}  {killed.planned.signal.name}  {killed.moment:<8} {step:<9}  {what}")

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from runner.__main__ import main
 from runner.checkpoint import arrays
 from runner.checkpoint.record import Record
-from runner.checkpoint.seal import seal
-from runner.drill.compare import Evidence, Line, evidence
-from runner.drill.diagnose import DETERMINISTIC, Facts, diagnose, tell_tale
-from runner.drill.kill_plan import HEARD, MOMENTS, STARTING, Aim, Past, plan
-from runner.rundir.heartbeat import Beat
-from runner.rundir.layout import Run
+from runner.checkpoint.seal import seal_checkpoint
+from runner.drill.compare_runs import LineDifference, RunComparison, compare_runs
+from runner.drill.diagnosis import DETERMINISTIC, DifferenceFacts, explain_difference, most_telling_array
+from runner.drill.kill_plan import MOMENTS, SIGTERM_MOMENTS, STARTING_PHASES, Baseline, PlannedKill, plan_kills
+from runner.rundir.heartbeat import Heartbeat
+from runner.rundir.layout import RunDir
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, plant
 
 DRILLED = (*SMALL, "ckpt.save.periodic.steps=7")
@@ -37,7 +37,7 @@ DRILLED = (*SMALL, "ckpt.save.periodic.steps=7")
 
 steps = st.integers(1, 400)
 pasts = st.builds(
-    lambda count, evaluated, saved: Past(
+    lambda count, evaluated, saved: Baseline(
         count, [step for step in evaluated if step <= count], [step for step in saved if step <= count]
     ),
     steps,
@@ -48,84 +48,86 @@ pasts = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(), st.integers(1, 40), pasts)
-def test_a_plan_has_every_moment_and_exactly_so_many_kills(seed: int, count: int, past: Past) -> None:
-    aims = plan(seed, count, past)
+def test_a_plan_has_every_moment_and_exactly_so_many_kills(seed: int, count: int, past: Baseline) -> None:
+    aims = plan_kills(seed, count, past)
     assert len(aims) == count
-    assert aims == plan(seed, count, past)
-    possible = [moment for moment in MOMENTS if past.chances(moment)]
+    assert aims == plan_kills(seed, count, past)
+    possible = [moment for moment in MOMENTS if past.steps_of(moment)]
     assert {aim.moment for aim in aims} >= set(possible[:count])
     assert all(1 <= aim.step <= past.steps for aim in aims)
-    assert all(aim.step in past.chances(aim.moment) for aim in aims if aim.moment not in STARTING)
-    running = [aim.step for aim in aims if aim.moment not in STARTING]
+    assert all(aim.step in past.steps_of(aim.moment) for aim in aims if aim.moment not in STARTING_PHASES)
+    running = [aim.step for aim in aims if aim.moment not in STARTING_PHASES]
     assert running == sorted(running)
-    assert aims[0].moment not in STARTING  # a process that starts again has something to go on from
+    assert aims[0].moment not in STARTING_PHASES  # a process that starts again has something to go on from
     polite = [aim for aim in aims if aim.signal == signal.SIGTERM]
     assert len(polite) <= (count + 2) // 5
-    assert all(aim.moment in HEARD and aim.step <= 0.9 * past.steps for aim in polite)
+    assert all(aim.moment in SIGTERM_MOMENTS and aim.step <= 0.9 * past.steps for aim in polite)
 
 
 def test_a_plan_is_spread_and_another_seed_kills_elsewhere() -> None:
-    past = Past(600, range(100, 601, 100), range(100, 601, 100))
-    aims = plan(0, 40, past)
+    past = Baseline(600, range(100, 601, 100), range(100, 601, 100))
+    aims = plan_kills(0, 40, past)
     on_steps = [aim.step for aim in aims if aim.moment == "step"]
     assert len(on_steps) >= 5
     assert min(on_steps) <= 100
     assert max(on_steps) >= 500
     assert Counter(aim.signal for aim in aims)[signal.SIGTERM] == 8
-    assert [aim.step for aim in plan(1, 40, past)] != [aim.step for aim in aims]
+    assert [aim.step for aim in plan_kills(1, 40, past)] != [aim.step for aim in aims]
     hard = {aim.moment for aim in aims if aim.signal == signal.SIGKILL}
     assert hard == set(MOMENTS)  # polite ones do not take the place of the only one in a moment
 
 
 def test_nothing_to_evaluate_and_nothing_to_save_leaves_the_other_moments() -> None:
-    moments = {aim.moment for aim in plan(0, 20, Past(50))}
-    assert moments == {"step", *STARTING} - {"import"}  # which is starting up
+    moments = {aim.moment for aim in plan_kills(0, 20, Baseline(50))}
+    assert moments == {"step", *STARTING_PHASES} - {"import"}  # which is starting up
 
 
-def _beat(phase: str, step: int = 0, writing: str = "") -> Beat:
-    return Beat(step, 0.0, 0.0, phase, writing)
+def _beat(phase: str, step: int = 0, writing: str = "") -> Heartbeat:
+    return Heartbeat(step, 0.0, 0.0, phase, writing)
 
 
-PAST = Past(100, [50], [50], {"eval": 2.0, "startup": 4.0})
+PAST = Baseline(100, [50], [50], {"eval": 2.0, "startup": 4.0})
 
 
 @pytest.mark.parametrize(
     ("aim", "beat", "into", "due"),
     [
-        (Aim("eval", 50, 60), _beat("eval", 50), 0.0, True),
-        (Aim("eval", 50, 60), _beat("eval", 40), 0.0, False),
-        (Aim("eval", 50, 60), _beat("step", 55), 0.0, False),
-        (Aim("eval", 50, 60, depth=0.5), _beat("eval", 50), 0.9, False),
-        (Aim("eval", 50, 60, depth=0.5), _beat("eval", 50), 1.1, True),
-        (Aim("eval", 50, 60), _beat("step", 60), 0.0, True),  # it did not come: at once
-        (Aim("eval", 50, 600), _beat("finish", 100), 0.0, True),  # the last chance
-        (Aim("eval", 50, 60), _beat("finish", 70), 0.0, False),  # between restoring and training
-        (Aim("step", 50, 51), _beat("finish", 50), 0.0, False),
-        (Aim("eval", 50, 60), _beat("restore", 0), 0.0, False),
-        (Aim("eval", 50, 60), None, 9.0, False),
-        (Aim("step", 7, 8), _beat("data", 7), 0.0, True),
-        (Aim("step", 7, 8), _beat("step", 6), 0.0, False),
-        (Aim("publish", 50, 60), _beat("step", 52, "publish"), 0.0, True),
-        (Aim("publish", 50, 60), _beat("step", 52, "seal"), 0.0, False),
-        (Aim("startup", 5, 0, depth=0.5), None, 1.9, False),
-        (Aim("startup", 5, 0, depth=0.5), None, 2.1, True),
-        (Aim("startup", 5, 0, depth=0.5), _beat("restore"), 0.0, True),  # it was over sooner than usual
-        (Aim("restore", 5, 0), _beat("startup"), 0.0, False),
-        (Aim("restore", 5, 0), _beat("restore"), 0.0, True),
-        (Aim("restore", 5, 0), _beat("compile"), 0.0, True),
-        (Aim("compile", 5, 0), _beat("restore"), 0.0, False),
+        (PlannedKill("eval", 50, 60), _beat("eval", 50), 0.0, True),
+        (PlannedKill("eval", 50, 60), _beat("eval", 40), 0.0, False),
+        (PlannedKill("eval", 50, 60), _beat("step", 55), 0.0, False),
+        (PlannedKill("eval", 50, 60, depth=0.5), _beat("eval", 50), 0.9, False),
+        (PlannedKill("eval", 50, 60, depth=0.5), _beat("eval", 50), 1.1, True),
+        (PlannedKill("eval", 50, 60), _beat("step", 60), 0.0, True),  # it did not come: at once
+        (PlannedKill("eval", 50, 600), _beat("finish", 100), 0.0, True),  # the last chance
+        (PlannedKill("eval", 50, 60), _beat("finish", 70), 0.0, False),  # between restoring and training
+        (PlannedKill("step", 50, 51), _beat("finish", 50), 0.0, False),
+        (PlannedKill("eval", 50, 60), _beat("restore", 0), 0.0, False),
+        (PlannedKill("eval", 50, 60), None, 9.0, False),
+        (PlannedKill("step", 7, 8), _beat("data", 7), 0.0, True),
+        (PlannedKill("step", 7, 8), _beat("step", 6), 0.0, False),
+        (PlannedKill("publish", 50, 60), _beat("step", 52, "publish"), 0.0, True),
+        (PlannedKill("publish", 50, 60), _beat("step", 52, "seal"), 0.0, False),
+        (PlannedKill("startup", 5, 0, depth=0.5), None, 1.9, False),
+        (PlannedKill("startup", 5, 0, depth=0.5), None, 2.1, True),
+        (PlannedKill("startup", 5, 0, depth=0.5), _beat("restore"), 0.0, True),  # it was over sooner than usual
+        (PlannedKill("restore", 5, 0), _beat("startup"), 0.0, False),
+        (PlannedKill("restore", 5, 0), _beat("restore"), 0.0, True),
+        (PlannedKill("restore", 5, 0), _beat("compile"), 0.0, True),
+        (PlannedKill("compile", 5, 0), _beat("restore"), 0.0, False),
     ],
 )
-def test_it_kills_in_the_moment_or_once_it_has_passed(aim: Aim, beat: Beat | None, into: float, due: bool) -> None:
+def test_it_kills_in_the_moment_or_once_it_has_passed(
+    aim: PlannedKill, beat: Heartbeat | None, into: float, due: bool
+) -> None:
     assert aim.is_due(beat, into if aim.is_in(beat) else None, PAST) is due
 
 
 def test_a_polite_request_that_comes_too_late_is_none() -> None:
-    aim = Aim("eval", 50, 60, signal.SIGTERM)
-    assert aim.at_last(_beat("eval", 50), PAST) == aim
-    assert aim.at_last(None, PAST) == aim
-    assert aim.at_last(_beat("step", 95), PAST).signal == signal.SIGKILL
-    assert aim.at_last(_beat("finish", 50), PAST).signal == signal.SIGKILL
+    aim = PlannedKill("eval", 50, 60, signal.SIGTERM)
+    assert aim.avoid_late_sigterm(_beat("eval", 50), PAST) == aim
+    assert aim.avoid_late_sigterm(None, PAST) == aim
+    assert aim.avoid_late_sigterm(_beat("step", 95), PAST).signal == signal.SIGKILL
+    assert aim.avoid_late_sigterm(_beat("finish", 50), PAST).signal == signal.SIGKILL
 
 
 # What it sees.
@@ -142,14 +144,14 @@ LINES = [{"step": step, "split": split, "loss": step / 3} for step in (2, 4, 6) 
 PROGRESS = {"position": {"next_index": 6}, "data": "abc", "best": None}
 
 
-def _made(path: Path, leaves: Mapping[str, Any] = LEAVES, progress: Any = PROGRESS, log: str | None = None) -> Run:
+def _made(path: Path, leaves: Mapping[str, Any] = LEAVES, progress: Any = PROGRESS, log: str | None = None) -> RunDir:
     """A run as it lies on disk, with one checkpoint."""
-    run, directory = Run(path), path / "checkpoints/6"
+    run, directory = RunDir(path), path / "checkpoints/6"
     (directory / "state").mkdir(parents=True)
-    arrays.write(directory / "state", leaves, {name: np.shape(leaf) for name, leaf in leaves.items()})
+    arrays.write_leaves(directory / "state", leaves, {name: np.shape(leaf) for name, leaf in leaves.items()})
     (directory / "progress").mkdir()
     (directory / "progress/metadata").write_text(json.dumps(progress))
-    seal(directory, Record(6, "end", {}, 0.0), checksums=True)
+    seal_checkpoint(directory, Record(6, "end", {}, 0.0), checksums=True)
     run.logs.mkdir()
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES) if log is None else log)
     run.status.write_text(json.dumps({"state": "finished", "step": 6, "score": 1.5, "best": None}))
@@ -157,43 +159,43 @@ def _made(path: Path, leaves: Mapping[str, Any] = LEAVES, progress: Any = PROGRE
 
 
 @pytest.fixture
-def first(tmp_path: Path) -> Run:
+def first(tmp_path: Path) -> RunDir:
     return _made(tmp_path / "first")
 
 
-def test_two_equal_runs_are_identical(first: Run, tmp_path: Path) -> None:
-    found = evidence(first, _made(tmp_path / "second"))
+def test_two_equal_runs_are_identical(first: RunDir, tmp_path: Path) -> None:
+    found = compare_runs(first, _made(tmp_path / "second"))
     assert found.identical
     assert (found.step, found.num_lines, found.num_bytes) == (6, 6, 116)
-    assert found.found is not None
-    assert found.found.num_equal == len(LEAVES)
+    assert found.arrays is not None
+    assert found.arrays.num_equal == len(LEAVES)
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_one_flipped_bit_in_any_array_is_found(first: Run, name: str, tmp_path: Path) -> None:
+def test_one_flipped_bit_in_any_array_is_found(first: RunDir, name: str, tmp_path: Path) -> None:
     changed = LEAVES[name].copy()
     changed.reshape(-1).view(np.uint8)[0] ^= 1
-    found = evidence(first, _made(tmp_path / "second", {**LEAVES, name: changed}))
+    found = compare_runs(first, _made(tmp_path / "second", {**LEAVES, name: changed}))
     assert not found.identical
     assert found.differing == [name]
     assert found.line is None
 
 
-def test_an_array_that_is_not_there_is_found(first: Run, tmp_path: Path) -> None:
+def test_an_array_that_is_not_there_is_found(first: RunDir, tmp_path: Path) -> None:
     less = {name: leaf for name, leaf in LEAVES.items() if name != "extra.mean"}
-    assert evidence(first, _made(tmp_path / "second", less)).differing == ["extra.mean"]
+    assert compare_runs(first, _made(tmp_path / "second", less)).differing == ["extra.mean"]
 
 
-def test_another_position_of_the_data_is_found(first: Run, tmp_path: Path) -> None:
-    found = evidence(first, _made(tmp_path / "second", progress={**PROGRESS, "position": {"next_index": 5}}))
+def test_another_position_of_the_data_is_found(first: RunDir, tmp_path: Path) -> None:
+    found = compare_runs(first, _made(tmp_path / "second", progress={**PROGRESS, "position": {"next_index": 5}}))
     assert not found.identical
     assert list(found.progress) == ["position"]
 
 
-def test_another_result_is_found(first: Run, tmp_path: Path) -> None:
+def test_another_result_is_found(first: RunDir, tmp_path: Path) -> None:
     second = _made(tmp_path / "second")
     second.status.write_text(second.status.read_text().replace("1.5", "1.25"))
-    found = evidence(first, second)
+    found = compare_runs(first, second)
     assert not found.identical
     assert list(found.result) == ["score"]
 
@@ -206,17 +208,17 @@ TEXT = [json.dumps(line) + "\n" for line in LINES]
     [
         (
             [*TEXT[:2], TEXT[2].replace("1.3333333333333333", "1.3333333333333335"), *TEXT[3:]],
-            Line(4, "train", "differs", ("loss",)),
+            LineDifference(4, "train", "differs", ("loss",)),
         ),
-        ([*TEXT[:2], *TEXT[3:]], Line(4, "train", "is missing")),
-        ([*TEXT[:3], TEXT[2], *TEXT[3:]], Line(4, "train", "is there twice")),
-        ([*TEXT, TEXT[0].replace("2", "7")], Line(7, "train", "was not expected")),
-        ([TEXT[1], TEXT[0], *TEXT[2:]], Line(2, "eval", "was not expected")),
-        ([*TEXT[:5], TEXT[5].replace(": ", ":")], Line(6, "eval", "differs")),
+        ([*TEXT[:2], *TEXT[3:]], LineDifference(4, "train", "is missing")),
+        ([*TEXT[:3], TEXT[2], *TEXT[3:]], LineDifference(4, "train", "is there twice")),
+        ([*TEXT, TEXT[0].replace("2", "7")], LineDifference(7, "train", "was not expected")),
+        ([TEXT[1], TEXT[0], *TEXT[2:]], LineDifference(2, "eval", "was not expected")),
+        ([*TEXT[:5], TEXT[5].replace(": ", ":")], LineDifference(6, "eval", "differs")),
     ],
 )
-def test_one_changed_line_is_found(first: Run, log: list[str], line: Line, tmp_path: Path) -> None:
-    found = evidence(first, _made(tmp_path / "second", log="".join(log)))
+def test_one_changed_line_is_found(first: RunDir, log: list[str], line: LineDifference, tmp_path: Path) -> None:
+    found = compare_runs(first, _made(tmp_path / "second", log="".join(log)))
     assert not found.identical
     assert found.line == line
 
@@ -224,44 +226,44 @@ def test_one_changed_line_is_found(first: Run, log: list[str], line: Line, tmp_p
 # What it says.
 
 EVERYTHING = ("opt.0.mu.kernel", "params.kernel")
-LATER = Line(25, "train", "differs", ("loss", "grad_norm"))
-SAME = Evidence(6, None, 0, {}, None, 6, {}, ([6], [6]))
+LATER = LineDifference(25, "train", "differs", ("loss", "grad_norm"))
+SAME = RunComparison(6, None, 0, {}, None, 6, {}, ([6], [6]))
 
 
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        (Facts((*EVERYTHING, "rng.dropout.count"), (), LATER, [10, 20]), "random streams are not restored"),
-        (Facts((*EVERYTHING, "rng.dropout.count"), (), LATER, [10, 20]), "rng.dropout.count"),
-        (Facts((*EVERYTHING, "rng.dropout.count"), (), LATER, [10, 20]), "after training went on from step 20"),
-        (Facts(EVERYTHING, ("position",), LATER, [20]), "order of the data: its position is not restored"),
-        (Facts(EVERYTHING, ("data",), LATER, [20]), "its fingerprint differs"),
-        (Facts(("rng.a",), ("position",), LATER, [20]), "streams are not restored as they were saved: rng.a differs; and the order"),
-        (Facts((*EVERYTHING, "opt.0.count"), (), LATER, [20]), "the optimizer's state is not restored"),
-        (Facts(EVERYTHING, (), Line(25, "train", "differs", ("lr",)), [20]), "learning rate"),
-        (Facts(("extra.mean",), (), Line(25, "eval", "differs"), [20]), "a variable beside the parameters: extra.mean"),
-        (Facts(EVERYTHING, (), LATER, [20], agree=[20]), "order of the data, most likely: checkpoint 20"),
-        (Facts(EVERYTHING, (), LATER, [20]), "the state was not restored bit for bit"),
-        (Facts((), (), Line(25, "train", "is there twice"), [20]), "the log alone"),
-        (Facts((), ("best",), None, [20]), "remembered beside the state: best"),
-        (Facts(("params.kernel",), (), None, [20]), "no logged number does"),
-        (Facts(EVERYTHING, (), Line(5, "train", "differs"), [10, 20]), "does not always repeat: step 5"),
-        (Facts(EVERYTHING, (), LATER, [20], again=replace(SAME, line=Line(5, "train", "differs"))), "second uninterrupted run differs"),
-        (Facts((*EVERYTHING, "rng.a"), (), LATER, [20], again=SAME), "random streams"),
-        (Facts(EVERYTHING, (), Line(5, "train", "differs"), [10], hardware="8 × NVIDIA H200"), DETERMINISTIC),
+        (DifferenceFacts((*EVERYTHING, "rng.dropout.count"), (), LATER, [10, 20]), "random streams are not restored"),
+        (DifferenceFacts((*EVERYTHING, "rng.dropout.count"), (), LATER, [10, 20]), "rng.dropout.count"),
+        (DifferenceFacts((*EVERYTHING, "rng.dropout.count"), (), LATER, [10, 20]), "after training went on from step 20"),
+        (DifferenceFacts(EVERYTHING, ("position",), LATER, [20]), "order of the data: its position is not restored"),
+        (DifferenceFacts(EVERYTHING, ("data",), LATER, [20]), "its fingerprint differs"),
+        (DifferenceFacts(("rng.a",), ("position",), LATER, [20]), "streams are not restored as they were saved: rng.a differs; and the order"),
+        (DifferenceFacts((*EVERYTHING, "opt.0.count"), (), LATER, [20]), "the optimizer's state is not restored"),
+        (DifferenceFacts(EVERYTHING, (), LineDifference(25, "train", "differs", ("lr",)), [20]), "learning rate"),
+        (DifferenceFacts(("extra.mean",), (), LineDifference(25, "eval", "differs"), [20]), "a variable beside the parameters: extra.mean"),
+        (DifferenceFacts(EVERYTHING, (), LATER, [20], agree=[20]), "order of the data, most likely: checkpoint 20"),
+        (DifferenceFacts(EVERYTHING, (), LATER, [20]), "the state was not restored bit for bit"),
+        (DifferenceFacts((), (), LineDifference(25, "train", "is there twice"), [20]), "the log alone"),
+        (DifferenceFacts((), ("best",), None, [20]), "remembered beside the state: best"),
+        (DifferenceFacts(("params.kernel",), (), None, [20]), "no logged number does"),
+        (DifferenceFacts(EVERYTHING, (), LineDifference(5, "train", "differs"), [10, 20]), "does not always repeat: step 5"),
+        (DifferenceFacts(EVERYTHING, (), LATER, [20], again=replace(SAME, line=LineDifference(5, "train", "differs"))), "second uninterrupted run differs"),
+        (DifferenceFacts((*EVERYTHING, "rng.a"), (), LATER, [20], again=SAME), "random streams"),
+        (DifferenceFacts(EVERYTHING, (), LineDifference(5, "train", "differs"), [10], hardware="8 × NVIDIA H200"), DETERMINISTIC),
     ],
 )  # fmt: skip
-def test_the_probable_cause(facts: Facts, said: str) -> None:
-    assert said in diagnose(facts)
-    assert (DETERMINISTIC in diagnose(facts)) == ("H200" in facts.hardware)
+def test_the_probable_cause(facts: DifferenceFacts, said: str) -> None:
+    assert said in explain_difference(facts)
+    assert (DETERMINISTIC in explain_difference(facts)) == ("H200" in facts.hardware)
 
 
 def test_what_tells_most_comes_first() -> None:
     names = ["extra.mean", "opt.0.count", "opt.0.mu", "params.kernel", "rng.dropout.count", "step"]
-    assert tell_tale(names) == "rng.dropout.count"
-    assert tell_tale(["opt.0.count", "opt.0.mu", "params.kernel"]) == "opt.0.count"
-    assert tell_tale(["params.kernel"]) == "params.kernel"
-    assert tell_tale([]) is None
+    assert most_telling_array(names) == "rng.dropout.count"
+    assert most_telling_array(["opt.0.count", "opt.0.mu", "params.kernel"]) == "opt.0.count"
+    assert most_telling_array(["params.kernel"]) == "params.kernel"
+    assert most_telling_array([]) is None
 
 
 # What it does, on a real run.
@@ -343,9 +345,9 @@ def planted(built, directory):
 module.restore = planted
 """,
     "data": """
-from data.pipeline import Stream
-original = Stream.restore
-Stream.restore = lambda self, state: original(self, {**state, "next_index": 0})
+from data.pipeline import BatchStream
+original = BatchStream.restore
+BatchStream.restore = lambda self, state: original(self, {**state, "next_index": 0})
 """,
     "noise": """
 import os
@@ -462,12 +464,12 @@ def test_a_run_that_fails_untouched_says_so_with_its_own_code(door: Door) -> Non
 SLOW_EVALUATION = """
 import time
 import data.pipeline as module
-original = module.in_order
+original = module.iterate_in_order
 def slow(*words, **options):
     for batch in original(*words, **options):
         time.sleep(0.5)
         yield batch
-module.in_order = slow
+module.iterate_in_order = slow
 """
 NO_SAVE = """
 import time
