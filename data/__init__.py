@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, r
 
 from annotated_types import Ge
 
-from data.fields import Batches, Count, Fraction, Pictured
+from data.option_fields import BatchOptions, Count, Fraction, ImageOptions
 from data.user_formats import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class Looks(Protocol):
+class CheckableData(Protocol):
     """An option whose data may be missing."""
 
-    def look(self) -> None:
+    def check_readable(self) -> None:
         """Raises ValueError, which begins with a key of the option, where the data cannot be what it should be."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stdlib(Batches):
+class Stdlib(BatchOptions):
     """The source of Python's standard library, as bytes. Real text that is already on the machine."""
 
     kind: Literal["stdlib"] = "stdlib"
@@ -42,13 +42,13 @@ class Stdlib(Batches):
     gives: ClassVar[str] = "tokens"
 
     def sources(self) -> Sources:
-        from data.text_files import stdlib
+        from data.text_files import read_stdlib
 
-        return stdlib(self.seq_len, self.eval_fraction)
+        return read_stdlib(self.seq_len, self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(Pictured):
+class Digits(ImageOptions):
     """scikit-learn's real handwritten digits: 1,797 images of 8 × 8 × 1 pixels in 10 classes."""
 
     kind: Literal["digits"] = "digits"
@@ -58,13 +58,13 @@ class Digits(Pictured):
     gives: ClassVar[str] = "images"
 
     def sources(self) -> Sources:
-        from data.built_in import digits
+        from data.built_in import read_digits
 
-        return digits(self.eval_fraction)
+        return read_digits(self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthetic(Pictured):
+class Synthetic(ImageOptions):
     """Random examples made on the spot, the same on every machine. For benchmarks.
 
     `delay_seconds`: each batch takes that much longer, as from slow storage.
@@ -83,16 +83,16 @@ class Synthetic(Pictured):
         from data import built_in
 
         if self.gives == "tokens":
-            made = built_in.synthetic_tokens(self.size, self.seq_len)
+            made = built_in.make_random_tokens(self.size, self.seq_len)
         elif self.gives == "images":
-            made = built_in.synthetic_images(self.size, self.image_size)
+            made = built_in.make_random_images(self.size, self.image_size)
         else:
-            made = built_in.synthetic_features(self.size, self.num_features)
-        return built_in.slowed(made, self.delay_seconds)
+            made = built_in.make_random_features(self.size, self.num_features)
+        return built_in.delay_batches(made, self.delay_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
-class External(Batches):
+class ExternalData(BatchOptions):
     """Data of your own. `target` is `module:function`, in a file of the current directory or in an installed package.
 
         target(**options) -> dict[str, np.ndarray]
@@ -113,13 +113,13 @@ class External(Batches):
 
     def sources(self) -> Sources:
         """Raises Unfit where the target returns something else."""
-        from data.user_data import sources
+        from data.user_data import read_user_data
 
-        return sources(self.target, self.options, self.eval_fraction)
+        return read_user_data(self.target, self.options, self.eval_fraction)
 
 
-class Unfit(TypeError):
+class InvalidUserData(TypeError):
     """What a user's own data returned is not what is asked of it."""
 
 
-Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Arrayrecord | Hub | External
+Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Arrayrecord | Hub | ExternalData

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data.fingerprint import of_bytes
-from data.sources import NUM_BYTES, NUM_CLASSES, Source, Sources, Table, halves
-from data.text_files import Windows
+from data.fingerprint import identify_bytes
+from data.sources import NUM_BYTES, NUM_CLASSES, Source, Sources, Table, split_table
+from data.text_files import TokenWindows
 
 
-def digits(eval_fraction: float) -> Sources:
+def read_digits(eval_fraction: float) -> Sources:
     """The UCI handwritten digits as scikit-learn ships them, pixels scaled to [0, 1]; the split is fixed."""
     table = _digits()
     pixels, labels = table[:, :-1], table[:, -1]
@@ -40,7 +40,7 @@ def _digits() -> Float[np.ndarray, "1797 65"]:
 
 
 def _split_table(columns: dict[str, np.ndarray], eval_fraction: float, name: str) -> Sources:
-    train, held_out = halves(Table(columns), eval_fraction)
+    train, held_out = split_table(Table(columns), eval_fraction)
     content = [column.tobytes() for column in columns.values()]
     return Sources(
         train,
@@ -49,12 +49,12 @@ def _split_table(columns: dict[str, np.ndarray], eval_fraction: float, name: str
         NUM_CLASSES,
         hashlib.sha256(b"".join(content)).hexdigest(),
         f"{len(train)} + {len(held_out)} examples (train + eval)",
-        files={name: of_bytes(*content)},
+        files={name: identify_bytes(*content)},
     )
 
 
 @dataclass(frozen=True)
-class Slow:
+class DelayedSource:
     """A source that takes its time: what slow storage does to training."""
 
     source: Source
@@ -68,29 +68,29 @@ class Slow:
         return self.source.take(indices)
 
 
-def slowed(sources: Sources, seconds: float) -> Sources:
+def delay_batches(sources: Sources, seconds: float) -> Sources:
     """The same data, each batch of training after a delay."""
-    return replace(sources, train=Slow(sources.train, seconds), waits=True) if seconds else sources
+    return replace(sources, train=DelayedSource(sources.train, seconds), waits=True) if seconds else sources
 
 
-def synthetic_tokens(size: int, seq_len: int) -> Sources:
+def make_random_tokens(size: int, seq_len: int) -> Sources:
     """Uniformly random bytes, the same on every machine."""
     content: UInt8[np.ndarray, "bytes"] = np.random.default_rng(0).integers(0, NUM_BYTES, size * seq_len + 1, np.uint8)
-    source = Windows(content, seq_len)
-    held_out = Windows(content[: max(size // 8, 1) * seq_len + 1], seq_len)
+    source = TokenWindows(content, seq_len)
+    held_out = TokenWindows(content[: max(size // 8, 1) * seq_len + 1], seq_len)
     name = f"synthetic tokens {size} {seq_len}"
-    files = {name: of_bytes(content.tobytes())}
+    files = {name: identify_bytes(content.tobytes())}
     return Sources(source, held_out, (seq_len,), NUM_BYTES, name, f"{size} random windows", files=files)
 
 
-def synthetic_features(size: int, num_features: int) -> Sources:
+def make_random_features(size: int, num_features: int) -> Sources:
     """Gaussian features whose class is the largest of ten fixed random projections: learnable, and made anywhere."""
     rng = np.random.default_rng(0)
     features: Float[np.ndarray, "size features"] = rng.standard_normal((size, num_features)).astype(np.float32)
     return _split_table(_judged(features, rng), 1 / 8, f"synthetic features {size} {num_features}")
 
 
-def synthetic_images(size: int, image_size: int) -> Sources:
+def make_random_images(size: int, image_size: int) -> Sources:
     """The same, as square images of three channels."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((size, image_size, image_size, 3)).astype(np.float32)

@@ -23,7 +23,7 @@ class Encoding:
     file: Path | None = None
 
 
-def encoding(wanted: str, *, eos: bool = True) -> Encoding:
+def load_encoding(wanted: str, *, eos: bool = True) -> Encoding:
     """`bytes`, `tokenizers:FILE.json` or `tiktoken:NAME`. Raises ValueError where it cannot be had, saying why."""
     kind, _, rest = wanted.partition(":")
     if wanted == "bytes":
@@ -35,7 +35,7 @@ def encoding(wanted: str, *, eos: bool = True) -> Encoding:
     raise ValueError(f"--encoding {wanted}: expected bytes, tokenizers:FILE.json or tiktoken:NAME")
 
 
-def decoder(name: str, folder: Path) -> Callable[[list[int]], str]:
+def load_decoder(name: str, folder: Path) -> Callable[[list[int]], str]:
     """From tokens to text, for an encoding by the name that tokens.json has."""
     if name == "bytes":
         return lambda tokens: bytes(tokens).decode(errors="replace")
@@ -55,7 +55,7 @@ def _tokenizers(file: Path, *, eos: bool) -> Encoding:
         raise ValueError("--encoding tokenizers needs a package: pip install tokenizers") from None
     if not file.is_file():
         raise ValueError(f"--encoding tokenizers:{file}: no such file")
-    from data.fingerprint import of_file
+    from data.fingerprint import identify_file
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -71,7 +71,7 @@ def _tokenizers(file: Path, *, eos: bool) -> Encoding:
     def encode(text: bytes) -> np.ndarray:
         return np.array(tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids, np.uint32)
 
-    digest = of_file(file).split()[1]
+    digest = identify_file(file).split()[1]
     return Encoding(f"tokenizers:{digest}", tokenizer.get_vocab_size(), end if eos else None, encode, file)
 
 

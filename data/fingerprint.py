@@ -14,7 +14,7 @@ SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
 MOST_LINES = 20_000
 
 
-def of_bytes(*parts: bytes | memoryview) -> str:
+def identify_bytes(*parts: bytes | memoryview) -> str:
     """`SIZE HASH` of bytes that are read anyway."""
     digest = xxhash.xxh3_64()
     for part in parts:
@@ -22,7 +22,7 @@ def of_bytes(*parts: bytes | memoryview) -> str:
     return f"{sum(map(len, parts))} {digest.hexdigest()}"
 
 
-def of_file(path: Path) -> str:
+def identify_file(path: Path) -> str:
     """`SIZE HASH` of a file that need not be read: of all bytes, or of 256 blocks where it is large.
 
     Enough to notice a file that was made again: another tokenizer, order or version changes nearly every block. A
@@ -41,12 +41,12 @@ def of_file(path: Path) -> str:
     return f"{size} {digest.hexdigest()}"
 
 
-def fingerprint(files: Mapping[str, str], *more: object) -> str:
+def hash_files(files: Mapping[str, str], *more: object) -> str:
     """One hash of every file and of whatever else decides which examples there are."""
     return hashlib.sha256(json.dumps([sorted(files.items()), *map(str, more)]).encode()).hexdigest()
 
 
-def folded(files: Mapping[str, str]) -> dict[str, str]:
+def fold_into_folders(files: Mapping[str, str]) -> dict[str, str]:
     """The same in at most 20,000 lines or so: where there are more files, a line for each folder."""
     if len(files) <= MOST_LINES:
         return dict(files)
@@ -64,6 +64,6 @@ def _sum(files: Iterable[tuple[str, str]]) -> str:
     return f"{size} {digest.hexdigest()}"
 
 
-def draw(name: bytes) -> float:
+def draw_from_name(name: bytes) -> float:
     """A number in [0, 1) that depends on a name alone: which side a file is on, whatever else is there."""
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64

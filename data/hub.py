@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.fingerprint import fingerprint, of_bytes, of_file
-from data.images import Pictures
-from data.sources import Source, Sources, classes, parts
-from data.tables import DIMENSIONS, ready, two
-from data.text_files import in_memory
+from data.fingerprint import hash_files, identify_bytes, identify_file
+from data.images import EncodedImages
+from data.sources import Source, Sources, count_classes, split_source
+from data.tables import DIMENSIONS, make_labelled_sources, prepare_inputs
+from data.text_files import make_byte_sources
 
 if TYPE_CHECKING:
     from data.user_formats import Hub
 
 
-def hub(option: Hub) -> Sources:
+def read_hub(option: Hub) -> Sources:
     """The examples of one split, and of another one to evaluate on. Raises ValueError where they cannot be had."""
     splits = [option.split, *([option.eval_split] if option.eval_split else [])]
     loaded = [_loaded(option, split) for split in splits]
@@ -36,13 +36,13 @@ def hub(option: Hub) -> Sources:
     if option.gives == "tokens":
         return _text(option, loaded, files)
     both = [_labelled(option, dataset, split) for dataset, split in zip(loaded, splits, strict=True)]
-    number = classes(np.concatenate([labels for _, labels in both]), option.num_classes)
+    number = count_classes(np.concatenate([labels for _, labels in both]), option.num_classes)
     first: Source = both[0][0]
-    sides = (first, both[1][0]) if len(both) == 2 else parts(first, option.eval_fraction)
+    sides = (first, both[1][0]) if len(both) == 2 else split_source(first, option.eval_fraction)
     shape = first.take(np.array([0]))["inputs"].shape[1:]
     if len(shape) + 1 not in DIMENSIONS[option.gives]:
         raise ValueError(f"an example is {shape}, which is no {option.gives}; set data.gives")
-    return two(*sides, shape, number, files, splits, option.eval_fraction, waits=True)
+    return make_labelled_sources(*sides, shape, number, files, splits, option.eval_fraction, waits=True)
 
 
 def _loaded(option: Hub, split: str) -> Any:
@@ -69,9 +69,9 @@ def _loaded(option: Hub, split: str) -> Any:
 def _identity(dataset: Any) -> str:
     """Size and content of the files that a split is mapped from."""
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    contents = [of_file(file) for file in files] or [str(dataset._fingerprint)]  # noqa: SLF001 (of data that is in memory alone)
+    contents = [identify_file(file) for file in files] or [str(dataset._fingerprint)]  # noqa: SLF001 (of data that is in memory alone)
     size = sum(int(content.split()[0]) for content in contents) if files else 0
-    return f"{size} {of_bytes(' '.join([*contents, str(len(dataset))]).encode()).split()[1]}"
+    return f"{size} {identify_bytes(' '.join([*contents, str(len(dataset))]).encode()).split()[1]}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Rows:
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = np.asarray(indices)
         values = self.dataset[rows][self.inputs]
-        return {"inputs": ready(np.asarray(values), self.gives), "label": self.label[rows]}
+        return {"inputs": prepare_inputs(np.asarray(values), self.gives), "label": self.label[rows]}
 
 
 def _labelled(option: Hub, dataset: Any, split: str) -> tuple[Source, np.ndarray]:
@@ -101,7 +101,7 @@ def _labelled(option: Hub, dataset: Any, split: str) -> tuple[Source, np.ndarray
     if isinstance(feature, datasets.Image):
         names = [f"{option.path}, {split}, row {row}" for row in range(len(dataset))]
         undecoded = dataset.cast_column(option.inputs, datasets.Image(decode=False))
-        return Pictures(names, kept, _bytes_of(undecoded, option.inputs), option.size, option.channels), labels
+        return EncodedImages(names, kept, _bytes_of(undecoded, option.inputs), option.size, option.channels), labels
     return Rows(dataset.with_format("numpy", columns=[option.inputs]), option.inputs, kept, option.gives), labels
 
 
@@ -125,6 +125,6 @@ def _text(option: Hub, loaded: list[Any], files: dict[str, str]) -> Sources:
     if len(runs) == 1:
         cut = int(len(runs[0]) * (1.0 - option.eval_fraction))
         runs = [runs[0][:cut], runs[0][cut:]]
-    return in_memory(
-        [runs[0]], [runs[1]], option.seq_len, fingerprint(files, option.inputs, option.eval_fraction), files
+    return make_byte_sources(
+        [runs[0]], [runs[1]], option.seq_len, hash_files(files, option.inputs, option.eval_fraction), files
     )

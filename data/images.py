@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from data.fingerprint import WHOLE_BYTES, draw, fingerprint, of_bytes
+from data.fingerprint import WHOLE_BYTES, draw_from_name, hash_files, identify_bytes
 from data.sources import Sources, UnreadableError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -20,7 +20,7 @@ VERIFIED = 5_000  # so many files are looked into before training begins
 
 
 @dataclass(frozen=True)
-class Pictures:
+class EncodedImages:
     """Encoded images, by number, as float32 in [0, 1]."""
 
     names: list[str]
@@ -41,13 +41,13 @@ class Pictures:
     def _pixels(self, number: int) -> UInt8[np.ndarray, "height width channels"]:
         pixels = self.kept.get(number)
         if pixels is None:
-            pixels = decoded(self.encoded(number), self.size, self.channels, self.names[number])
+            pixels = decode_image(self.encoded(number), self.size, self.channels, self.names[number])
             if (len(self.kept) + 1) * pixels.nbytes <= KEPT_BYTES:
                 self.kept[number] = pixels
         return pixels
 
 
-def decoded(content: bytes, size: int, channels: int, name: str) -> UInt8[np.ndarray, "height width channels"]:
+def decode_image(content: bytes, size: int, channels: int, name: str) -> UInt8[np.ndarray, "height width channels"]:
     """An image as `size` × `size` pixels: its middle square, scaled. Raises UnreadableError, which names it."""
     from PIL import Image, ImageOps
 
@@ -64,7 +64,7 @@ def _why(error: Exception) -> str:
     return "unknown format" if "cannot identify" in str(error) else str(error)
 
 
-def classes_in(folder: Path) -> list[str]:
+def list_classes(folder: Path) -> list[str]:
     """The classes of a folder: its folders, in the order of their names. Raises ValueError where it has none."""
     if not folder.is_dir():
         raise ValueError(f"path={folder} is a file; expected a folder with a folder of images for each class")
@@ -74,23 +74,23 @@ def classes_in(folder: Path) -> list[str]:
     return names
 
 
-def images(folder: Path, size: int, channels: int, eval_fraction: float) -> Sources:
+def read_image_folder(folder: Path, size: int, channels: int, eval_fraction: float) -> Sources:
     """The images of a folder, split by file: a side depends on the file's name alone, so new files move no old ones."""
-    names = classes_in(folder)
+    names = list_classes(folder)
     found = [(f"{name}/{file}", label) for label, name in enumerate(names) for file in _files(folder / name)]
     if empty := sorted(set(range(len(names))) - {label for _, label in found}):
         raise ValueError(f"{folder / names[empty[0]]} holds no {', '.join(ENDINGS)}; put images there, or remove it")
     named = _looked_at(folder, [name for name, _ in found])
     sides: tuple[list[tuple[str, int]], list[tuple[str, int]]] = ([], [])
     for file in found:
-        sides[draw(file[0].encode(errors="surrogateescape")) < eval_fraction].append(file)
+        sides[draw_from_name(file[0].encode(errors="surrogateescape")) < eval_fraction].append(file)
     mine, theirs = (_pictures(folder, side, size, channels) for side in sides)
     return Sources(
         mine,
         theirs,
         (size, size, channels),
         len(names),
-        fingerprint(named),
+        hash_files(named),
         f"{len(mine):,} + {len(theirs):,} images (train + eval) in {len(names)} classes, "
         f"as {size} × {size} × {channels}",
         waits=True,
@@ -107,7 +107,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _pictures(folder: Path, files: list[tuple[str, int]], size: int, channels: int) -> Pictures:
+def _pictures(folder: Path, files: list[tuple[str, int]], size: int, channels: int) -> EncodedImages:
     paths = [f"{folder}/{name}" for name, _ in files]  # plain text: a Path for each would take seconds
     labels = np.array([label for _, label in files], np.int32)
 
@@ -117,7 +117,7 @@ def _pictures(folder: Path, files: list[tuple[str, int]], size: int, channels: i
         except OSError as error:
             raise UnreadableError(f"{paths[number]}: {error.strerror}; bring it back") from None
 
-    return Pictures(paths, labels, encoded, size, channels)
+    return EncodedImages(paths, labels, encoded, size, channels)
 
 
 def _looked_at(folder: Path, names: list[str]) -> dict[str, str]:
@@ -134,7 +134,7 @@ def _looked_at(folder: Path, names: list[str]) -> dict[str, str]:
     named = {}
     for number, name in enumerate(names):
         content = _content(f"{folder}/{name}")
-        named[name] = of_bytes(content)
+        named[name] = identify_bytes(content)
         if number % step == 0:
             _verify(content, f"{folder}/{name}")
     return named

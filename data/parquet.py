@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.fingerprint import of_file
-from data.images import Pictures
-from data.sources import Sources, classes, parts
-from data.tables import in_memory, two
+from data.fingerprint import identify_file
+from data.images import EncodedImages
+from data.sources import Sources, count_classes, split_source
+from data.tables import make_labelled_sources, make_table_sources
 
 if TYPE_CHECKING:
     from data.user_formats import Parquet
 
 
-def columns_of(path: Path, inputs: str | tuple[str, ...], label: str) -> list[Path]:
+def find_parquet_files(path: Path, inputs: str | tuple[str, ...], label: str) -> list[Path]:
     """The files, all with the wanted columns. Raises ValueError where there are none, or one lacks a column."""
     try:
         import pyarrow.parquet as pq
@@ -40,19 +40,19 @@ def columns_of(path: Path, inputs: str | tuple[str, ...], label: str) -> list[Pa
     return files
 
 
-def parquet(option: Parquet) -> Sources:
+def read_parquet(option: Parquet) -> Sources:
     """The examples of every file, in the order of the files' names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(option.path).expanduser()
-    files = columns_of(path, option.inputs, option.label)
+    files = find_parquet_files(path, option.inputs, option.label)
     names = [option.inputs] if isinstance(option.inputs, str) else list(option.inputs)
     try:
         table = pa.concat_tables([pq.read_table(file, columns=[*names, option.label]) for file in files])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
-    named = {file.relative_to(path if path.is_dir() else path.parent).as_posix(): of_file(file) for file in files}
+    named = {file.relative_to(path if path.is_dir() else path.parent).as_posix(): identify_file(file) for file in files}
     labels = _plain(table.column(option.label).combine_chunks(), option.label)
     column = table.column(names[0]).combine_chunks()
     if len(names) == 1 and (encoded := _encoded(column)) is not None:
@@ -62,7 +62,9 @@ def parquet(option: Parquet) -> Sources:
     wanted = "images" if inputs.ndim > 2 else "features"
     if option.gives != wanted:
         raise ValueError(f"an example is {inputs.shape[1:]}, which is no {option.gives}; say data.gives={wanted}")
-    return in_memory({"inputs": inputs, "label": labels}, None, wanted, option.eval_fraction, option.num_classes, named)
+    return make_table_sources(
+        {"inputs": inputs, "label": labels}, None, wanted, option.eval_fraction, option.num_classes, named
+    )
 
 
 def _plain(column: Any, name: str) -> np.ndarray:
@@ -103,9 +105,11 @@ def _pictures(option: Parquet, encoded: list[bytes], labels: np.ndarray, named: 
     if option.gives != "images":
         raise ValueError(f"column {option.inputs} holds encoded images; say data.gives=images")
     names = [f"{option.path}, row {row}" for row in range(len(encoded))]
-    number = classes(labels, option.num_classes)
-    source = Pictures(names, labels.astype(np.int32), encoded.__getitem__, option.size, option.channels)
+    number = count_classes(labels, option.num_classes)
+    source = EncodedImages(names, labels.astype(np.int32), encoded.__getitem__, option.size, option.channels)
     if len(encoded):
         source.take(np.array([0]))
     shape = (option.size, option.size, option.channels)
-    return two(*parts(source, option.eval_fraction), shape, number, named, option.eval_fraction, waits=True)
+    return make_labelled_sources(
+        *split_source(source, option.eval_fraction), shape, number, named, option.eval_fraction, waits=True
+    )

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from data.fields import Augment
+from data.option_fields import Augmentation
 from data.sources import Source
 
 Batch = dict[str, np.ndarray]
 
 
-class Shuffled:
+class ShuffledBatches:
     """Endless batches by number: each epoch has every example once, in an order that depends on seed and epoch alone.
 
     Takes 8 bytes an example for each of the two epochs that a batch may touch. `begin`: the number of batch 0.
@@ -33,21 +33,23 @@ class Shuffled:
         *,
         batch_size: int,
         seed: int,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         again: Callable[[], Source] | None = None,
         begin: int = 0,
     ):
         self._source, self._batch_size, self._seed = source, batch_size, seed
-        self._augment, self._again, self._begin = augment if augment != Augment() else None, again, begin
+        self._augment, self._again, self._begin = augment if augment != Augmentation() else None, again, begin
         self._orders: dict[int, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = {"batch_size": self._batch_size, "seed": self._seed, "augment": self._augment, "begin": self._begin}
         return _shuffled, (None if self._again else self._source, self._again, rest)
 
-    def since(self, begin: int) -> Shuffled:
+    def starting_at(self, begin: int) -> ShuffledBatches:
         """The same batches, of which the one with this number comes first."""
-        fresh = Shuffled(self._source, batch_size=self._batch_size, seed=self._seed, again=self._again, begin=begin)
+        fresh = ShuffledBatches(
+            self._source, batch_size=self._batch_size, seed=self._seed, again=self._again, begin=begin
+        )
         fresh._augment, fresh._orders = self._augment, self._orders
         return fresh
 
@@ -65,9 +67,9 @@ class Shuffled:
         batch = self._source.take(indices)
         if self._augment is None:
             return batch
-        from data.transforms import augmented
+        from data.transforms import augment_images
 
-        return {**batch, "inputs": augmented(batch["inputs"], self._augment, seed=self._seed, number=number)}
+        return {**batch, "inputs": augment_images(batch["inputs"], self._augment, seed=self._seed, number=number)}
 
     def _order(self, epoch: int) -> np.ndarray:
         """The permutation of an epoch: random keys, sorted. Raw Philox output never changes between numpy versions."""
@@ -80,14 +82,14 @@ class Shuffled:
         return order
 
 
-def _shuffled(source: Source | None, again: Callable[[], Source] | None, rest: Mapping[str, Any]) -> Shuffled:
+def _shuffled(source: Source | None, again: Callable[[], Source] | None, rest: Mapping[str, Any]) -> ShuffledBatches:
     """Put together again in a worker."""
     read = again() if again is not None else source
     assert read is not None
-    return Shuffled(read, **rest)
+    return ShuffledBatches(read, **rest)
 
 
-class Stream:
+class BatchStream:
     """The endless training batches of one source. `state()` is the position of the first batch not yet handed out."""
 
     def __init__(
@@ -96,12 +98,12 @@ class Stream:
         *,
         batch_size: int,
         seed: int,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         workers: int = 0,
         prefetch: int = 0,
         again: Callable[[], Source] | None = None,
     ):
-        self._batches = Shuffled(source, batch_size=batch_size, seed=seed, augment=augment, again=again)
+        self._batches = ShuffledBatches(source, batch_size=batch_size, seed=seed, augment=augment, again=again)
         self._workers, self._prefetch = workers, prefetch
         self._number = 0
         self._coming: Any = None  # grain's iterator, from the first batch on that is asked for
@@ -130,7 +132,7 @@ class Stream:
         """Pass over the batches with these numbers, counted from 0 at the beginning of training."""
         self._skipped = frozenset(numbers)
 
-    def number(self, position: Mapping[str, Any], ago: int) -> int:
+    def find_batch_number(self, position: Mapping[str, Any], ago: int) -> int:
         """The number of the batch that was handed out `ago` batches before the last one, seen from a position."""
         number = int(position["next_index"])
         for _ in range(ago + 1):
@@ -150,15 +152,15 @@ class Stream:
             batch = self._batches[self._number]
         else:
             if self._coming is None:
-                from data.workers import ahead
+                from data.workers import prefetch_batches
 
-                self._coming = ahead(self._batches.since(self._number), self._workers, self._prefetch)
+                self._coming = prefetch_batches(self._batches.starting_at(self._number), self._workers, self._prefetch)
             batch = next(self._coming)
         self._number += 1
         return batch
 
 
-def in_order(source: Source, *, batch_size: int, num_batches: int) -> Iterator[tuple[Batch, np.ndarray]]:
+def iterate_in_order(source: Source, *, batch_size: int, num_batches: int) -> Iterator[tuple[Batch, np.ndarray]]:
     """A source in order, each batch with a weight per example; at most `num_batches`, which then lie evenly apart.
 
     Not its beginning: in text that is one file, and may be a strange one. The last batch is filled up with repeated

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.fingerprint import of_file
-from data.sources import Sources, UnreadableError, classes, parts
-from data.tables import DIMENSIONS, ready, two
+from data.fingerprint import identify_file
+from data.sources import Sources, UnreadableError, count_classes, split_source
+from data.tables import DIMENSIONS, make_labelled_sources, prepare_inputs
 
 if TYPE_CHECKING:
     from data.user_formats import Arrayrecord
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAMES = ("inputs", "label")
 
 
-def files_of(path: Path) -> list[Path]:
+def find_record_files(path: Path) -> list[Path]:
     """A file, or the .array_record files of a folder. Raises ValueError where there are none or one is empty."""
     files = sorted(file for file in path.rglob("*.array_record*") if file.is_file()) if path.is_dir() else [path]
     if not files:
@@ -31,7 +31,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Records:
+class ArrayRecordSource:
     """The records of some files, read where they lie."""
 
     files: tuple[Path, ...]
@@ -55,7 +55,7 @@ class Records:
             raise UnreadableError(
                 f"{self.files[0].parent}: records have inputs of several shapes; expected one"
             ) from None
-        return {"inputs": ready(inputs, self.gives), "label": labels.astype(np.int32)}
+        return {"inputs": prepare_inputs(inputs, self.gives), "label": labels.astype(np.int32)}
 
     def _row(self, number: int, record: bytes) -> dict[str, Any]:
         try:
@@ -67,12 +67,12 @@ class Records:
             ) from None
 
 
-def arrayrecord(option: Arrayrecord) -> Sources:
+def read_array_records(option: Arrayrecord) -> Sources:
     """Every record of every file. A sample of a thousand is looked at: reading all would take long."""
     path = Path(option.path).expanduser()
-    files = files_of(path)
+    files = find_record_files(path)
     try:
-        source = Records(tuple(files), option.gives)
+        source = ArrayRecordSource(tuple(files), option.gives)
         sample = source.take(np.unique(np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(np.int64)))
     except (RuntimeError, IndexError) as error:  # what the reader raises where a file is none of its own
         raise ValueError(f"{path} is no ArrayRecord file ({str(error).splitlines()[0]}); write it again") from None
@@ -81,6 +81,8 @@ def arrayrecord(option: Arrayrecord) -> Sources:
         raise ValueError(f"an example is {shape}, which is no {option.gives}; set data.gives")
     if option.num_classes is None:
         raise ValueError("records are not counted through: say how many classes there are, data.num_classes=N")
-    number = classes(sample["label"], option.num_classes)
-    named = {file.relative_to(path if path.is_dir() else path.parent).as_posix(): of_file(file) for file in files}
-    return two(*parts(source, option.eval_fraction), shape, number, named, option.eval_fraction, waits=True)
+    number = count_classes(sample["label"], option.num_classes)
+    named = {file.relative_to(path if path.is_dir() else path.parent).as_posix(): identify_file(file) for file in files}
+    return make_labelled_sources(
+        *split_source(source, option.eval_fraction), shape, number, named, option.eval_fraction, waits=True
+    )

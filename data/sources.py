@@ -59,7 +59,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """Some of the examples of a source, in an order of their own."""
 
     source: Source
@@ -72,13 +72,13 @@ class Part:
         return self.source.take(self.chosen[np.asarray(indices)])
 
 
-def parts(source: Source, eval_fraction: float) -> tuple[Part, Part]:
+def split_source(source: Source, eval_fraction: float) -> tuple[SourcePart, SourcePart]:
     """A source cut in two at random, the same way every time: to train and to evaluate on."""
     mine, theirs = _drawn(len(source), eval_fraction)
-    return Part(source, mine), Part(source, theirs)
+    return SourcePart(source, mine), SourcePart(source, theirs)
 
 
-def halves(whole: Table, eval_fraction: float) -> tuple[Table, Table]:
+def split_table(whole: Table, eval_fraction: float) -> tuple[Table, Table]:
     """The same two parts of a table, each in memory in its own order."""
     mine, theirs = _drawn(len(whole), eval_fraction)
     return Table(whole.take(mine)), Table(whole.take(theirs))
@@ -90,7 +90,7 @@ def _drawn(size: int, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return order[:cut], order[cut:]
 
 
-def classes(labels: Int[np.ndarray, "examples"], num_classes: int | None) -> int:
+def count_classes(labels: Int[np.ndarray, "examples"], num_classes: int | None) -> int:
     """How many classes there are: as was said, or as the labels need. Raises ValueError where one is outside."""
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise ValueError(f"label is {labels.dtype} of shape {labels.shape}; expected one whole number an example")

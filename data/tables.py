@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data.fingerprint import fingerprint, of_file
-from data.sources import Source, Sources, Table, classes, parts
+from data.fingerprint import hash_files, identify_file
+from data.sources import Source, Sources, Table, count_classes, split_source
 
 DIMENSIONS = {"images": (3, 4), "features": (2,)}  # with the examples; images without channels get one
 
 
-def shapes_in_npz(path: Path, gives: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+def read_npz_shapes(path: Path, gives: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shape and type of the arrays that data=arrays reads, from their headers. Raises ValueError where one is wrong."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -55,9 +55,9 @@ def _check(where: str, inputs: tuple[Any, Any], label: tuple[Any, Any], gives: s
         )
 
 
-def arrays(path: Path, gives: str, eval_fraction: float, num_classes: int | None) -> Sources:
+def read_npz(path: Path, gives: str, eval_fraction: float, num_classes: int | None) -> Sources:
     """The arrays of an .npz. Raises ValueError where they do not fit or are torn."""
-    shapes_in_npz(path, gives)
+    read_npz_shapes(path, gives)
     try:
         with np.load(path, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}
@@ -65,10 +65,10 @@ def arrays(path: Path, gives: str, eval_fraction: float, num_classes: int | None
         raise ValueError(f"{path} cannot be read ({error}); write it again") from None
     whole = {"inputs": columns["inputs"], "label": columns["label"]}
     held_out = {name: columns[f"eval_{name}"] for name in whole} if "eval_inputs" in columns else None
-    return in_memory(whole, held_out, gives, eval_fraction, num_classes, {path.name: of_file(path)})
+    return make_table_sources(whole, held_out, gives, eval_fraction, num_classes, {path.name: identify_file(path)})
 
 
-def in_memory(
+def make_table_sources(
     columns: Mapping[str, np.ndarray],
     held_out: Mapping[str, np.ndarray] | None,
     gives: str,
@@ -78,23 +78,23 @@ def in_memory(
 ) -> Sources:
     """Inputs and labels, with an evaluation part of their own or a fixed random one."""
     sides = [
-        Table({"inputs": ready(side["inputs"], gives), "label": side["label"]})
+        Table({"inputs": prepare_inputs(side["inputs"], gives), "label": side["label"]})
         for side in (columns, held_out or {})
         if side
     ]
     labels = np.concatenate([side.columns["label"] for side in sides])
-    number = classes(labels, num_classes)
+    number = count_classes(labels, num_classes)
     if held_out and sides[0].columns["inputs"].shape[1:] != sides[1].columns["inputs"].shape[1:]:
         shapes = [str(side.columns["inputs"].shape[1:]) for side in sides]
         raise ValueError(f"an example is {shapes[0]} in training and {shapes[1]} in evaluation; expected one shape")
     for side in sides:
         side.columns["label"] = side.columns["label"].astype(np.int32)
-    both: tuple[Source, Source] = (sides[0], sides[1]) if held_out else parts(sides[0], eval_fraction)
+    both: tuple[Source, Source] = (sides[0], sides[1]) if held_out else split_source(sides[0], eval_fraction)
     shape = sides[0].columns["inputs"].shape[1:]
-    return two(*both, shape, number, files, eval_fraction if not held_out else None)
+    return make_labelled_sources(*both, shape, number, files, eval_fraction if not held_out else None)
 
 
-def two(
+def make_labelled_sources(
     train: Source,
     held_out: Source,
     shape: tuple[int, ...],
@@ -109,7 +109,7 @@ def two(
         held_out,
         shape,
         num_classes,
-        fingerprint(files, *selected),
+        hash_files(files, *selected),
         f"{len(train):,} + {len(held_out):,} examples (train + eval) of "
         f"{' × '.join(map(str, shape))}{' features' if len(shape) == 1 else ''}, {num_classes} classes",
         waits=waits,
@@ -117,7 +117,7 @@ def two(
     )
 
 
-def ready(inputs: np.ndarray, gives: str) -> np.ndarray:
+def prepare_inputs(inputs: np.ndarray, gives: str) -> np.ndarray:
     """Inputs as a model takes them: float32; bytes of an image scaled to [0, 1]; images with their channels."""
     if gives == "images" and inputs.ndim == 3:
         inputs = inputs[..., None]

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from data.fingerprint import draw, of_bytes
+from data.fingerprint import draw_from_name, identify_bytes
 from data.sources import NUM_BYTES, Sources
 
 
 @dataclass(frozen=True)
-class Windows:
+class TokenWindows:
     """Non-overlapping windows of `seq_len` tokens and the one after them, over one long run of tokens."""
 
     corpus: Integer[np.ndarray, "tokens"]
@@ -31,7 +31,7 @@ class Windows:
         return {"tokens": self.corpus[positions]}
 
 
-def stdlib(seq_len: int, eval_fraction: float) -> Sources:
+def read_stdlib(seq_len: int, eval_fraction: float) -> Sources:
     """Every module of the standard library of this Python, tests and installed packages left out."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -45,12 +45,12 @@ def _modules(root: Path, skip: set[str]) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
-def text(path: Path, pattern: str, seq_len: int, eval_fraction: float) -> Sources:
+def read_text(path: Path, pattern: str, seq_len: int, eval_fraction: float) -> Sources:
     """A file, or the files of a folder that match `pattern`, in the order of their names."""
-    return _split_by_file(path if path.is_dir() else path.parent, files_in(path, pattern), seq_len, eval_fraction)
+    return _split_by_file(path if path.is_dir() else path.parent, find_files(path, pattern), seq_len, eval_fraction)
 
 
-def files_in(path: Path, pattern: str) -> list[Path]:
+def find_files(path: Path, pattern: str) -> list[Path]:
     """A file, or the files of a folder that match `pattern`, in the order of their names."""
     return sorted(file for file in path.glob(pattern) if file.is_file()) if path.is_dir() else [path]
 
@@ -66,21 +66,21 @@ def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: f
         name, content = file.relative_to(root).as_posix().encode(), file.read_bytes()
         whole.update(b"%d %s %d " % (len(name), name, len(content)))
         whole.update(content)
-        named[os.fsdecode(name)] = of_bytes(content)
-        sides[draw(name) < eval_fraction].append(np.frombuffer(content, np.uint8))
+        named[os.fsdecode(name)] = identify_bytes(content)
+        sides[draw_from_name(name) < eval_fraction].append(np.frombuffer(content, np.uint8))
     if not all(sides):
         joined = np.concatenate([np.zeros(0, np.uint8), *sides[0], *sides[1]])
         cut = int(len(joined) * (1.0 - eval_fraction))
         sides = ([joined[:cut]], [joined[cut:]])
-    return in_memory(*sides, seq_len, whole.hexdigest(), named)
+    return make_byte_sources(*sides, seq_len, whole.hexdigest(), named)
 
 
-def as_text(tokens: Integer[np.ndarray, "seq"]) -> str:
+def decode_bytes(tokens: Integer[np.ndarray, "seq"]) -> str:
     """Bytes as UTF-8."""
     return np.asarray(tokens, np.uint8).tobytes().decode(errors="replace")
 
 
-def in_memory(
+def make_byte_sources(
     train: Iterable[np.ndarray],
     held_out: Iterable[np.ndarray],
     seq_len: int,
@@ -89,8 +89,8 @@ def in_memory(
 ) -> Sources:
     """Two runs of bytes, each put together from pieces."""
     empty = np.zeros(0, np.uint8)
-    mine, theirs = (Windows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out))
+    mine, theirs = (TokenWindows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out))
     sizes = f"{len(mine.corpus) / 1e6:.1f} + {len(theirs.corpus) / 1e6:.1f}"
     number = f"{len(files)} file{'' if len(files) == 1 else 's'}"
     summary = f"{sizes} MB of text (train + eval) in {number}"
-    return Sources(mine, theirs, (seq_len,), NUM_BYTES, fingerprint, summary, as_text, files=files)
+    return Sources(mine, theirs, (seq_len,), NUM_BYTES, fingerprint, summary, decode_bytes, files=files)

@@ -1,168 +1,157 @@
-"""Text files become token files, in parallel: the same bytes whatever the number of processes.
+"""Token files: a folder with `train.bin`, `eval.bin` and `tokens.json`, which says what they are. Mapped, never read.
 
-A file is a document. Its side (train or eval) depends on its name alone, as for data=text; where that leaves a side
-empty, the last documents are for evaluation, or the end of the only one.
+Documents lie one behind the other, each ended by the token `eos` where there is one. A token is a little-endian
+unsigned number of one, two or four bytes, the least that holds the vocabulary.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.encodings import TOKENIZER, Encoding, encoding
-from data.fingerprint import draw, of_file
-from data.orphans import end_with_parent
-from data.text_files import files_in
-from data.tokens import HEADER, SIDES, Header, Side, dtype_for
+from data.fingerprint import hash_files, identify_file
+from data.sources import Source, Sources
+from data.text_files import TokenWindows
 
-_mine: Encoding | None = None  # of a worker: made once, used for every document
+HEADER, SIDES, VERSION = "tokens.json", ("train", "eval"), 1
 
 
 @dataclass(frozen=True)
-class Document:
-    """A file, and the name that decides its side."""
+class TokenFile:
+    """One file of tokens."""
 
-    file: Path
-    name: str
-
-
-@dataclass
-class Count:
-    """What has been written of one side."""
-
-    tokens: int = 0
-    documents: int = 0
-    text_bytes: int = 0
+    tokens: int
+    documents: int
+    text_bytes: int  # of the documents as UTF-8: bits per byte = bits per token × tokens / text_bytes
+    identity: str  # "SIZE HASH"
 
 
-def documents_of(paths: list[Path], pattern: str) -> list[Document]:
-    """Every file that was named or lies in a folder that was named. Raises ValueError where there is none."""
-    found = []
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path}: does not exist")
-        root = path if path.is_dir() else path.parent
-        here = [Document(file, file.relative_to(root).as_posix()) for file in files_in(path, pattern)]
-        if not here:
-            raise ValueError(f"{path}: holds no file that matches --pattern '{pattern}'")
-        found += here
-    return found
+@dataclass(frozen=True)
+class TokenHeader:
+    """What tokens.json says. `encoding` is the name that decides what a token means."""
+
+    encoding: str
+    vocab_size: int
+    eos: int | None
+    train: TokenFile
+    eval: TokenFile
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return choose_dtype(self.vocab_size)
+
+    def to_json(self) -> str:
+        return json.dumps({"version": VERSION, "dtype": self.dtype.str, **asdict(self)}, indent=1) + "\n"
 
 
-def tokenize(
-    documents: list[Document],
-    target: Path,
-    wanted: str,
-    *,
-    eos: bool,
-    eval_fraction: float,
-    workers: int,
-    progress: Callable[[int, int], None],
-) -> Header:
-    """Write the folder `target`, all of it or nothing. Raises ValueError where something stands in the way.
+def choose_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every token."""
+    return np.dtype("u1" if vocab_size <= 2**8 else "<u2" if vocab_size <= 2**16 else "<u4")
 
-    `progress` hears of each document: how many are done, and how many tokens there are.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target}: is there already, and not empty; name a new directory")
-    how = encoding(wanted, eos=eos)
-    fresh = target.parent / f".{target.name}.{os.getpid()}"
-    fresh.mkdir(parents=True)
+
+def read_token_header(folder: Path, encoding: str | None = None) -> TokenHeader:
+    """What a folder says of its tokens. Raises ValueError where it is none, is torn, or has another encoding."""
     try:
-        header = _written(documents, fresh, how, partial(encoding, wanted, eos=eos), eval_fraction, workers, progress)
-        (fresh / HEADER).write_text(header.to_json())
-        if how.file is not None:
-            shutil.copyfile(how.file, fresh / TOKENIZER)
-        fresh.rename(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        said = json.loads((folder / HEADER).read_text())
+        if said.pop("version") != VERSION:
+            raise ValueError(f"path={folder} was written by another version; tokenize again")
+        dtype = said.pop("dtype")
+        header = TokenHeader(**{**said, **{side: TokenFile(**said[side]) for side in SIDES}})
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise ValueError(
+            f"path={folder} holds no token files (no valid {HEADER}); "
+            "python -m runner tokenize PATH --to DIR writes them"
+        ) from None
+    if encoding is not None and encoding != header.encoding:
+        raise ValueError(f"encoding={encoding}, but {folder} holds tokens of {header.encoding}; tokenize again")
+    if dtype != header.dtype.str:
+        raise ValueError(f"path={folder}: {HEADER} says {dtype} for {header.vocab_size} tokens; tokenize again")
+    for side in SIDES:
+        _check_size(folder / f"{side}.bin", getattr(header, side).tokens * header.dtype.itemsize)
     return header
 
 
-def _written(
-    documents: list[Document],
-    folder: Path,
-    how: Encoding,
-    make: Callable[[], Encoding],
-    eval_fraction: float,
-    workers: int,
-    progress: Callable[[int, int], None],
-) -> Header:
-    sides = _sides(documents, eval_fraction)
-    dtype, counts = dtype_for(how.vocab_size), {side: Count() for side in SIDES}
-    end = np.array([] if how.eos is None else [how.eos], dtype)
-    with ExitStack() as opened:
-        out = {side: opened.enter_context((folder / f"{side}.bin").open("wb")) for side in SIDES}
-        done = zip(sides, _encoded(documents, how, make, workers), strict=True)
-        for number, (side, (tokens, size)) in enumerate(done, 1):
-            row, count = np.concatenate([tokens.astype(dtype), end]), counts[side]
-            out[side].write(row.tobytes())
-            count.tokens, count.documents = count.tokens + len(row), count.documents + 1
-            count.text_bytes += size
-            progress(number, sum(count.tokens for count in counts.values()))
-    if len(documents) == 1:
-        _cut(folder, counts, eval_fraction, dtype.itemsize)
-    mine, theirs = (
-        Side(counts[side].tokens, counts[side].documents, counts[side].text_bytes, of_file(folder / f"{side}.bin"))
-        for side in SIDES
+def _check_size(file: Path, expected: int) -> None:
+    size = file.stat().st_size if file.is_file() else None
+    if size != expected:
+        got = "is missing" if size is None else f"has {size:,} bytes"
+        raise ValueError(
+            f"path={file.parent}: {file.name} {got}; expected {expected:,}; copy it again, or tokenize again"
+        )
+
+
+@dataclass(frozen=True)
+class MappedWindows:
+    """Windows over a token file, mapped anew in whichever process it comes to."""
+
+    file: Path
+    dtype: np.dtype[Any]
+    seq_len: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        empty = self.file.stat().st_size == 0
+        corpus = np.zeros(0, self.dtype) if empty else np.memmap(self.file, self.dtype, "r")
+        object.__setattr__(self, "_windows", TokenWindows(corpus, self.seq_len))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedWindows, (self.file, self.dtype, self.seq_len, self.vocab_size)
+
+    def __len__(self) -> int:
+        return len(self._windows)  # type: ignore[attr-defined]
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        tokens = self._windows.take(indices)["tokens"]  # type: ignore[attr-defined]
+        if int(tokens.max(initial=0)) >= self.vocab_size:
+            from data.sources import UnreadableError
+
+            raise UnreadableError(
+                f"{self.file}: holds the token {tokens.max()}, but its vocabulary has {self.vocab_size}; tokenize again"
+            )
+        return {"tokens": tokens if tokens.dtype != np.uint32 else tokens.astype(np.int32)}
+
+
+def read_tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
+    """The two token files of a folder. Raises ValueError where they are not what tokens.json says."""
+    header = read_token_header(folder, encoding)
+    files = {HEADER: identify_file(folder / HEADER)}
+    for side in SIDES:
+        files[f"{side}.bin"] = identify_file(folder / f"{side}.bin")
+    mine, theirs = (MappedWindows(folder / f"{side}.bin", header.dtype, seq_len, header.vocab_size) for side in SIDES)
+    for source in (mine, theirs):
+        _check_tokens(source)
+    documents = header.train.documents + header.eval.documents
+    return Sources(
+        mine,
+        theirs,
+        (seq_len,),
+        header.vocab_size,
+        hash_files(files),
+        f"{header.train.tokens / 1e6:.1f} + {header.eval.tokens / 1e6:.1f} M tokens of {header.encoding} "
+        f"(train + eval) in {documents:,} documents",
+        partial(decode_tokens, folder, header),
+        header.eval.text_bytes / max(header.eval.tokens, 1),
+        files=files,
     )
-    return Header(how.name, how.vocab_size, how.eos, mine, theirs)
 
 
-def _sides(documents: list[Document], eval_fraction: float) -> list[str]:
-    """On which side each document is."""
-    sides = [SIDES[draw(document.name.encode()) < eval_fraction] for document in documents]
-    if len(set(sides)) == 2 or len(documents) == 1:
-        return sides if len(documents) > 1 else ["train"]
-    held_out = min(max(round(len(documents) * eval_fraction), 1), len(documents) - 1)
-    return ["train"] * (len(documents) - held_out) + ["eval"] * held_out
+def _check_tokens(source: Source) -> None:
+    """Look at a few windows from all over the file: those of another vocabulary show at once."""
+    if len(source):
+        source.take(np.linspace(0, len(source) - 1, 64).astype(np.int64))
 
 
-def _cut(folder: Path, counts: dict[str, Count], eval_fraction: float, itemsize: int) -> None:
-    """Move the end of the only document to the other side. Its bytes of text are shared in proportion."""
-    whole, (train, held_out) = counts["train"], (folder / f"{side}.bin" for side in SIDES)
-    kept = int(whole.tokens * (1.0 - eval_fraction))
-    content = np.fromfile(train, np.uint8)
-    held_out.write_bytes(content[kept * itemsize :].tobytes())
-    train.write_bytes(content[: kept * itemsize].tobytes())
-    size = round(whole.text_bytes * kept / max(whole.tokens, 1))
-    counts["eval"] = Count(whole.tokens - kept, 1, whole.text_bytes - size)
-    counts["train"] = Count(kept, 1, size)
+def decode_tokens(folder: Path, header: TokenHeader, values: np.ndarray) -> str:
+    """Tokens as text, without the one that ends a document; as numbers where the encoding cannot be had here."""
+    from data.encodings import load_decoder
 
-
-def _encoded(
-    documents: list[Document], how: Encoding, make: Callable[[], Encoding], workers: int
-) -> Iterator[tuple[np.ndarray, int]]:
-    """The tokens of each document and its size as text, in the order of the documents."""
-    files = [document.file for document in documents]
-    if workers <= 1:
-        yield from (_one(how, file) for file in files)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(files)), _begin, (make,)) as pool:
-        yield from pool.imap(_ours, files, chunksize=max(1, min(64, len(files) // (4 * workers))))
-
-
-def _begin(make: Callable[[], Encoding]) -> None:
-    global _mine
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's, which ends the pool
-    end_with_parent()
-    _mine = make()
-
-
-def _ours(file: Path) -> tuple[np.ndarray, int]:
-    assert _mine is not None
-    return _one(_mine, file)
-
-
-def _one(how: Encoding, file: Path) -> tuple[np.ndarray, int]:
-    content = file.read_bytes()
-    return how.encode(content), len(content)
+    kept = [int(value) for value in np.asarray(values).ravel() if value != header.eos]
+    try:
+        return load_decoder(header.encoding, folder)(kept)
+    except (ImportError, OSError):
+        return " ".join(map(str, kept))

@@ -9,33 +9,33 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from data.fields import Augment
+from data.option_fields import Augmentation
 
-Images = Float[np.ndarray, "batch height width channels"]
+ImageBatch = Float[np.ndarray, "batch height width channels"]
 CROP, FLIP, ERASE, BRIGHTNESS, NOISE = range(1, 6)  # each draws from a stream of its own
 
 
-def augmented(images: Images, option: Augment, *, seed: int, number: int) -> Images:
+def augment_images(images: ImageBatch, option: Augmentation, *, seed: int, number: int) -> ImageBatch:
     """The images of batch `number`, varied as `option` says; the same array where it says nothing."""
     size = len(images)
 
     def drawn(stream: int, *shape: int) -> Float[np.ndarray, "..."]:
-        return uniform(seed, number, stream, shape)
+        return draw_uniform(seed, number, stream, shape)
 
     if option.crop:
-        images = cropped(images, option.crop, drawn(CROP, 2, size))
+        images = crop_images(images, option.crop, drawn(CROP, 2, size))
     if option.flip:
         images = np.where((drawn(FLIP, size) < 0.5)[:, None, None, None], images[:, :, ::-1], images)
     if option.erase:
-        images = erased(images, option.erase, drawn(ERASE, 3, size))
+        images = erase_squares(images, option.erase, drawn(ERASE, 3, size))
     if option.brightness:
-        images = images + np.float32(option.brightness) * normal(drawn(BRIGHTNESS, 2, size, 1, 1, 1))
+        images = images + np.float32(option.brightness) * make_normal(drawn(BRIGHTNESS, 2, size, 1, 1, 1))
     if option.noise:
-        images = images + np.float32(option.noise) * normal(drawn(NOISE, 2, *images.shape))
+        images = images + np.float32(option.noise) * make_normal(drawn(NOISE, 2, *images.shape))
     return images
 
 
-def uniform(seed: int, number: int, stream: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+def draw_uniform(seed: int, number: int, stream: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     """Numbers in [0, 1) with 24 random bits each. Raw Philox output never changes between numpy versions."""
     count = int(np.prod(shape))
     raw = np.random.Philox(key=[seed % 2**64, number], counter=[0, 0, 0, stream]).random_raw((count + 1) // 2)
@@ -43,12 +43,12 @@ def uniform(seed: int, number: int, stream: int, shape: tuple[int, ...]) -> Floa
     return ((halves >> 8).astype(np.float32) * np.float32(2**-24)).reshape(shape)
 
 
-def normal(pairs: Float[np.ndarray, "2 *shape"]) -> Float[np.ndarray, "*shape"]:
+def make_normal(pairs: Float[np.ndarray, "2 *shape"]) -> Float[np.ndarray, "*shape"]:
     """Standard normal numbers from pairs of uniform ones (Box & Muller 1958)."""
     return np.sqrt(-2.0 * np.log1p(-pairs[0])) * np.cos(np.float32(2.0 * np.pi) * pairs[1])
 
 
-def cropped(images: Images, border: int, where: Float[np.ndarray, "2 batch"]) -> Images:
+def crop_images(images: ImageBatch, border: int, where: Float[np.ndarray, "2 batch"]) -> ImageBatch:
     """A window of each image's own size, from the image with a black border of so many pixels."""
     size, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
@@ -57,7 +57,7 @@ def cropped(images: Images, border: int, where: Float[np.ndarray, "2 batch"]) ->
     return padded[np.arange(size)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def erased(images: Images, share: float, draws: Float[np.ndarray, "3 batch"]) -> Images:
+def erase_squares(images: ImageBatch, share: float, draws: Float[np.ndarray, "3 batch"]) -> ImageBatch:
     """Some of the images with a square of half their height and width in black."""
     _, height, width, _ = images.shape
     top, left = (draws[1] * (height - height // 2 + 1)).astype(int), (draws[2] * (width - width // 2 + 1)).astype(int)

@@ -9,26 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from data import Unfit
-from data.fingerprint import of_bytes
-from data.sources import NUM_BYTES, Source, Sources, Table, halves
+from data import InvalidUserData
+from data.fingerprint import identify_bytes
+from data.sources import NUM_BYTES, Source, Sources, Table, split_table
 
 
-def sources(target: str, options: Mapping[str, Any], eval_fraction: float) -> Sources:
+def read_user_data(target: str, options: Mapping[str, Any], eval_fraction: float) -> Sources:
     """What `target` returns: Sources as they are; arrays of examples, split. Raises Unfit where it is neither."""
     module, _, attribute = target.partition(":")
     made = getattr(import_module(module), attribute)(**options)
     if isinstance(made, Sources):
         return made
     if not isinstance(made, Mapping):
-        raise Unfit(f"{target}: returned {type(made).__name__}; expected a dict of arrays, or data.sources.Sources")
+        raise InvalidUserData(
+            f"{target}: returned {type(made).__name__}; expected a dict of arrays, or data.sources.Sources"
+        )
     columns = {str(name): np.asarray(column) for name, column in made.items()}
     if problem := _problem(columns):
-        raise Unfit(f"{target}: {problem}")
+        raise InvalidUserData(f"{target}: {problem}")
     return _split(columns, eval_fraction)
 
 
-def kind_of(source: Source) -> tuple[str, list[str]]:
+def classify_source(source: Source) -> tuple[str, list[str]]:
     """What a source gives (tokens, images of height × width × channels, or features), and the names of its arrays."""
     examples = source.take(np.zeros(1, np.int64))
     if "tokens" in examples:
@@ -55,13 +57,13 @@ def _problem(columns: Mapping[str, np.ndarray]) -> str | None:
 
 def _split(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
     """Examples drawn by a fixed permutation are for evaluation: the same ones however often it is run."""
-    train, held_out = halves(Table(columns), eval_fraction)
+    train, held_out = split_table(Table(columns), eval_fraction)
     digest, files = hashlib.sha256(), {}
     for name, column in columns.items():
         content = column.tobytes()
         digest.update(f"{name} {column.dtype.str} {column.shape} ".encode())
         digest.update(content)
-        files[name] = of_bytes(content)
+        files[name] = identify_bytes(content)
     shape, num_outputs = _shape_of(columns)
     summary = f"{len(train)} + {len(held_out)} examples (train + eval)"
     return Sources(train, held_out, shape, num_outputs, digest.hexdigest(), summary, files=files)

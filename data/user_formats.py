@@ -6,14 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from data.fields import Batches, Count, Fraction, Number, Pictured, Tabular, existing
+from data.option_fields import (
+    BatchOptions,
+    Count,
+    Fraction,
+    ImageOptions,
+    LabelledFileOptions,
+    Number,
+    check_path_exists,
+)
 
 if TYPE_CHECKING:
     from data.sources import Sources
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(Batches):
+class Text(BatchOptions):
     """A text file or a folder of the user's, as bytes; split by file, or by position where the files are few."""
 
     kind: Literal["text"] = "text"
@@ -25,19 +33,19 @@ class Text(Batches):
 
     gives: ClassVar[str] = "tokens"
 
-    def look(self) -> None:
-        path = existing(self.path)
+    def check_readable(self) -> None:
+        path = check_path_exists(self.path)
         if path.is_dir() and not any(path.glob(self.pattern)):
             raise ValueError(f"path={self.path} holds no file that matches pattern={self.pattern}")
 
     def sources(self) -> Sources:
-        from data.text_files import text
+        from data.text_files import read_text
 
-        return text(Path(self.path).expanduser(), self.pattern, self.seq_len, self.eval_fraction)
+        return read_text(Path(self.path).expanduser(), self.pattern, self.seq_len, self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(Batches):
+class Tokens(BatchOptions):
     """Tokens that `python -m runner tokenize` has written, mapped from disk. `encoding`: refuse any other one."""
 
     kind: Literal["tokens"] = "tokens"
@@ -48,37 +56,37 @@ class Tokens(Batches):
 
     gives: ClassVar[str] = "tokens"
 
-    def look(self) -> None:
-        from data.tokens import header_of
+    def check_readable(self) -> None:
+        from data.token_files import read_token_header
 
-        existing(self.path)
-        header_of(Path(self.path).expanduser(), self.encoding)
+        check_path_exists(self.path)
+        read_token_header(Path(self.path).expanduser(), self.encoding)
 
     def sources(self) -> Sources:
-        from data.tokens import tokens
+        from data.token_files import read_tokens
 
-        return tokens(Path(self.path).expanduser(), self.encoding, self.seq_len)
+        return read_tokens(Path(self.path).expanduser(), self.encoding, self.seq_len)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrays(Tabular):
+class Arrays(LabelledFileOptions):
     """An .npz with `inputs` and `label`, and perhaps `eval_inputs` and `eval_label`; else a fixed part is held out."""
 
     kind: Literal["arrays"] = "arrays"
 
-    def look(self) -> None:
-        from data.tables import shapes_in_npz
+    def check_readable(self) -> None:
+        from data.tables import read_npz_shapes
 
-        shapes_in_npz(existing(self.path), self.gives)
+        read_npz_shapes(check_path_exists(self.path), self.gives)
 
     def sources(self) -> Sources:
-        from data.tables import arrays
+        from data.tables import read_npz
 
-        return arrays(Path(self.path).expanduser(), self.gives, self.eval_fraction, self.num_classes)
+        return read_npz(Path(self.path).expanduser(), self.gives, self.eval_fraction, self.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Pictured):
+class Images(ImageOptions):
     """A folder with a folder of PNG or JPEG files for each class; split by file. Decoded when needed, then kept."""
 
     kind: Literal["images"] = "images"
@@ -90,19 +98,19 @@ class Images(Pictured):
 
     gives: ClassVar[str] = "images"
 
-    def look(self) -> None:
-        from data.images import classes_in
+    def check_readable(self) -> None:
+        from data.images import list_classes
 
-        classes_in(existing(self.path))
+        list_classes(check_path_exists(self.path))
 
     def sources(self) -> Sources:
-        from data.images import images
+        from data.images import read_image_folder
 
-        return images(Path(self.path).expanduser(), self.size, self.channels, self.eval_fraction)
+        return read_image_folder(Path(self.path).expanduser(), self.size, self.channels, self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(Tabular):
+class Parquet(LabelledFileOptions):
     """A Parquet file, or a folder of them; the named columns are read into memory.
 
     `inputs`: a column of lists, or of encoded images; or several columns of numbers. `size` is that of an encoded
@@ -115,37 +123,37 @@ class Parquet(Tabular):
     size: Count = 32
     channels: Literal[1, 3] = 3
 
-    def look(self) -> None:
-        from data.parquet import columns_of
+    def check_readable(self) -> None:
+        from data.parquet import find_parquet_files
 
-        columns_of(existing(self.path), self.inputs, self.label)
+        find_parquet_files(check_path_exists(self.path), self.inputs, self.label)
 
     def sources(self) -> Sources:
-        from data.parquet import parquet
+        from data.parquet import read_parquet
 
-        return parquet(self)
+        return read_parquet(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrayrecord(Tabular):
+class Arrayrecord(LabelledFileOptions):
     """ArrayRecord files, read through grain where they lie. Each record is an .npz with `inputs` and `label`."""
 
     kind: Literal["arrayrecord"] = "arrayrecord"
     prefetch: Number = 4
 
-    def look(self) -> None:
-        from data.records import files_of
+    def check_readable(self) -> None:
+        from data.records import find_record_files
 
-        files_of(existing(self.path))
+        find_record_files(check_path_exists(self.path))
 
     def sources(self) -> Sources:
-        from data.records import arrayrecord
+        from data.records import read_array_records
 
-        return arrayrecord(self)
+        return read_array_records(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub(Tabular):
+class Hub(LabelledFileOptions):
     """A dataset of the Hugging Face hub, or one that `save_to_disk` left in a folder. Needs the extra `hub`.
 
     `gives=tokens` reads the column `inputs` as text, byte by byte. Where there is no `eval_split`, a part is held out.
@@ -164,7 +172,7 @@ class Hub(Tabular):
     seq_len: Count = 128
     prefetch: Number = 4
 
-    def look(self) -> None:
+    def check_readable(self) -> None:
         path = Path(self.path).expanduser()
         if path.is_dir() and not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             raise ValueError(
@@ -172,6 +180,6 @@ class Hub(Tabular):
             )
 
     def sources(self) -> Sources:
-        from data.hub import hub
+        from data.hub import read_hub
 
-        return hub(self)
+        return read_hub(self)

@@ -17,14 +17,14 @@ from absl import flags
 from data.orphans import end_with_parent
 
 # A terminal's Ctrl-C and a scheduler's signals reach every process of the group; what they mean is the run's business.
-OURS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+HANDLED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 
 # Batches come through pipes. Through shared memory those of 40 MB come three times as fast (45 against 150 ms,
 # small ones the same), but a container has 64 MB of it, a full one kills, and a killed process leaves it behind.
 NEVER = 2**62
 
 
-def ahead(batches: Any, workers: int, prefetch: int) -> Any:
+def prefetch_batches(batches: Any, workers: int, prefetch: int) -> Any:
     """An iterator over `batches` in their order, closed with `close()`."""
     dataset = grain.MapDataset.source(batches)
     if not workers:
@@ -35,10 +35,10 @@ def ahead(batches: Any, workers: int, prefetch: int) -> Any:
     one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     one = grain.experimental.WithOptionsIterDataset(one, grain.experimental.DatasetOptions(min_shm_size=NEVER))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
-    return Sheltered(iter(one.mp_prefetch(options, worker_init_fn=_begin)))
+    return SignalShieldedIterator(iter(one.mp_prefetch(options, worker_init_fn=_begin)))
 
 
-class Sheltered:
+class SignalShieldedIterator:
     """An iterator whose workers are started with every signal of ours held back, and live with that."""
 
     def __init__(self, batches: Any):
@@ -75,7 +75,7 @@ def _begin_tracker() -> None:
 @contextmanager
 def _held_back() -> Iterator[None]:
     """A process inherits what the thread that starts it holds back: so a signal cannot end it, even half started."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     try:
         yield
     finally:

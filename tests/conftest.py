@@ -90,10 +90,10 @@ def composed(*overrides: str) -> Config:
     """The configuration of a command line, from the real files of conf/, in this process."""
     import hydra
 
-    from runner.config.schema import load
+    from runner.config.schema import validate_config
 
     with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
-        return load(hydra.compose("config", list(overrides)))
+        return validate_config(hydra.compose("config", list(overrides)))
 
 
 def last_logged(cwd: Path, run: str = "*") -> int:

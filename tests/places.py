@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from data import Arrayrecord, Arrays, Digits, Hub, Images, Parquet, Stdlib, Synthetic, Text, Tokens
-from data.fields import Augment
+from data.option_fields import Augmentation
 
 SIZE, NUM_CLASSES = 90, 3
-VARIED = Augment(crop=1, flip=True, erase=0.5, brightness=0.1, noise=0.1)
+VARIED = Augmentation(crop=1, flip=True, erase=0.5, brightness=0.1, noise=0.1)
 
 
 def examples(size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
@@ -49,11 +49,11 @@ def texts(folder: Path, count: int = 12) -> Path:
 
 
 def a_tokens(root: Path) -> Tokens:
-    from data.token_files import documents_of, tokenize
+    from data.token_writer import find_documents, write_token_files
 
-    documents = documents_of([texts(root / "texts")], "*.txt")
+    documents = find_documents([texts(root / "texts")], "*.txt")
     quiet: Callable[[int, int], None] = lambda done, tokens: None  # noqa: E731
-    tokenize(documents, root / "tokens", "bytes", eos=True, eval_fraction=0.2, workers=1, progress=quiet)
+    write_token_files(documents, root / "tokens", "bytes", eos=True, eval_fraction=0.2, workers=1, progress=quiet)
     return Tokens(path=str(root / "tokens"), seq_len=16, batch_size=8)
 
 

@@ -13,22 +13,22 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 Count = Annotated[int, Ge(1)]
-Weights = Literal["params", "ema"]
+WeightsChoice = Literal["params", "ema"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class EvaluationOption:
     """What every evaluation has. `steps`: every so many (null: train.eval_steps).
 
     `weights: ema` looks at the moving average of the weights (optim.ema).
     """
 
     steps: Count | None = None
-    weights: Weights = "params"
+    weights: WeightsChoice = "params"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metrics(Look):
+class MetricsEvaluation(EvaluationOption):
     """The mean of every metric of the objective, over data that is held out or (`split: train`) over training data.
 
     `batches`: so many, evenly apart (null: train.eval_batches).
@@ -40,7 +40,7 @@ class Metrics(Look):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(Look):
+class TextEvaluation(EvaluationOption):
     """How a language model goes on after the first tokens of texts that are held out: a text file a time."""
 
     kind: Literal["text"] = "text"
@@ -51,7 +51,7 @@ class Text(Look):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples(Look):
+class SamplesEvaluation(EvaluationOption):
     """Pictures that a generative model makes from noise, the same noise each time: one PNG a time."""
 
     kind: Literal["samples"] = "samples"
@@ -59,22 +59,22 @@ class Samples(Look):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstructions(Look):
+class ReconstructionsEvaluation(EvaluationOption):
     """Held-out pictures, and below each what an autoencoder makes of it: one PNG a time."""
 
     kind: Literal["reconstructions"] = "reconstructions"
     count: Count = 18
 
 
-Evaluation = Metrics | Text | Samples | Reconstructions
-Named = Mapping[str, Evaluation]
+Evaluation = MetricsEvaluation | TextEvaluation | SamplesEvaluation | ReconstructionsEvaluation
+Evaluations = Mapping[str, Evaluation]
 
 
-def due(evaluations: Named, eval_steps: int, step: int, last: int) -> list[str]:
+def find_due_evaluations(evaluations: Evaluations, eval_steps: int, step: int, last: int) -> list[str]:
     """The names of the evaluations after `step` completed updates, in their order."""
     return [name for name, one in evaluations.items() if step == last or step % (one.steps or eval_steps) == 0]
 
 
-def cadences(evaluations: Named, eval_steps: int) -> frozenset[int]:
+def find_cadences(evaluations: Evaluations, eval_steps: int) -> frozenset[int]:
     """Every how many steps there is something to evaluate."""
     return frozenset(one.steps or eval_steps for one in evaluations.values())

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 
-def suggest(word: str, words: list[str]) -> str:
+def suggest_word(word: str, words: list[str]) -> str:
     """`; did you mean …?` where a word is close to one of the known ones, else nothing."""
     near = difflib.get_close_matches(word, words, 1, 0.6)
     return f"; did you mean {near[0]}?" if near else ""
@@ -33,7 +33,7 @@ _EXPECTED = {
 }
 
 
-def explain(problems: Sequence[Mapping[str, Any]], document: dict[str, Any], schema: type) -> str:
+def explain_problems(problems: Sequence[Mapping[str, Any]], document: dict[str, Any], schema: type) -> str:
     """`where: what was got; what was expected; the way out`, for the first thing that pydantic found."""
     places: dict[str, list[Mapping[str, Any]]] = {}
     for problem in problems:
@@ -57,7 +57,7 @@ def _explain(problem: Mapping[str, Any], document: dict[str, Any], schema: type)
     path, known = _locate(problem["loc"], document, schema)
     where, kind, context = ".".join(path), problem["type"], problem.get("ctx", {})
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = suggest(path[-1], known)
+        near = suggest_word(path[-1], known)
         here = ".".join(path[:-1])
         return (
             f"{where}: unknown key{near}" if near else f"{where}: unknown key; {here or 'here'} has: {', '.join(known)}"
@@ -74,7 +74,9 @@ def _explain(problem: Mapping[str, Any], document: dict[str, Any], schema: type)
         expected = [word.strip("'") for part in expected for word in part.split(" or ")]
         got = context.get("tag", problem["input"])
         where = f"{where}.kind" if kind != "literal_error" else where
-        return f"{where}: got {json.dumps(got)}; expected one of {', '.join(expected)}{suggest(str(got), expected)}"
+        return (
+            f"{where}: got {json.dumps(got)}; expected one of {', '.join(expected)}{suggest_word(str(got), expected)}"
+        )
     return f"{where}: got {json.dumps(problem['input'])}; expected {_expected(problem)}"
 
 

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # Where a run lives, what it prints and when it gives up: not part of what it computes or of the files it leaves.
-PLACE = (
+UNHASHED_KEYS = (
     *("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt", "compile_cache"),
     *("data.workers", "data.prefetch"),
     *("train.hang_seconds", "train.max_crashes", "train.max_rollbacks", "train.dollars_per_hour"),
 )
 # May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
-FREE = (
-    *(*PLACE, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
+FREE_KEYS = (
+    *(*UNHASHED_KEYS, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
     *("ckpt", "retention", "score", "mesh", "remat", "model.loss_chunks", "model.attention", "eval"),
 )
 # They change the numbers that come, by more than rounding, but not what is in a state: precision rounds otherwise,
 # microbatches draw other dropout masks and other batch statistics.
-RESUMABLE = ("train.steps", "optim", "schedule", "train.microbatches", "train.precision")
+RESUMABLE_KEYS = ("train.steps", "optim", "schedule", "train.microbatches", "train.precision")
 IDENTITY_WITHIN = ("optim.kind", "optim.ema")  # the state has another shape
 
-Class = Literal["free", "resumable", "identity"]
+KeyClass = Literal["free", "resumable", "identity"]
 
 
 @dataclass(frozen=True)
@@ -36,43 +36,43 @@ class Drift:
     new: Any
 
     @property
-    def kind(self) -> Class:
-        return class_of(self.key)
+    def kind(self) -> KeyClass:
+        return classify_key(self.key)
 
     def __str__(self) -> str:
         return f"{self.key}: {json.dumps(self.old)} → {json.dumps(self.new)}"
 
 
-def class_of(key: str) -> Class:
+def classify_key(key: str) -> KeyClass:
     """Whether a key may change in a continued run."""
     if _within(key, IDENTITY_WITHIN):
         return "identity"
-    if _within(key, FREE):
+    if _within(key, FREE_KEYS):
         return "free"
-    return "resumable" if _within(key, RESUMABLE) else "identity"
+    return "resumable" if _within(key, RESUMABLE_KEYS) else "identity"
 
 
-def drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
+def find_drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
     """What differs between two documents, key by key; where a run lives and what it prints is left out."""
-    before, after = chosen(old), chosen(new)
+    before, after = select_result_keys(old), select_result_keys(new)
     return [
         Drift(key, before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)
     ]
 
 
-def chosen(document: Mapping[str, Any]) -> dict[str, Any]:
+def select_result_keys(document: Mapping[str, Any]) -> dict[str, Any]:
     """Every key that can change the result or the files of a run, as `optim.lr`, with its value."""
-    return {key: value for key, value in _leaves(document) if not _within(key, PLACE)}
+    return {key: value for key, value in _leaves(document) if not _within(key, UNHASHED_KEYS)}
 
 
-def fingerprint(document: Mapping[str, Any]) -> str:
+def hash_config(document: Mapping[str, Any]) -> str:
     """Eight hex digits over every key that can change the result or the files of a run, in no order."""
-    return _hash(chosen(document))
+    return _hash(select_result_keys(document))
 
 
-def identity(document: Mapping[str, Any]) -> str:
+def hash_identity(document: Mapping[str, Any]) -> str:
     """Eight hex digits over the identity keys only: equal where one run could be continued as the other."""
-    return _hash({key: value for key, value in _leaves(document) if class_of(key) == "identity"})
+    return _hash({key: value for key, value in _leaves(document) if classify_key(key) == "identity"})
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """A document becomes a frozen, typed `Config`, or one plain line says what is wrong with it.
 
-The only file that knows omegaconf and pydantic. The option dataclasses live with the parts they configure; here they
+The only file that knows omegaconf. The option dataclasses live with the parts they configure; here they
 are put together, validated strictly (no coercion, no unknown key) and checked against each other, before jax starts
 and before anything is written.
 """
@@ -8,37 +8,34 @@ and before anything is written.
 from __future__ import annotations
 
 import copy
-import functools
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from data import Data, Looks
-from models import Model, Named, Objective
+from data import CheckableData, Data
+from models import Model, NamedObjective, Objective
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
-from runner.checkpoint.retention import Keep
-from runner.checkpoint.strategy import Rule
-from runner.config.evaluations import Evaluation, Metrics
-from runner.config.explain import explain
-from runner.config.remat import Remat, check_model_supports
+from runner.checkpoint.strategy import SaveRule
+from runner.config.evaluations import Evaluation, MetricsEvaluation
+from runner.config.explain import explain_problems
+from runner.config.remat_policies import RematPolicy, check_model_supports
+from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
 from runner.errors import ConfigError, RefusedError
-from runner.log import Log
+from runner.log.options import LogOptions
 from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
 from runner.optim.schedules import Schedule
 from runner.preempt import options
 
 Count = Annotated[int, Ge(1)]
-BY_KIND = Field(discriminator="kind")
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -76,17 +73,17 @@ class Ckpt:
     checkpoint back and compares it with the live state; `off` compares names and sizes only.
     """
 
-    save: Mapping[str, Annotated[Rule, BY_KIND]] = field(default_factory=dict)
+    save: Mapping[str, Annotated[SaveRule, BY_KIND]] = field(default_factory=dict)
     write: Literal["blocking", "background"] = "background"
     last: bool = True
     verify: Verify = "bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preempt(options.Preempt):
+class PreemptByKind(options.Preempt):
     """The same, and here it is known that `kind` says what a notice is."""
 
-    notices: Mapping[str, Annotated[options.Source, BY_KIND]] = field(default_factory=dict)
+    notices: Mapping[str, Annotated[options.NoticeSource, BY_KIND]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +108,17 @@ class Config:
     schedule: Annotated[Schedule, BY_KIND]
     train: Train
     ckpt: Ckpt
-    retention: Mapping[str, Annotated[Keep, BY_KIND]]
-    remat: Annotated[Remat, BY_KIND]
+    retention: Retention
+    remat: Annotated[RematPolicy, BY_KIND]
     mesh: Mesh
-    preempt: Preempt
-    log: Log
+    preempt: PreemptByKind
+    log: LogOptions
     score: Score
-    objective: Annotated[Objective, BY_KIND] = field(default_factory=Named)
+    objective: Annotated[Objective, BY_KIND] = field(default_factory=NamedObjective)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     root: str = "outputs"
     seed: Annotated[int, Ge(0)] = 0
-    eval: Mapping[Split, Annotated[Evaluation, BY_KIND]] = field(default_factory=lambda: {"eval": Metrics()})
+    eval: Mapping[Split, Annotated[Evaluation, BY_KIND]] = field(default_factory=lambda: {"eval": MetricsEvaluation()})
     init_from: InitFrom = field(default_factory=InitFrom)
     compile_cache: str = "auto"
     dir: str | None = None
@@ -158,14 +155,14 @@ class Config:
         if taken := sorted(self.eval.keys() & {"train", "save"}):
             raise ValueError(f"eval.{taken[0]}: this name is taken by training itself; choose another")
         for name, option in self.eval.items():
-            if not isinstance(option, Metrics) and option.kind not in self.model.shows:
+            if not isinstance(option, MetricsEvaluation) and option.kind not in self.model.shows:
                 shows = ", ".join(self.model.shows) or "nothing"
                 raise ValueError(f"eval.{name}: model={self.model.kind} makes no {option.kind} (it has: {shows})")
             if option.weights == "ema" and self.optim.ema is None:
                 raise ValueError(f"eval.{name}.weights=ema: no average is kept; add optim.ema=0.999")
         split = self.score.metric.partition("/")[0]
-        if not isinstance(self.eval.get(split), Metrics):
-            measured = ", ".join(name for name, option in self.eval.items() if isinstance(option, Metrics))
+        if not isinstance(self.eval.get(split), MetricsEvaluation):
+            measured = ", ".join(name for name, option in self.eval.items() if isinstance(option, MetricsEvaluation))
             raise ValueError(
                 f"score.metric={self.score.metric}: no evaluation named '{split}' measures anything "
                 f"({f'there is: {measured}' if measured else 'add it: eval=[metrics,…]'})"
@@ -174,39 +171,39 @@ class Config:
     @property
     def document(self) -> dict[str, Any]:
         """The validated document, defaults included, as plain JSON values."""
-        return _adapter(Config).dump_python(self, mode="json")
+        return adapter_of(Config).dump_python(self, mode="json")
 
 
-def load(document: Any) -> Config:
+def validate_config(document: Any) -> Config:
     """Validate a composed document (a DictConfig or plain values), and see whether its data is there.
 
     Raises ConfigError with every way out it knows.
     """
-    config: Config = checked(Config, document)
-    if isinstance(config.data, Looks):
+    config: Config = validate_options(Config, document)
+    if isinstance(config.data, CheckableData):
         try:
-            config.data.look()
+            config.data.check_readable()
         except ValueError as error:
             raise ConfigError(f"data.{error}") from None
     return config
 
 
-def checked(schema: Any, document: Any) -> Any:
+def validate_options(schema: Any, document: Any) -> Any:
     """Validate a document as any dataclass of options. Raises ConfigError likewise."""
     plain = _plain(document)
     try:
-        return _adapter(schema).validate_json(json.dumps(plain), strict=True)
+        return validate_plain(schema, plain)
     except ValidationError as error:
-        raise ConfigError(explain(error.errors(include_url=False), plain, schema)) from None
+        raise ConfigError(explain_problems(error.errors(include_url=False), plain, schema)) from None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
     """The document of a run's config.yaml, with the defaults of keys that are newer than it.
 
     Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
     """
     try:
-        return checked(Config, of_now(yaml.safe_load(path.read_text()))).document
+        return validate_options(Config, of_now(yaml.safe_load(path.read_text()))).document
     except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
         raise RefusedError(f"{path}: not a configuration of this version ({_first_line(error)}); restore it") from None
 
@@ -221,12 +218,12 @@ def of_now(saved: Any) -> Any:
     return {**saved, "optim": kept, "schedule": {"kind": "cosine", **moved}}
 
 
-def write(document: Mapping[str, Any]) -> str:
+def dump_yaml(document: Mapping[str, Any]) -> str:
     """A document as YAML."""
     return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True)
 
 
-def continued(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
+def merge_typed_keys(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
     """The saved document with `keys` (what the command line touched) as composed now, or without them if deleted."""
     document, now = copy.deepcopy(dict(saved)), _plain(composed, throw=False)
     for key in keys:
@@ -241,23 +238,6 @@ def continued(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str
         else:
             target.pop(leaf, None)
     return document
-
-
-@functools.cache
-def _adapter(schema: Any) -> TypeAdapter[Any]:
-    for option in _options(schema):
-        option.__pydantic_config__ = {"extra": "forbid"}  # the default would drop an unknown key in silence
-    return TypeAdapter(schema)
-
-
-def _options(annotation: Any) -> Iterator[Any]:
-    """Every dataclass in a type."""
-    if is_dataclass(annotation):
-        yield annotation
-        for hint in get_type_hints(annotation).values():
-            yield from _options(hint)
-    for argument in get_args(annotation):
-        yield from _options(argument)
 
 
 def _plain(document: Any, *, throw: bool = True) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import data
 import models
-from runner.config.explain import suggest
+from runner.config.explain import suggest_word
 from runner.errors import ConfigError, RefusedError
 from runner.text import display_path
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from data.sources import Source
     from runner.config.schema import Config
 
-FLAG = "--trust"
+TRUST_FLAG = "--trust"
 
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 # part → what its target is called with, before the options; rngs by name, as flax modules take it
@@ -38,7 +38,7 @@ CALLS = {"model": (("inputs", "num_outputs"), ("rngs",)), "data": ((), ()), "obj
 
 
 @dataclass(frozen=True)
-class Origin:
+class CodeOrigin:
     """Where one target comes from: its file, and every file of its package if it is in one."""
 
     key: str  # model.target
@@ -52,44 +52,44 @@ class Origin:
         return hashlib.sha256(b"".join(path.read_bytes() for path in self.files)).hexdigest()[:8]
 
 
-def find(document: Mapping[str, Any]) -> None:
+def check_targets_exist(document: Mapping[str, Any]) -> None:
     """Raises ConfigError where a target cannot be read, or no module of that name is to be found. Imports nothing."""
-    for key, name in targets(document).items():
+    for key, name in find_targets(document).items():
         _look_here()
         if not re.fullmatch(f"{NAME}:{NAME}", name) or name.partition(":")[0].endswith(".py"):
             raise ConfigError(f"{key}: got {name}; expected module:attribute{_meant(name)}")
         top = name.partition(":")[0].partition(".")[0]
         if find_spec(top) is None:
-            near = suggest(top, [path.stem for path in Path.cwd().glob("*.py")])
+            near = suggest_word(top, [path.stem for path in Path.cwd().glob("*.py")])
             raise ConfigError(
                 f"{key}: {name}: there is no module {top} in {Path.cwd()}, nor is one installed"
                 f"{near or '; run the command where the file is, or set PYTHONPATH'}"
             )
 
 
-def bring(config: Config) -> None:
+def import_targets(config: Config) -> None:
     """Import every target. Raises ConfigError where that fails, or where it could not be called as it will be."""
     document = config.document
-    find(document)
-    for key, name in targets(document).items():
+    check_targets_exist(document)
+    for key, name in find_targets(document).items():
         part = key.partition(".")[0]
         found = _found(key, name)
         if part in CALLS:
             _check_call(key, name, found, part, document[part]["options"])
 
 
-def fit(config: Config, source: Source) -> str:
+def choose_objective(config: Config, source: Source) -> str:
     """The objective that is usual for this model on this data. Raises ConfigError where they do not go together."""
-    from data.user_data import kind_of
+    from data.user_data import classify_source
 
-    gives, names = kind_of(source)
+    gives, names = classify_source(source)
     model, read = (getattr(part, "target", part.kind) for part in (config.model, config.data))
     takes = config.model.takes or getattr(_found("model.target", model), "takes", ())
     if takes and gives not in takes:
         raise ConfigError(f"model={model} takes {' or '.join(takes)}, but data={read} gives {gives}; choose another")
     usual = config.model.objective or ("next_token" if gives == "tokens" else "classify")
     objective = usual if config.objective.kind == "default" else config.objective.kind
-    if lacking := [name for name in models.READS.get(objective, ()) if name not in names]:
+    if lacking := [name for name in models.REQUIRED_BATCH_KEYS.get(objective, ()) if name not in names]:
         raise ConfigError(
             f"objective={objective} reads {lacking[0]}, which data={read} does not give (it has: {', '.join(names)}); "
             "choose objective=external with a loss of your own, or other data"
@@ -98,18 +98,18 @@ def fit(config: Config, source: Source) -> str:
 
 
 @contextmanager
-def told(part: str) -> Iterator[None]:
+def as_config_error(part: str) -> Iterator[None]:
     """What a target made and cannot be worked with, as an error of the configuration."""
     try:
         yield
-    except (models.Unfit, data.Unfit) as error:
+    except (models.InvalidModelOrObjective, data.InvalidUserData) as error:
         raise ConfigError(f"{part}.target: {error}") from None
 
 
-def origins(document: Mapping[str, Any]) -> list[Origin]:
+def find_origins(document: Mapping[str, Any]) -> list[CodeOrigin]:
     """The files that the targets of a document come from. Imports nothing; one that is not found is left out."""
     found = []
-    for key, name in targets(document).items():
+    for key, name in find_targets(document).items():
         _look_here()
         top, *below = name.partition(":")[0].split(".")
         spec = find_spec(top) if re.fullmatch(NAME, top) else None
@@ -120,16 +120,16 @@ def origins(document: Mapping[str, Any]) -> list[Origin]:
             files = sorted(folder.rglob("*.py"))
             inner = folder.joinpath(*below)
             file = next((path for path in (inner.with_suffix(".py"), inner / "__init__.py") if path in files), file)
-        found.append(Origin(key, name, file, tuple(files)))
+        found.append(CodeOrigin(key, name, file, tuple(files)))
     return found
 
 
-def record(found: Iterable[Origin]) -> dict[str, Any]:
+def describe_origins(found: Iterable[CodeOrigin]) -> dict[str, Any]:
     """What an attempt remembers of them, as JSON values."""
     return {origin.key: {"target": origin.name, "file": str(origin.file), "hash": origin.hash} for origin in found}
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def list_changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each file that is not what it was at the attempt before."""
     lines = [
         f"{display_path(Path(now[key]['file']))} has changed since then ({old['hash']} → {now[key]['hash']}): what goes on is "
@@ -150,7 +150,7 @@ def _found(key: str, name: str) -> Any:
         if not hasattr(found, part):
             where = getattr(found, "__file__", None)
             raise ConfigError(
-                f"{key}: {name}: {display_path(Path(where)) if where else module} has no '{part}'{suggest(part, dir(found))}"
+                f"{key}: {name}: {display_path(Path(where)) if where else module} has no '{part}'{suggest_word(part, dir(found))}"
             )
         found = getattr(found, part)
     if not callable(found):
@@ -169,7 +169,7 @@ def _check_call(key: str, name: str, target: Any, part: str, options: Mapping[st
     names = [parameter.name for parameter in takes if parameter.kind is not parameter.VAR_KEYWORD]
     if len(names) == len(takes) and (unknown := sorted(options.keys() - set(names))):
         its = [each for each in names[len(positional) :] if each not in named]
-        near = suggest(unknown[0], its) or f"; it has: {', '.join(its) or 'none'}"
+        near = suggest_word(unknown[0], its) or f"; it has: {', '.join(its) or 'none'}"
         raise ConfigError(f"{part}.options.{unknown[0]}: {name} has no such option{near}")
     try:
         signature.bind(*positional, **dict.fromkeys(named), **options)
@@ -209,23 +209,23 @@ def _called(target: Any) -> Any:
     return partial(target.__init__, None) if inspect.isclass(target) else target
 
 
-def targets(document: Mapping[str, Any]) -> dict[str, str]:
+def find_targets(document: Mapping[str, Any]) -> dict[str, str]:
     """The code of his own that a user names in a document: `{"model.target": "my_file:MyModel"}`."""
     return dict(_targets(document, ""))
 
 
-def demand(run: Path, document: Mapping[str, Any], typed: Mapping[str, Any], way_out: str) -> None:
+def require_trust(run: Path, document: Mapping[str, Any], typed: Mapping[str, Any], way_out: str) -> None:
     """Raises RefusedError where the document of a run names code that `typed`, a document composed here, does not."""
-    asked = [f"{key}={target}" for key, target in targets(document).items() if _at(typed, key) != target]
+    asked = [f"{key}={target}" for key, target in find_targets(document).items() if _at(typed, key) != target]
     if asked:
         raise RefusedError(
             f"{display_path(run)} asks for code of its own: {', '.join(asked)}; if you trust it {way_out}"
         )
 
 
-def flag(document: Mapping[str, Any]) -> str:
+def trust_flag(document: Mapping[str, Any]) -> str:
     """What to type as well when a run of this document is named: the flag, where it needs one."""
-    return f" {FLAG}" if targets(document) else ""
+    return f" {TRUST_FLAG}" if find_targets(document) else ""
 
 
 def _targets(node: Any, prefix: str) -> Iterator[tuple[str, str]]:

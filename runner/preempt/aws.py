@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from runner.preempt.metadata import Line, Notice, Question, Silence, fields, moment
+from runner.preempt.metadata import MetadataClient, NoAnswer, Notice, Poll, parse_json_object, parse_time
 
 if TYPE_CHECKING:
     from runner.preempt.options import Aws
@@ -21,31 +21,31 @@ REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 ACTIONS = ("terminate", "stop", "hibernate")
 
 
-def action(text: str, now: float, seconds: float) -> Notice | None:
+def parse_action(text: str, now: float, seconds: float) -> Notice | None:
     """The machine is taken at the time that is said, within `seconds`. Raises Silence where it is no such document.
 
     Hibernation begins at once: how long that takes, nobody says.
     """
-    document = fields(text)
-    what, at = document.get("action"), moment(document.get("time"))
+    document = parse_json_object(text)
+    what, at = document.get("action"), parse_time(document.get("time"))
     if what not in ACTIONS or at is None:
-        raise Silence(f"no instance action: {text[:80]}")
+        raise NoAnswer(f"no instance action: {text[:80]}")
     known = what != "hibernate" and at > now
     return Notice(f"EC2 spot {what}", min(at, now + seconds) if known else None)
 
 
-def rebalance(text: str) -> Notice | None:
+def parse_rebalance(text: str) -> Notice | None:
     """The machine is more likely than others to be taken. Raises Silence where it is no such document."""
-    at = fields(text).get("noticeTime")
-    if moment(at) is None:
-        raise Silence(f"no recommendation: {text[:80]}")
-    return Notice(f"EC2 rebalance recommendation of {at}", stops=False)
+    at = parse_json_object(text).get("noticeTime")
+    if parse_time(at) is None:
+        raise NoAnswer(f"no recommendation: {text[:80]}")
+    return Notice(f"EC2 rebalance recommendation of {at}", is_final=False)
 
 
-class Service:
+class AwsMetadata:
     """The instance metadata service, with a token that is renewed when it is refused."""
 
-    def __init__(self, line: Line):
+    def __init__(self, line: MetadataClient):
         self._line = line
         self._token: str | None = None
 
@@ -59,27 +59,27 @@ class Service:
             if answer.status == 404:
                 return None
             if answer.status != 401:
-                raise Silence(f"status {answer.status}")
+                raise NoAnswer(f"status {answer.status}")
             self._token = None
-        raise Silence("a fresh token is refused")
+        raise NoAnswer("a fresh token is refused")
 
     def _fresh(self) -> str:
         answer = self._line.ask(TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, "PUT")
         if answer.status != 200 or not answer.text:
-            raise Silence(f"no token: status {answer.status}")
+            raise NoAnswer(f"no token: status {answer.status}")
         return answer.text
 
 
-def questions(option: Aws) -> list[Question]:
-    """One question: whether the end is near; if not, whether it may be."""
-    line = Line(option.url, option.timeout_seconds)
-    service = Service(line)
+def poll_aws(option: Aws) -> list[Poll]:
+    """One poll: whether the end is near; if not, whether it may be."""
+    line = MetadataClient(option.url, option.timeout_seconds)
+    service = AwsMetadata(line)
 
     def ask() -> Notice | None:
         found = service.get(ACTION)
         if found is not None:
-            return action(found, time.time(), option.notice_seconds)
+            return parse_action(found, time.time(), option.notice_seconds)
         hint = service.get(REBALANCE)
-        return None if hint is None else rebalance(hint)
+        return None if hint is None else parse_rebalance(hint)
 
-    return [Question(ask, line.hang_up, option.poll_seconds)]
+    return [Poll(ask, line.cancel, option.poll_seconds)]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from runner.preempt.metadata import Line, Notice, Question, Silence, fields, moment
+from runner.preempt.metadata import MetadataClient, NoAnswer, Notice, Poll, parse_json_object, parse_time
 
 if TYPE_CHECKING:
     from runner.preempt.options import Azure
@@ -23,11 +23,11 @@ ENDS = ("Preempt", "Terminate", "Reboot", "Redeploy")
 AHEAD = ("Scheduled", "Started")
 
 
-def soonest(text: str, machine: str, now: float, lead_seconds: float) -> Notice | None:
+def find_first_end(text: str, machine: str, now: float, lead_seconds: float) -> Notice | None:
     """The first event that ends this machine. Raises Silence where it is no list of events, or one cannot be read."""
-    events = fields(text).get("Events")
+    events = parse_json_object(text).get("Events")
     if not isinstance(events, list):
-        raise Silence(f"no events: {text[:80]}")
+        raise NoAnswer(f"no events: {text[:80]}")
     mine = sorted((at, kind) for kind, at in _ends(events, machine))
     if not mine:
         return None
@@ -45,16 +45,16 @@ def _ends(events: list[Any], machine: str) -> Iterator[tuple[str, float]]:
             continue
         if machine.casefold() not in [str(resource).casefold() for resource in resources]:
             continue
-        at = 0.0 if said == "" else moment(said)
+        at = 0.0 if said == "" else parse_time(said)
         if at is None:
-            raise Silence(f"no time: {said}")
+            raise NoAnswer(f"no time: {said}")
         yield str(kind), at
 
 
-class Service:
+class ScheduledEvents:
     """The scheduled events, after the name of this machine is known."""
 
-    def __init__(self, line: Line, machine: str | None, first_timeout_seconds: float):
+    def __init__(self, line: MetadataClient, machine: str | None, first_timeout_seconds: float):
         self._line, self._machine = line, machine
         self._timeout: float | None = first_timeout_seconds
 
@@ -62,20 +62,20 @@ class Service:
         """What ends this machine first. Raises Silence."""
         self._machine = self._machine or self._get(NAME).strip()
         if not self._machine:
-            raise Silence("this machine has no name")
+            raise NoAnswer("this machine has no name")
         text = self._get(EVENTS, self._timeout)
         self._timeout = None  # it is on now
-        return soonest(text, self._machine, time.time(), lead_seconds)
+        return find_first_end(text, self._machine, time.time(), lead_seconds)
 
     def _get(self, path: str, timeout_seconds: float | None = None) -> str:
         answer = self._line.ask(path, METADATA, timeout_seconds=timeout_seconds)
         if answer.status != 200:
-            raise Silence(f"status {answer.status}")
+            raise NoAnswer(f"status {answer.status}")
         return answer.text
 
 
-def questions(option: Azure) -> list[Question]:
-    """One question: which event comes first."""
-    line = Line(option.url, option.timeout_seconds)
-    service = Service(line, option.machine, option.first_timeout_seconds)
-    return [Question(lambda: service.soonest(option.lead_seconds), line.hang_up, option.poll_seconds)]
+def poll_azure(option: Azure) -> list[Poll]:
+    """One poll: which event comes first."""
+    line = MetadataClient(option.url, option.timeout_seconds)
+    service = ScheduledEvents(line, option.machine, option.first_timeout_seconds)
+    return [Poll(lambda: service.soonest(option.lead_seconds), line.cancel, option.poll_seconds)]

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from runner.checkpoint.record import durable_step
+from runner.checkpoint.record import newest_durable_step
 from runner.errors import CRASHED, STOPPED
-from runner.preempt.stop import Stopped, Watcher
+from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
 
@@ -37,17 +37,17 @@ class Ledger(Protocol):
 
 
 @dataclass(frozen=True)
-class Guard:
+class Watchdog:
     """Who is watched over, and how patiently: `hang_seconds` without a sign of life, or None for ever."""
 
-    watcher: Watcher
+    stop_flag: StopFlag
     ledger: Ledger
     run: RunDir
     hang_seconds: float | None
     say: Callable[[str], None]
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watch(self) -> Iterator[None]:
         """Watch while the context lasts. May end the process."""
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(done,), name="guard", daemon=True)
@@ -62,7 +62,7 @@ class Guard:
         # Ticks are counted, not seconds: a process that was suspended did not hang.
         quiet, last = 0, self.ledger.last_heartbeat()
         while not done.wait(TICK_SECONDS):
-            if self.watcher.deadline is not None and time.monotonic() > self.watcher.deadline - MARGIN_SECONDS:
+            if self.stop_flag.deadline is not None and time.monotonic() > self.stop_flag.deadline - MARGIN_SECONDS:
                 self._leave()
             beat = self.ledger.last_heartbeat()
             quiet, last = (0, beat) if beat != last or beat.phase in PATIENT else (quiet + 1, last)
@@ -72,11 +72,11 @@ class Guard:
     def _leave(self) -> NoReturn:
         """Time is up: the newest durable checkpoint stands."""
         beat = self.ledger.last_heartbeat()
-        durable = durable_step(self.run.checkpoints)
+        durable = newest_durable_step(self.run.checkpoints)
         lost = max(beat.step - durable, 0)
         stands = f"checkpoint {durable} stands" if durable else "nothing was saved yet"
         steps = "no step is lost" if not lost else f"{lost} steps are lost and done again"
-        why = f"{self.watcher.notice}: time was up during {beat.phase} at step {beat.step}"
+        why = f"{self.stop_flag.reason}: time was up during {beat.phase} at step {beat.step}"
         self.say(f"stopped by {why}; {stands}, {steps}; the same command goes on from there")
         self._end("preempted", beat.step, why, durable, STOPPED)
 
@@ -86,7 +86,7 @@ class Guard:
         self.say(f"error: {why}: the process ends; the stacks are in {self.run.log}")
         with self.run.log.open("a") as log:
             faulthandler.dump_traceback(log, all_threads=True)
-        self._end("failed", beat.step, why, durable_step(self.run.checkpoints), CRASHED)
+        self._end("failed", beat.step, why, newest_durable_step(self.run.checkpoints), CRASHED)
 
     def _end(self, state: str, reached: int, why: str, durable: int, exit_code: int) -> NoReturn:
         try:
@@ -96,7 +96,7 @@ class Guard:
             os._exit(exit_code)
 
 
-def shortfall(save_seconds: float, notice_seconds: float, source: str) -> str | None:
+def describe_shortfall(save_seconds: float, notice_seconds: float, source: str) -> str | None:
     """A warning where a save takes longer than a notice leaves, with both numbers and the ways out; else None."""
     if save_seconds <= notice_seconds:
         return None
@@ -112,27 +112,29 @@ def is_hopeless(save_seconds: float | None, seconds_left: float | None) -> bool:
     return save_seconds is not None and seconds_left is not None and save_seconds > HOPELESS * max(seconds_left, 0.0)
 
 
-class Grace:
+class SaveBudget:
     """Learns what a save takes; warns once where that is too long, and says at a notice whether to begin another."""
 
-    def __init__(self, watcher: Watcher, notice: tuple[float, str], tell: Callable[[str], None], seconds: float | None):
-        self._watcher, self._notice, self._tell = watcher, notice, tell
+    def __init__(
+        self, stop_flag: StopFlag, notice: tuple[float, str], tell: Callable[[str], None], seconds: float | None
+    ):
+        self._stop_flag, self._notice, self._tell = stop_flag, notice, tell
         self._seconds: float | None = None
         self._warned = False
         if seconds is not None:
-            self.learn(seconds)
+            self.record_save(seconds)
 
-    def learn(self, seconds: float) -> None:
+    def record_save(self, seconds: float) -> None:
         """A save took so long until it was durable."""
         self._seconds = seconds
-        warning = shortfall(seconds, *self._notice)
+        warning = describe_shortfall(seconds, *self._notice)
         if warning and not self._warned:
             self._warned = True
             self._tell(warning)
 
-    def check(self) -> None:
+    def raise_if_hopeless(self) -> None:
         """Raises Stopped where there is a deadline that a save begun now could not keep."""
-        deadline = self._watcher.deadline
+        deadline = self._stop_flag.deadline
         left = None if deadline is None else deadline - time.monotonic()
         if is_hopeless(self._seconds, left):
             raise Stopped(f"a save takes {self._seconds:.3g} s and {left:.3g} s are left")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from runner.preempt.metadata import Notice, Question, Silence
-from runner.preempt.options import STOP_FILE, Preempt, Source, seconds_of
-from runner.preempt.stop import Watcher
+from runner.preempt.metadata import NoAnswer, Notice, Poll
+from runner.preempt.options import STOP_FILE, NoticeSource, Preempt, parse_duration
+from runner.preempt.stop import StopFlag
 from runner.rundir.layout import RunDir
 
 FILE_SECONDS = 1.0  # how often RUN/STOP is looked for
@@ -27,13 +27,13 @@ SILENT = 5  # so many answers that say nothing, in a row, are worth a line
 
 
 @dataclass(frozen=True)
-class Ear:
+class Listener:
     """What the threads share: the flag, the run, whether it is over, what is being asked, and what was told already."""
 
-    watcher: Watcher
+    stop_flag: StopFlag
     run: RunDir
     over: threading.Event = field(default_factory=threading.Event)
-    questions: list[Question] = field(default_factory=list)
+    polls: list[Poll] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
     def log(self, what: str, line: str) -> bool:
@@ -47,13 +47,13 @@ class Ear:
 
 
 @contextmanager
-def watching(preempt: Preempt, run: RunDir, watcher: Watcher, began: float) -> Iterator[None]:
+def listen_to_sources(preempt: Preempt, run: RunDir, stop_flag: StopFlag, began: float) -> Iterator[None]:
     """Listen while the context lasts; `began`: when the process started, in seconds since 1970.
 
     The caller holds the run: RUN/STOP is taken away at the end, when what it asks for has happened. One that is there
     at the beginning counts: it was put there while nobody listened, by somebody who wants the run to rest.
     """
-    ear = Ear(watcher, run)
+    ear = Listener(stop_flag, run)
     if preempt.stop_file or preempt.walltime is not None:
         _begin("stop file and walltime", _look, ear, preempt, began)
     for name, source in preempt.notices.items():
@@ -62,8 +62,8 @@ def watching(preempt: Preempt, run: RunDir, watcher: Watcher, began: float) -> I
         yield
     finally:
         ear.over.set()
-        for question in list(ear.questions):
-            question.hang_up()
+        for poll in list(ear.polls):
+            poll.cancel()
         if preempt.stop_file:
             with suppress(OSError):
                 run.stop.unlink(missing_ok=True)
@@ -74,9 +74,9 @@ def _begin(name: str, work: Callable[..., None], *words: Any) -> None:
     threading.Thread(target=work, args=words, name=name, daemon=True).start()
 
 
-def _look(ear: Ear, preempt: Preempt, began: float) -> None:
+def _look(ear: Listener, preempt: Preempt, began: float) -> None:
     """Look for RUN/STOP, and at the clock."""
-    left = None if preempt.walltime is None else began + seconds_of(preempt.walltime) - time.time()
+    left = None if preempt.walltime is None else began + parse_duration(preempt.walltime) - time.time()
     ends = None if left is None else time.monotonic() + left
     wants_file = preempt.stop_file
     while wants_file or ends is not None:
@@ -92,42 +92,42 @@ def _look(ear: Ear, preempt: Preempt, began: float) -> None:
             return
 
 
-def _ask_about(ear: Ear, name: str, source: Source) -> None:
-    """Ask the questions of one source, each in a thread of its own."""
-    questions = source.questions()
-    ear.questions.extend(questions)
-    for question in questions:
-        _begin(name, _ask, ear, name, question)
+def _ask_about(ear: Listener, name: str, source: NoticeSource) -> None:
+    """Ask the polls of one source, each in a thread of its own."""
+    polls = source.polls()
+    ear.polls.extend(polls)
+    for poll in polls:
+        _begin(name, _ask, ear, name, poll)
 
 
-def _ask(ear: Ear, name: str, question: Question) -> None:
-    """Ask one question until the run is over: seldom, and ever more seldom where there is no answer."""
+def _ask(ear: Listener, name: str, poll: Poll) -> None:
+    """Ask one poll until the run is over: seldom, and ever more seldom where there is no answer."""
     silent, pause = 0, 0.0
     while not ear.over.wait(pause):
         try:
-            notice = question.ask()
-        except Silence as why:
+            notice = poll.ask()
+        except NoAnswer as why:
             silent += 1
-            pause = min(question.poll_seconds * 2 ** min(silent, 10), max(LONGEST_PAUSE, question.poll_seconds))
+            pause = min(poll.poll_seconds * 2 ** min(silent, 10), max(LONGEST_PAUSE, poll.poll_seconds))
             if silent >= SILENT:
                 ear.log(name, f"preempt.notices.{name} says nothing ({str(why)[:80]!r}); it is asked again, quietly")
             continue
-        silent, pause = 0, question.poll_seconds
-        if notice and (early := notice.due - time.time()) > 0:
+        silent, pause = 0, poll.poll_seconds
+        if notice and (early := notice.act_at - time.time()) > 0:
             pause = max(min(pause, early), SHORTEST_PAUSE)
         elif notice:
             _act(ear, notice)
 
 
-def _act(ear: Ear, notice: Notice) -> None:
+def _act(ear: Listener, notice: Notice) -> None:
     """Raise the flag, or ask for a save and go on; what is said again and again is told once."""
-    left = None if notice.ends is None else notice.ends - time.time()
-    if notice.stops:
-        ear.watcher.raise_flag(notice.reason, left)
+    left = None if notice.ends_at is None else notice.ends_at - time.time()
+    if notice.is_final:
+        ear.stop_flag.request_stop(notice.reason, left)
         then = "saving at the next step boundary, then stopping" + (f"; {left:.0f} s are left" if left else "")
     else:
         then = "saving at the next step boundary, then going on"
     if ear.log(notice.reason, f"{notice.reason}: {then}"):
         os.write(2, f"\n{notice.reason}: {then}\n".encode())  # the main thread may be inside a print
-        if not notice.stops:
-            ear.watcher.ask_to_save(notice.reason)
+        if not notice.is_final:
+            ear.stop_flag.request_save(notice.reason)

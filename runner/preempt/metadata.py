@@ -18,7 +18,7 @@ LONGEST_BODY = 1 << 20
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What came back. Names of headers in small letters."""
 
     status: int
@@ -26,7 +26,7 @@ class Answer:
     text: str
 
 
-class Line:
+class MetadataClient:
     """One thread's way to one service. Another thread may hang up, for good."""
 
     def __init__(self, url: str, timeout_seconds: float):
@@ -38,7 +38,7 @@ class Line:
 
     def ask(
         self, path: str, headers: Mapping[str, str], method: str = "GET", timeout_seconds: float | None = None
-    ) -> Answer:
+    ) -> Response:
         """The answer, whatever its status. Raises Silence where none came, or only a part of it."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_SECONDS)
         try:
@@ -46,22 +46,22 @@ class Line:
             connection.sock.settimeout(timeout_seconds or self._timeout)
             self._socket = connection.sock
             if self._over:
-                raise Silence("hung up")
+                raise NoAnswer("hung up")
             connection.request(method, self._prefix + path, headers={**headers, "Connection": "close"})
             response = connection.getresponse()
             body = response.read(LONGEST_BODY)
             if response.length:
-                raise Silence(f"{response.length} bytes of the answer are missing")
-            return Answer(
+                raise NoAnswer(f"{response.length} bytes of the answer are missing")
+            return Response(
                 response.status, {name.lower(): value for name, value in response.getheaders()}, body.decode()
             )
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Silence(str(error) or type(error).__name__) from None
+            raise NoAnswer(str(error) or type(error).__name__) from None
         finally:
             self._socket = None
             connection.close()
 
-    def hang_up(self) -> None:
+    def cancel(self) -> None:
         """End the answer that is awaited now, and every later one."""
         self._over = True
         if (waiting := self._socket) is not None:
@@ -74,40 +74,40 @@ class Notice:
     """Something will end this process. Times are seconds since 1970."""
 
     reason: str
-    ends: float | None = None  # when; None: nobody knows
-    due: float = 0.0  # not to be acted on before
-    stops: bool = True  # False: a warning that is not final: save, and go on
+    ends_at: float | None = None  # when; None: nobody knows
+    act_at: float = 0.0  # not to be acted on before
+    is_final: bool = True  # False: a warning that is not final: save, and go on
 
 
-class Silence(Exception):
+class NoAnswer(Exception):
     """No answer, or one that says nothing: refused, late, torn, forbidden, junk. It is never a notice."""
 
 
 @dataclass(frozen=True)
-class Question:
+class Poll:
     """One question that a thread asks again and again."""
 
     ask: Callable[[], Notice | None]  # raises Silence; may wait for long
-    hang_up: Callable[[], None]  # ends a wait in `ask` from another thread
+    cancel: Callable[[], None]  # ends a wait in `ask` from another thread
     poll_seconds: float
 
 
-def nothing_to_end() -> None:
+def cancel_nothing() -> None:
     """For questions that never wait long."""
 
 
-def fields(text: str) -> dict[str, Any]:
+def parse_json_object(text: str) -> dict[str, Any]:
     """A JSON object. Raises Silence where it is none."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        raise Silence(f"no JSON: {text[:80]}") from None
+        raise NoAnswer(f"no JSON: {text[:80]}") from None
     if not isinstance(document, dict):
-        raise Silence(f"no JSON object: {text[:80]}")
+        raise NoAnswer(f"no JSON object: {text[:80]}")
     return document
 
 
-def moment(said: object) -> float | None:
+def parse_time(said: object) -> float | None:
     """Seconds since 1970 of a time in ISO 8601 or RFC 1123, UTC where no zone is said; None where it is no time."""
     if not isinstance(said, str):
         return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Gt
 
 if TYPE_CHECKING:
-    from runner.preempt.metadata import Question
+    from runner.preempt.metadata import Poll
 
 Signal = Literal["TERM", "INT", "USR1", "USR2", "HUP"]
 Seconds = Annotated[float, Gt(0.0)]
@@ -23,7 +23,7 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 SERVICE = "http://169.254.169.254"  # where a machine in a cloud asks about itself; each of the three answers there
 
 
-def seconds_of(duration: str | float) -> float:
+def parse_duration(duration: str | float) -> float:
     """Seconds of `3h55m`, `90m`, `1d2h` or a plain number. Raises ValueError, with what is expected."""
     text = str(duration).strip()
     if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0:
@@ -66,13 +66,13 @@ class Gce:
         _check_url(self.url)
 
     @property
-    def notice(self) -> tuple[float, str] | None:
+    def shortest_notice(self) -> tuple[float, str] | None:
         return min((self.preempted_seconds, "preempted_seconds"), (self.maintenance_seconds, "maintenance_seconds"))
 
-    def questions(self) -> list[Question]:
+    def polls(self) -> list[Poll]:
         from runner.preempt import gce
 
-        return gce.questions(self)
+        return gce.poll_gce(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +89,13 @@ class Aws:
         _check_url(self.url)
 
     @property
-    def notice(self) -> tuple[float, str] | None:
+    def shortest_notice(self) -> tuple[float, str] | None:
         return self.notice_seconds, "notice_seconds"
 
-    def questions(self) -> list[Question]:
+    def polls(self) -> list[Poll]:
         from runner.preempt import aws
 
-        return aws.questions(self)
+        return aws.poll_aws(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +120,17 @@ class Azure:
         _check_url(self.url)
 
     @property
-    def notice(self) -> tuple[float, str] | None:
+    def shortest_notice(self) -> tuple[float, str] | None:
         return min((self.notice_seconds, "notice_seconds"), (self.lead_seconds, "lead_seconds"))
 
-    def questions(self) -> list[Question]:
+    def polls(self) -> list[Poll]:
         from runner.preempt import azure
 
-        return azure.questions(self)
+        return azure.poll_azure(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slurm:
+class SlurmJobEnd:
     """In a Slurm job: stop `lead_seconds` before its end, be that its time limit or a preemption with GraceTime.
 
     Outside a job it does nothing. The end is read again every `poll_seconds`; no faster, since the answer comes from
@@ -143,17 +143,17 @@ class Slurm:
     poll_seconds: Seconds = 30.0
 
     @property
-    def notice(self) -> tuple[float, str] | None:
+    def shortest_notice(self) -> tuple[float, str] | None:
         return self.lead_seconds, "lead_seconds"
 
-    def questions(self) -> list[Question]:
+    def polls(self) -> list[Poll]:
         from runner.preempt import slurm
 
-        return slurm.questions(self)
+        return slurm.poll_slurm(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Auto:
+class AutoDetect:
     """Anywhere: finds out which of the others apply, from the firmware and the environment; elsewhere asks nobody.
 
     `dmi`: where the firmware's names are; `url`: where the machine's service is, if not at the usual address.
@@ -167,18 +167,18 @@ class Auto:
         _check_url(self.url)
 
     @property
-    def notice(self) -> tuple[float, str] | None:
+    def shortest_notice(self) -> tuple[float, str] | None:
         return None  # not known before the machine is
 
-    def questions(self) -> list[Question]:
+    def polls(self) -> list[Poll]:
         from runner.preempt import machine
 
-        every = (Gce(url=self.url), Aws(url=self.url), Azure(url=self.url), Slurm())
+        every = (Gce(url=self.url), Aws(url=self.url), Azure(url=self.url), SlurmJobEnd())
         here = machine.here(self.dmi)
-        return [question for source in every if source.kind in here for question in source.questions()]
+        return [poll for source in every if source.kind in here for poll in source.polls()]
 
 
-Source = Gce | Aws | Azure | Slurm | Auto
+NoticeSource = Gce | Aws | Azure | SlurmJobEnd | AutoDetect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,16 +193,16 @@ class Preempt:
     notice_seconds: Seconds = 30.0
     stop_file: bool = True
     walltime: str | Seconds | None = None
-    notices: Mapping[str, Source] = field(default_factory=dict)
+    notices: Mapping[str, NoticeSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.walltime is not None:
-            seconds_of(self.walltime)
+            parse_duration(self.walltime)
 
     @property
     def shortest_notice(self) -> tuple[float, str]:
         """The fewest seconds that any source leaves, and its name."""
-        notices = [(name, source.notice) for name, source in self.notices.items()]
+        notices = [(name, source.shortest_notice) for name, source in self.notices.items()]
         known = [(said[0], f"{name} (preempt.notices.{name}.{said[1]})") for name, said in notices if said]
         if "TERM" in self.signals or not known:
             known.append((self.notice_seconds, "SIGTERM (preempt.notice_seconds)"))

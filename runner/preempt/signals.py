@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from runner.preempt.stop import Watcher
+from runner.preempt.stop import StopFlag
 
 ECHO_SECONDS = 0.25  # faster than a person; the two of `timeout` come within microseconds (measured)
 
 
 @contextmanager
-def listening(watcher: Watcher, names: Sequence[str], notice_seconds: float) -> Iterator[None]:
+def listen_to_signals(stop_flag: StopFlag, names: Sequence[str], notice_seconds: float) -> Iterator[None]:
     """Turn these signals into a raised flag while the context lasts; after SIGTERM there are `notice_seconds`.
 
     Handlers that were there before come back, and hear of the signal then: a launcher's own would requeue the job.
@@ -38,7 +38,7 @@ def listening(watcher: Watcher, names: Sequence[str], notice_seconds: float) -> 
     heard: list[int] = []
     before = {number: signal.signal(number, _nothing) for number in numbers}
     previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    listener = threading.Thread(target=_listen, args=(ours, watcher, set(numbers), notice_seconds, heard), daemon=True)
+    listener = threading.Thread(target=_listen, args=(ours, stop_flag, set(numbers), notice_seconds, heard), daemon=True)
     listener.start()
     try:
         yield
@@ -53,7 +53,7 @@ def listening(watcher: Watcher, names: Sequence[str], notice_seconds: float) -> 
         _hand_on(heard[0], before[signal.Signals(heard[0])])
 
 
-def _listen(ours: socket.socket, watcher: Watcher, numbers: set[int], notice_seconds: float, heard: list[int]) -> None:
+def _listen(ours: socket.socket, stop_flag: StopFlag, numbers: set[int], notice_seconds: float, heard: list[int]) -> None:
     since = 0.0
     while received := ours.recv(1):
         number = received[0]
@@ -69,7 +69,7 @@ def _listen(ours: socket.socket, watcher: Watcher, numbers: set[int], notice_sec
             os._exit(128 + number)
         heard.append(number)
         since = time.monotonic()
-        watcher.raise_flag(name, notice_seconds if number == signal.SIGTERM else None)
+        stop_flag.request_stop(name, notice_seconds if number == signal.SIGTERM else None)
         _write(f"{name}: saving at the next step boundary, then stopping; once more to leave at once")
 
 

@@ -1,7 +1,7 @@
 """The end of a Slurm job: its time limit, or earlier, where another job takes its place (PreemptMode with GraceTime).
 
 Slurm tells only some processes, and those late; the end it has in its books is true for all, and moves at once when the
-job is preempted or its limit is changed. So it is read again now and then, but seldom: a question goes to the one
+job is preempted or its limit is changed. So it is read again now and then, but seldom: a poll goes to the one
 controller that a whole cluster shares.
 """
 
@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from runner.preempt.metadata import Notice, Question, Silence, nothing_to_end
+from runner.preempt.metadata import NoAnswer, Notice, Poll, cancel_nothing
 
 if TYPE_CHECKING:
-    from runner.preempt.options import Slurm
+    from runner.preempt.options import SlurmJobEnd
 
 
 END = "SLURM_JOB_END_TIME"
@@ -24,13 +24,13 @@ MOST_OF_THE_JOB = 0.5  # a job shorter than its lead would stop as it begins, be
 THIS_CENTURY, NEXT_CENTURY = 10**9, 4 * 10**9
 
 
-def job(environment: Mapping[str, str]) -> str | None:
+def own_job_id(environment: Mapping[str, str]) -> str | None:
     """This job as Slurm names it: `17`, or `17_3` in an array, whose members a bare number may mean all together."""
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID") or None
 
 
-def notice(text: str, now: float, lead_seconds: float) -> Notice | None:
+def parse_job_end(text: str, now: float, lead_seconds: float) -> Notice | None:
     """The end of the job, from what squeue says: seconds since 1970; None for N/A, nothing, several jobs or junk.
 
     An end that has passed is one as well: Slurm kills a little later than it says, nobody knows when.
@@ -42,9 +42,9 @@ def notice(text: str, now: float, lead_seconds: float) -> Notice | None:
     return Notice("the end of the Slurm job", ends if ends > now else None, ends - lead_seconds)
 
 
-def questions(option: Slurm) -> list[Question]:
-    """One question, inside a job; none elsewhere."""
-    name = job(os.environ)
+def poll_slurm(option: SlurmJobEnd) -> list[Poll]:
+    """One poll, inside a job; none elsewhere."""
+    name = own_job_id(os.environ)
     if name is None:
         return []
 
@@ -52,18 +52,18 @@ def questions(option: Slurm) -> list[Question]:
 
     def ask() -> Notice | None:
         said, now = _said(name, option.timeout_seconds), time.time()
-        if not leads and (first := notice(said, now, 0.0)) and first.ends:
-            leads.append(min(option.lead_seconds, (first.ends - now) * MOST_OF_THE_JOB))
-        return notice(said, now, leads[0] if leads else option.lead_seconds)
+        if not leads and (first := parse_job_end(said, now, 0.0)) and first.ends_at:
+            leads.append(min(option.lead_seconds, (first.ends_at - now) * MOST_OF_THE_JOB))
+        return parse_job_end(said, now, leads[0] if leads else option.lead_seconds)
 
-    return [Question(ask, nothing_to_end, option.poll_seconds)]
+    return [Poll(ask, cancel_nothing, option.poll_seconds)]
 
 
 def _said(name: str, timeout_seconds: float) -> str:
     """The end of the job as squeue knows it, or as it was at its beginning where squeue is of no help."""
     try:
         return _squeue(name, timeout_seconds)
-    except Silence:
+    except NoAnswer:
         if END not in os.environ:  # older than Slurm 23
             raise
         return os.environ[END]
@@ -84,5 +84,5 @@ def _squeue(name: str, timeout_seconds: float) -> str:
             check=True,
         )
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise Silence(str(error)) from None
+        raise NoAnswer(str(error)) from None
     return done.stdout

@@ -19,38 +19,38 @@ class Stopped(Exception):
     """A wait ended because a stop was asked for. The reason is in the flag."""
 
 
-class Watcher:
-    """The flag. Any thread may raise it; `notice` is None until the first source does, and the first reason stays."""
+class StopFlag:
+    """The flag. Any thread may raise it; `reason` is None until the first source does, and the first reason stays."""
 
     def __init__(self) -> None:
-        self.notice: str | None = None
+        self.reason: str | None = None
         self.deadline: float | None = None  # in time.monotonic(); None: nobody knows how long there is
         self._wish: str | None = None
         self._changed = threading.Condition()
 
-    def raise_flag(self, reason: str, seconds: float | None = None) -> None:
+    def request_stop(self, reason: str, seconds: float | None = None) -> None:
         """Ask for a stop; the process has `seconds` from now if that is known. The nearest deadline counts."""
         with self._changed:
-            self.notice = self.notice or reason
+            self.reason = self.reason or reason
             if seconds is not None:
                 deadline = time.monotonic() + seconds
                 self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
             self._changed.notify_all()
 
-    def ask_to_save(self, reason: str) -> None:
+    def request_save(self, reason: str) -> None:
         """Ask for a save at the next step boundary, and to go on after it: a warning that is not final."""
         self._wish = reason
 
-    def take_wish(self) -> str | None:
+    def pop_save_request(self) -> str | None:
         """The reason to save now that a source gave, once."""
         if self._wish is None:  # asked at every step
             return None
         wish, self._wish = self._wish, None
         return wish
 
-    def check(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Raises Stopped where a stop was asked for."""
-        if self.notice is not None:
+        if self.reason is not None:
             raise Stopped
 
     def wait_for(self, future: Future[T]) -> T:
@@ -58,7 +58,7 @@ class Watcher:
         if not future.done():
             future.add_done_callback(self._wake)
             with self._changed:
-                self._changed.wait_for(lambda: future.done() or self.notice is not None)
+                self._changed.wait_for(lambda: future.done() or self.reason is not None)
         if not future.done():
             raise Stopped
         return future.result()
@@ -68,7 +68,7 @@ class Watcher:
             self._changed.notify_all()
 
 
-def begin(work: Callable[[], T], name: str) -> Future[T]:
+def run_in_thread(work: Callable[[], T], name: str) -> Future[T]:
     """Work in a thread of its own that the process does not wait for when it ends: it may be abandoned by a stop."""
     future: Future[T] = Future()
 

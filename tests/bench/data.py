@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data import Arrayrecord, Digits, Images, Parquet, Stdlib, Tokens
-from data.fields import Augment
+from data.option_fields import Augmentation
 from runner.train.dataset import stream_of
 from tests.conftest import REPO
 
@@ -31,7 +31,7 @@ def pipelines(root: Path) -> dict[str, Any]:
     return {
         "stdlib (the default)": Stdlib(),
         "digits": Digits(),
-        "digits, augmented": Digits(augment=Augment(crop=1, noise=0.1)),
+        "digits, augmented": Digits(augment=Augmentation(crop=1, noise=0.1)),
         "tokens, mapped, 1024 × 16": _tokens(root),
         "images 32 × 32, crop and flip": _images(root),
         "images 224 × 224, first time": _images(root, 224),
@@ -41,11 +41,13 @@ def pipelines(root: Path) -> dict[str, Any]:
 
 
 def _tokens(root: Path) -> Tokens:
-    from data.token_files import documents_of, tokenize
+    from data.token_writer import find_documents, write_token_files
 
-    documents = documents_of([Path(os.__file__).parent], "*.py")
+    documents = find_documents([Path(os.__file__).parent], "*.py")
     if not (root / "tokens").exists():
-        tokenize(documents, root / "tokens", "bytes", eos=True, eval_fraction=0.05, workers=1, progress=lambda *_: None)
+        write_token_files(
+            documents, root / "tokens", "bytes", eos=True, eval_fraction=0.05, workers=1, progress=lambda *_: None
+        )
     return Tokens(path=str(root / "tokens"), seq_len=1024)
 
 
@@ -58,7 +60,7 @@ def _images(root: Path, size: int = 32) -> Images:
         file.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
         coarse.resize((size * 2, size * 2)).save(file)
-    return Images(path=str(folder), size=size, augment=Augment(crop=4, flip=True))
+    return Images(path=str(folder), size=size, augment=Augmentation(crop=4, flip=True))
 
 
 def _parquet(root: Path) -> Parquet:

@@ -68,7 +68,7 @@ SMALL = Shape(num_layers=2, num_heads=4, width=64, vocab=512, seq_len=64, batch_
 
 def built(shape: Shape, name: str) -> Any:
     """Our train step for a variant, traced under its plan for real token ids."""
-    from runner.config.schema import load
+    from runner.config.schema import validate_config
     from runner.train.build import build
 
     remat, attention, chunks = VARIANTS[name]
@@ -79,7 +79,7 @@ def built(shape: Shape, name: str) -> Any:
     document = {"model": model, "data": data, "optim": {"kind": "adamw", **OPTIM}, "remat": remat}
     document |= {"schedule": {"kind": "constant"}, "train": {"precision": "bf16"}}
     document |= {"ckpt": {}, "retention": {}, "mesh": {}, "preempt": {}, "log": {}, "score": {}}
-    config = load(document)
+    config = validate_config(document)
     return build(config, replace(config.data.sources(), num_outputs=shape.vocab))
 
 
@@ -87,10 +87,10 @@ def traced(shape: Shape, name: str) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from models.scopes import active
+    from models.scopes import use_plan
 
     ours = built(shape, name)
-    with active(ours.plan):
+    with use_plan(ours.plan):
         batch = {"tokens": jax.ShapeDtypeStruct((shape.batch_size, shape.seq_len + 1), jnp.int32)}
         return ours, ours.train_step.trace(ours.abstract, batch)
 
@@ -110,7 +110,7 @@ class Ours:
         import jax
 
         ours, trace = traced(self.shape, name)
-        step = ours.train_step.bound(trace.lower().compile())
+        step = ours.train_step.with_lr(trace.lower().compile())
         if self.state is None:
             self.state = ours.init()
 
@@ -268,9 +268,9 @@ def main() -> None:
 
     import jax
 
-    from runner.trace.flops import count
+    from runner.trace.flops import count_flops
 
-    flops, tokens = count(traced(shape, "none")[1].jaxpr.jaxpr), shape.batch_size * shape.seq_len
+    flops, tokens = count_flops(traced(shape, "none")[1].jaxpr.jaxpr), shape.batch_size * shape.seq_len
     print(
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {shape.batch_size} × {shape.seq_len} tokens an update"
     )

@@ -25,14 +25,14 @@ import optax
 from flax import nnx
 
 from models.objectives import OBJECTIVES
-from runner.config.schema import Config, load
-from runner.log.console import choose
-from runner.preempt.stop import Watcher
+from runner.config.schema import Config, validate_config
+from runner.log.console import choose_console
+from runner.preempt.stop import StopFlag
 from runner.rundir.attempts import AttemptLog
 from runner.rundir.layout import RunDir
 from runner.train import assemble
 from runner.train import build as building
-from runner.train.compile import compile_all
+from runner.train.compile import start_compiling
 from runner.train.compile_cache import Kept
 from runner.train.loop import Cadence, Reached, train
 
@@ -58,7 +58,7 @@ ROUNDS = 9
 
 def configuration(model: dict[str, object], gives: str, seq_len: int, batch_size: int, *, saving: bool) -> Config:
     rules = {"periodic": {"kind": "steps", "steps": 50}, "best": {"kind": "best"}} if saving else {}
-    return load(
+    return validate_config(
         {
             "model": model,
             "data": {"kind": "synthetic", "gives": gives, "seq_len": seq_len, "batch_size": batch_size},
@@ -119,20 +119,20 @@ def bare(config: Config, num_steps: int) -> Callable[[], float]:
 def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitStack) -> Callable[[], float]:
     """The runner's own loop, with everything around it. Gives seconds for a segment of steps."""
     built, run = building.build(config), RunDir(folder)
-    console = choose(run.log, wanted=True)
+    console = choose_console(run.log, wanted=True)
     attempt = AttemptLog(run, config.score, config.train.steps, "bench")
     attempt.begin([], [])
     attempt.restored(0, None, "bench")
-    watcher = Watcher()
+    stop_flag = StopFlag()
     parts = stack.enter_context(
         assemble.live(
             config,
             built,
-            compile_all(built, config, config.remat, attempt, Kept()),
+            start_compiling(built, config, config.remat, attempt, Kept()),
             run,
             attempt,
             console,
-            watcher,
+            stop_flag,
             Reached({}, 0),
         )
     )
@@ -144,7 +144,7 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
         stop = held["step"] + num_steps
         cadence = Cadence(stop, config.train.log_steps, frozenset())
         quiet = dataclasses.replace(parts, cadence=cadence, last=False, evaluate=lambda state, step: {})
-        reached = train(quiet, Reached(held["state"], held["step"]), watcher)
+        reached = train(quiet, Reached(held["state"], held["step"]), stop_flag)
         held["state"], held["step"] = reached.state, reached.step
         jax.block_until_ready(held["state"])
         return time.perf_counter() - start

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.config.remat import Names
-from runner.text import format_table, size_text
+from runner.config.remat_policies import Names
+from runner.text import format_size, format_table
 from tests.conftest import composed
 
 BUDGETS = 10
@@ -49,12 +49,12 @@ class Line:
 
 def measured(words: Sequence[str]) -> Iterator[Line]:
     """A line for each budget. An option is compiled once; what it took counts for each budget that asks for it."""
-    from runner.remat.search import chosen, menu
+    from runner.remat.auto_search import build_menu, choose_row
     from runner.train.dataset import read
 
     config = composed(*words, "remat=auto", "remat.budget_bytes=1GB")
     began = time.perf_counter()
-    whole = menu(config, read(config.data))
+    whole = build_menu(config, read(config.data))
     tracing, took = time.perf_counter() - began, dict[Any, tuple[int, float]]()
 
     def num_bytes(row: Any) -> int:
@@ -72,7 +72,7 @@ def measured(words: Sequence[str]) -> Iterator[Line]:
     for number in range(BUDGETS):
         budget = round(full * (none / full) ** ((number + 0.5) / BUDGETS))
         asked.clear()
-        taken = chosen(replace(whole, num_bytes=num_bytes, known=asked), budget)
+        taken = choose_row(replace(whole, num_bytes=num_bytes, known=asked), budget)
         assert taken is not None
         needed, seconds = asked[taken.option], sum(took[option][1] for option in asked)
         best = min((row for row in fixed if fixed[row] <= budget), key=lambda row: row.flops)
@@ -99,7 +99,7 @@ def main(words: Sequence[str]) -> None:
         head = ("budget", "choice", "needs", "recomputed", "best of the menu", "its own", "compiled", "seconds")
         rows = [
             (
-                *(size_text(line.budget), line.choice, size_text(line.num_bytes), f"+{line.recompute:.1f}%"),
+                *(format_size(line.budget), line.choice, format_size(line.num_bytes), f"+{line.recompute:.1f}%"),
                 *(line.best_fixed, f"+{line.best_recompute:.1f}%", str(line.compiles), f"{line.seconds:.1f}"),
             )
             for line in lines

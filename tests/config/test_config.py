@@ -10,8 +10,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from runner.config.identity import class_of, drift, fingerprint, identity
-from runner.config.schema import continued, load, read, write
+from runner.config.identity import classify_key, find_drift, hash_config, hash_identity
+from runner.config.schema import dump_yaml, merge_typed_keys, read_document, validate_config
 from runner.errors import ConfigError, RefusedError
 from runner.rundir.layout import slug_from_overrides
 
@@ -97,7 +97,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 )
 def test_a_mistake_gets_one_plain_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(changed(**changes))
+        validate_config(changed(**changes))
     assert str(caught.value) == message
 
 
@@ -112,41 +112,43 @@ def test_a_mistake_gets_one_plain_line(changes: dict[str, Any], message: str) ->
 )
 def test_what_does_not_fit_together_is_refused_with_the_way_out(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(ConfigError, match=".") as caught:
-        load(changed(**changes))
+        validate_config(changed(**changes))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_identity_is_of_values_not_of_spelling() -> None:
-    assert fingerprint(load(DOCUMENT).document) == fingerprint(
-        load(changed(optim__lr=0.004, train__steps=600)).document
+    assert hash_config(validate_config(DOCUMENT).document) == hash_config(
+        validate_config(changed(optim__lr=0.004, train__steps=600)).document
     )
-    assert fingerprint(load(DOCUMENT).document) != fingerprint(load(changed(optim__lr=0.005)).document)
+    assert hash_config(validate_config(DOCUMENT).document) != hash_config(
+        validate_config(changed(optim__lr=0.005)).document
+    )
 
 
 def test_where_a_run_lives_and_prints_is_not_identity() -> None:
-    elsewhere = load(
+    elsewhere = validate_config(
         changed(name="other", root="/else", log__console=False, resume="must", preempt__signals=[])
     ).document
-    assert fingerprint(elsewhere) == fingerprint(load(DOCUMENT).document)
+    assert hash_config(elsewhere) == hash_config(validate_config(DOCUMENT).document)
 
 
 def test_a_document_from_before_there_were_notices_listens_to_signals_alone() -> None:
-    older = load(changed(preempt={"signals": ["TERM"]})).preempt
+    older = validate_config(changed(preempt={"signals": ["TERM"]})).preempt
     assert (older.signals, older.notices) == (["TERM"], {})
-    now = load(changed(preempt={"notices": {"spot": {"kind": "aws", "poll_seconds": 1}}}))
-    assert load(now.document) == now
-    assert fingerprint(now.document) == fingerprint(load(DOCUMENT).document)
+    now = validate_config(changed(preempt={"notices": {"spot": {"kind": "aws", "poll_seconds": 1}}}))
+    assert validate_config(now.document) == now
+    assert hash_config(now.document) == hash_config(validate_config(DOCUMENT).document)
 
 
 def test_a_document_comes_back_from_its_file_and_newer_keys_get_their_defaults(tmp_path: Path) -> None:
-    document, path = load(changed(optim__lr=1e-5, optim__clip_norm=None)).document, tmp_path / "config.yaml"
-    path.write_text(write(document))
-    assert read(path) == document
+    document, path = validate_config(changed(optim__lr=1e-5, optim__clip_norm=None)).document, tmp_path / "config.yaml"
+    path.write_text(dump_yaml(document))
+    assert read_document(path) == document
     older = yaml.safe_load(path.read_text())
     del older["train"]["eval_batches"]
-    path.write_text(write(older))
-    assert read(path) == document
+    path.write_text(dump_yaml(older))
+    assert read_document(path) == document
 
 
 @pytest.mark.parametrize(
@@ -161,21 +163,23 @@ def test_reading_a_configuration_runs_nothing_from_it(
     planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("config.yaml").write_text(write(load(DOCUMENT).document) + planted)
+    Path("config.yaml").write_text(dump_yaml(validate_config(DOCUMENT).document) + planted)
     with pytest.raises(RefusedError, match="not a configuration of this version"):
-        read(Path("config.yaml"))
+        read_document(Path("config.yaml"))
     assert not Path("PLANTED").exists()
 
 
 def test_an_interpolation_in_a_run_is_text_and_its_data_need_not_be_there(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(write(load(DOCUMENT).document) + "data: {kind: text, path: '${oc.env:HOME}'}")
-    assert read(tmp_path / "config.yaml")["data"]["path"] == "${oc.env:HOME}"
+    (tmp_path / "config.yaml").write_text(
+        dump_yaml(validate_config(DOCUMENT).document) + "data: {kind: text, path: '${oc.env:HOME}'}"
+    )
+    assert read_document(tmp_path / "config.yaml")["data"]["path"] == "${oc.env:HOME}"
 
 
 def test_continuing_changes_what_was_typed_and_nothing_else() -> None:
-    saved = load(changed(seed=7, optim__lr=0.1)).document
+    saved = validate_config(changed(seed=7, optim__lr=0.1)).document
     composed = OmegaConf.create(changed(optim__lr=0.004, train__steps=9, ckpt__save={"best": {"kind": "best"}}))
-    now = continued(saved, composed, ["optim.lr", "train.steps", "ckpt.save.periodic"])
+    now = merge_typed_keys(saved, composed, ["optim.lr", "train.steps", "ckpt.save.periodic"])
     assert now["optim"]["lr"] == 0.004  # typed, though it is the default
     assert now["train"]["steps"] == 9
     assert now["seed"] == 7
@@ -184,23 +188,23 @@ def test_continuing_changes_what_was_typed_and_nothing_else() -> None:
 
 
 def test_drift_is_classed_by_key() -> None:
-    old = load(DOCUMENT).document
-    new = load(changed(train__steps=700, optim__lr=1e-3, seed=1, ckpt__write="blocking", name="x")).document
-    assert {change.key: change.kind for change in drift(old, new)} == {
+    old = validate_config(DOCUMENT).document
+    new = validate_config(changed(train__steps=700, optim__lr=1e-3, seed=1, ckpt__write="blocking", name="x")).document
+    assert {change.key: change.kind for change in find_drift(old, new)} == {
         "train.steps": "resumable",
         "optim.lr": "resumable",
         "seed": "identity",
         "ckpt.write": "free",
     }
-    assert identity(old) != identity(new)
-    assert identity(old) == identity(load(changed(train__steps=700)).document)
-    assert class_of("optim.kind") == class_of("model.width") == class_of("a.key.of.tomorrow") == "identity"
+    assert hash_identity(old) != hash_identity(new)
+    assert hash_identity(old) == hash_identity(validate_config(changed(train__steps=700)).document)
+    assert classify_key("optim.kind") == classify_key("model.width") == classify_key("a.key.of.tomorrow") == "identity"
 
 
 def test_a_removed_rule_is_a_drift_too() -> None:
     new = copy.deepcopy(DOCUMENT)
     del new["ckpt"]["save"]["best"]
-    keys = {change.key for change in drift(load(DOCUMENT).document, load(new).document)}
+    keys = {change.key for change in find_drift(validate_config(DOCUMENT).document, validate_config(new).document)}
     assert "ckpt.save.best.kind" in keys
 
 

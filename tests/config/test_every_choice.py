@@ -179,14 +179,14 @@ TWO_BLOCKS = f"model=vit data=digits {VIT} model.num_layers=2 model.dropout=0.2"
 @pytest.mark.parametrize("kind", TRACED)
 def test_other_remat_policies_are_composed_and_traced(kind: str) -> None:
     """tests/remat/test_remat.py has what they do."""
-    from runner.trace.stored import seen
+    from runner.trace.remat_trace import find_scopes_and_tags
     from runner.train.build import build
     from runner.train.compile import trace_step
 
     config = composed(*TWO_BLOCKS.split(), f"remat={kind}")
     built = build(config)
     assert config.remat.kind == kind
-    assert seen(trace_step(built, config).jaxpr.jaxpr).scopes.keys() == built.plan.scopes != set()
+    assert find_scopes_and_tags(trace_step(built, config).jaxpr.jaxpr).scopes.keys() == built.plan.scopes != set()
 
 
 def test_a_run_goes_on_under_other_remat_policies(served: Forks, door: Door) -> None:

@@ -16,8 +16,15 @@ import pytest
 import yaml
 
 from runner.__main__ import VERBS, main
-from runner.config.schema import load
-from runner.config.user_code import changed, demand, find, origins, record, targets
+from runner.config.schema import validate_config
+from runner.config.user_code import (
+    check_targets_exist,
+    describe_origins,
+    find_origins,
+    find_targets,
+    list_changed_files,
+    require_trust,
+)
 from runner.errors import ConfigError, RefusedError
 from tests.config.test_config import DOCUMENT
 from tests.conftest import REPO, Door
@@ -110,7 +117,7 @@ def built(document: dict[str, Any]) -> Any:
     from runner.train.build import build
     from runner.train.compile import compile_step
 
-    config = load(document)
+    config = validate_config(document)
     made = build(config)
     compile_step(made, config)
     return made
@@ -220,7 +227,7 @@ def test_named_objectives_and_those_of_our_models(here: Path) -> None:
     sources = built(own(data="mine:tags", objective={"kind": "classify"})).sources
     assert (sources.inputs, sources.num_outputs, len(sources.train), len(sources.eval)) == ((2,), 3, 36, 4)
     with pytest.raises(ConfigError, match="objective=classify does not train model=gpt, which is made for next_token"):
-        load({**DOCUMENT, "objective": {"kind": "classify"}})
+        validate_config({**DOCUMENT, "objective": {"kind": "classify"}})
 
 
 @pytest.mark.parametrize(
@@ -237,10 +244,10 @@ def test_named_objectives_and_those_of_our_models(here: Path) -> None:
 def test_what_arrays_say_about_a_model(
     columns: dict[str, np.ndarray], inputs: tuple[int, ...], num_outputs: int, gives: str
 ) -> None:
-    from data.user_data import _split, kind_of
+    from data.user_data import _split, classify_source
 
     sources = _split(columns, 0.5)
-    assert (sources.inputs, sources.num_outputs, kind_of(sources.train)[0]) == (inputs, num_outputs, gives)
+    assert (sources.inputs, sources.num_outputs, classify_source(sources.train)[0]) == (inputs, num_outputs, gives)
     assert len(sources.train) == 4
 
 
@@ -265,31 +272,31 @@ def test_all_targets_are_seen() -> None:
     assert len(named) == 3
     assert all(is_dataclass(option) and option.kind == "external" for option in named)
     nested = {"a": {"b": {"kind": "external", "target": "x:y"}}, "model": {"kind": "external", "target": "z:w"}}
-    assert targets(nested) == {"a.b.target": "x:y", "model.target": "z:w"}
+    assert find_targets(nested) == {"a.b.target": "x:y", "model.target": "z:w"}
 
 
 def test_who_may_name_code(tmp_path: Path) -> None:
     theirs = {"model": {"kind": "external", "target": "evil:Net"}}
     for typed in ({}, {"model": {"kind": "gpt"}}, {"model": {"target": "mine:Net"}}, {"data": {"target": "evil:Net"}}):
         with pytest.raises(RefusedError, match=r"asks for code of its own: model.target=evil:Net; if you trust it add"):
-            demand(tmp_path, theirs, typed, "add --trust")
-    demand(tmp_path, theirs, {"model": {"target": "evil:Net"}}, "add --trust")
-    demand(tmp_path, {"model": {"kind": "gpt"}}, {}, "add --trust")
+            require_trust(tmp_path, theirs, typed, "add --trust")
+    require_trust(tmp_path, theirs, {"model": {"target": "evil:Net"}}, "add --trust")
+    require_trust(tmp_path, {"model": {"kind": "gpt"}}, {}, "add --trust")
 
 
 def test_a_changed_file_is_told_and_starts_a_new_count(here: Path) -> None:
     from runner.rundir.provenance import hash_code
 
     document = own()
-    find(document)
-    before = origins(document)
+    check_targets_exist(document)
+    before = find_origins(document)
     assert [origin.file for origin in before] == [here / "mine.py"] * 3
-    first, first_code = record(before), hash_code(before[0].files)
+    first, first_code = describe_origins(before), hash_code(before[0].files)
     (here / "mine.py").write_text(MINE + "# another\n")
-    now = record(origins(document))
-    (line,) = changed(first, now)
+    now = describe_origins(find_origins(document))
+    (line,) = list_changed_files(first, now)
     assert line.startswith("mine.py has changed since then (")
-    assert changed(now, now) == []
+    assert list_changed_files(now, now) == []
     assert hash_code(before[0].files) != first_code != hash_code()
 
 
@@ -298,11 +305,11 @@ def test_of_a_package_every_file_counts(here: Path) -> None:
     inner.mkdir(parents=True)
     for name in ("theirs/__init__.py", "theirs/inner/__init__.py", "theirs/inner/nets.py", "theirs/layers.py"):
         (here / name).write_text("")
-    (origin,) = origins({"model": {"kind": "external", "target": "theirs.inner.nets:Net"}})
+    (origin,) = find_origins({"model": {"kind": "external", "target": "theirs.inner.nets:Net"}})
     assert origin.file == inner / "nets.py"
     before = origin.hash
     (here / "theirs/layers.py").write_text("width = 3")
-    assert origins({"model": {"kind": "external", "target": "theirs.inner.nets:Net"}})[0].hash != before
+    assert find_origins({"model": {"kind": "external", "target": "theirs.inner.nets:Net"}})[0].hash != before
 
 
 def test_a_wrong_target_leaves_nothing(door: Door) -> None:

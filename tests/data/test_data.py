@@ -10,62 +10,62 @@ import pytest
 
 from data import Digits, Stdlib, Synthetic, Text
 from data.built_in import _digits
-from data.pipeline import Stream, in_order
+from data.pipeline import BatchStream, iterate_in_order
 from data.sources import Table
-from data.text_files import Windows, _modules
+from data.text_files import TokenWindows, _modules
 
 
 def counting(size: int) -> Table:
     return Table({"n": np.arange(size)})
 
 
-def drawn(stream: Stream, count: int) -> list[list[int]]:
+def drawn(stream: BatchStream, count: int) -> list[list[int]]:
     return [next(stream)["n"].tolist() for _ in range(count)]
 
 
 def test_every_epoch_has_each_example_once_and_another_order() -> None:
-    batches = drawn(Stream(counting(40), batch_size=8, seed=3), 15)
+    batches = drawn(BatchStream(counting(40), batch_size=8, seed=3), 15)
     epochs = [sum(batches[i : i + 5], []) for i in (0, 5, 10)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_batch_may_cross_an_epoch() -> None:
-    seen = Counter(sum(drawn(Stream(counting(10), batch_size=4, seed=0), 5), []))
+    seen = Counter(sum(drawn(BatchStream(counting(10), batch_size=4, seed=0), 5), []))
     assert set(seen.values()) == {2}
 
 
 def test_the_order_depends_on_the_seed_alone() -> None:
-    one, same, other = (drawn(Stream(counting(40), batch_size=8, seed=seed), 5) for seed in (1, 1, 2))
+    one, same, other = (drawn(BatchStream(counting(40), batch_size=8, seed=seed), 5) for seed in (1, 1, 2))
     assert one == same != other
 
 
 @pytest.mark.parametrize("at", [0, 1, 4, 5, 13])
 def test_a_position_is_the_first_batch_not_yet_handed_out(at: int) -> None:
-    stream = Stream(counting(40), batch_size=8, seed=3)
+    stream = BatchStream(counting(40), batch_size=8, seed=3)
     drawn(stream, at)
     position = stream.state()
     rest = drawn(stream, 7)
-    fresh = Stream(counting(40), batch_size=8, seed=3)
+    fresh = BatchStream(counting(40), batch_size=8, seed=3)
     fresh.restore(position)
     assert drawn(fresh, 7) == rest
 
 
 def test_in_order_pads_the_last_batch_with_weight_zero() -> None:
-    batches = list(in_order(counting(10), batch_size=4, num_batches=99))
+    batches = list(iterate_in_order(counting(10), batch_size=4, num_batches=99))
     assert [batch["n"].tolist() for batch, _ in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
     assert [weights.tolist() for _, weights in batches] == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
 
 
 def test_a_part_of_a_source_lies_evenly_in_all_of_it() -> None:
     """The first files of a text would not do for the rest."""
-    batches = list(in_order(counting(100), batch_size=4, num_batches=2))
+    batches = list(iterate_in_order(counting(100), batch_size=4, num_batches=2))
     assert [batch["n"].tolist() for batch, _ in batches] == [[0, 12, 25, 37], [50, 62, 75, 87]]
     assert all(weights.tolist() == [1, 1, 1, 1] for _, weights in batches)
 
 
 def test_windows_share_only_the_border_token() -> None:
-    windows = Windows(np.arange(21, dtype=np.uint8), seq_len=5)
+    windows = TokenWindows(np.arange(21, dtype=np.uint8), seq_len=5)
     assert len(windows) == 4
     assert windows.take(np.array([0, 3]))["tokens"].tolist() == [[0, 1, 2, 3, 4, 5], [15, 16, 17, 18, 19, 20]]
 

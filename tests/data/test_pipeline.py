@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.fields import Augment
-from data.pipeline import Stream
+from data.option_fields import Augmentation
+from data.pipeline import BatchStream
 from data.sources import Table, UnreadableError
-from data.transforms import augmented, normal, uniform
+from data.transforms import augment_images, draw_uniform, make_normal
 from runner.train.dataset import stream_of
 from tests.conftest import Door, assert_same, last_logged
 from tests.places import MADE, VARIED
@@ -28,7 +28,7 @@ def bits(batch: dict[str, np.ndarray]) -> list[tuple[str, bytes]]:
     return [(name, values.tobytes()) for name, values in sorted(batch.items())]
 
 
-def drawn(stream: Stream, count: int) -> list[list[tuple[str, bytes]]]:
+def drawn(stream: BatchStream, count: int) -> list[list[tuple[str, bytes]]]:
     return [bits(next(stream)) for _ in range(count)]
 
 
@@ -97,17 +97,17 @@ def test_data_that_changes_before_a_worker_reads_it_is_not_trained_on(tmp_path: 
 
 def test_augmentation_is_a_function_of_seed_and_number() -> None:
     images = np.random.default_rng(0).random((16, 8, 8, 1), np.float32)
-    make = partial(augmented, images, VARIED)
+    make = partial(augment_images, images, VARIED)
     assert make(seed=1, number=7).tobytes() == make(seed=1, number=7).tobytes()
     assert make(seed=1, number=7).tobytes() != make(seed=1, number=8).tobytes()
     assert make(seed=1, number=7).tobytes() != make(seed=2, number=7).tobytes()
     assert make(seed=1, number=7).dtype == np.float32
-    assert augmented(images, Augment(), seed=1, number=7) is images
+    assert augment_images(images, Augmentation(), seed=1, number=7) is images
 
 
 def test_each_epoch_sees_an_image_differently_and_evaluation_sees_it_as_it_is() -> None:
     source = Table({"inputs": np.random.default_rng(0).random((8, 8, 8, 1), np.float32), "label": np.arange(8)})
-    stream = Stream(source, batch_size=8, seed=0, augment=VARIED)
+    stream = BatchStream(source, batch_size=8, seed=0, augment=VARIED)
     first, second = (
         {int(n): image for n, image in zip(b["label"], b["inputs"], strict=True)} for b in (next(stream), next(stream))
     )
@@ -119,7 +119,7 @@ def test_each_augmentation_does_what_it_says() -> None:
     images = np.random.default_rng(0).random((400, 8, 8, 1), np.float32) + 1.0
 
     def make(**options: Any) -> np.ndarray:
-        return augmented(images, Augment(**options), seed=0, number=0)
+        return augment_images(images, Augmentation(**options), seed=0, number=0)
 
     flipped = make(flip=True)
     turned = [(a == b[:, ::-1]).all() for a, b in zip(flipped, images, strict=True)]
@@ -138,9 +138,9 @@ def test_each_augmentation_does_what_it_says() -> None:
 
 
 def test_random_numbers_are_those_of_philox_on_every_machine() -> None:
-    values = uniform(1, 2, 3, (4,))
+    values = draw_uniform(1, 2, 3, (4,))
     assert (values * 2**24).astype(int).tolist() == [10256777, 1064363, 11998130, 11869960]
-    assert abs(float(normal(uniform(1, 2, 3, (2, 100_000))).std()) - 1.0) < 0.01
+    assert abs(float(make_normal(draw_uniform(1, 2, 3, (2, 100_000))).std()) - 1.0) < 0.01
 
 
 def workers_of(pid: int) -> list[int]:

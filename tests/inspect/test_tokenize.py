@@ -12,7 +12,7 @@ import pytest
 
 from data import Tokens
 from data.encodings import load_encoding
-from data.tokens import read_token_header
+from data.token_files import read_token_header
 from runner.__main__ import main
 from tests.places import texts
 

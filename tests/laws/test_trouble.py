@@ -18,13 +18,13 @@ RUN = (
 # {when} sees `number`, which counts batches from 0: step n is made of batch n - 1.
 FAULT = """
 import data.pipeline as module
-original = module.Shuffled.__getitem__
+original = module.ShuffledBatches.__getitem__
 def faulty(self, number):
     batch = original(self, number)
     if {when}:
         {what}
     return batch
-module.Shuffled.__getitem__ = faulty
+module.ShuffledBatches.__getitem__ = faulty
 """
 NAN = "batch = {**batch, 'inputs': batch['inputs'] * float('nan')}"
 
@@ -71,7 +71,7 @@ def test_a_poisoned_batch_is_skipped_after_going_back(door: Door, make_door: Any
 
 KILL_ONCE = """
 import os, pathlib, signal
-poisoned = module.Shuffled.__getitem__
+poisoned = module.ShuffledBatches.__getitem__
 landed = pathlib.Path({folder!r}) / "landed"
 seen = []
 def deadly(self, number):
@@ -80,7 +80,7 @@ def deadly(self, number):
         landed.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return poisoned(self, number)
-module.Shuffled.__getitem__ = deadly
+module.ShuffledBatches.__getitem__ = deadly
 """
 
 
@@ -164,12 +164,12 @@ def test_a_long_evaluation_is_no_hang(door: Door, tmp_path: Path) -> None:
     planted = """
 import time
 import data.pipeline as module
-original = module.in_order
+original = module.iterate_in_order
 def slow(*words, **options):
     for batch in original(*words, **options):
         time.sleep(0.4)
         yield batch
-module.in_order = slow
+module.iterate_in_order = slow
 """
     done = door.run(
         *RUN, "train.hang_seconds=1.5", "train.eval_steps=60", "train.eval_batches=8", **plant(tmp_path, planted)

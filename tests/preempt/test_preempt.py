@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.preempt import aws, azure, gce, machine, slurm
-from runner.preempt.listen import watching
-from runner.preempt.metadata import Line, Notice, Silence, moment
-from runner.preempt.options import Auto, Aws, Azure, Gce, Preempt, Slurm, Source, seconds_of
+from runner.preempt.listen import listen_to_sources
+from runner.preempt.metadata import MetadataClient, NoAnswer, Notice, parse_time
+from runner.preempt.options import AutoDetect, Aws, Azure, Gce, NoticeSource, Preempt, SlurmJobEnd, parse_duration
 from runner.preempt.signals import ECHO_SECONDS
-from runner.preempt.stop import Stopped, Watcher
+from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.layout import RunDir
 from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, NOTICES, Clouds, clouds
 from tests.conftest import REPO
@@ -34,10 +34,10 @@ NOW = 1_800_000_000.0
 HANG_SECONDS = 60.0  # what takes longer hangs
 
 
-def option(kind: str, url: str, timeout_seconds: float = HANG_SECONDS) -> Source:
+def option(kind: str, url: str, timeout_seconds: float = HANG_SECONDS) -> NoticeSource:
     """A source that asks the stand-in."""
     quick = {"timeout_seconds": timeout_seconds, "poll_seconds": 0.01}
-    options: dict[str, Source] = {
+    options: dict[str, NoticeSource] = {
         "gce": Gce(url=url, wait_seconds=0.1, **quick),
         "aws": Aws(url=url, **quick),
         "azure": Azure(url=url, first_timeout_seconds=timeout_seconds, **quick),
@@ -65,53 +65,53 @@ def wait_until(what: Callable[[], object]) -> None:
 
 
 def test_the_first_reason_stays_and_the_nearest_deadline_counts() -> None:
-    watcher = Watcher()
+    stop_flag = StopFlag()
     began = time.monotonic()
-    watcher.raise_flag("a", 100.0)
-    watcher.raise_flag("b", 10.0)
-    watcher.raise_flag("c", 50.0)
-    watcher.raise_flag("d")
-    assert watcher.notice == "a"
-    assert watcher.deadline is not None
-    assert 10.0 <= watcher.deadline - began < 50.0
+    stop_flag.request_stop("a", 100.0)
+    stop_flag.request_stop("b", 10.0)
+    stop_flag.request_stop("c", 50.0)
+    stop_flag.request_stop("d")
+    assert stop_flag.reason == "a"
+    assert stop_flag.deadline is not None
+    assert 10.0 <= stop_flag.deadline - began < 50.0
 
 
 def test_a_wait_ends_with_the_result_or_with_a_stop() -> None:
-    watcher = Watcher()
+    stop_flag = StopFlag()
     soon: Future[int] = Future()
     threading.Timer(0.05, soon.set_result, (7,)).start()
-    assert watcher.wait_for(soon) == 7
+    assert stop_flag.wait_for(soon) == 7
     never: Future[int] = Future()
-    threading.Timer(0.05, watcher.raise_flag, ("stop",)).start()
+    threading.Timer(0.05, stop_flag.request_stop, ("stop",)).start()
     with pytest.raises(Stopped):
-        watcher.wait_for(never)
-    assert watcher.wait_for(soon) == 7, "work that is done is not thrown away"
+        stop_flag.wait_for(never)
+    assert stop_flag.wait_for(soon) == 7, "work that is done is not thrown away"
     failed: Future[int] = Future()
     failed.set_exception(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        watcher.wait_for(failed)
+        stop_flag.wait_for(failed)
 
 
 def test_a_wish_is_granted_once() -> None:
-    watcher = Watcher()
-    watcher.ask_to_save("a hint")
-    assert (watcher.take_wish(), watcher.take_wish(), watcher.notice) == ("a hint", None, None)
+    stop_flag = StopFlag()
+    stop_flag.request_save("a hint")
+    assert (stop_flag.pop_save_request(), stop_flag.pop_save_request(), stop_flag.reason) == ("a hint", None, None)
 
 
 # Signals, each in a process of its own
 
 SCRIPT = """
 import hashlib, os, signal, sys, time
-from runner.preempt.signals import listening
-from runner.preempt.watch import Watcher
-watcher = Watcher()
+from runner.preempt.signals import listen_to_signals
+from runner.preempt.stop import StopFlag
+stop_flag = StopFlag()
 """
 CHAINED = """
 heard = []
 signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
-with listening(watcher, ["USR2"], 30.0):
+with listen_to_signals(stop_flag, ["USR2"], 30.0):
     os.kill(os.getpid(), signal.SIGUSR2)
-    while watcher.notice is None: time.sleep(0.01)
+    while stop_flag.reason is None: time.sleep(0.01)
     assert heard == [], "it is told when the state is saved, not before"
 assert heard == [signal.SIGUSR2]
 os.kill(os.getpid(), signal.SIGUSR2)
@@ -120,16 +120,16 @@ print("done")
 """
 NOHUP = """
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-with listening(watcher, ["HUP", "USR1"], 30.0):
+with listen_to_signals(stop_flag, ["HUP", "USR1"], 30.0):
     os.kill(os.getpid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGUSR1)
-    while watcher.notice is None: time.sleep(0.01)
-    assert watcher.notice == "SIGUSR1"
+    while stop_flag.reason is None: time.sleep(0.01)
+    assert stop_flag.reason == "SIGUSR1"
 assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 print("done")
 """
 STUCK = """
-with listening(watcher, ["TERM", "HUP"], 30.0):
+with listen_to_signals(stop_flag, ["TERM", "HUP"], 30.0):
     print("stuck", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
@@ -172,7 +172,7 @@ def test_a_second_signal_leaves_while_the_main_thread_is_inside_c() -> None:
     [("3h55m", 14100.0), ("90m", 5400.0), ("1d2h", 93600.0), ("45", 45.0), (7.5, 7.5), ("1d2h3m4s", 93784.0)],
 )
 def test_durations(said: str | float, seconds: float) -> None:
-    assert seconds_of(said) == seconds
+    assert parse_duration(said) == seconds
 
 
 @pytest.mark.parametrize("said", ["", "0", "h", "3x", "-5", "5m3h", "1.5h", "0m"])
@@ -182,11 +182,11 @@ def test_what_is_no_duration(said: str) -> None:
 
 
 def test_what_google_says() -> None:
-    assert gce.preempted("TRUE", NOW, 30.0) == Notice("GCE preemption", NOW + 30)
-    assert gce.maintenance("TERMINATE_ON_HOST_MAINTENANCE", NOW, 60.0) == Notice("GCE host maintenance", NOW + 60)
+    assert gce.parse_preempted("TRUE", NOW, 30.0) == Notice("GCE preemption", NOW + 30)
+    assert gce.parse_maintenance("TERMINATE_ON_HOST_MAINTENANCE", NOW, 60.0) == Notice("GCE host maintenance", NOW + 60)
     for value in ("FALSE", "NONE", "MIGRATE_ON_HOST_MAINTENANCE", "", "true", "<html>TRUE</html>", "TRUETRUE"):
-        assert gce.preempted(value, NOW, 30.0) is None
-        assert gce.maintenance(value, NOW, 30.0) is None
+        assert gce.parse_preempted(value, NOW, 30.0) is None
+        assert gce.parse_maintenance(value, NOW, 30.0) is None
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_what_google_says() -> None:
 )
 def test_what_amazon_says(what: str, at: float, ends: float | None) -> None:
     said = json.dumps({"action": what, "time": iso(at)})
-    assert aws.action(said, NOW, 120.0) == Notice(f"EC2 spot {what}", ends)
+    assert aws.parse_action(said, NOW, 120.0) == Notice(f"EC2 spot {what}", ends)
 
 
 def test_what_amazon_hints_at_is_not_final() -> None:
-    hint = aws.rebalance('{"noticeTime": "2026-10-10T17:02:00Z"}')
-    assert hint == Notice("EC2 rebalance recommendation of 2026-10-10T17:02:00Z", stops=False)
+    hint = aws.parse_rebalance('{"noticeTime": "2026-10-10T17:02:00Z"}')
+    assert hint == Notice("EC2 rebalance recommendation of 2026-10-10T17:02:00Z", is_final=False)
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_what_amazon_hints_at_is_not_final() -> None:
     ],
 )
 def test_what_amazon_does_not_say(said: str) -> None:
-    with pytest.raises(Silence):
-        aws.action(said, NOW, 120.0)
-    with pytest.raises(Silence):
-        aws.rebalance(said)
+    with pytest.raises(NoAnswer):
+        aws.parse_action(said, NOW, 120.0)
+    with pytest.raises(NoAnswer):
+        aws.parse_rebalance(said)
 
 
 @pytest.mark.parametrize("kind", ["Preempt", "Terminate", "Reboot", "Redeploy"])
@@ -236,16 +236,16 @@ def test_what_amazon_does_not_say(said: str) -> None:
 def test_what_azure_says(kind: str, written: str) -> None:
     at = formatdate(NOW + 60, usegmt=True) if written == "rfc" else iso(NOW + 60)
     said = json.dumps({"Events": [event(kind, at=at)]})
-    assert azure.soonest(said, MACHINE.upper(), NOW, 120.0) == Notice(f"Azure {kind}", NOW + 60, NOW - 60)
+    assert azure.find_first_end(said, MACHINE.upper(), NOW, 120.0) == Notice(f"Azure {kind}", NOW + 60, NOW - 60)
 
 
 def test_azure_has_begun_or_comes_in_days() -> None:
     begun = json.dumps({"Events": [event(at="", EventStatus="Started"), event("Reboot")]})
-    assert azure.soonest(begun, MACHINE, NOW, 120.0) == Notice("Azure Preempt", None, -120.0)
+    assert azure.find_first_end(begun, MACHINE, NOW, 120.0) == Notice("Azure Preempt", None, -120.0)
     overdue = json.dumps({"Events": [event(at=iso(NOW - 3))]})
-    assert azure.soonest(overdue, MACHINE, NOW, 120.0) == Notice("Azure Preempt", None, NOW - 123)
+    assert azure.find_first_end(overdue, MACHINE, NOW, 120.0) == Notice("Azure Preempt", None, NOW - 123)
     days = json.dumps({"Events": [event("Redeploy", at=iso(NOW + 7 * 86400)), event("Reboot", at=iso(NOW + 900))]})
-    assert azure.soonest(days, MACHINE, NOW, 120.0) == Notice("Azure Reboot", NOW + 900, NOW + 780)
+    assert azure.find_first_end(days, MACHINE, NOW, 120.0) == Notice("Azure Reboot", NOW + 900, NOW + 780)
 
 
 @pytest.mark.parametrize(
@@ -254,21 +254,23 @@ def test_azure_has_begun_or_comes_in_days() -> None:
     ids=str,
 )
 def test_what_azure_says_to_others(of_others: Any) -> None:
-    assert azure.soonest(json.dumps({"Events": [of_others]}), MACHINE, NOW, 120.0) is None
+    assert azure.find_first_end(json.dumps({"Events": [of_others]}), MACHINE, NOW, 120.0) is None
 
 
 @pytest.mark.parametrize("said", ["", "[]", "{}", '{"Events": {}}', '{"Events": null}', '{"Events": [{]}'])
 def test_what_azure_does_not_say(said: str) -> None:
-    with pytest.raises(Silence):
-        azure.soonest(said, MACHINE, NOW, 120.0)
+    with pytest.raises(NoAnswer):
+        azure.find_first_end(said, MACHINE, NOW, 120.0)
     for at in ("soon", 5, None):
-        with pytest.raises(Silence):
-            azure.soonest(json.dumps({"Events": [{**event(), "NotBefore": at}]}), MACHINE, NOW, 120.0)
+        with pytest.raises(NoAnswer):
+            azure.find_first_end(json.dumps({"Events": [{**event(), "NotBefore": at}]}), MACHINE, NOW, 120.0)
 
 
 def test_what_slurm_says() -> None:
-    assert slurm.notice(f"{NOW + 300:.0f}\n", NOW, 120.0) == Notice("the end of the Slurm job", NOW + 300, NOW + 180)
-    assert slurm.notice(f"{NOW - 5:.0f}", NOW, 120.0) == Notice("the end of the Slurm job", None, NOW - 125)
+    assert slurm.parse_job_end(f"{NOW + 300:.0f}\n", NOW, 120.0) == Notice(
+        "the end of the Slurm job", NOW + 300, NOW + 180
+    )
+    assert slurm.parse_job_end(f"{NOW - 5:.0f}", NOW, 120.0) == Notice("the end of the Slurm job", None, NOW - 125)
     for said in (
         "N/A",
         "",
@@ -280,13 +282,13 @@ def test_what_slurm_says() -> None:
         "9" * 30,
         "१७९५२५४५०२",
     ):
-        assert slurm.notice(said, NOW, 120.0) is None
+        assert slurm.parse_job_end(said, NOW, 120.0) is None
 
 
 def test_a_job_of_an_array_is_not_called_by_a_number_that_may_mean_all() -> None:
-    assert slurm.job({}) is None
-    assert slurm.job({"SLURM_JOB_ID": "7"}) == "7"
-    assert slurm.job({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}) == "7_2"
+    assert slurm.own_job_id({}) is None
+    assert slurm.own_job_id({"SLURM_JOB_ID": "7"}) == "7"
+    assert slurm.own_job_id({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}) == "7_2"
 
 
 ANYTHING = st.recursive(
@@ -300,22 +302,22 @@ ANYTHING = st.recursive(
 def test_nothing_that_is_said_breaks_a_thread(said: object) -> None:
     text = json.dumps(said)
     for read in (
-        lambda: aws.action(text, NOW, 120.0),
-        lambda: aws.rebalance(text),
-        lambda: azure.soonest(text, MACHINE, NOW, 120.0),
-        lambda: gce.preempted(text, NOW, 30.0),
-        lambda: slurm.notice(text, NOW, 120.0),
+        lambda: aws.parse_action(text, NOW, 120.0),
+        lambda: aws.parse_rebalance(text),
+        lambda: azure.find_first_end(text, MACHINE, NOW, 120.0),
+        lambda: gce.parse_preempted(text, NOW, 30.0),
+        lambda: slurm.parse_job_end(text, NOW, 120.0),
     ):
         try:
             read()
-        except Silence:
+        except NoAnswer:
             continue
 
 
 @settings(deadline=None)
 @given(st.text() | st.from_regex(r"[0-9]{1,6}-[0-9]{2}-[0-9]{2}T[0-9:.Z+-]{1,12}") | st.none() | st.integers())
 def test_no_time_breaks_a_thread(said: object) -> None:
-    assert isinstance(moment(said), float | None)
+    assert isinstance(parse_time(said), float | None)
 
 
 # Against the stand-in
@@ -335,10 +337,10 @@ def happens(what: str) -> tuple[dict[str, Any], str]:
     }[what]
 
 
-def heard(source: Source) -> Iterator[Notice | None]:
-    """What each of a source's questions is answered, once."""
-    for question in source.questions():
-        yield question.ask()
+def heard(source: NoticeSource) -> Iterator[Notice | None]:
+    """What each of a source's polls is answered, once."""
+    for poll in source.polls():
+        yield poll.ask()
 
 
 @pytest.mark.parametrize("what", HAPPENS)
@@ -348,10 +350,10 @@ def test_a_notice_is_heard_and_quiet_is_quiet(what: str) -> None:
         assert list(heard(option(kind, world.url))) in ([None], [None, None])
         world.say(**news)
         notices = [notice for notice in heard(option(kind, world.url)) if notice]
-    assert [(notice.reason, notice.stops) for notice in notices] == [(reason, what != "hint")]
+    assert [(notice.reason, notice.is_final) for notice in notices] == [(reason, what != "hint")]
     if what != "hint":
-        assert notices[0].ends is not None
-        assert 0 < notices[0].ends - time.time() <= 120
+        assert notices[0].ends_at is not None
+        assert 0 < notices[0].ends_at - time.time() <= 120
 
 
 def test_a_live_migration_is_no_notice() -> None:
@@ -363,7 +365,7 @@ def is_quiet(ask: Callable[[], Notice | None]) -> bool:
     """Whether the answer came in time, and is that nothing happens."""
     try:
         return ask() is None
-    except Silence:
+    except NoAnswer:
         return False
 
 
@@ -373,15 +375,15 @@ def test_noise_is_never_a_notice(kind: str, noise: str) -> None:
     """From the first request on, and again after things went well: with a token, a name and a version known."""
     with clouds(longest_wait=0.0) as world:
         for warm in (False, True):
-            for question in option(kind, world.url, 0.1).questions():
+            for poll in option(kind, world.url, 0.1).polls():
                 if warm:
                     world.say(noise=())
-                    wait_until(lambda ask=question.ask: is_quiet(ask))
+                    wait_until(lambda ask=poll.ask: is_quiet(ask))
                 world.say(noise=(noise,), quiet=0)
                 for _ in range(3):
                     try:
-                        assert question.ask() is None
-                    except Silence:
+                        assert poll.ask() is None
+                    except NoAnswer:
                         continue
         assert sum(world.made.values()) >= 3
         assert not any(path.startswith("/escaped") for path in world.seen), "a redirect was followed"
@@ -389,37 +391,37 @@ def test_noise_is_never_a_notice(kind: str, noise: str) -> None:
 
 def test_the_noise_would_be_a_notice_without_care() -> None:
     """What is in it: else the test above would prove nothing."""
-    assert gce.preempted(NOTICES[GCE], NOW, 30.0)
-    assert aws.action(NOTICES[AWS], NOW, 120.0)
-    assert azure.soonest(NOTICES[AZURE], MACHINE, NOW, 120.0)
+    assert gce.parse_preempted(NOTICES[GCE], NOW, 30.0)
+    assert aws.parse_action(NOTICES[AWS], NOW, 120.0)
+    assert azure.find_first_end(NOTICES[AZURE], MACHINE, NOW, 120.0)
 
 
 def test_who_does_not_say_that_he_is_google_is_not_believed() -> None:
     with clouds(preempted="TRUE", maintenance="TERMINATE_ON_HOST_MAINTENANCE", flavor="Vanilla") as world:
-        for question in option("gce", world.url).questions():
-            with pytest.raises(Silence):
-                question.ask()
+        for poll in option("gce", world.url).polls():
+            with pytest.raises(NoAnswer):
+                poll.ask()
 
 
 def test_nobody_there_is_no_notice() -> None:
     with clouds() as world:
         gone = world.url
     for kind in ("gce", "aws", "azure"):
-        for question in option(kind, gone).questions():
-            with pytest.raises(Silence):
-                question.ask()
+        for poll in option(kind, gone).polls():
+            with pytest.raises(NoAnswer):
+                poll.ask()
 
 
 def test_a_token_is_renewed_when_it_is_refused() -> None:
     with clouds(token_uses=3) as world:
-        (question,) = option("aws", world.url).questions()
-        assert [question.ask() for _ in range(6)] == [None] * 6
+        (poll,) = option("aws", world.url).polls()
+        assert [poll.ask() for _ in range(6)] == [None] * 6
         assert world.seen["/latest/api/token"] == 4, "twelve documents, three with each token"
 
 
 def test_a_change_is_awaited_and_not_asked_for_again_and_again() -> None:
     with clouds() as world:
-        preempted, _ = Gce(url=world.url, wait_seconds=600.0).questions()
+        preempted, _ = Gce(url=world.url, wait_seconds=600.0).polls()
         assert preempted.ask() is None
         threading.Timer(0.2, world.say, kwargs={"preempted": "TRUE"}).start()
         notice = preempted.ask()
@@ -431,18 +433,18 @@ def test_a_change_is_awaited_and_not_asked_for_again_and_again() -> None:
 def test_the_first_answer_of_azure_may_be_slow() -> None:
     with clouds(seconds=0.8) as world:
         patient = Azure(url=world.url, timeout_seconds=0.3, first_timeout_seconds=HANG_SECONDS)
-        (question,) = patient.questions()
-        assert question.ask() is None
+        (poll,) = patient.polls()
+        assert poll.ask() is None
         world.say(seconds=0.8)
-        with pytest.raises(Silence):
-            question.ask()
+        with pytest.raises(NoAnswer):
+            poll.ask()
 
 
 def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with clouds() as world, clouds(preempted="TRUE") as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
-        assert Line(world.url, 5.0).ask(GCE + "preempted", {"Metadata-Flavor": "Google"}).text == "FALSE"
+        assert MetadataClient(world.url, 5.0).ask(GCE + "preempted", {"Metadata-Flavor": "Google"}).text == "FALSE"
         assert not proxy.seen
 
 
@@ -465,7 +467,7 @@ def plant_squeue(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> 
 def test_squeue_is_asked_for_the_end_of_this_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = int(time.time()) + 1000
     calls = plant_squeue(tmp_path, monkeypatch, f"echo {ends}")
-    (notice,) = heard(Slurm())
+    (notice,) = heard(SlurmJobEnd())
     assert notice == Notice("the end of the Slurm job", float(ends), ends - 120.0)
     assert calls.read_text() == "%s --noheader --jobs=12 --format=%e\n"
 
@@ -475,21 +477,21 @@ def test_squeue_is_asked_for_the_end_of_this_job(tmp_path: Path, monkeypatch: py
 )
 def test_a_squeue_that_does_not_know_is_no_notice(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_squeue(tmp_path, monkeypatch, script)
-    (question,) = Slurm(timeout_seconds=1.0).questions()
+    (poll,) = SlurmJobEnd(timeout_seconds=1.0).polls()
     try:
-        assert question.ask() is None
-    except Silence:
+        assert poll.ask() is None
+    except NoAnswer:
         assert script != "echo N/A"
         monkeypatch.setenv("SLURM_JOB_END_TIME", "1795254502")
-        notice = question.ask()
+        notice = poll.ask()
         assert notice is not None
-        assert notice.due == 1795254502 - 120, "newer Slurms have told it at the beginning"
+        assert notice.act_at == 1795254502 - 120, "newer Slurms have told it at the beginning"
 
 
 def test_outside_a_job_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert Slurm().questions() == []
+    assert SlurmJobEnd().polls() == []
 
 
 # Which machine this is
@@ -525,7 +527,7 @@ def test_the_firmware_tells_which_cloud_it_is(kind: str, tmp_path: Path) -> None
 )
 def test_elsewhere_nobody_is_asked(says: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert Auto(dmi=str(write_firmware(tmp_path / "dmi", says))).questions() == []
+    assert AutoDetect(dmi=str(write_firmware(tmp_path / "dmi", says))).polls() == []
     assert machine.found(tmp_path / "nowhere", {"SLURM_JOB_ID": "5"}) == ["slurm"]
 
 
@@ -544,14 +546,14 @@ def test_starting_to_listen_imports_nothing_that_asks() -> None:
 def test_the_shortest_notice() -> None:
     sigterm = 30.0, "SIGTERM (preempt.notice_seconds)"
     assert Preempt().shortest_notice == sigterm
-    assert Preempt(notices={"auto": Auto()}).shortest_notice == sigterm
+    assert Preempt(notices={"auto": AutoDetect()}).shortest_notice == sigterm
     assert Preempt(notices={"aws": Aws()}).shortest_notice == sigterm
     assert Preempt(signals=["INT"]).shortest_notice == sigterm
-    assert Preempt(signals=["INT"], notices={"auto": Auto()}).shortest_notice == sigterm
-    spot = Preempt(notice_seconds=600.0, notices={"aws": Aws(), "slurm": Slurm(lead_seconds=300.0)})
+    assert Preempt(signals=["INT"], notices={"auto": AutoDetect()}).shortest_notice == sigterm
+    spot = Preempt(notice_seconds=600.0, notices={"aws": Aws(), "slurm": SlurmJobEnd(lead_seconds=300.0)})
     assert spot.shortest_notice == (120.0, "aws (preempt.notices.aws.notice_seconds)")
     assert replace(spot, notices={"gce": Gce()}).shortest_notice[0] == 30.0
-    assert Preempt(signals=["INT"], notices={"slurm": Slurm()}).shortest_notice[0] == 120.0
+    assert Preempt(signals=["INT"], notices={"slurm": SlurmJobEnd()}).shortest_notice[0] == 120.0
 
 
 # All together
@@ -564,50 +566,50 @@ def run(tmp_path: Path) -> RunDir:
     return place
 
 
-def listening_to(source: Source) -> Preempt:
+def listening_to(source: NoticeSource) -> Preempt:
     return Preempt(notices={source.kind: source}, stop_file=False)
 
 
 @pytest.mark.parametrize("what", HAPPENS)
 def test_a_source_raises_the_flag(what: str, run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     kind, (news, reason) = HAPPENS[what], happens(what)
-    watcher = Watcher()
+    stop_flag = StopFlag()
     wishes: list[str] = []
-    with clouds() as world, watching(listening_to(option(kind, world.url)), run, watcher, time.time()):
+    with clouds() as world, listen_to_sources(listening_to(option(kind, world.url)), run, stop_flag, time.time()):
         wait_until(lambda: len(world.seen) > 1)
-        assert watcher.notice is None
+        assert stop_flag.reason is None
         world.say(**news)
         if what == "hint":
-            wait_until(lambda: wishes.extend(filter(None, [watcher.take_wish()])) or wishes)
+            wait_until(lambda: wishes.extend(filter(None, [stop_flag.pop_save_request()])) or wishes)
             asked = world.seen["/latest/meta-data/events/recommendations/rebalance"]
             wait_until(lambda: world.seen["/latest/meta-data/events/recommendations/rebalance"] > asked + 5)
-            assert (watcher.take_wish(), watcher.notice, wishes) == (None, None, [reason]), "once for each hint"
+            assert (stop_flag.pop_save_request(), stop_flag.reason, wishes) == (None, None, [reason]), "once for each hint"
         else:
-            wait_until(lambda: watcher.notice)
-            assert watcher.notice == reason
-            assert watcher.take_wish() is None
-            assert watcher.deadline is not None
-            assert 0 < watcher.deadline - time.monotonic() <= 120
+            wait_until(lambda: stop_flag.reason)
+            assert stop_flag.reason == reason
+            assert stop_flag.pop_save_request() is None
+            assert stop_flag.deadline is not None
+            assert 0 < stop_flag.deadline - time.monotonic() <= 120
     assert run.log.read_text().count(reason) == 1
     assert capfd.readouterr().err.count(reason) == 1
 
 
 def test_what_is_far_off_is_acted_on_when_it_is_due(run: RunDir) -> None:
-    watcher = Watcher()
+    stop_flag = StopFlag()
     with clouds(events=[event("Redeploy", at=formatdate(time.time() + 3, usegmt=True))]) as world:
         source = Azure(url=world.url, lead_seconds=1.0, poll_seconds=600.0)
-        with watching(listening_to(source), run, watcher, time.time()):
+        with listen_to_sources(listening_to(source), run, stop_flag, time.time()):
             wait_until(lambda: world.seen["/metadata/scheduledevents"])
-            assert watcher.notice is None
-            wait_until(lambda: watcher.notice)  # though the next question was ten minutes away
-            assert watcher.notice == "Azure Redeploy"
+            assert stop_flag.reason is None
+            wait_until(lambda: stop_flag.reason)  # though the next poll was ten minutes away
+            assert stop_flag.reason == "Azure Redeploy"
 
 
 def test_the_end_of_a_wait_is_not_waited_for(run: RunDir) -> None:
-    """A run that ends leaves no thread behind, though a question may wait for ten minutes."""
+    """A run that ends leaves no thread behind, though a poll may wait for ten minutes."""
     before = set(threading.enumerate())
     with clouds() as world:
-        with watching(listening_to(Gce(url=world.url, wait_seconds=600.0)), run, Watcher(), time.time()):
+        with listen_to_sources(listening_to(Gce(url=world.url, wait_seconds=600.0)), run, StopFlag(), time.time()):
             wait_until(lambda: world.seen[GCE + "preempted"] == world.seen[GCE + "maintenance-event"] == 2)
             mine = [thread for thread in threading.enumerate() if thread.name == "gce" and thread not in before]
             assert len(mine) == 2
@@ -619,12 +621,12 @@ def test_the_end_of_a_wait_is_not_waited_for(run: RunDir) -> None:
 
 def test_a_service_that_is_silent_is_told_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runner.preempt.listen.LONGEST_PAUSE", 0.01)
-    watcher = Watcher()
+    stop_flag = StopFlag()
     with clouds(noise=("503",), quiet=0) as world:
-        with watching(listening_to(option("gce", world.url)), run, watcher, time.time()):
+        with listen_to_sources(listening_to(option("gce", world.url)), run, stop_flag, time.time()):
             wait_until(lambda: sum(world.made.values()) > 60)
             world.say(noise=(), preempted="TRUE")
-            wait_until(lambda: watcher.notice)  # it went on asking
+            wait_until(lambda: stop_flag.reason)  # it went on asking
     lines = run.log.read_text().splitlines()
     assert len(lines) == 2
     assert lines[0].endswith("preempt.notices.gce says nothing ('status 503'); it is asked again, quietly")
@@ -632,63 +634,65 @@ def test_a_service_that_is_silent_is_told_once(run: RunDir, monkeypatch: pytest.
 
 def test_a_silent_service_is_asked_ever_more_seldom(run: RunDir) -> None:
     with clouds(noise=("503",), quiet=0) as world:
-        with watching(listening_to(replace(option("aws", world.url), poll_seconds=0.05)), run, Watcher(), time.time()):
+        with listen_to_sources(
+            listening_to(replace(option("aws", world.url), poll_seconds=0.05)), run, StopFlag(), time.time()
+        ):
             time.sleep(1.0)
         assert 2 <= sum(world.made.values()) <= 6, "0, 0.1, 0.3, 0.7, 1.5 s"
 
 
 def test_a_stop_file_stops_and_is_taken_away_when_it_has(run: RunDir) -> None:
-    watcher = Watcher()
-    with watching(Preempt(), run, watcher, time.time()):
-        assert watcher.notice is None
+    stop_flag = StopFlag()
+    with listen_to_sources(Preempt(), run, stop_flag, time.time()):
+        assert stop_flag.reason is None
         run.stop.touch()
-        wait_until(lambda: watcher.notice)
-        assert watcher.notice == "STOP file"
-        assert watcher.deadline is None
+        wait_until(lambda: stop_flag.reason)
+        assert stop_flag.reason == "STOP file"
+        assert stop_flag.deadline is None
         assert run.stop.exists(), "a kill before the save must not lose the request"
     assert not run.stop.exists()
 
 
 def test_a_stop_file_that_was_there_before_counts(run: RunDir) -> None:
     run.stop.touch()
-    watcher = Watcher()
-    with watching(Preempt(), run, watcher, time.time()):
-        wait_until(lambda: watcher.notice)
+    stop_flag = StopFlag()
+    with listen_to_sources(Preempt(), run, stop_flag, time.time()):
+        wait_until(lambda: stop_flag.reason)
     assert not run.stop.exists()
     run.stop.touch()
-    with watching(Preempt(stop_file=False), run, Watcher(), time.time()):
+    with listen_to_sources(Preempt(stop_file=False), run, StopFlag(), time.time()):
         pass
     assert run.stop.exists(), "not ours where it is not wanted"
 
 
 def test_walltime_counts_from_the_start_of_the_process(run: RunDir) -> None:
-    watcher, began = Watcher(), time.time()
-    with watching(Preempt(walltime="1h"), run, watcher, began - 3599.5):
-        assert watcher.notice is None
-        wait_until(lambda: watcher.notice)
+    stop_flag, began = StopFlag(), time.time()
+    with listen_to_sources(Preempt(walltime="1h"), run, stop_flag, began - 3599.5):
+        assert stop_flag.reason is None
+        wait_until(lambda: stop_flag.reason)
         assert time.time() - began >= 0.5
-    assert (watcher.notice, watcher.deadline) == ("walltime 1h", None)
+    assert (stop_flag.reason, stop_flag.deadline) == ("walltime 1h", None)
 
 
 def test_nothing_listens_where_nothing_was_chosen(run: RunDir) -> None:
     before = threading.active_count()
-    with watching(Preempt(stop_file=False), run, Watcher(), time.time()):
+    with listen_to_sources(Preempt(stop_file=False), run, StopFlag(), time.time()):
         assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("kind", FIRMWARE)
 def test_auto_listens_to_the_machine_it_is_on(kind: str, run: RunDir, tmp_path: Path) -> None:
     news, reason = happens({"gce": "preempted", "aws": "taken", "azure": "evicted"}[kind])
-    folder, watcher = write_firmware(tmp_path / "dmi", FIRMWARE[kind]), Watcher()
+    folder, stop_flag = write_firmware(tmp_path / "dmi", FIRMWARE[kind]), StopFlag()
     with clouds(**news) as world:
-        with watching(listening_to(Auto(dmi=str(folder), url=world.url)), run, watcher, time.time()):
-            wait_until(lambda: watcher.notice)
-    assert watcher.notice == reason
+        with listen_to_sources(listening_to(AutoDetect(dmi=str(folder), url=world.url)), run, stop_flag, time.time()):
+            wait_until(lambda: stop_flag.reason)
+    assert stop_flag.reason == reason
 
 
 def test_the_stand_in_is_strict() -> None:
     def status(world: Clouds, path: str, headers: dict[str, str], method: str = "GET") -> int:
-        return Line(world.url, 5.0).ask(path, headers, method).status
+        return MetadataClient(world.url, 5.0).ask(path, headers, method).status
 
     token = "X-aws-ec2-metadata-token"
     with clouds() as world:
@@ -708,18 +712,18 @@ def test_a_short_slurm_job_does_not_stop_as_it_begins(monkeypatch: pytest.Monkey
     ends = [now + 60, now + 60, now + 25]
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setattr(slurm, "_said", lambda name, timeout: f"{ends.pop(0):.0f}\n")
-    (question,) = slurm.questions(Slurm(lead_seconds=120.0))
-    notices = [question.ask() for _ in range(3)]
+    (poll,) = slurm.poll_slurm(SlurmJobEnd(lead_seconds=120.0))
+    notices = [poll.ask() for _ in range(3)]
     assert all(notice is not None for notice in notices)
-    assert [round(notice.due - now) for notice in notices if notice] == pytest.approx([30, 30, -5], abs=2)
+    assert [round(notice.act_at - now) for notice in notices if notice] == pytest.approx([30, 30, -5], abs=2)
 
 
 def test_slurm_repeats_itself_and_only_a_person_hurries() -> None:
     code = (
         "import os, signal, time\n"
-        "from runner.preempt.options.signals import ECHO_SECONDS, listening\n"
-        "from runner.preempt.stop import Watcher\n"
-        "with listening(Watcher(), ['TERM', 'INT'], 30.0):\n"
+        "from runner.preempt.signals import ECHO_SECONDS, listen_to_signals\n"
+        "from runner.preempt.stop import StopFlag\n"
+        "with listen_to_signals(StopFlag(), ['TERM', 'INT'], 30.0):\n"
         "    for number in (signal.SIGTERM, signal.SIGTERM):\n"
         "        os.kill(os.getpid(), number)\n"
         "        time.sleep(2 * ECHO_SECONDS)\n"

@@ -142,7 +142,7 @@ def test_two_processes_never_write_one_run(door: Door) -> None:
 def test_a_bug_is_told_in_full_and_recorded(door: Door) -> None:
     """Here: a data file that vanishes between validation and reading."""
     (door.cwd / "sitecustomize.py").write_text(
-        "import data.text_files\ndef text(*_): raise RuntimeError('planted')\ndata.text.text = text\n"
+        "import data.text_files\ndef text(*_): raise RuntimeError('planted')\ndata.text_files.read_text = text\n"
     )
     (door.cwd / "sitecustomize.py").rename(door.cwd / "later.py")
     door.kill_at(20, *SMALL)

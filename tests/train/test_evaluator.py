@@ -24,8 +24,8 @@ from runner.config.evaluations import (
     find_due_evaluations,
 )
 from runner.errors import ConfigError
-from runner.log.jsonl import CutPoint
-from runner.log.tensorboard import TensorBoard
+from runner.log.sinks import CutPoint, SinkContext
+from runner.log.tensorboard_sink import TensorBoardSink
 from runner.train.evaluator import Evaluator
 from runner.train.media import in_pairs, mosaic
 from tests.conftest import SMALL, Door
@@ -156,12 +156,19 @@ def test_a_stop_between_batches_ends_it_all(tmp_path: Path) -> None:
         evaluator(named)(list(named), STATE, eval_step, tmp_path, "media/{}/1", between)
 
 
+def board_of(run: Path) -> TensorBoardSink:
+    """A sink of a run that begins."""
+    board = TensorBoardSink(SinkContext(run / "logs/metrics.jsonl", CutPoint(0), 1, {}, "", print))
+    board.catch_up()
+    return board
+
+
 def test_tensorboard_has_the_pictures_and_texts(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = done({"samples": SamplesEvaluation(count=4), "text": TextEvaluation(count=1)}, tmp_path)
     (tmp_path / "logs").mkdir()
-    board = TensorBoard(tmp_path / "logs/tensorboard", tmp_path / "logs/metrics.jsonl", CutPoint(0), "aside")
+    board = board_of(tmp_path)
     for split, values in found.items():
         board.log(7, split, values)
     board.close()
@@ -170,7 +177,7 @@ def test_tensorboard_has_the_pictures_and_texts(tmp_path: Path) -> None:
     assert picture.encoded_image_string == (tmp_path / found["samples"]["file"]).read_bytes()
     assert (picture.step, picture.width) == (7, 2 * 50 + 2)
     (tmp_path / found["samples"]["file"]).unlink()
-    board = TensorBoard(tmp_path / "logs/again", tmp_path / "logs/metrics.jsonl", CutPoint(0), "aside")
+    board = board_of(tmp_path)
     board.log(7, "samples", found["samples"])  # gone: left out, and no harm
     board.close()
     (text,) = events.Tensors("text/file")

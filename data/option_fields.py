@@ -16,7 +16,7 @@ Strength = Annotated[float, Ge(0.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batches:
+class BatchOptions:
     """How batches are prepared. None of it changes a batch, so a run may go on with other values.
 
     `workers`: so many processes make them; 0: the training process does. `prefetch`: so many are made ahead, by each
@@ -28,7 +28,7 @@ class Batches:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
+class Augmentation:
     """How training images are varied; what is 0 or false is off. Evaluation images stay as they are.
 
     `crop`: pixels of black border to cut a random window from. `flip`: left and right, every second image. `erase`:
@@ -44,19 +44,19 @@ class Augment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictured(Batches):
+class ImageOptions(BatchOptions):
     """An option that may give images, which are then varied in training."""
 
-    augment: Augment = field(default_factory=Augment)
+    augment: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         gives = getattr(self, "gives", "images")
-        if gives != "images" and self.augment != Augment():
+        if gives != "images" and self.augment != Augmentation():
             raise ValueError(f"augment varies images, but these are {gives}; leave data.augment out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tabular(Pictured):
+class LabelledFileOptions(ImageOptions):
     """Inputs with a label each, from a file or folder of the user's."""
 
     path: str
@@ -67,7 +67,7 @@ class Tabular(Pictured):
     gives: Literal["images", "features"] = "images"
 
 
-def existing(path: str) -> Path:
+def check_path_exists(path: str) -> Path:
     """The path that a user gave. Raises ValueError where nothing is there."""
     found = Path(path).expanduser()
     if not found.exists():
