@@ -118,8 +118,4 @@ class ExternalData(BatchOptions):
         return read_user_data(self.target, self.options, self.eval_fraction)
 
 
-class InvalidUserData(TypeError):
-    """What a user's own data returned is not what is asked of it."""
-
-
 Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Arrayrecord | Hub | ExternalData

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from data.data_errors import UnreadableError
 from data.fingerprint import WHOLE_BYTES, draw_from_name, hash_files, identify_bytes
-from data.sources import Sources, UnreadableError
+from data.sources import Sources
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 KEPT_BYTES = 2**30  # of decoded pixels, in each process

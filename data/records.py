@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.data_errors import UnreadableError
 from data.fingerprint import identify_file
-from data.sources import Sources, UnreadableError, count_classes, split_source
+from data.sources import Sources, count_classes, split_source
 from data.tables import DIMENSIONS, make_labelled_sources, prepare_inputs
 
 if TYPE_CHECKING:

@@ -13,10 +13,6 @@ NUM_BYTES = 256
 NUM_CLASSES = 10
 
 
-class UnreadableError(ValueError):
-    """Data that was there cannot be read any more. The message names it."""
-
-
 @runtime_checkable
 class Source(Protocol):
     """Random access over examples, many at a time."""

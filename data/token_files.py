@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data.data_errors import UnreadableError
 from data.fingerprint import hash_files, identify_file
 from data.sources import Source, Sources
 from data.text_files import TokenWindows
@@ -108,8 +109,6 @@ class MappedWindows:
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         tokens = self._windows.take(indices)["tokens"]  # type: ignore[attr-defined]
         if int(tokens.max(initial=0)) >= self.vocab_size:
-            from data.sources import UnreadableError
-
             raise UnreadableError(
                 f"{self.file}: holds the token {tokens.max()}, but its vocabulary has {self.vocab_size}; tokenize again"
             )

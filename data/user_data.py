@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data import InvalidUserData
+from data.data_errors import InvalidUserData
 from data.fingerprint import identify_bytes
 from data.sources import NUM_BYTES, Source, Sources, Table, split_table
 

@@ -1,7 +1,8 @@
-"""What is looked at while a model trains, by name: option, default and range of each. Free of jax.
+"""What is evaluated while a model trains, by name: options, defaults and ranges. Free of jax.
 
 The name of an evaluation is its split in the log: one named `eval` measures `eval/loss`. Each has a cadence of its own;
-at the last step all of them are due. To add a kind: a dataclass here, what it does in measure.py, a YAML in conf/eval/.
+at the last step all of them are due. To add a kind: a dataclass here (also in the union `Evaluation`), what it does in
+runner/train/evaluator.py, and a YAML in conf/eval/.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
+from models import Model
+
 Count = Annotated[int, Ge(1)]
 WeightsChoice = Literal["params", "ema"]
+# Splits that training itself writes to the log.
+RESERVED_NAMES = ("save", "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +75,38 @@ Evaluation = MetricsEvaluation | TextEvaluation | SamplesEvaluation | Reconstruc
 Evaluations = Mapping[str, Evaluation]
 
 
+def check_evaluations(evaluations: Evaluations, model: Model, *, has_ema: bool) -> None:
+    """Raise ValueError where a name is taken, or where an evaluation needs what the run does not have.
+
+    `has_ema` says whether a moving average of the weights is kept.
+    """
+    if taken := sorted(evaluations.keys() & set(RESERVED_NAMES)):
+        raise ValueError(f"eval.{taken[0]}: this name is taken by training itself; choose another")
+    for name, option in evaluations.items():
+        if not isinstance(option, MetricsEvaluation) and option.kind not in model.shows:
+            shows = ", ".join(model.shows) or "nothing"
+            raise ValueError(f"eval.{name}: model={model.kind} makes no {option.kind} (it has: {shows})")
+        if option.weights == "ema" and not has_ema:
+            raise ValueError(f"eval.{name}.weights=ema: no average is kept; add optim.ema=0.999")
+
+
+def check_score_metric(metric: str, evaluations: Evaluations) -> None:
+    """Raise ValueError where the metric that ranks checkpoints, such as `eval/loss`, is of no evaluation."""
+    split = metric.partition("/")[0]
+    if not isinstance(evaluations.get(split), MetricsEvaluation):
+        measured = ", ".join(name for name, option in evaluations.items() if isinstance(option, MetricsEvaluation))
+        way_out = f"there is: {measured}" if measured else "add it: eval=[metrics,…]"
+        raise ValueError(f"score.metric={metric}: no evaluation named '{split}' measures anything ({way_out})")
+
+
 def find_due_evaluations(evaluations: Evaluations, eval_steps: int, step: int, last: int) -> list[str]:
-    """The names of the evaluations after `step` completed updates, in their order."""
+    """Return the names of the evaluations that are due after `step` completed updates, in their order.
+
+    `eval_steps` is the cadence of those that have none of their own; after step `last` all are due.
+    """
     return [name for name, one in evaluations.items() if step == last or step % (one.steps or eval_steps) == 0]
 
 
 def find_cadences(evaluations: Evaluations, eval_steps: int) -> frozenset[int]:
-    """Every how many steps there is something to evaluate."""
+    """Return every how many steps there is something to evaluate, one number for each cadence."""
     return frozenset(one.steps or eval_steps for one in evaluations.values())

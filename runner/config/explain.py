@@ -1,4 +1,4 @@
-"""From what validation found to one plain line: where, what was got, what was expected, the way out."""
+"""Turn what validation found into one plain line: where, what was got, what was expected, the way out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
-
-def suggest_word(word: str, words: list[str]) -> str:
-    """`; did you mean …?` where a word is close to one of the known ones, else nothing."""
-    near = difflib.get_close_matches(word, words, 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
+# What would have been right, by pydantic's type of error; in braces are values of the error's `ctx`.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -31,85 +25,106 @@ _EXPECTED = {
     "less_than_equal": "at most {le:g}",
     "less_than": "less than {lt:g}",
 }
+_UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
+_MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
+_WRONG_CHOICE = ("union_tag_invalid", "literal_error")
+
+
+def suggest_word(word: str, words: list[str]) -> str:
+    """Return `; did you mean …?` where one of the known words is close to `word`, else nothing."""
+    near = difflib.get_close_matches(word, words, 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def explain_problems(problems: Sequence[Mapping[str, Any]], document: dict[str, Any], schema: type) -> str:
-    """`where: what was got; what was expected; the way out`, for the first thing that pydantic found."""
+    """Return `where: what was got; what was expected; the way out` for the first of pydantic's errors.
+
+    `problems` are `ValidationError.errors()`, `document` is what was validated and `schema` the dataclass it was
+    validated against.
+    """
     places: dict[str, list[Mapping[str, Any]]] = {}
     for problem in problems:
-        places.setdefault(".".join(_locate(problem["loc"], document, schema)[0]), []).append(problem)
+        path, _ = _locate(problem["loc"], document, schema)
+        places.setdefault(".".join(path), []).append(problem)
     where, found = next(iter(places.items()))
     more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-    if len(found) > 1 and all(problem["input"] == found[0]["input"] for problem in found):  # none of several types
-        return f"{where}: got {json.dumps(found[0]['input'])}; expected {' or '.join(map(_expected, found))}{more}"
-    return _explain(found[0], document, schema) + more
+    # Several errors about one value: it is none of several types, and pydantic tells of each that it tried.
+    if len(found) > 1 and all(problem["input"] == found[0]["input"] for problem in found):
+        expected = " or ".join(_describe_expected(problem) for problem in found)
+        return f"{where}: got {json.dumps(found[0]['input'])}; expected {expected}{more}"
+    return _explain_problem(found[0], document, schema) + more
 
 
-def _expected(problem: Mapping[str, Any]) -> str:
-    """What would have been right, in a few words."""
+def _describe_expected(problem: Mapping[str, Any]) -> str:
+    """Return in a few words what would have been right."""
     context = problem.get("ctx", {})
     if problem["type"] == "literal_error":
         return str(context["expected"]).replace("'", "")
     return _EXPECTED.get(problem["type"], problem["msg"]).format(**context)
 
 
-def _explain(problem: Mapping[str, Any], document: dict[str, Any], schema: type) -> str:
+def _explain_problem(problem: Mapping[str, Any], document: dict[str, Any], schema: type) -> str:
     path, known = _locate(problem["loc"], document, schema)
-    where, kind, context = ".".join(path), problem["type"], problem.get("ctx", {})
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = suggest_word(path[-1], known)
-        here = ".".join(path[:-1])
-        return (
-            f"{where}: unknown key{near}" if near else f"{where}: unknown key; {here or 'here'} has: {', '.join(known)}"
-        )
-    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+    where, kind = ".".join(path), problem["type"]
+    if kind in _UNKNOWN_KEY:
+        if near := suggest_word(path[-1], known):
+            return f"{where}: unknown key{near}"
+        return f"{where}: unknown key; {'.'.join(path[:-1]) or 'here'} has: {', '.join(known)}"
+    if kind in _MISSING_KEY:
         return f"{where}: a value is needed; say {where}=VALUE"
     if kind == "value_error":
+        # Raised by the option itself, whose message begins with the field it is about.
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where}.{message}" if where else message
     if kind == "union_tag_not_found":
         return f"{where}: has no kind, which says what it is; write {where}={{kind: …}}, as the files in conf/ do"
-    if kind in ("union_tag_invalid", "literal_error"):
-        expected = [tag.strip("' ") for tag in str(context.get("expected_tags") or context.get("expected")).split(",")]
-        expected = [word.strip("'") for part in expected for word in part.split(" or ")]
-        got = context.get("tag", problem["input"])
-        where = f"{where}.kind" if kind != "literal_error" else where
-        return (
-            f"{where}: got {json.dumps(got)}; expected one of {', '.join(expected)}{suggest_word(str(got), expected)}"
-        )
-    return f"{where}: got {json.dumps(problem['input'])}; expected {_expected(problem)}"
+    if kind in _WRONG_CHOICE:
+        return _explain_choice(problem, where)
+    return f"{where}: got {json.dumps(problem['input'])}; expected {_describe_expected(problem)}"
+
+
+def _explain_choice(problem: Mapping[str, Any], where: str) -> str:
+    """Explain a value that is none of those there are: the `kind` of a part, or of a field with a few choices."""
+    context = problem.get("ctx", {})
+    # pydantic has them as text only: `'a', 'b'` for kinds, `'a', 'b' or 'c'` for a field.
+    listed = str(context.get("expected_tags") or context.get("expected")).replace(" or ", ", ")
+    choices = [choice.strip("' ") for choice in listed.split(",")]
+    got = context.get("tag", problem["input"])
+    where = where if problem["type"] == "literal_error" else f"{where}.kind"
+    return f"{where}: got {json.dumps(got)}; expected one of {', '.join(choices)}{suggest_word(str(got), choices)}"
 
 
 def _locate(location: tuple[int | str, ...], document: dict[str, Any], schema: type) -> tuple[list[str], list[str]]:
-    """A finding's path as the user wrote it (without pydantic's union tags), and the keys that exist beside its end."""
+    """Return the path of an error as the user wrote it, and the keys that exist beside the last one."""
     path: list[str] = []
-    node, known, hints = document, _names(schema, document), get_type_hints(schema)
+    node, known, hints = document, _list_keys(schema, document), get_type_hints(schema)
     for element in location:
         key = str(element)
+        # The tag of a union, which pydantic puts between a key and what is below it; nobody has written it there.
         if isinstance(node, dict) and key == node.get("kind") and key not in node:
-            continue  # the tag of a union, which pydantic puts between a key and what is below it
-        if path and not isinstance(node, dict | list):
-            break  # below a plain value pydantic only says which of several types it tried
-        if key.isdecimal() and isinstance(node, list):
-            path.append(key)
             continue
+        # Below a plain value pydantic only says which of several types it tried.
+        if path and not isinstance(node, dict | list):
+            break
         path.append(key)
+        if key.isdecimal() and isinstance(node, list):
+            continue
         annotation = hints.get(key, hints.get("*"))
         child = node.get(key) if isinstance(node, dict) else None
         if element == location[-1]:
             break
         node = child if child is not None else {}
-        known, hints = _names(annotation, node), _hints(annotation, node)
+        known, hints = _list_keys(annotation, node), _find_hints(annotation, node)
     return path, known
 
 
-def _hints(annotation: Any, node: Any) -> dict[str, Any]:
-    """The annotations of the keys below a node; `*` stands for any key of a mapping."""
+def _find_hints(annotation: Any, node: Any) -> dict[str, Any]:
+    """Return the annotations of the keys below a node; `*` stands for any key of a mapping."""
     if get_origin(annotation) in (Union, types.UnionType):
         options = [option for option in get_args(annotation) if is_dataclass(option)]
         kind = node.get("kind") if isinstance(node, dict) else None
         chosen = [option for option in options if getattr(option, "kind", None) == kind] or options[:1]
-        return _hints(chosen[0], node) if chosen else {}
+        return _find_hints(chosen[0], node) if chosen else {}
     if is_dataclass(annotation):
         return get_type_hints(annotation)
     if get_origin(annotation) is not None and issubclass(get_origin(annotation), Mapping):
@@ -117,10 +132,11 @@ def _hints(annotation: Any, node: Any) -> dict[str, Any]:
     return {}
 
 
-def _names(annotation: Any, node: Any) -> list[str]:
-    """The keys that exist at a node: fields of an option, or what a mapping holds now."""
+def _list_keys(annotation: Any, node: Any) -> list[str]:
+    """Return the keys that exist at a node: the fields of an option, or what a mapping holds now."""
     if is_dataclass(annotation):
-        return [f.name for f in fields(annotation)]
+        return [field.name for field in fields(annotation)]
     if get_origin(annotation) in (Union, types.UnionType):
-        return [name for name, hint in _hints(annotation, node).items() if get_origin(hint) is not ClassVar]
+        hints = _find_hints(annotation, node)
+        return [name for name, hint in hints.items() if get_origin(hint) is not ClassVar]
     return list(node) if isinstance(node, dict) else []

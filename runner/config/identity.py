@@ -1,4 +1,8 @@
-"""What makes two configurations the same run: which keys may change when one is continued, and the hash of the rest."""
+"""Whether two configurations are the same run: which keys may change when one is continued, and hashes of the others.
+
+Every key is free (accepted), resumable (accepted with a warning) or identity (refused). A key of tomorrow that nobody
+has put in a class is identity: it is safer to refuse a change than to go on with another model.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,47 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Where a run lives, what it prints and when it gives up: not part of what it computes or of the files it leaves.
+# Where a run lives, what it prints, how fast its batches come and when it gives up: not part of what it computes or of
+# the files it leaves, so they are in no hash and in no list of differences.
 UNHASHED_KEYS = (
-    *("name", "root", "dir", "step", "resume", "overwrite", "log", "preempt", "compile_cache"),
-    *("data.workers", "data.prefetch"),
-    *("train.hang_seconds", "train.max_crashes", "train.max_rollbacks", "train.dollars_per_hour"),
+    "name",
+    "root",
+    "dir",
+    "step",
+    "resume",
+    "overwrite",
+    "log",
+    "preempt",
+    "compile_cache",
+    "data.workers",
+    "data.prefetch",
+    "train.hang_seconds",
+    "train.max_crashes",
+    "train.max_rollbacks",
+    "train.dollars_per_hour",
 )
-# May change when a run is continued with dir=: silently recorded, or with a warning. Every other key is identity.
+# How often a run looks and saves, what it keeps, and where and how it computes: the numbers that come are the same, up
+# to rounding.
 FREE_KEYS = (
-    *(*UNHASHED_KEYS, "train.log_steps", "train.eval_steps", "train.eval_batches", "train.final"),
-    *("ckpt", "retention", "score", "mesh", "remat", "model.loss_chunks", "model.attention", "eval"),
+    *UNHASHED_KEYS,
+    "train.log_steps",
+    "train.eval_steps",
+    "train.eval_batches",
+    "train.final",
+    "ckpt",
+    "retention",
+    "score",
+    "mesh",
+    "remat",
+    "model.loss_chunks",
+    "model.attention",
+    "eval",
 )
-# They change the numbers that come, by more than rounding, but not what is in a state: precision rounds otherwise,
+# They change the numbers that come by more than rounding, but not what is in a state: a precision rounds otherwise,
 # microbatches draw other dropout masks and other batch statistics.
 RESUMABLE_KEYS = ("train.steps", "optim", "schedule", "train.microbatches", "train.precision")
-IDENTITY_WITHIN = ("optim.kind", "optim.ema")  # the state has another shape
+# Exceptions within the resumable keys: with these the state has another shape.
+IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema")
 
 KeyClass = Literal["free", "resumable", "identity"]
 
@@ -37,6 +67,7 @@ class Drift:
 
     @property
     def kind(self) -> KeyClass:
+        """Return whether the key may change in a continued run."""
         return classify_key(self.key)
 
     def __str__(self) -> str:
@@ -44,46 +75,47 @@ class Drift:
 
 
 def classify_key(key: str) -> KeyClass:
-    """Whether a key may change in a continued run."""
-    if _within(key, IDENTITY_WITHIN):
+    """Return whether a key, such as `optim.lr`, may change in a continued run."""
+    if _is_within(key, IDENTITY_KEYS_WITHIN):
         return "identity"
-    if _within(key, FREE_KEYS):
+    if _is_within(key, FREE_KEYS):
         return "free"
-    return "resumable" if _within(key, RESUMABLE_KEYS) else "identity"
+    return "resumable" if _is_within(key, RESUMABLE_KEYS) else "identity"
 
 
 def find_drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
-    """What differs between two documents, key by key; where a run lives and what it prints is left out."""
+    """Return the keys in which two documents differ, except those of where a run lives and what it prints."""
     before, after = select_result_keys(old), select_result_keys(new)
-    return [
-        Drift(key, before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)
-    ]
+    # In the order of the old document, new keys last; a key that only one of them has is None in the other.
+    keys = {**before, **after}
+    return [Drift(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
 def select_result_keys(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key that can change the result or the files of a run, as `optim.lr`, with its value."""
-    return {key: value for key, value in _leaves(document) if not _within(key, UNHASHED_KEYS)}
+    """Return every key that can change the result or the files of a run, as `optim.lr`, with its value."""
+    return {key: value for key, value in _iter_leaves(document) if not _is_within(key, UNHASHED_KEYS)}
 
 
 def hash_config(document: Mapping[str, Any]) -> str:
-    """Eight hex digits over every key that can change the result or the files of a run, in no order."""
+    """Return eight hex digits over every key that can change the result or the files of a run, in whatever order."""
     return _hash(select_result_keys(document))
 
 
 def hash_identity(document: Mapping[str, Any]) -> str:
-    """Eight hex digits over the identity keys only: equal where one run could be continued as the other."""
-    return _hash({key: value for key, value in _leaves(document) if classify_key(key) == "identity"})
+    """Return eight hex digits over the identity keys alone: equal where one run could be continued as the other."""
+    return _hash({key: value for key, value in _iter_leaves(document) if classify_key(key) == "identity"})
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _iter_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every leaf. An empty mapping is a leaf: `notices: {}` says something."""
     if isinstance(node, Mapping) and (node or not prefix):
         for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from _iter_leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
 
 
-def _within(key: str, prefixes: tuple[str, ...]) -> bool:
+def _is_within(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 

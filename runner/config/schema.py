@@ -1,8 +1,8 @@
 """A document becomes a frozen, typed `Config`, or one plain line says what is wrong with it.
 
-The only file that knows omegaconf. The option dataclasses live with the parts they configure; here they
-are put together, validated strictly (no coercion, no unknown key) and checked against each other, before jax starts
-and before anything is written.
+The only file that knows omegaconf. The dataclasses of options live with the parts they configure and check themselves;
+here they are put together, validated strictly (no coercion, no unknown key) and checked against each other, before jax
+starts and before anything is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models import Model, NamedObjective, Objective
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
 from runner.checkpoint.strategy import SaveRule
-from runner.config.evaluations import Evaluation, MetricsEvaluation
+from runner.config.evaluations import Evaluation, MetricsEvaluation, check_evaluations, check_score_metric
 from runner.config.explain import explain_problems
 from runner.config.remat_policies import RematPolicy, check_model_supports
 from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
@@ -33,7 +33,7 @@ from runner.log.options import LogOptions
 from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
 from runner.optim.schedules import Schedule
-from runner.preempt import options
+from runner.preempt.options import NoticeSource, Preempt
 
 Count = Annotated[int, Ge(1)]
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -80,10 +80,13 @@ class Ckpt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreemptByKind(options.Preempt):
-    """The same, and here it is known that `kind` says what a notice is."""
+class PreemptByKind(Preempt):
+    """The options of `Preempt`, with the mark by which pydantic tells the notices apart: their `kind`.
 
-    notices: Mapping[str, Annotated[options.NoticeSource, BY_KIND]] = field(default_factory=dict)
+    The mark is pydantic's, and what listens for a stop is imported without it.
+    """
+
+    notices: Mapping[str, Annotated[NoticeSource, BY_KIND]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ class InitFrom:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run depends on. `document` is the same as plain JSON values, as it is written to config.yaml."""
+    """Everything a run depends on. Each part checks itself; here is checked what several of them have to agree on."""
 
     model: Annotated[Model, BY_KIND]
     data: Annotated[Data, BY_KIND]
@@ -127,22 +130,12 @@ class Config:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.model.takes and self.data.gives and self.data.gives not in self.model.takes:
-            raise ValueError(
-                f"model={self.model.kind} takes {' or '.join(self.model.takes)}, but data={self.data.kind} gives "
-                f"{self.data.gives}; choose {_fitting(self.model.takes)} or {_fitting_model(self.data.gives)}"
-            )
-        if self.objective.kind not in ("default", "external", self.model.objective or self.objective.kind):
-            raise ValueError(
-                f"objective={self.objective.kind} does not train model={self.model.kind}, which is made for "
-                f"{self.model.objective}; choose objective=default, or objective=external"
-            )
-        check_model_supports(self.remat, self.model)
-        if getattr(self.model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
-            raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
+        # The order decides which line a person sees first: what fits together, and only then how it is trained.
+        self._check_model()
         if self.train.steps == 0 and self.dir is None:
             raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
-        self._check_evaluations()
+        check_evaluations(self.eval, self.model, has_ema=self.optim.ema is not None)
+        check_score_metric(self.score.metric, self.eval)
         if self.data.batch_size % self.train.microbatches:
             raise ValueError(
                 f"train.microbatches={self.train.microbatches} must divide data.batch_size={self.data.batch_size}; "
@@ -151,33 +144,36 @@ class Config:
         if self.overwrite and self.resume != "never":
             raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
 
-    def _check_evaluations(self) -> None:
-        if taken := sorted(self.eval.keys() & {"train", "save"}):
-            raise ValueError(f"eval.{taken[0]}: this name is taken by training itself; choose another")
-        for name, option in self.eval.items():
-            if not isinstance(option, MetricsEvaluation) and option.kind not in self.model.shows:
-                shows = ", ".join(self.model.shows) or "nothing"
-                raise ValueError(f"eval.{name}: model={self.model.kind} makes no {option.kind} (it has: {shows})")
-            if option.weights == "ema" and self.optim.ema is None:
-                raise ValueError(f"eval.{name}.weights=ema: no average is kept; add optim.ema=0.999")
-        split = self.score.metric.partition("/")[0]
-        if not isinstance(self.eval.get(split), MetricsEvaluation):
-            measured = ", ".join(name for name, option in self.eval.items() if isinstance(option, MetricsEvaluation))
+    def _check_model(self) -> None:
+        """Raise ValueError where the model does not go with the data, the objective, the remat policy or precision."""
+        model, gives, objective = self.model, self.data.gives, self.objective.kind
+        # A user's own model or data says what it takes or gives only when it is imported: checked then.
+        if model.takes and gives and gives not in model.takes:
+            other_data = "|".join(data.kind for data in get_args(Data) if data.gives in model.takes)
+            other_models = "|".join(other.kind for other in get_args(Model) if gives in other.takes)
             raise ValueError(
-                f"score.metric={self.score.metric}: no evaluation named '{split}' measures anything "
-                f"({f'there is: {measured}' if measured else 'add it: eval=[metrics,…]'})"
+                f"model={model.kind} takes {' or '.join(model.takes)}, but data={self.data.kind} gives {gives}; "
+                f"choose data={other_data} or model={other_models}"
             )
+        if objective not in ("default", "external", model.objective or objective):
+            raise ValueError(
+                f"objective={objective} does not train model={model.kind}, which is made for {model.objective}; "
+                "choose objective=default, or objective=external"
+            )
+        check_model_supports(self.remat, model)
+        if getattr(model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
+            raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
 
     @property
     def document(self) -> dict[str, Any]:
-        """The validated document, defaults included, as plain JSON values."""
+        """Return the configuration as plain JSON values, defaults included, as it is written to config.yaml."""
         return adapter_of(Config).dump_python(self, mode="json")
 
 
 def validate_config(document: Any) -> Config:
-    """Validate a composed document (a DictConfig or plain values), and see whether its data is there.
+    """Return a composed document (a DictConfig or plain values) as a Config, after a look at whether its data is there.
 
-    Raises ConfigError with every way out it knows.
+    Raises ConfigError, with every way out it knows.
     """
     config: Config = validate_options(Config, document)
     if isinstance(config.data, CheckableData):
@@ -189,8 +185,8 @@ def validate_config(document: Any) -> Config:
 
 
 def validate_options(schema: Any, document: Any) -> Any:
-    """Validate a document as any dataclass of options. Raises ConfigError likewise."""
-    plain = _plain(document)
+    """Return a document as `schema`, a dataclass of options. Raises ConfigError, with every way out it knows."""
+    plain = _to_plain(document)
     try:
         return validate_plain(schema, plain)
     except ValidationError as error:
@@ -198,34 +194,28 @@ def validate_options(schema: Any, document: Any) -> Any:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The document of a run's config.yaml, with the defaults of keys that are newer than it.
+    """Return the document of a run's config.yaml, with the defaults of keys that are newer than it.
 
     Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
     """
     try:
-        return validate_options(Config, of_now(yaml.safe_load(path.read_text()))).document
+        return validate_options(Config, yaml.safe_load(path.read_text())).document
     except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
-        raise RefusedError(f"{path}: not a configuration of this version ({_first_line(error)}); restore it") from None
-
-
-def of_now(saved: Any) -> Any:
-    """A saved document with its schedule where it is now: it was the optimizer's once, and always a cosine."""
-    optim = saved.get("optim") if isinstance(saved, dict) else None
-    if not isinstance(optim, dict) or "schedule" in saved:
-        return saved
-    moved = {key: optim[key] for key in ("warmup_steps", "end_lr_fraction") if key in optim}
-    kept = {key: value for key, value in optim.items() if key not in moved}
-    return {**saved, "optim": kept, "schedule": {"kind": "cosine", **moved}}
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RefusedError(f"{path}: not a configuration of this version ({first_line}); restore it") from None
 
 
 def dump_yaml(document: Mapping[str, Any]) -> str:
-    """A document as YAML."""
+    """Return a document as YAML, its keys in their order."""
     return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True)
 
 
 def merge_typed_keys(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
-    """The saved document with `keys` (what the command line touched) as composed now, or without them if deleted."""
-    document, now = copy.deepcopy(dict(saved)), _plain(composed, throw=False)
+    """Return the saved document with `keys` (those that the command line touched) as they are composed now.
+
+    A key that is not in the composed document was deleted by the command line (`~ckpt.save.best`), and goes.
+    """
+    document, now = copy.deepcopy(dict(saved)), _to_plain(composed, throw=False)
     for key in keys:
         *path, leaf = key.split(".")
         source: Any = now
@@ -240,7 +230,11 @@ def merge_typed_keys(saved: Mapping[str, Any], composed: DictConfig, keys: Seque
     return document
 
 
-def _plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
+def _to_plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
+    """Return a document as plain values. Raises ConfigError where omegaconf cannot resolve it.
+
+    With `throw=False` a value that is missing (`???`) stays that text.
+    """
     if not isinstance(document, DictConfig):
         return dict(document)
     try:
@@ -249,15 +243,3 @@ def _plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key}: a value is needed; say {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _fitting(takes: tuple[str, ...]) -> str:
-    return f"data={'|'.join(data.kind for data in get_args(Data) if data.gives in takes)}"
-
-
-def _fitting_model(gives: str) -> str:
-    return f"model={'|'.join(model.kind for model in get_args(Model) if gives in model.takes)}"

@@ -1,11 +1,11 @@
-"""A checkpoint as a live model, in a notebook: `from runner import load`."""
+"""Load a checkpoint as a live model, in a notebook or a program: `from runner import load`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from runner.config.schema import Config, of_now, validate_options
+from runner.config.schema import Config, validate_options
 from runner.config.user_code import require_trust
 from runner.inspect.lookup import find_attempt, find_proven_checkpoint, read_config_document
 from runner.mesh import Mesh
@@ -18,28 +18,36 @@ if TYPE_CHECKING:
 
 
 def load_model(reference: str, weights: Weights = "params", *, trust: bool = False) -> tuple[nnx.Module, Config]:
-    """The model of `RUN`, `RUN@STEP` or `RUN@best`, in evaluation mode, and the configuration it was trained with.
+    """Return the model of a checkpoint, in evaluation mode on one device, and the configuration it was trained with.
 
+        from runner import load
         model, config = load("outputs/NAME/RUN@best")
 
-    Every byte is proven first (RefusedError), and no code of the run is executed: config.yaml is data. A run that names
-    a model, data or an objective of somebody's own is refused without `trust=True` (RefusedError). The model lies
-    on one device, whatever the run had. How many inputs and outputs the model has is in data.json; for a run without
-    one the data is read: it must still be where the configuration says (ConfigError). `weights="ema"` takes the average
-    that optim.ema keeps (ConfigError where there is none).
+    No code of the run is executed: config.yaml is data. How many inputs and outputs the model has is in data.json; for
+    a run without one the data is read, and must still be where the configuration says.
+
+    Args:
+        reference: `RUN`, `RUN@STEP` or `RUN@best`.
+        weights: `"ema"` takes the average that `optim.ema` keeps.
+        trust: whether code that the run names may be imported: a model, data or an objective of somebody's own.
+
+    Raises:
+        RefusedError: a byte of the checkpoint is not what was written, or code is named and not trusted.
+        ConfigError: there is no such average, or the data is not where it was.
     """
     checkpoint, _ = find_proven_checkpoint(reference)
-    document = read_config_document(checkpoint.run, find_attempt(checkpoint).get("drift", ()))
+    document = read_config_document(checkpoint.run_dir, find_attempt(checkpoint).get("drift", ()))
     if not trust:
-        require_trust(checkpoint.run.path, document, {}, "say trust=True")
-    config = on_one_device(validate_options(Config, of_now(document)))
-    built = build(config, dataset.as_recorded(checkpoint.run))
+        require_trust(checkpoint.run_dir.path, document, {}, "say trust=True")
+    config = on_one_device(validate_options(Config, document))
+    built = build(config, dataset.sources_as_recorded(checkpoint.run_dir))
     return built.model(with_weights(restore(built, checkpoint.directory), weights)), config
 
 
 def on_one_device(config: Config) -> Config:
-    """The same on one device; and with an attention that every machine has, in float32 as well."""
+    """Return a configuration for one device, and with XLA's attention, which every machine has in every precision."""
     model: Any = config.model
+    # Weights are the same for every implementation of attention, but a GPU's own is for a GPU, and for bfloat16.
     if hasattr(model, "attention"):
         model = replace(model, attention="xla")
     return replace(config, mesh=Mesh(data=1), model=model)

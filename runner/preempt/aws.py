@@ -1,7 +1,8 @@
 """Notices of Amazon EC2 for spot machines: the end, two minutes before, and a hint that it may come.
 
-Asked for with a session token (IMDSv2). No notice is a 404. A hint (rebalance recommendation) is not final: the state
-is saved and training goes on. Source: docs.aws.amazon.com, EC2 user guide, "Spot Instance interruption notices".
+The service is asked with a session token (IMDSv2), and says 404 where there is no notice. A hint (rebalance
+recommendation) is not final: the state is saved and training goes on.
+Source: docs.aws.amazon.com, EC2 user guide, "Spot Instance interruption notices".
 """
 
 from __future__ import annotations
@@ -9,33 +10,36 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from runner.preempt.metadata import MetadataClient, NoAnswer, Notice, Poll, parse_json_object, parse_time
+from runner.preempt.metadata import MetadataClient, parse_json_object, parse_time
+from runner.preempt.notice import NoAnswer, Notice, Poll
 
 if TYPE_CHECKING:
     from runner.preempt.options import Aws
 
 TOKEN = "/latest/api/token"
-TOKEN_SECONDS = 21600  # the longest there is
+# The longest lifetime that the service grants.
+TOKEN_SECONDS = 21600
 ACTION = "/latest/meta-data/spot/instance-action"
 REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 ACTIONS = ("terminate", "stop", "hibernate")
 
 
 def parse_action(text: str, now: float, seconds: float) -> Notice | None:
-    """The machine is taken at the time that is said, within `seconds`. Raises Silence where it is no such document.
+    """Return the notice in a `spot/instance-action` document. Raises NoAnswer where it is no such document.
 
-    Hibernation begins at once: how long that takes, nobody says.
+    The end is at the time that the document says, but within `seconds`: the clock of this machine may be slow. An end
+    that has passed is not known, nor is that of a hibernation, which begins at once and takes nobody says how long.
     """
     document = parse_json_object(text)
     what, at = document.get("action"), parse_time(document.get("time"))
     if what not in ACTIONS or at is None:
         raise NoAnswer(f"no instance action: {text[:80]}")
-    known = what != "hibernate" and at > now
-    return Notice(f"EC2 spot {what}", min(at, now + seconds) if known else None)
+    is_end_known = what != "hibernate" and at > now
+    return Notice(f"EC2 spot {what}", min(at, now + seconds) if is_end_known else None)
 
 
 def parse_rebalance(text: str) -> Notice | None:
-    """The machine is more likely than others to be taken. Raises Silence where it is no such document."""
+    """Return the warning in a rebalance recommendation. Raises NoAnswer where it is no such document."""
     at = parse_json_object(text).get("noticeTime")
     if parse_time(at) is None:
         raise NoAnswer(f"no recommendation: {text[:80]}")
@@ -43,43 +47,44 @@ def parse_rebalance(text: str) -> Notice | None:
 
 
 class AwsMetadata:
-    """The instance metadata service, with a token that is renewed when it is refused."""
+    """The instance metadata service, with a session token that is renewed when it is refused."""
 
-    def __init__(self, line: MetadataClient):
-        self._line = line
+    def __init__(self, client: MetadataClient):
+        self._client = client
         self._token: str | None = None
 
-    def get(self, path: str) -> str | None:
-        """A document, or None where there is none. Raises Silence."""
+    def read(self, path: str) -> str | None:
+        """Return a document, or None where there is none. Raises NoAnswer."""
+        # Twice: a token that was good until now may have expired; one that was made just now has not.
         for _ in range(2):
-            self._token = self._token or self._fresh()
-            answer = self._line.ask(path, {"X-aws-ec2-metadata-token": self._token})
-            if answer.status == 200:
-                return answer.text
-            if answer.status == 404:
+            self._token = self._token or self._request_token()
+            response = self._client.request(path, {"X-aws-ec2-metadata-token": self._token})
+            if response.status == 200:
+                return response.text
+            if response.status == 404:
                 return None
-            if answer.status != 401:
-                raise NoAnswer(f"status {answer.status}")
+            if response.status != 401:
+                raise NoAnswer(f"status {response.status}")
             self._token = None
         raise NoAnswer("a fresh token is refused")
 
-    def _fresh(self) -> str:
-        answer = self._line.ask(TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, "PUT")
-        if answer.status != 200 or not answer.text:
-            raise NoAnswer(f"no token: status {answer.status}")
-        return answer.text
+    def _request_token(self) -> str:
+        response = self._client.request(TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, "PUT")
+        if response.status != 200 or not response.text:
+            raise NoAnswer(f"no token: status {response.status}")
+        return response.text
 
 
 def poll_aws(option: Aws) -> list[Poll]:
-    """One poll: whether the end is near; if not, whether it may be."""
-    line = MetadataClient(option.url, option.timeout_seconds)
-    service = AwsMetadata(line)
+    """Return one poll, which looks for an end and, where there is none, for a hint."""
+    client = MetadataClient(option.url, option.timeout_seconds)
+    service = AwsMetadata(client)
 
     def ask() -> Notice | None:
-        found = service.get(ACTION)
-        if found is not None:
-            return parse_action(found, time.time(), option.notice_seconds)
-        hint = service.get(REBALANCE)
+        action = service.read(ACTION)
+        if action is not None:
+            return parse_action(action, time.time(), option.notice_seconds)
+        hint = service.read(REBALANCE)
         return None if hint is None else parse_rebalance(hint)
 
-    return [Poll(ask, line.cancel, option.poll_seconds)]
+    return [Poll(ask, option.poll_seconds, client.cancel)]

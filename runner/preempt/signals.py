@@ -1,8 +1,8 @@
-"""Signals as a source of stop requests. The first only raises the flag; a second one ends the process at once.
+"""Signals as requests to stop: the first sets the flag, a second one ends the process at once.
 
-A thread hears them, and not a handler: Python runs handlers between two instructions of the main thread, which may be
-inside a compiler or waiting for a device for minutes. The system writes each signal's number to a socket, whatever the
-main thread does.
+A thread hears them instead of a signal handler. Python runs handlers between two instructions of the main thread, which
+may be inside a compiler or waiting for a device for minutes; through `signal.set_wakeup_fd` the operating system writes
+the number of each signal to a socket, whatever the main thread does.
 """
 
 from __future__ import annotations
@@ -14,67 +14,88 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 
 from runner.preempt.stop import StopFlag
 
-ECHO_SECONDS = 0.25  # faster than a person; the two of `timeout` come within microseconds (measured)
+# A repeated signal within this time is the same request: faster than a person, and the two signals that `timeout`
+# sends (to the process, then to its group) come within microseconds (measured).
+ECHO_SECONDS = 0.25
 
 
 @contextmanager
 def listen_to_signals(stop_flag: StopFlag, names: Sequence[str], notice_seconds: float) -> Iterator[None]:
-    """Turn these signals into a raised flag while the context lasts; after SIGTERM there are `notice_seconds`.
+    """Turn signals (`TERM`, `INT`, …) into stop requests while the context lasts.
 
-    Handlers that were there before come back, and hear of the signal then: a launcher's own would requeue the job.
-    A hang-up that was ignored stays ignored: that is what nohup asks for.
+    After SIGTERM the process has `notice_seconds` until it is killed; for other signals nobody knows. The handlers that
+    were there before come back at the end and are then called once: a job launcher's own handler would requeue the job,
+    which must not happen before the state is saved. SIGHUP stays ignored where it was: that is what nohup asks for.
     """
     numbers = [signal.Signals[f"SIG{name}"] for name in names]
     numbers = [number for number in numbers if not (number == signal.SIGHUP and _is_ignored(number))]
     if not numbers:
         yield
         return
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(0.0)
-    heard: list[int] = []
-    before = {number: signal.signal(number, _nothing) for number in numbers}
-    previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    listener = threading.Thread(target=_listen, args=(ours, stop_flag, set(numbers), notice_seconds, heard), daemon=True)
-    listener.start()
+    read_end, write_end = socket.socketpair()
+    # Required by set_wakeup_fd: writing happens inside the C signal handler, which must never block.
+    write_end.settimeout(0.0)
+    listener = _SignalListener(read_end, stop_flag, frozenset(numbers), notice_seconds)
+    handlers = {number: signal.signal(number, _do_nothing) for number in numbers}
+    previous = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=listener.listen, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(previous)
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        theirs.close()
-        listener.join()
-        ours.close()
-    if heard:
-        _hand_on(heard[0], before[signal.Signals(heard[0])])
+        # The end of the stream ends the thread.
+        write_end.close()
+        thread.join()
+        read_end.close()
+    if listener.heard:
+        first = listener.heard[0]
+        _call_handler(first, handlers[signal.Signals(first)])
 
 
-def _listen(ours: socket.socket, stop_flag: StopFlag, numbers: set[int], notice_seconds: float, heard: list[int]) -> None:
-    since = 0.0
-    while received := ours.recv(1):
-        number = received[0]
-        if number not in numbers:
-            continue
-        name = signal.Signals(number).name
-        if number in heard and time.monotonic() - since < ECHO_SECONDS:
-            continue  # `timeout` and service managers signal a process and then its group: one wish, told twice
-        if heard and "SLURM_JOB_ID" in os.environ and number != signal.SIGINT:
-            continue  # Slurm repeats itself; a person who cannot wait presses Ctrl-C, and Slurm itself kills
-        if heard:
-            _write(f"{name} again: leaving at once, without saving")
-            os._exit(128 + number)
-        heard.append(number)
-        since = time.monotonic()
-        stop_flag.request_stop(name, notice_seconds if number == signal.SIGTERM else None)
-        _write(f"{name}: saving at the next step boundary, then stopping; once more to leave at once")
+@dataclass
+class _SignalListener:
+    """Reads the numbers of signals from a socket until it is closed; `heard` has those that counted, in order."""
+
+    stream: socket.socket
+    stop_flag: StopFlag
+    numbers: frozenset[int]
+    notice_seconds: float
+    heard: list[int] = field(default_factory=list)
+
+    def listen(self) -> None:
+        heard_at = 0.0
+        while received := self.stream.recv(1):
+            number = received[0]
+            # Every signal that has a Python handler is written here, those of other libraries too.
+            if number not in self.numbers:
+                continue
+            name = signal.Signals(number).name
+            # `timeout` and service managers signal a process and then its group: one request, heard twice.
+            if number in self.heard and time.monotonic() - heard_at < ECHO_SECONDS:
+                continue
+            # Slurm repeats its signals while it waits, and kills by itself when it has waited enough. A person who
+            # cannot wait presses Ctrl-C.
+            if self.heard and "SLURM_JOB_ID" in os.environ and number != signal.SIGINT:
+                continue
+            if self.heard:
+                _write_line(f"{name} again: leaving at once, without saving")
+                os._exit(128 + number)
+            self.heard.append(number)
+            heard_at = time.monotonic()
+            self.stop_flag.request_stop(name, self.notice_seconds if number == signal.SIGTERM else None)
+            _write_line(f"{name}: saving at the next step boundary, then stopping; once more to leave at once")
 
 
-def _hand_on(number: int, handler: Callable[[int, FrameType | None], object] | int | None) -> None:
-    """Tell a handler that was there before us, such as that of a job launcher; not the ones Python begins with."""
+def _call_handler(number: int, handler: Callable[[int, FrameType | None], object] | int | None) -> None:
+    """Call a handler that was installed before, but not the one that Python itself installs for SIGINT."""
     if callable(handler) and handler is not signal.default_int_handler:
         handler(number, None)
 
@@ -83,10 +104,10 @@ def _is_ignored(number: int) -> bool:
     return signal.getsignal(number) == signal.SIG_IGN
 
 
-def _nothing(number: int, frame: FrameType | None) -> None:
-    """A handler must be there for the socket to hear of the signal."""
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing: without a Python handler, nothing would be written to the socket."""
 
 
-def _write(line: str) -> None:
-    """Straight to the descriptor: the main thread may be inside a print."""
+def _write_line(line: str) -> None:
+    # Past sys.stderr, straight to the descriptor: the main thread may be inside a print and hold its lock.
     os.write(2, f"\n{line}\n".encode())

@@ -1,7 +1,8 @@
-"""One flag that says: stop at the next step boundary, why, and until when. Sources raise it; ordinary code looks at it.
+"""One flag that asks a run to stop at the next step boundary: why, and until when.
 
-Whatever may take long waits through the flag (`wait_for`), in the training thread, while another thread does the work:
-so a stop is seen while a program is compiled, a checkpoint read or data awaited, and not only between two steps.
+Signals, a file, a time limit and the notices of a machine only set the flag; the training thread looks at it. Whatever
+may take long (compiling, restoring, waiting for data) runs in another thread while the training thread waits through
+`StopFlag.wait_for`, so a stop is seen at once there too, and not only between two steps.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """A wait ended because a stop was asked for. The reason is in the flag."""
+    """A wait ended because a stop was requested; the flag has the reason."""
 
 
 class StopFlag:
-    """The flag. Any thread may raise it; `reason` is None until the first source does, and the first reason stays."""
+    """A request to stop that any thread may make, and a request to save and go on.
+
+    `reason` is None until the first request; later ones do not replace it. `deadline`, in `time.monotonic()` seconds,
+    is when the process will be killed, or None where nobody knows.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self.deadline: float | None = None  # in time.monotonic(); None: nobody knows how long there is
-        self._wish: str | None = None
+        self.deadline: float | None = None
+        self._save_request: str | None = None
         self._changed = threading.Condition()
 
     def request_stop(self, reason: str, seconds: float | None = None) -> None:
-        """Ask for a stop; the process has `seconds` from now if that is known. The nearest deadline counts."""
+        """Ask for a stop; the process is killed `seconds` from now, if that is known. The nearest deadline counts."""
         with self._changed:
             self.reason = self.reason or reason
             if seconds is not None:
@@ -38,27 +43,30 @@ class StopFlag:
             self._changed.notify_all()
 
     def request_save(self, reason: str) -> None:
-        """Ask for a save at the next step boundary, and to go on after it: a warning that is not final."""
-        self._wish = reason
+        """Ask for a save at the next step boundary, after which training goes on."""
+        self._save_request = reason
 
     def pop_save_request(self) -> str | None:
-        """The reason to save now that a source gave, once."""
-        if self._wish is None:  # asked at every step
+        """Return the reason of a requested save and forget it; None where no save was requested."""
+        # Called at every step, so the usual case is one comparison. No lock: assigning a name is atomic, and a request
+        # that replaces another at this very moment asks for the same save.
+        if self._save_request is None:
             return None
-        wish, self._wish = self._wish, None
-        return wish
+        reason, self._save_request = self._save_request, None
+        return reason
 
     def raise_if_stopped(self) -> None:
-        """Raises Stopped where a stop was asked for."""
+        """Raise Stopped where a stop was requested."""
         if self.reason is not None:
             raise Stopped
 
     def wait_for(self, future: Future[T]) -> T:
-        """The result of work that another thread does. Raises Stopped where a stop is asked for before it is there."""
+        """Return the result of work in another thread. Raises Stopped where a stop is requested before it is done."""
         if not future.done():
             future.add_done_callback(self._wake)
             with self._changed:
                 self._changed.wait_for(lambda: future.done() or self.reason is not None)
+        # Both may have happened: work that is done is not thrown away.
         if not future.done():
             raise Stopped
         return future.result()
@@ -69,13 +77,18 @@ class StopFlag:
 
 
 def run_in_thread(work: Callable[[], T], name: str) -> Future[T]:
-    """Work in a thread of its own that the process does not wait for when it ends: it may be abandoned by a stop."""
+    """Start `work` in a daemon thread of this name and return its future.
+
+    Unlike the threads of an executor, a daemon thread does not keep the process alive: after a stop, a compilation that
+    is still under way is simply abandoned.
+    """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             result = work()
-        except BaseException as error:  # handed to whoever waits
+        # Whatever it is, KeyboardInterrupt included: the thread that waits has to hear of it.
+        except BaseException as error:
             future.set_exception(error)
         else:
             future.set_result(result)

@@ -266,9 +266,10 @@ def test_all_targets_are_seen() -> None:
     """Whatever option has a target is `external`, which is how a document is searched for code."""
     from dataclasses import fields, is_dataclass
 
-    from runner.config.schema import Config, _options
+    from runner.config.schema import Config
+    from runner.config.validation import _find_dataclasses
 
-    named = [option for option in _options(Config) if any(field.name == "target" for field in fields(option))]
+    named = [option for option in _find_dataclasses(Config) if any(field.name == "target" for field in fields(option))]
     assert len(named) == 3
     assert all(is_dataclass(option) and option.kind == "external" for option in named)
     nested = {"a": {"b": {"kind": "external", "target": "x:y"}}, "model": {"kind": "external", "target": "z:w"}}

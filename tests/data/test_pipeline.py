@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.data_errors import UnreadableError
 from data.option_fields import Augmentation
 from data.pipeline import BatchStream
-from data.sources import Table, UnreadableError
+from data.sources import Table
 from data.transforms import augment_images, draw_uniform, make_normal
-from runner.train.dataset import stream_of
+from runner.train.dataset import make_stream
 from tests.conftest import Door, assert_same, last_logged
 from tests.places import MADE, VARIED
 
@@ -47,13 +48,13 @@ def test_positions_are_exact_with_and_without_threads(kind: str, tmp_path: Path)
     option = MADE[kind](tmp_path)
     sources = option.sources()
     count = several_epochs(option, sources)
-    expected = drawn(stream_of(with_(option, prefetch=0), sources, seed=3), count)
+    expected = drawn(make_stream(with_(option, prefetch=0), sources, seed=3), count)
     assert len({repr(batch) for batch in expected}) == count
-    stream = stream_of(with_(option, prefetch=3), sources, seed=3)
+    stream = make_stream(with_(option, prefetch=3), sources, seed=3)
     assert drawn(stream, count // 2) == expected[: count // 2]
     assert stream.state() == {"next_index": count // 2}
     stream.close()
-    again = stream_of(with_(option, prefetch=2), option.sources(), seed=3)
+    again = make_stream(with_(option, prefetch=2), option.sources(), seed=3)
     again.restore(stream.state())
     assert drawn(again, count - count // 2) == expected[count // 2 :]
     again.close()
@@ -64,8 +65,8 @@ def test_worker_processes_change_nothing(kind: str, tmp_path: Path) -> None:
     option = MADE[kind](tmp_path)
     sources = option.sources()
     count = several_epochs(option, sources)
-    expected = drawn(stream_of(with_(option, prefetch=0), sources, seed=3), count)
-    stream = stream_of(with_(option, workers=2), sources, seed=3)
+    expected = drawn(make_stream(with_(option, prefetch=0), sources, seed=3), count)
+    stream = make_stream(with_(option, workers=2), sources, seed=3)
     stream.skip([1, 4])
     assert drawn(stream, 5) == [expected[n] for n in (0, 2, 3, 5, 6)]
     assert stream.state() == {"next_index": 7}
@@ -81,14 +82,14 @@ def test_what_is_sent_to_a_worker_is_small(tmp_path: Path) -> None:
 
     for kind in ("stdlib", "tokens", "images"):
         option = MADE[kind](tmp_path)
-        assert len(pickle.dumps(stream_of(option, option.sources(), seed=0)._batches)) < 2000, kind
+        assert len(pickle.dumps(make_stream(option, option.sources(), seed=0)._batches)) < 2000, kind
 
 
 def test_data_that_changes_before_a_worker_reads_it_is_not_trained_on(tmp_path: Path) -> None:
     import pickle
 
     option = MADE["text"](tmp_path)
-    sent = pickle.dumps(stream_of(option, option.sources(), seed=0)._batches)
+    sent = pickle.dumps(make_stream(option, option.sources(), seed=0)._batches)
     pickle.loads(sent)
     (tmp_path / "texts/00.txt").write_text("other")
     with pytest.raises(UnreadableError, match="data=text: changed since training began"):

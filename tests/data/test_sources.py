@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from data import Arrayrecord, Arrays, Hub, Images, Parquet, Synthetic, Text, Tokens
+from data.data_errors import UnreadableError
 from data.fingerprint import fold_into_folders, identify_file
-from data.sources import UnreadableError
 from data.token_files import read_token_header
 from runner.errors import ConfigError, RefusedError
 from runner.inspect.load_model import load_model
 from runner.launch.main import main
 from runner.rundir.layout import RunDir
-from runner.train.dataset import admit, differences, read, recorded
+from runner.train.dataset import describe_changes, read_data_record, read_sources, record_or_compare
 from tests.conftest import Door
 from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
 
@@ -62,7 +62,7 @@ def test_a_model_trains_on_it(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert main([*command(option), *small, *language]) == 0
     (status,) = tmp_path.glob("outputs/*/*/status.json")
     assert json.loads(status.read_text())["state"] == "finished"
-    written = recorded(RunDir(status.parent))
+    written = read_data_record(RunDir(status.parent))
     assert written is not None
     assert written["inputs"] == list(option.sources().inputs)
     if kind == "tokens":
@@ -219,7 +219,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
 
 def _looked_at_and_read(option: Any) -> None:
     option.check_readable()
-    read(option)
+    read_sources(option)
 
 
 @pytest.mark.parametrize(("make", "part"), WRONG, ids=[part[:30] for _, part in WRONG])
@@ -278,16 +278,16 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_changed_data_is_refused_and_named(kind: str, tmp_path: Path) -> None:
     option, run = MADE[kind](tmp_path), RunDir(tmp_path / "run")
-    admit(run, option.sources())
+    record_or_compare(run, option.sources())
     (run.checkpoints / "10").mkdir(parents=True)
-    admit(run, option.sources())
+    record_or_compare(run, option.sources())
     CHANGES[kind](tmp_path)
     try:
         now = option.sources()
     except ValueError:
         return  # changed so that it cannot even be read
     with pytest.raises(RefusedError, match="the data is not what this run was trained on: ") as caught:
-        admit(run, now)
+        record_or_compare(run, now)
     name = {"text": "03.txt", "tokens": "eval.bin", "images": "dog/0.png", "arrays": "arrays.npz"}.get(kind, "")
     assert name in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -296,7 +296,7 @@ def test_changed_data_is_refused_and_named(kind: str, tmp_path: Path) -> None:
 def test_differences_are_named_but_not_by_the_thousand() -> None:
     before = {"a": "10 x", "b": "4100 x", "c": "7 x", **{f"old{n:04}": "1 x" for n in range(2000)}}
     now = {"a": "10 y", "b": "4200 x", "c": "7 x", "d": "1 x"}
-    assert differences(before, now) == (
+    assert describe_changes(before, now) == (
         "2 changed: a (still 10 bytes, other content), b (4.1 kB → 4.2 kB); new: d; "
         "2,000 gone: old0000, old0001, old0002 and 1,997 more"
     )
@@ -304,11 +304,11 @@ def test_differences_are_named_but_not_by_the_thousand() -> None:
 
 def test_a_run_that_has_trained_on_nothing_may_begin_with_other_data(tmp_path: Path) -> None:
     run, option = RunDir(tmp_path / "run"), MADE["text"](tmp_path)
-    admit(run, option.sources())
-    before = recorded(run)
+    record_or_compare(run, option.sources())
+    before = read_data_record(run)
     changed(tmp_path / "texts/00.txt")
-    admit(run, option.sources())
-    after = recorded(run)
+    record_or_compare(run, option.sources())
+    after = read_data_record(run)
     assert before is not None
     assert after is not None
     assert before["fingerprint"] != after["fingerprint"]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.config.identity import classify_key
-from runner.config.schema import read_document, validate_config
+from runner.config.schema import validate_config
 from runner.errors import ConfigError
 from runner.optim.optimizers import AdamW, Lion, Muon, Optim, Sgd
 from runner.optim.parameter_groups import decay_mask, muon_axes
@@ -327,15 +327,3 @@ def test_a_run_may_go_on_under_another_schedule_but_not_with_another_state() -> 
     resumable = ("schedule.kind", "schedule.warmup_steps", "optim.lr", "train.microbatches", "train.precision")
     assert {classify_key(key) for key in resumable} == {"resumable"}
     assert {classify_key(key) for key in ("optim.kind", "optim.ema")} == {"identity"}
-
-
-@pytest.mark.parametrize("run", sorted((REPO / "tests/fixtures").glob("format*")), ids=lambda path: path.name)
-def test_a_run_from_before_there_was_a_group_of_schedules_keeps_its_own(run: Any) -> None:
-    document = read_document(run / "config.yaml")
-    assert document["schedule"] == {
-        "kind": "cosine",
-        "warmup_steps": 20,
-        "warmup_fraction": None,
-        "end_lr_fraction": 0.1,
-    }
-    assert document["optim"]["lr"] == 0.004

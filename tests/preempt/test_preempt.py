@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.preempt import aws, azure, gce, machine, slurm
+from runner.preempt import aws, azure, gce, slurm
 from runner.preempt.listen import listen_to_sources
-from runner.preempt.metadata import MetadataClient, NoAnswer, Notice, parse_time
-from runner.preempt.options import AutoDetect, Aws, Azure, Gce, NoticeSource, Preempt, SlurmJobEnd, parse_duration
+from runner.preempt.metadata import MetadataClient, parse_time
+from runner.preempt.notice import NoAnswer, Notice
+from runner.preempt.options import AutoDetect, Aws, Azure, Gce, NoticeSource, Preempt, SlurmJobEnd, parse_walltime
 from runner.preempt.signals import ECHO_SECONDS
 from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.layout import RunDir
@@ -172,7 +173,7 @@ def test_a_second_signal_leaves_while_the_main_thread_is_inside_c() -> None:
     [("3h55m", 14100.0), ("90m", 5400.0), ("1d2h", 93600.0), ("45", 45.0), (7.5, 7.5), ("1d2h3m4s", 93784.0)],
 )
 def test_durations(said: str | float, seconds: float) -> None:
-    assert parse_duration(said) == seconds
+    assert parse_walltime(said) == seconds
 
 
 @pytest.mark.parametrize("said", ["", "0", "h", "3x", "-5", "5m3h", "1.5h", "0m"])
@@ -444,7 +445,7 @@ def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with clouds() as world, clouds(preempted="TRUE") as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
-        assert MetadataClient(world.url, 5.0).ask(GCE + "preempted", {"Metadata-Flavor": "Google"}).text == "FALSE"
+        assert MetadataClient(world.url, 5.0).request(GCE + "preempted", {"Metadata-Flavor": "Google"}).text == "FALSE"
         assert not proxy.seen
 
 
@@ -510,9 +511,13 @@ def write_firmware(folder: Path, says: Mapping[str, str]) -> Path:
     return folder
 
 
+def kinds_detected(dmi: Path, environment: Mapping[str, str]) -> list[str]:
+    return [source.kind for source in AutoDetect(dmi=str(dmi)).detect(environment)]
+
+
 @pytest.mark.parametrize("kind", FIRMWARE)
 def test_the_firmware_tells_which_cloud_it_is(kind: str, tmp_path: Path) -> None:
-    assert machine.found(write_firmware(tmp_path / "dmi", FIRMWARE[kind]), {}) == [kind]
+    assert kinds_detected(write_firmware(tmp_path / "dmi", FIRMWARE[kind]), {}) == [kind]
 
 
 @pytest.mark.parametrize(
@@ -528,7 +533,7 @@ def test_the_firmware_tells_which_cloud_it_is(kind: str, tmp_path: Path) -> None
 def test_elsewhere_nobody_is_asked(says: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert AutoDetect(dmi=str(write_firmware(tmp_path / "dmi", says))).polls() == []
-    assert machine.found(tmp_path / "nowhere", {"SLURM_JOB_ID": "5"}) == ["slurm"]
+    assert kinds_detected(tmp_path / "nowhere", {"SLURM_JOB_ID": "5"}) == ["slurm"]
 
 
 def test_starting_to_listen_imports_nothing_that_asks() -> None:
@@ -583,7 +588,9 @@ def test_a_source_raises_the_flag(what: str, run: RunDir, capfd: pytest.CaptureF
             wait_until(lambda: wishes.extend(filter(None, [stop_flag.pop_save_request()])) or wishes)
             asked = world.seen["/latest/meta-data/events/recommendations/rebalance"]
             wait_until(lambda: world.seen["/latest/meta-data/events/recommendations/rebalance"] > asked + 5)
-            assert (stop_flag.pop_save_request(), stop_flag.reason, wishes) == (None, None, [reason]), "once for each hint"
+            assert (stop_flag.pop_save_request(), stop_flag.reason, wishes) == (None, None, [reason]), (
+                "once for each hint"
+            )
         else:
             wait_until(lambda: stop_flag.reason)
             assert stop_flag.reason == reason
@@ -692,7 +699,7 @@ def test_auto_listens_to_the_machine_it_is_on(kind: str, run: RunDir, tmp_path: 
 
 def test_the_stand_in_is_strict() -> None:
     def status(world: Clouds, path: str, headers: dict[str, str], method: str = "GET") -> int:
-        return MetadataClient(world.url, 5.0).ask(path, headers, method).status
+        return MetadataClient(world.url, 5.0).request(path, headers, method).status
 
     token = "X-aws-ec2-metadata-token"
     with clouds() as world:
@@ -711,7 +718,7 @@ def test_a_short_slurm_job_does_not_stop_as_it_begins(monkeypatch: pytest.Monkey
     now = time.time()
     ends = [now + 60, now + 60, now + 25]
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setattr(slurm, "_said", lambda name, timeout: f"{ends.pop(0):.0f}\n")
+    monkeypatch.setattr(slurm, "_read_end", lambda name, timeout: f"{ends.pop(0):.0f}\n")
     (poll,) = slurm.poll_slurm(SlurmJobEnd(lead_seconds=120.0))
     notices = [poll.ask() for _ in range(3)]
     assert all(notice is not None for notice in notices)
