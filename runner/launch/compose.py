@@ -33,10 +33,10 @@ from runner.config.schema import Config, merge_typed_keys, read_document, valida
 from runner.errors import ConfigError, HoldfastError, RefusedError
 from runner.launch.command_line import Command, RunRequest, SearchRequest, SweepRequest, WorkOnBatch
 from runner.launch.hydra_errors import in_one_line
-from runner.launch.local import Local
-from runner.launch.members import distinct
-from runner.launch.slurm_job import Slurm
-from runner.launch.submitit import NAMES, Submitit
+from runner.launch.local_sweep import LocalOptions
+from runner.launch.slurm_job import SlurmOptions
+from runner.launch.submitit_sweep import SUBMITIT_LAUNCHERS, SubmititOptions
+from runner.launch.sweep_members import find_distinguishing_overrides
 from runner.rundir.layout import RunDir
 from runner.rundir.provenance import process_start_time
 
@@ -69,7 +69,7 @@ def compose(argv: Sequence[str]) -> RunRequest | SweepRequest | SearchRequest | 
         # Imported for sweeps alone: it lets Hydra load its plugins, which takes a fifth of a second.
         from runner.launch import hydra_plugin
 
-        hydra_plugin.register(composed.keep_sweep, composed.keep_search)
+        hydra_plugin.register_plugins(composed.keep_sweep, composed.keep_search)
     elif "hydra/sweeper=optuna" in argv:
         raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
     with _plain_errors():
@@ -182,7 +182,9 @@ def _validate_sweep(sweep: SweepJobs, argv: Sequence[str]) -> SweepRequest:
     flags = (*_which_config(argv), *_stay_here(argv, chosen))
     trust = [user_code.TRUST_FLAG] if user_code.TRUST_FLAG in argv else []
     runs = []
-    for (composed, words), own in zip(sweep.jobs, distinct([words for _, words in sweep.jobs]), strict=True):
+    for (composed, words), own in zip(
+        sweep.jobs, find_distinguishing_overrides([words for _, words in sweep.jobs]), strict=True
+    ):
         with _hydra_config(composed):
             try:
                 config, overrides = _validate(_without_hydra(composed), argv)
@@ -200,7 +202,7 @@ def _search(search: Any, argv: Sequence[str], work_on_batch: WorkOnBatch) -> Non
         assert jobs.study is not None, "only a search is called back"
         return work_on_batch(_validate_sweep(jobs, argv), jobs.study)
 
-    hydra_plugin.call_back(launch)
+    hydra_plugin.hand_jobs_to(launch)
     with _plain_errors():
         search()
 
@@ -236,7 +238,7 @@ def _document_of(composed: DictConfig, task: list[str], *, trusted: bool) -> Any
     return document
 
 
-def _launcher_option(chosen: DictConfig, sweep: SweepJobs) -> Local | Slurm | Submitit:
+def _launcher_option(chosen: DictConfig, sweep: SweepJobs) -> LocalOptions | SlurmOptions | SubmititOptions:
     """Return how the runs of a sweep are to be worked on. Raises ConfigError where they cannot be so."""
     launcher, sweeper = (chosen.runtime.choices.get(f"hydra/{group}") for group in ("launcher", "sweeper"))
     if launcher != "local" and sweeper != "basic":
@@ -244,22 +246,22 @@ def _launcher_option(chosen: DictConfig, sweep: SweepJobs) -> Local | Slurm | Su
             f"hydra/sweeper={sweeper}: chooses the next runs by the scores of those before, on this machine; "
             "leave hydra/launcher out"
         )
-    if launcher in NAMES:
-        return Submitit(launcher, chosen.launcher, sweep.carry)
-    return _slurm_option(chosen) or _read_option(Local, chosen.launcher)
+    if launcher in SUBMITIT_LAUNCHERS:
+        return SubmititOptions(launcher, chosen.launcher, sweep.run_on_workers)
+    return _slurm_option(chosen) or _read_option(LocalOptions, chosen.launcher)
 
 
-def _slurm_option(chosen: DictConfig) -> Slurm | None:
+def _slurm_option(chosen: DictConfig) -> SlurmOptions | None:
     """Return what a job is to ask for, where `hydra/launcher=slurm` was chosen. Raises ConfigError for any but ours."""
     launcher = chosen.runtime.choices.get("hydra/launcher")
-    if launcher in NAMES:
+    if launcher in SUBMITIT_LAUNCHERS:
         raise ConfigError(f"hydra/launcher={launcher}: is for sweeps; add -m, or use hydra/launcher=slurm")
     if launcher not in ("local", "slurm"):
         raise ConfigError(
             f"hydra/launcher={launcher}: is not supported; leave it out (hydra.launcher.parallel=N: so many runs at "
-            f"once), or use one of slurm, {', '.join(NAMES)}"
+            f"once), or use one of slurm, {', '.join(SUBMITIT_LAUNCHERS)}"
         )
-    return _read_option(Slurm, chosen.launcher) if launcher == "slurm" else None
+    return _read_option(SlurmOptions, chosen.launcher) if launcher == "slurm" else None
 
 
 def _read_option(schema: Any, launcher: DictConfig) -> Any:

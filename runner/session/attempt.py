@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from data.sources import UnreadableError
+from data.data_errors import UnreadableError
 from runner import files
 from runner.checkpoint.record import find_best, list_records, newest_durable_step
 from runner.checkpoint.restore import restore_exactly, set_newer_aside
@@ -20,10 +20,11 @@ from runner.rundir.readme import render_readme
 from runner.session.resume import restore_or_begin
 from runner.train import dataset
 from runner.train.assemble import open_parts
-from runner.train.build import build, read_checkpoint, sample_text
+from runner.train.build import build, read_train_state, sample_text
 from runner.train.built import Built, describe_hardware, describe_run
 from runner.train.compile import CompiledPrograms, start_compiling
-from runner.train.compile_cache import keep
+from runner.train.compile_cache import enable_compile_cache
+from runner.train.evaluator import EvaluationRun
 from runner.train.loop import Progress, train
 from runner.train.run_context import RunContext
 from runner.values import Outcome
@@ -39,9 +40,9 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
     if context.steps_back:
         _step_back(context)
     try:
-        cache = keep(config.compile_cache, console.say)
+        cache = enable_compile_cache(config.compile_cache, console.say)
         built = build(config)
-        dataset.admit(run_dir, built.sources)
+        dataset.record_or_compare(run_dir, built.sources)
         console.say(describe_run(built, config))
         built, remat = _resolve_remat(context, built)
         programs = start_compiling(built, config, remat, attempt, cache)
@@ -117,7 +118,7 @@ def _resolve_remat(context: RunContext, built: Built) -> tuple[Built, RematPolic
 def _roll_back(context: RunContext, built: Built, error: DivergedError) -> None:
     """Remember which batch to skip. Raises the error, complete, where that was done often enough."""
     attempt, allowed = context.attempt, context.config.train.max_rollbacks
-    batch = built.stream.number(error.position, error.behind)
+    batch = built.stream.find_batch_number(error.position, error.behind)
     if len(attempt.skipped) >= allowed:
         raise error.complete(
             f"batch {batch}; {len(attempt.skipped)} of {allowed} rollbacks are used up; the newest checkpoint before "
@@ -149,9 +150,10 @@ def _restore_best(context: RunContext, built: Built, programs: CompiledPrograms,
     if best is None:
         say(f"warning: train.final=best: no checkpoint has a finite {config.score.metric}; ending on the last")
         return last
-    _, state = restore_exactly(checkpoints / str(best.step), partial(read_checkpoint, built))
+    _, state = restore_exactly(checkpoints / str(best.step), partial(read_train_state, built))
     names = [name for name, option in config.eval.items() if isinstance(option, MetricsEvaluation)]
-    found = built.evaluator(names, state, programs.eval.result(), context.run_dir.path, "", lambda: None)
+    how = EvaluationRun(programs.eval.result(), context.run_dir.path, file="")
+    found = built.evaluator(names, state, how)
     context.attempt.ends_on(best.step)
     values = ", ".join(f"{split}/{name} {value:.4f}" for split in names for name, value in found[split].items())
     say(f"ends on the best weights, of step {best.step}: {values}")

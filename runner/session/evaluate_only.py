@@ -1,4 +1,4 @@
-"""A run evaluated once more, finished or not: it is only read, and what is found goes into a folder of its own."""
+"""Evaluate a run once more, finished or not: it is only read, and what is found goes into a folder of its own."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
 from runner.rundir.layout import RunDir
 from runner.train import dataset
-from runner.train.build import build, read_checkpoint
+from runner.train.build import build, read_train_state
 from runner.train.built import describe_run
 from runner.train.compile import compile_eval
-from runner.train.compile_cache import keep
+from runner.train.compile_cache import enable_compile_cache
+from runner.train.evaluator import EvaluationRun
 from runner.values import Values
 
 
 @dataclass(frozen=True)
-class Found:
+class EvaluationResult:
     """What was measured of one checkpoint, by evaluation; files are named as seen from the run's directory."""
 
     run: RunDir
@@ -29,31 +30,32 @@ class Found:
     values: dict[str, Values]
 
     def score(self, metric: str) -> float | None:
-        """The metric that says what is best, as `eval/loss`, where it was measured."""
+        """Return the metric that says what is best, as `eval/loss`; None where it was not measured."""
         split, _, name = metric.partition("/")
         value = self.values.get(split, {}).get(name)
         return value if isinstance(value, float) else None
 
 
-def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None]) -> Found:
+def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None]) -> EvaluationResult:
     """Do every evaluation of a configuration on the checkpoint that `step=` names, or on the newest.
 
     Raises RefusedError where that is not good or the data has changed, ConfigError where data or model does not fit.
     """
     checkpoint = locate_checkpoint(f"{run.path}@{config.step or 'newest'}")
-    keep(config.compile_cache, say)
-    config = replace(config, train=replace(config.train, steps=1))  # what is trained is another matter
+    enable_compile_cache(config.compile_cache, say)
+    # steps=0 asked for this evaluation; a schedule over no steps cannot be built.
+    config = replace(config, train=replace(config.train, steps=1))
     built = build(config)
-    dataset.compare(run, built.sources)
+    dataset.refuse_other_data(run, built.sources)
     say(describe_run(built, config))
     checksums = config.ckpt.verify != "off"
-    record, state = restore_exactly(checkpoint, partial(read_checkpoint, built), checksums=checksums)
-    program = compile_eval(built, config)
-    values = built.evaluator(list(config.eval), state, program, run.path, f"eval/{record.step}/{{}}", lambda: None)
-    found = Found(run, record.step, values)
+    record, state = restore_exactly(checkpoint, partial(read_train_state, built), checksums=checksums)
+    how = EvaluationRun(compile_eval(built, config), run.path, file=f"eval/{record.step}/{{}}")
+    values = built.evaluator(list(config.eval), state, how)
+    found = EvaluationResult(run, record.step, values)
     document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
     files.replace_file(run.path / f"eval/{record.step}/results.json", json.dumps(document, indent=1) + "\n")
-    for line in lines(found):
+    for line in format_results(found):
         say(line)
     return found
 
@@ -62,8 +64,8 @@ def _loss_first(item: tuple[str, float | str]) -> tuple[bool, str]:
     return item[0] != "loss", item[0]
 
 
-def lines(found: Found) -> list[str]:
-    """What a person reads: one line an evaluation."""
+def format_results(found: EvaluationResult) -> list[str]:
+    """Return what a person reads: one line an evaluation."""
     width = max(map(len, found.values))
     shown = [
         "  ".join(

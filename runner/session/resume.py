@@ -10,7 +10,7 @@ from runner.checkpoint.restore import restore_exactly, restore_newest, set_newer
 from runner.errors import RefusedError
 from runner.text import display_path
 from runner.train import dataset
-from runner.train.build import read_checkpoint, start_from_weights
+from runner.train.build import read_train_state, start_from_weights
 from runner.train.built import Built
 from runner.train.loop import Progress
 from runner.train.run_context import RunContext
@@ -29,7 +29,7 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, dict[
     record, state = found
     progress = read_progress(context.run_dir.checkpoints / str(record.step))
     if progress["data"] != built.sources.fingerprint:
-        raise RefusedError(dataset.refusal(context.run_dir, built.sources.summary, ""))
+        raise RefusedError(dataset.explain_refusal(context.run_dir, built.sources.summary, ""))
     built.stream.restore(progress["position"])
     context.console.say(f"restored step {record.step} (saved: {record.reason})")
     return Progress(state, record.step, progress.get("owes_evaluation", False)), progress["best"]
@@ -38,7 +38,7 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, dict[
 def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | None:
     """Return the checkpoint that `step=` names, or the newest good one, with its state; None where there is none."""
     config, run_dir, attempt, say = context.config, context.run_dir, context.attempt, context.console.say
-    read, checksums = partial(read_checkpoint, built), config.ckpt.verify != "off"
+    read, checksums = partial(read_train_state, built), config.ckpt.verify != "off"
     if config.step is not None and config.step != attempt.taken_back_to:
         found = restore_exactly(locate_checkpoint(f"{run_dir.path}@{config.step}"), read, checksums=checksums)
         set_newer_aside(run_dir.checkpoints, run_dir.quarantine, found[0].step, say)

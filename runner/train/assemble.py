@@ -1,4 +1,7 @@
-"""Open everything that the loop works with: data, logs, checkpointer. Building is pure; this touches files and threads."""
+"""Open everything that the loop works with: data, logs, checkpointer.
+
+Building (build.py) is pure; this touches files and starts threads.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,17 +19,19 @@ from runner.checkpoint.record import PROGRESS, STATE, newest_save_seconds
 from runner.checkpoint.strategy import Failures
 from runner.config.evaluations import find_cadences, find_due_evaluations
 from runner.config.identity import hash_config
-from runner.log import Fanout, Logger, Wandb, reached
-from runner.log.jsonl import CutPoint, JsonLinesFile, cut_json_lines
+from runner.log.fanout import open_sinks
+from runner.log.jsonl import JsonLinesFile, open_json_lines
+from runner.log.sinks import CutPoint, SinkContext
 from runner.preempt.deadline import SaveBudget
 from runner.preempt.stop import run_in_thread
 from runner.rundir.attempts import AttemptLog, count_interruptions
 from runner.train import step as steps
-from runner.train.built import Built, num_bytes
+from runner.train.built import Built, count_state_bytes
 from runner.train.compile import CompiledPrograms
-from runner.train.dataset import advice
+from runner.train.dataset import suggest_faster_data
+from runner.train.evaluator import EvaluationRun
 from runner.train.loop import Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
-from runner.train.prefetch import Ahead
+from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
 from runner.train.starvation import StarvationMonitor
 from runner.types import State
@@ -41,14 +45,23 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
     Logs are cut back to where training goes on from: what it logs from here on comes once.
     """
     config, run_dir, attempt, say = context.config, context.run_dir, context.attempt, context.console.say
-    cut_point = CutPoint(start.step, start.owes)
+    sink_context = SinkContext(
+        metrics=run_dir.metrics,
+        cut_point=CutPoint(start.step, start.owes),
+        attempt=attempt.number,
+        document=config.document,
+        # With another learning rate, or without a batch, steps that are done again come out different.
+        lineage=f"{hash_config(config.document)} {attempt.skipped}",
+        say=say,
+    )
     with ExitStack() as opened:
         # The workers that make batches end last: a save must not wait for that.
         opened.enter_context(closing(built.stream))
-        timing = opened.enter_context(closing(_open_json_lines(context, run_dir.timing, cut_point)))
-        metrics = _open_json_lines(context, run_dir.metrics, cut_point)
-        logger = opened.enter_context(closing(Fanout(metrics, _open_mirrors(context, cut_point), say)))
-        if warning := warn_of_little_space(run_dir.checkpoints, num_bytes(built), config.retention, config.train.steps):
+        timing = opened.enter_context(closing(open_json_lines(run_dir.timing, sink_context)))
+        logger = opened.enter_context(closing(open_sinks(config.log, sink_context, context.console)))
+        if warning := warn_of_little_space(
+            run_dir.checkpoints, count_state_bytes(built), config.retention, config.train.steps
+        ):
             say(warning)
         budget = SaveBudget(
             context.stop_flag, config.preempt.shortest_notice, say, newest_save_seconds(run_dir.checkpoints)
@@ -57,7 +70,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         # A source or a stream that may make training wait is read one batch ahead, in a thread.
         data: Any = built.stream
         if built.sources.waits or built.stream.waits:
-            data = opened.enter_context(closing(Ahead(built.stream, context.stop_flag)))
+            data = opened.enter_context(closing(Prefetcher(built.stream, context.stop_flag)))
         yield LoopParts(
             cadence=Cadence(
                 steps=config.train.steps,
@@ -68,7 +81,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             ),
             step=CompiledStep(programs.train.result(), built.train_step.put_lr()),
             data=data,
-            starvation=StarvationMonitor(say, advice(config.data)),
+            starvation=StarvationMonitor(say, suggest_faster_data(config.data)),
             evaluating=Evaluating(DueEvaluations(context, built, programs), FiniteCheck(built)),
             saving=Saving(saver, partial(_checkpoint_items, built, attempt)),
             outputs=Outputs(logger, timing.write, context.console),
@@ -101,7 +114,7 @@ class FiniteCheck:
 
 @dataclass(frozen=True)
 class DueEvaluations:
-    """Does the evaluations that are due at a step, with signs of life. A thread does them: a stop does not wait for one."""
+    """Do the evaluations that are due at a step, with signs of life, in a thread: a stop does not wait for one."""
 
     context: RunContext
     built: Built
@@ -112,49 +125,13 @@ class DueEvaluations:
         config, stop_flag = self.context.config, self.context.stop_flag
         names = find_due_evaluations(config.eval, config.train.eval_steps, step, config.train.steps)
         program = stop_flag.wait_for(self.programs.eval)
-        media = f"media/{{}}/{step:08}"
-        work = partial(
-            self.built.evaluator, names, state, program, self.context.run_dir.path, media, self._between_batches
-        )
+        how = EvaluationRun(program, self.context.run_dir.path, f"media/{{}}/{step:08}", self._between_batches)
+        work = partial(self.built.evaluator, names, state, how)
         return stop_flag.wait_for(run_in_thread(work, "evaluation"))
 
     def _between_batches(self) -> None:
         self.context.stop_flag.raise_if_stopped()
         self.context.attempt.heartbeat.set_phase("eval")
-
-
-def _open_json_lines(context: RunContext, path: Path, cut_point: CutPoint) -> JsonLinesFile:
-    """Open a log, cut back to the restored step; what is cut off is kept beside it."""
-    cut_json_lines(path, cut_point, path.with_name(f"{path.stem}.cut-{context.attempt.number}.jsonl"))
-    return JsonLinesFile(path, context.console.say)
-
-
-def _open_mirrors(context: RunContext, cut_point: CutPoint) -> list[Logger]:
-    """Open the other sinks that can be had, each with every line that metrics.jsonl has."""
-    option, say = context.config.log, context.console.say
-    mirrors: list[Logger] = [context.console]
-    if option.tensorboard:
-        mirrors += reached("tensorboard", partial(_open_tensorboard, context, cut_point), say)
-    if option.wandb is not None:
-        mirrors += reached("wandb", partial(_open_wandb, context, option.wandb), say)
-    return mirrors
-
-
-def _open_tensorboard(context: RunContext, cut_point: CutPoint) -> Logger:
-    from runner.log.tensorboard import TensorBoard
-
-    run_dir = context.run_dir
-    return TensorBoard(run_dir.tensorboard, run_dir.metrics, cut_point, f"cut-{context.attempt.number}.events")
-
-
-def _open_wandb(context: RunContext, option: Wandb) -> Logger:
-    from runner.log import wandb
-
-    config, run_dir = context.config, context.run_dir
-    # With another learning rate, or without a batch, steps that are done again come out different.
-    lineage = f"{hash_config(config.document)} {context.attempt.skipped}"
-    identity = wandb.Identity(option.project, option.mode, run_dir.path.name, config.document, lineage)
-    return wandb.WandbLogger(run_dir.wandb, run_dir.metrics, identity, context.console.say)
 
 
 def _open_checkpointer(context: RunContext, timing: JsonLinesFile, budget: SaveBudget) -> Checkpointer:

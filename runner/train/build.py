@@ -23,7 +23,7 @@ from runner.mesh import batch_sharding, replicated_sharding, state_shardings
 from runner.optim.parameter_groups import is_stacked
 from runner.train import step as steps
 from runner.train.built import Built
-from runner.train.dataset import read, stream_of
+from runner.train.dataset import make_stream, read_sources
 from runner.train.evaluator import Evaluator
 from runner.types import State
 
@@ -38,10 +38,10 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     """
     user_code.import_targets(config)
     with user_code.as_config_error("data"):
-        sources = sources or read(config.data)
+        sources = sources or read_sources(config.data)
     own = user_code.choose_objective(config, sources.eval)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
-    stream = stream_of(config.data, sources, config.seed)
+    stream = make_stream(config.data, sources, config.seed)
 
     def make_model(key: jax.Array) -> nnx.Module:
         try:
@@ -84,7 +84,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     evaluator = Evaluator(
         config.eval, sources, model, put, config.data.batch_size, config.train.eval_batches, config.seed
     )
-    evaluator.admit(nnx.merge(network.eval, *network.variables))
+    evaluator.check_methods(nnx.merge(network.eval, *network.variables))
     return Built(
         sources=sources,
         stream=stream,
@@ -109,7 +109,7 @@ def _apply_remat(config: Config, model: nnx.Module) -> None:
         raise ConfigError(f"remat={config.remat.kind}: {error}") from None
 
 
-def read_checkpoint(built: Built, checkpoint: Path) -> State:
+def read_train_state(built: Built, checkpoint: Path) -> State:
     """Read the train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
     return store.read_state(checkpoint, built.abstract)
 
@@ -123,8 +123,8 @@ def start_from_weights(built: Built, checkpoint: Path, *, partial: bool) -> tupl
 def sample_text(built: Built, state: State) -> str | None:
     """Return how a language model goes on after a text it has not seen; None for a model, or data, without words."""
     model = built.model(state)
-    if not built.evaluator.goes_on(model):
+    if not built.evaluator.can_continue_text(model):
         return None
-    ((prompt, text),) = built.evaluator.written(TextEvaluation(count=1, new_tokens=240), model)
+    ((prompt, text),) = built.evaluator.continue_prompts(TextEvaluation(count=1, new_tokens=240), model)
     # A terminal obeys control characters.
     return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)

@@ -48,7 +48,7 @@ class Built:
     plan: RematPlan
 
 
-def num_bytes(built: Built) -> int:
+def count_state_bytes(built: Built) -> int:
     """Return the size of one train state, in bytes."""
     return sum(store.describe_leaf(leaf).num_bytes for leaf in jax.tree.leaves(built.abstract))
 

@@ -22,14 +22,14 @@ from runner.config.remat_policies import Names, Offload, RematPolicy, format_pol
 from runner.config.schema import Config
 from runner.config.user_code import as_config_error
 from runner.errors import ConfigError
-from runner.mesh import batch_sharding
+from runner.mesh import batch_sharding, bytes_per_device
 from runner.preempt.stop import run_in_thread
 from runner.rundir.attempts import AttemptLog
 from runner.trace.flops import count_flops
 from runner.trace.remat_trace import find_scopes_and_tags
-from runner.trace.step_requirements import StepRequirements, bytes_held, measure_requirements
+from runner.trace.step_requirements import StepRequirements, measure_requirements
 from runner.train.built import Built
-from runner.train.compile_cache import Kept
+from runner.train.compile_cache import CacheStats
 from runner.types import Batch, Metrics, State
 
 # How the text of a compiled program says that an array lies in the host's memory.
@@ -56,7 +56,7 @@ class CompiledPrograms:
 
 
 def start_compiling(
-    built: Built, config: Config, remat: RematPolicy, attempt: AttemptLog, cache: Kept
+    built: Built, config: Config, remat: RematPolicy, attempt: AttemptLog, cache: CacheStats
 ) -> CompiledPrograms:
     """Start to compile: the train step first, for training waits for nothing else.
 
@@ -68,7 +68,7 @@ def start_compiling(
     return CompiledPrograms(train, evaluation, counted)
 
 
-def _compile_training(built: Built, config: Config, attempt: AttemptLog, cache: Kept) -> jax.stages.Compiled:
+def _compile_training(built: Built, config: Config, attempt: AttemptLog, cache: CacheStats) -> jax.stages.Compiled:
     since = time.perf_counter()
     program = compile_step(built, config)
     attempt.record(compile_seconds=round(time.perf_counter() - since, 3), compile_cache=str(cache))
@@ -93,12 +93,12 @@ def _record_requirements(
 ) -> None:
     # Nobody waits for this: it is only for the record, and comes last.
     wait([evaluation])
-    attempt.record(needs=needed(built, config, remat, train.result()).document())
+    attempt.record(needs=measure_step(built, config, remat, train.result()).document())
 
 
-def needed(built: Built, config: Config, remat: RematPolicy, program: jax.stages.Compiled) -> StepRequirements:
+def measure_step(built: Built, config: Config, remat: RematPolicy, program: jax.stages.Compiled) -> StepRequirements:
     """Measure what the compiled train step needs. Takes milliseconds: jax still has the trace."""
-    size = bytes_held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], built.mesh.size)
+    size = bytes_per_device((built.abstract, abstract_batch(built, config)[0]))
     return measure_requirements(format_policy(remat), trace_step(built, config), program, built.mesh, size)
 
 

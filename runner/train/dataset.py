@@ -1,4 +1,4 @@
-"""The data of a run: read, put in order, written down once in data.json and compared when the run goes on. No jax."""
+"""Read the data of a run, record it once in data.json, and compare it whenever the run goes on. No jax."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from typing import Any
 import numpy as np
 
 from data import Data
+from data.data_errors import UnreadableError
 from data.fingerprint import fold_into_folders
 from data.pipeline import BatchStream
-from data.sources import Source, Sources, Table, UnreadableError
+from data.sources import Source, Sources, Table
 from runner import files
 from runner.errors import ConfigError, RefusedError
 from runner.rundir.layout import RunDir
 from runner.text import format_size
 
-MOST_NAMED = 3
+# A message names so many changed files and counts the rest.
+MAX_NAMED_FILES = 3
 
 
-def read(option: Data) -> Sources:
-    """What an option stands for. Raises ConfigError where that cannot be read, or leaves a side empty."""
+def read_sources(option: Data) -> Sources:
+    """Read what a data option stands for. Raises ConfigError where it cannot be read, or leaves a side empty."""
     try:
         sources = option.sources()
     except ValueError as error:
         if option.kind == "external":
-            raise  # a bug in the user's own code: its traceback is what helps
+            # A bug in the user's own code: its traceback is what helps.
+            raise
         raise ConfigError(f"data={option.kind}: {error}") from None
     for side, source in (("train", sources.train), ("evaluate", sources.eval)):
         if len(source) == 0:
@@ -38,8 +41,8 @@ def read(option: Data) -> Sources:
     return sources
 
 
-def stream_of(option: Data, sources: Sources, seed: int) -> BatchStream:
-    """The training batches in their order, made as the option says."""
+def make_stream(option: Data, sources: Sources, seed: int) -> BatchStream:
+    """Return the training batches in their order, made as the option says."""
     return BatchStream(
         sources.train,
         batch_size=option.batch_size,
@@ -47,12 +50,12 @@ def stream_of(option: Data, sources: Sources, seed: int) -> BatchStream:
         augment=getattr(option, "augment", None) if option.gives == "images" else None,
         workers=getattr(option, "workers", 0),
         prefetch=getattr(option, "prefetch", 0),
-        again=partial(_again, option, sources.fingerprint),
+        again=partial(_read_again, option, sources.fingerprint),
     )
 
 
-def _again(option: Data, fingerprint: str) -> Source:
-    """The training data, read once more by a process that makes batches. Raises UnreadableError where it changed."""
+def _read_again(option: Data, fingerprint: str) -> Source:
+    """Read the training data once more, in a process that makes batches. Raises UnreadableError where it changed."""
     sources = option.sources()
     if sources.fingerprint != fingerprint:
         raise UnreadableError(
@@ -61,32 +64,33 @@ def _again(option: Data, fingerprint: str) -> Source:
     return sources.train
 
 
-def advice(option: Data) -> str:
-    """What may help where training waits for data."""
+def suggest_faster_data(option: Data) -> str:
+    """Return what may help where training waits for data."""
     workers = getattr(option, "workers", 0)
     return "try data.workers=2" if not workers else f"try more than data.workers={workers}, or data.prefetch=4"
 
 
-def admit(run: RunDir, sources: Sources) -> None:
-    """Write down what the data is, for a run that has trained on none yet; else see that it is the same.
+def record_or_compare(run: RunDir, sources: Sources) -> None:
+    """Write data.json for a run that has trained on nothing yet; else check that the data is the same.
 
-    Raises RefusedError, which names what changed.
+    Raises RefusedError, naming the files that changed.
     """
-    if recorded(run) is None or not run.holds_checkpoints():
-        files.replace_file(run.data, json.dumps(_document(sources), indent=1, ensure_ascii=False) + "\n")
+    # As long as no state depends on it, the data may still be put right.
+    if read_data_record(run) is None or not run.holds_checkpoints():
+        files.replace_file(run.data, json.dumps(_describe_sources(sources), indent=1, ensure_ascii=False) + "\n")
     else:
-        compare(run, sources)
+        refuse_other_data(run, sources)
 
 
-def compare(run: RunDir, sources: Sources) -> None:
-    """Raises RefusedError, which names what changed, where this is not what the run was trained on."""
-    before, now = recorded(run), _document(sources)
+def refuse_other_data(run: RunDir, sources: Sources) -> None:
+    """Raise RefusedError, naming the files that changed, where this is not what the run was trained on."""
+    before, now = read_data_record(run), _describe_sources(sources)
     if before is not None and before["fingerprint"] != now["fingerprint"]:
-        raise RefusedError(refusal(run, sources.summary, differences(before["files"], now["files"])))
+        raise RefusedError(explain_refusal(run, sources.summary, describe_changes(before["files"], now["files"])))
 
 
-def recorded(run: RunDir) -> dict[str, Any] | None:
-    """data.json; None for a run that was made before there was one, or was killed before it had one."""
+def read_data_record(run: RunDir) -> dict[str, Any] | None:
+    """Read data.json; return None for a run that was killed before it had one, or where it is damaged."""
     try:
         document = json.loads(run.data.read_bytes())
     except (OSError, ValueError):
@@ -94,8 +98,8 @@ def recorded(run: RunDir) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def refusal(run: RunDir, summary: str, changes: str) -> str:
-    """Why a run cannot go on with this data."""
+def explain_refusal(run: RunDir, summary: str, changes: str) -> str:
+    """Return why a run cannot go on with this data, and the ways out."""
     what = changes or f"now: {summary}"
     return (
         f"{run}: the data is not what this run was trained on: {what}; "
@@ -103,27 +107,29 @@ def refusal(run: RunDir, summary: str, changes: str) -> str:
     )
 
 
-def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """`changed: cat/3.png (4.1 kB → 4.2 kB); 2 new; 1 gone: b.txt`; nothing where the files are the same."""
+def describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Compare two tables of files: `changed: cat/3.png (4.1 kB → 4.2 kB); 2 new; gone: b.txt`, or nothing."""
     changed = [
-        f"{name} ({_change(before[name], now[name])})" for name in before if name in now and now[name] != before[name]
+        f"{name} ({_describe_change(before[name], now[name])})"
+        for name in before
+        if name in now and now[name] != before[name]
     ]
     new, gone = sorted(now.keys() - before.keys()), sorted(before.keys() - now.keys())
     groups = (("changed", changed), ("new", new), ("gone", gone))
-    return "; ".join(f"{_counted(len(names))}{what}: {_named(names)}" for what, names in groups if names)
+    return "; ".join(f"{_count_several(len(names))}{what}: {_name_some(names)}" for what, names in groups if names)
 
 
-def _counted(count: int) -> str:
+def _count_several(count: int) -> str:
     return f"{count:,} " if count > 1 else ""
 
 
-def _named(names: list[str]) -> str:
-    rest = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
+def _name_some(names: list[str]) -> str:
+    rest = len(names) - MAX_NAMED_FILES
+    return ", ".join(names[:MAX_NAMED_FILES]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def _change(before: str, now: str) -> str:
-    """`4.1 kB → 4.2 kB`, in bytes where that shows nothing."""
+def _describe_change(before: str, now: str) -> str:
+    """Compare two entries of a file table: `4.1 kB → 4.2 kB`, in bytes where that shows nothing."""
     old, new = int(before.split()[0]), int(now.split()[0])
     if old == new:
         return f"still {format_size(new)}, other content"
@@ -132,9 +138,12 @@ def _change(before: str, now: str) -> str:
     return f"{format_size(old)} → {format_size(new)}"
 
 
-def as_recorded(run: RunDir) -> Sources | None:
-    """The shape of a run's data, without the data: one example of zeros. None where data.json does not say."""
-    document = recorded(run)
+def sources_as_recorded(run: RunDir) -> Sources | None:
+    """Return sources that have the shape of a run's data, and one example of zeros; None where data.json does not say.
+
+    A model can be built from them on a machine that does not have the data.
+    """
+    document = read_data_record(run)
     if document is None or "example" not in document:
         return None
     zeros = Table({name: np.zeros((1, *shape), dtype) for name, (dtype, *shape) in document["example"].items()})
@@ -142,7 +151,7 @@ def as_recorded(run: RunDir) -> Sources | None:
     return Sources(zeros, zeros, inputs, num_outputs, document["fingerprint"], document["summary"])
 
 
-def _document(sources: Sources) -> dict[str, Any]:
+def _describe_sources(sources: Sources) -> dict[str, Any]:
     example = sources.eval.take(np.zeros(1, np.int64))
     return {
         "example": {name: [str(value.dtype), *value.shape[1:]] for name, value in example.items()},

@@ -1,4 +1,4 @@
-"""The evaluations, done: numbers for the log, and files for the run's directory."""
+"""Do evaluations: numbers for the log, and files for the run's directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -25,98 +25,111 @@ from runner.config.evaluations import (
     TextEvaluation,
 )
 from runner.errors import ConfigError
-from runner.train.media import in_pairs, mosaic, pages
+from runner.train.evaluation_files import encode_mosaic, encode_pairs, format_samples
 from runner.train.step import with_weights
+from runner.types import State
 from runner.values import Values
 
-State = dict[str, Any]
-EvalStep = Callable[[State, Any, Any], Any]
-MADE_BY = {"text": "sample", "samples": "generate", "reconstructions": "reconstruct"}  # the method a model has for it
+# The method that a model has for an evaluation that it makes something for.
+METHODS = {"text": "sample", "samples": "generate", "reconstructions": "reconstruct"}
+
+EvalStep: TypeAlias = Callable[[State, Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """How evaluations are run once, and where they leave their files.
+
+    Attributes:
+        eval_step: the compiled evaluation step.
+        run_dir: the run's directory; files are named as seen from there.
+        file: the name of a file without its suffix, with `{}` for that of the evaluation.
+        between_batches: called before each batch; it may raise to end it all, and then nothing was measured.
+    """
+
+    eval_step: EvalStep
+    run_dir: Path
+    file: str
+    between_batches: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Does evaluations by name: with these models and data, in batches of one size, for one seed."""
+    """Does evaluations by name, with one model and one set of data, in batches of one size, for one seed.
+
+    Attributes:
+        model: makes a live model of a state.
+        put: lays a batch on the devices.
+        batches: evaluate on so many batches where an evaluation does not say how many.
+    """
 
     named: Evaluations
     sources: Sources
     model: Callable[[State], nnx.Module]
     put: Callable[[Any], Any]
     batch_size: int
-    batches: int  # where an evaluation does not say how many
+    batches: int
     seed: int
 
-    def admit(self, model: nnx.Module) -> None:
-        """Raises ConfigError where an evaluation asks for what the model cannot make."""
+    def check_methods(self, model: nnx.Module) -> None:
+        """Raise ConfigError where an evaluation asks for what the model cannot make."""
         for name, option in self.named.items():
-            method = MADE_BY.get(option.kind)
+            method = METHODS.get(option.kind)
             if method and not hasattr(model, method):
                 raise ConfigError(
                     f"eval.{name}: {type(model).__name__} has no method `{method}`; leave eval.{name} out"
                 )
 
-    def __call__(
-        self,
-        names: Sequence[str],
-        state: State,
-        eval_step: EvalStep,
-        run: Path,
-        place: str,
-        between: Callable[[], None],
-    ) -> dict[str, Values]:
-        """What each evaluation measured, or the name of the file it left in the run's directory: `place`, with its name
-        for {} and a suffix.
+    def __call__(self, names: Sequence[str], state: State, how: EvaluationRun) -> dict[str, Values]:
+        """Return what each evaluation measured, or the name of the file that it left."""
+        return {name: self._evaluate(name, state, how) for name in names}
 
-        `between` is called before each batch: it may raise to end it all, and then nothing was measured.
-        """
-        return {name: self._done(name, state, eval_step, run, place.format(name), between) for name in names}
-
-    def _done(
-        self, name: str, state: State, eval_step: EvalStep, run: Path, place: str, between: Callable[[], None]
-    ) -> Values:
+    def _evaluate(self, name: str, state: State, how: EvaluationRun) -> Values:
         option = self.named[name]
         state = with_weights(state, option.weights)
-        between()
+        how.between_batches()
         if isinstance(option, MetricsEvaluation):
             source = self.sources.train if option.split == "train" else self.sources.eval
-            return self._means(source, option.batches or self.batches, state, eval_step, between)
-        content = self._made(option, self.model(state))
-        file = place + (".txt" if isinstance(content, str) else ".png")
-        files.replace_file(run / file, content)
+            return self._mean_metrics(source, option.batches or self.batches, state, how)
+        content = self._make_content(option, self.model(state))
+        file = how.file.format(name) + (".txt" if isinstance(content, str) else ".png")
+        files.replace_file(how.run_dir / file, content)
         return {"file": file}
 
-    def _means(
-        self, source: Source, num_batches: int, state: State, eval_step: EvalStep, between: Callable[[], None]
-    ) -> Values:
-        """The mean of every metric over batches of a source that lie evenly apart."""
+    def _mean_metrics(self, source: Source, num_batches: int, state: State, how: EvaluationRun) -> Values:
+        """Return the mean of every metric over batches of a source that lie evenly apart."""
         sums: dict[str, Any] = {}
         for batch, weights in iterate_in_order(source, batch_size=self.batch_size, num_batches=num_batches):
-            between()
-            new = eval_step(state, self.put(batch), self.put(weights))
+            how.between_batches()
+            # Sums stay on the device: nobody waits for a batch before the next one is dispatched.
+            new = how.eval_step(state, self.put(batch), self.put(weights))
             sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
         weight = float(sums.pop("weight"))
         means = {name: float(value) / weight for name, value in sums.items()}
         if (size := self.sources.bytes_per_token) and "bits_per_token" in means:
-            means["bits_per_byte"] = means["bits_per_token"] / size  # comparable between encodings
+            # Comparable between encodings.
+            means["bits_per_byte"] = means["bits_per_token"] / size
         return means
 
-    def _made(self, option: Evaluation, model: nnx.Module) -> str | bytes:
-        """A text or a PNG."""
+    def _make_content(self, option: Evaluation, model: nnx.Module) -> str | bytes:
+        """Return a text, or a picture as PNG."""
         if isinstance(option, TextEvaluation):
-            return pages(self.written(option, model))
+            return format_samples(self.continue_prompts(option, model))
         if isinstance(option, SamplesEvaluation):
-            images = _called(*nnx.split(model), "generate", option.count, jax.random.key(self.seed))
-            return mosaic(np.asarray(images, np.float32), round(option.count**0.5))
+            images = _call_method(*nnx.split(model), "generate", option.count, jax.random.key(self.seed))
+            return encode_mosaic(np.asarray(images, np.float32), round(option.count**0.5))
         assert isinstance(option, ReconstructionsEvaluation)
         images = self.sources.eval.take(np.arange(min(option.count, len(self.sources.eval))))["inputs"]
-        return in_pairs(images, np.asarray(_called(*nnx.split(model), "reconstruct", None, images), np.float32))
+        return encode_pairs(
+            images, np.asarray(_call_method(*nnx.split(model), "reconstruct", None, images), np.float32)
+        )
 
-    def goes_on(self, model: nnx.Module) -> bool:
-        """Whether a model can go on after a text, and what it makes can be read."""
-        return self.sources.decode is not None and hasattr(model, MADE_BY["text"])
+    def can_continue_text(self, model: nnx.Module) -> bool:
+        """Return whether a model can go on after a text, and what it makes can be read."""
+        return self.sources.decode is not None and hasattr(model, METHODS["text"])
 
-    def written(self, option: TextEvaluation, model: nnx.Module) -> list[tuple[str, str]]:
-        """Beginnings of examples that lie apart in the held-out data, and how the model goes on after each."""
+    def continue_prompts(self, option: TextEvaluation, model: nnx.Module) -> list[tuple[str, str]]:
+        """Return beginnings of examples that lie apart in the held-out data, and how the model goes on after each."""
         source, decode = self.sources.eval, self.sources.decode or (lambda tokens: " ".join(map(str, tokens)))
         indices = np.linspace(0, len(source) - 1, option.count).astype(np.int64)
         prompts = source.take(indices)["tokens"][:, : option.prompt_tokens].astype(np.int32)
@@ -125,14 +138,16 @@ class Evaluator:
         keys = jax.random.split(jax.random.key(self.seed), option.count)
         split = nnx.split(model)
         tokens = [
-            np.asarray(_called(*split, "sample", num_tokens, prompt, key, option.temperature))
+            np.asarray(_call_method(*split, "sample", num_tokens, prompt, key, option.temperature))
             for prompt, key in zip(prompts, keys, strict=True)
         ]
         return [(decode(prompt), decode(all_[len(prompt) :])) for prompt, all_ in zip(prompts, tokens, strict=True)]
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
-def _called(graphdef: nnx.GraphDef, variables: nnx.State, method: str, count: int | None, *arrays: Any) -> jax.Array:
-    """What a method of a model makes of arrays (and of how many it is to make), compiled once."""
+def _call_method(
+    graphdef: nnx.GraphDef, variables: nnx.State, method: str, count: int | None, *arrays: Any
+) -> jax.Array:
+    """Call a method of a model with arrays, and with how many it is to make; compiled once for each."""
     counts = () if count is None else (count,)
     return getattr(nnx.merge(graphdef, variables), method)(*arrays, *counts)

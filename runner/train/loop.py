@@ -1,4 +1,4 @@
-"""The order of things in training. It is code and not callbacks, because exact resume depends on it:
+"""Train: the order of things, in code and not in callbacks, because exact resume depends on it.
 
     batch = next(data)  →  state, metrics = train_step(state, batch)  →  log if due  →  evaluate if due
     →  save if due  →  stop if asked
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from runner.errors import DivergedError
-from runner.log import MetricsFile
+from runner.log.sinks import MetricWriter
 from runner.preempt.stop import Stopped
 from runner.train.starvation import StarvationMonitor
 from runner.types import Batch, Metrics, State
@@ -38,18 +38,29 @@ class BatchStream(Protocol):
     """Endless batches that know their position. Waiting for one raises Stopped where a stop is asked for."""
 
     def __next__(self) -> Batch: ...
-    def state(self) -> dict[str, Any]: ...
+
+    def state(self) -> dict[str, Any]:
+        """Return the position of the next batch, as plain JSON values."""
 
 
 class Saver(Protocol):
     """Decides when to save, and saves."""
 
     @property
-    def newest(self) -> int | None: ...
-    def holds(self, step: int) -> bool: ...
-    def due(self, info: StepInfo) -> str | None: ...
-    def save(self, reason: str, info: StepInfo, items: Mapping[str, Any]) -> None: ...
-    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], Mapping[str, Any]]) -> None: ...
+    def newest(self) -> int | None:
+        """Return the step of the newest durable checkpoint."""
+
+    def holds(self, step: int) -> bool:
+        """Return whether a step is saved; wait for a save that is under way."""
+
+    def due(self, info: StepInfo) -> str | None:
+        """Return why to save now, or None."""
+
+    def save(self, reason: str, info: StepInfo, items: Mapping[str, Any]) -> None:
+        """Save a state, here or in the background."""
+
+    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], Mapping[str, Any]]) -> None:
+        """Save what there is after an error, where a rule asks for it."""
 
 
 class StopRequest(Protocol):
@@ -57,27 +68,35 @@ class StopRequest(Protocol):
 
     reason: str | None
 
-    def pop_save_request(self) -> str | None: ...
+    def pop_save_request(self) -> str | None:
+        """Return why to save and go on, once; None where nobody asked."""
 
 
 class ProgressLog(Protocol):
     """Counts seconds by bucket, and remembers how far training is and what it measured."""
 
-    def time_in(self, bucket: str) -> AbstractContextManager[None]: ...
-    def beat(self, step: int) -> None: ...
-    def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
+    def time_in(self, bucket: str) -> AbstractContextManager[None]:
+        """Count the time of a block towards a bucket."""
+
+    def beat(self, step: int) -> None:
+        """Note that so many steps are complete."""
+
+    def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None:
+        """Remember how far training is and what it measured."""
 
 
 class Deadline(Protocol):
-    """Knows whether there is time for one more save; `raise_if_hopeless` raises Stopped where there is none."""
+    """Knows whether there is time for one more save."""
 
-    def raise_if_hopeless(self) -> None: ...
+    def raise_if_hopeless(self) -> None:
+        """Raise Stopped where a save that begins now would surely be cut off."""
 
 
 class ProgressDisplay(Protocol):
     """Shows a person how far training is."""
 
-    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
+        """Show the metrics of a step that was logged."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class Saving:
 class Outputs:
     """Where a step is told: the metrics, what it took (`timing`, one record a line), and to a person."""
 
-    metrics: MetricsFile
+    metrics: MetricWriter
     timing: Callable[[Mapping[str, Any]], None]
     display: ProgressDisplay
 

@@ -15,8 +15,8 @@ from tests.conftest import REPO, SMALL, Door
 
 PROGRAM = """
 import sys
-from runner.compiled import keep
-kept = keep(sys.argv[1], print)
+from runner.train.compile_cache import enable_compile_cache
+kept = enable_compile_cache(sys.argv[1], print)
 import jax
 import jax.numpy as jnp
 jax.jit(lambda x: jnp.sin(x @ x).sum(), static_argnums=()).lower(jnp.ones((8, 8))).compile()
@@ -65,28 +65,28 @@ def test_the_default_place_is_the_user_s_own_and_divided_by_processor(
 ) -> None:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    place = compile_cache.place("auto")
+    place = compile_cache.cache_folder("auto")
     assert place is not None
     assert place.is_relative_to(tmp_path / "holdfast")
-    assert compile_cache.trouble(place) is None
+    assert compile_cache.find_trouble(place) is None
     assert place.stat().st_mode & 0o077 == 0  # what lies there is executed
-    assert compile_cache.place("shared/place") == Path("shared/place").resolve() / place.name
+    assert compile_cache.cache_folder("shared/place") == Path("shared/place").resolve() / place.name
     monkeypatch.setattr(compile_cache.platform, "machine", lambda: "another")
-    assert compile_cache.place("auto") != place
+    assert compile_cache.cache_folder("auto") != place
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/their/own")
-    assert compile_cache.place("auto") == Path("/their/own")
-    assert compile_cache.place("off") is None
+    assert compile_cache.cache_folder("auto") == Path("/their/own")
+    assert compile_cache.cache_folder("off") is None
 
 
 # A run that is done before it is known what its step needs: that is waited for.
 SLOW_TO_COUNT = """
 import time
 from runner.train import compile
-needed = compile.needed
+measure_step = compile.measure_step
 def slow(*words):
     time.sleep(3)
-    return needed(*words)
-compile.needed = slow
+    return measure_step(*words)
+compile.measure_step = slow
 """
 
 

@@ -26,8 +26,8 @@ from runner.config.evaluations import (
 from runner.errors import ConfigError
 from runner.log.sinks import CutPoint, SinkContext
 from runner.log.tensorboard_sink import TensorBoardSink
-from runner.train.evaluator import Evaluator
-from runner.train.media import in_pairs, mosaic
+from runner.train.evaluation_files import encode_mosaic, encode_pairs
+from runner.train.evaluator import EvaluationRun, Evaluator
 from tests.conftest import SMALL, Door
 
 
@@ -70,7 +70,7 @@ STATE = {"params": 0.25, "ema": 0.75}
 
 
 def done(named: dict[str, Any], run: Path, model: nnx.Module | None = None) -> dict[str, Any]:
-    return evaluator(named, model)(list(named), STATE, eval_step, run, "media/{}/00000007", lambda: None)
+    return evaluator(named, model)(list(named), STATE, EvaluationRun(eval_step, run, "media/{}/00000007"))
 
 
 def test_each_has_its_own_cadence_and_all_come_at_the_end() -> None:
@@ -122,10 +122,10 @@ def test_a_mosaic_holds_every_picture_whatever_its_size_and_channels() -> None:
     for shape in ((5, 8, 8, 1), (7, 100, 60, 3), (1, 3, 9, 1)):
         images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
         images[0, 0, 0] = np.nan
-        sheet = np.asarray(Image.open(io.BytesIO(mosaic(images, 3))))
+        sheet = np.asarray(Image.open(io.BytesIO(encode_mosaic(images, 3))))
         assert sheet.ndim == (3 if shape[3] == 3 else 2)
         assert min(sheet.shape[:2]) >= 48
-    assert Image.open(io.BytesIO(in_pairs(images[..., :1], images[..., :1]))).size[1] >= 2 * 48
+    assert Image.open(io.BytesIO(encode_pairs(images[..., :1], images[..., :1]))).size[1] >= 2 * 48
 
 
 def test_a_text_goes_on_after_beginnings_that_lie_apart(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_a_text_goes_on_after_beginnings_that_lie_apart(tmp_path: Path) -> None:
 def test_a_model_that_cannot_is_named() -> None:
     linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match=r"eval.samples: Linear has no method `generate`; leave eval.samples out"):
-        evaluator({"eval": MetricsEvaluation(), "samples": SamplesEvaluation()}).admit(linear)
+        evaluator({"eval": MetricsEvaluation(), "samples": SamplesEvaluation()}).check_methods(linear)
     every = evaluator({"text": TextEvaluation(), "samples": SamplesEvaluation(), "pairs": ReconstructionsEvaluation()})
-    every.admit(Echo())
-    assert (every.goes_on(Echo()), every.goes_on(linear)) == (True, False)
+    every.check_methods(Echo())
+    assert (every.can_continue_text(Echo()), every.can_continue_text(linear)) == (True, False)
 
 
 def test_a_stop_between_batches_ends_it_all(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_stop_between_batches_ends_it_all(tmp_path: Path) -> None:
 
     named = {"samples": SamplesEvaluation(count=1), "eval": MetricsEvaluation(batches=3)}
     with pytest.raises(KeyboardInterrupt):
-        evaluator(named)(list(named), STATE, eval_step, tmp_path, "media/{}/1", between)
+        evaluator(named)(list(named), STATE, EvaluationRun(eval_step, tmp_path, "media/{}/1", between))
 
 
 def board_of(run: Path) -> TensorBoardSink:

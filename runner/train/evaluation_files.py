@@ -1,4 +1,4 @@
-"""Pictures and texts that an evaluation leaves in the run's directory: the same bytes for the same values."""
+"""Encode the pictures and texts that an evaluation leaves in a run's directory: equal bytes for equal values."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-GAP, LEAST_PIXELS = 2, 48  # between pictures; what is smaller is enlarged, so that a person sees something
-PAPER = 255
+# Pixels between pictures.
+GAP = 2
+# Pictures with a shorter side than this are enlarged, so that a person sees something.
+MIN_PIXELS = 48
+WHITE = 255
 
 
-def mosaic(images: Float[np.ndarray, "count height width channels"], columns: int) -> bytes:
-    """Images of values in [0, 1], grey (1 channel) or colour (3), side by side as one PNG."""
+def encode_mosaic(images: Float[np.ndarray, "count height width channels"], columns: int) -> bytes:
+    """Encode images side by side as one PNG: values in [0, 1], grey (1 channel) or colour (3)."""
     from PIL import Image
 
     pixels = (np.clip(np.nan_to_num(images), 0.0, 1.0) * 255.0).round().astype(np.uint8)
-    factor = max(1, math.ceil(LEAST_PIXELS / min(pixels.shape[1:3])))
+    # Whole factors: a resampled digit would show what is not there.
+    factor = max(1, math.ceil(MIN_PIXELS / min(pixels.shape[1:3])))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width, channels = pixels.shape
     rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), PAPER, np.uint8)
+    sheet = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), WHITE, np.uint8)
     for index, picture in enumerate(pixels):
         top, left = (
             GAP + place * (size + GAP) for place, size in zip(divmod(index, columns), (height, width), strict=True)
@@ -33,10 +37,10 @@ def mosaic(images: Float[np.ndarray, "count height width channels"], columns: in
     return out.getvalue()
 
 
-def in_pairs(
+def encode_pairs(
     above: Float[np.ndarray, "count height width channels"], below: Float[np.ndarray, "count height width channels"]
 ) -> bytes:
-    """Each image of `above` with its counterpart below it, as one PNG."""
+    """Encode each image of `above` with its counterpart below it, as one PNG."""
     columns = math.ceil(math.sqrt(2 * len(above)))
     blank = np.ones_like(above[:1])
     lines = []
@@ -44,9 +48,9 @@ def in_pairs(
         for side in (above, below):
             part = side[start : start + columns]
             lines += [part, np.repeat(blank, columns - len(part), axis=0)]
-    return mosaic(np.concatenate(lines), columns)
+    return encode_mosaic(np.concatenate(lines), columns)
 
 
-def pages(texts: Sequence[tuple[str, str]]) -> str:
-    """Prompts and what came after them, as text."""
+def format_samples(texts: Sequence[tuple[str, str]]) -> str:
+    """Return prompts and what came after them, as text."""
     return "\n".join(f"── {number} ── after {prompt!r}\n{text}\n" for number, (prompt, text) in enumerate(texts, 1))
