@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.config.schema import Config
-from runner.launch.local import Local
-from runner.launch.slurm_job import Slurm
-from runner.launch.submitit import Submitit
+from runner.launch.local_sweep import LocalOptions
+from runner.launch.slurm_job import SlurmOptions
+from runner.launch.submitit_sweep import SubmititOptions
 
 if TYPE_CHECKING:
     from runner.launch.study import Study
@@ -36,7 +36,7 @@ class RunRequest:
 
     config: Config
     command: Command
-    job: Slurm | None = None
+    job: SlurmOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SweepRequest:
     """The runs of a sweep, all of them validated, and the launcher that was chosen for them."""
 
     runs: tuple[RunRequest, ...]
-    launcher: Local | Slurm | Submitit
+    launcher: LocalOptions | SlurmOptions | SubmititOptions
 
 
 # Work on a batch of trials: → the score of each, None where it has none.

@@ -286,7 +286,7 @@ def _without_launcher(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def _stay_here(argv: Sequence[str], chosen: DictConfig) -> tuple[str, ...]:
-    """Return what keeps a run where it is started when a YAML chooses its launcher: else a job would submit it again."""
+    """Return what keeps a run where it is started when a YAML chooses its launcher: a job would submit it again."""
     typed = any(word.lstrip("+~").startswith("hydra/launcher=") for word in argv)
     return () if typed or chosen.runtime.choices.get("hydra/launcher") == "local" else ("hydra/launcher=local",)
 
@@ -311,7 +311,7 @@ def _spelled_out(argument: str) -> tuple[str, ...]:
 
 
 def _forced(argument: str) -> str:
-    """Write `key=value` as `++key=value`, unless the key is a group of choices. Raises ConfigError for an unknown flag."""
+    """Write `key=value` as `++key=value`, unless the key is a group of choices. Refuses an unknown flag."""
     if argument.startswith("-") and "=" not in argument:
         if argument not in FLAGS:
             raise ConfigError(f"{argument}: unknown flag; overrides read key=value; --help shows what there is")

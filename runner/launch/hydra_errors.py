@@ -8,9 +8,9 @@ from dataclasses import fields
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 
 from runner.config.explain import suggest_word
-from runner.launch.local import Local
-from runner.launch.slurm_job import Slurm
-from runner.launch.submitit import INSTALL, NAMES
+from runner.launch.local_sweep import LocalOptions
+from runner.launch.slurm_job import SlurmOptions
+from runner.launch.submitit_sweep import INSTALL_SUBMITIT, SUBMITIT_LAUNCHERS
 
 LAUNCHER = "hydra.launcher."
 
@@ -42,15 +42,15 @@ def in_one_line(error: HydraException) -> str:
 
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
-    if option in NAMES:
-        return f"{group}={option}: needs the extra `submitit`; {INSTALL}"
+    if option in SUBMITIT_LAUNCHERS:
+        return f"{group}={option}: needs the extra `submitit`; {INSTALL_SUBMITIT}"
     options = list(error.options or ())
     return f"{group}: got {option}; expected one of {', '.join(options)}{suggest_word(option, options)}"
 
 
 def _unknown_key(key: str) -> str:
     """Explain a key that Hydra itself does not know: of ours, only a launcher's or a search's are among those."""
-    here, there = ([f.name for f in fields(option)] for option in (Local, Slurm))
+    here, there = ([f.name for f in fields(option)] for option in (LocalOptions, SlurmOptions))
     name = key.removeprefix(LAUNCHER)
     if key == name:
         from runner.launch.study import OPTIONS

@@ -1,4 +1,4 @@
-"""What Hydra's sweepers call with the jobs of a sweep: all are composed and validated, and only then is any started.
+"""Stand in for Hydra's launchers and sweepers: they compose the jobs of a sweep and hand them on, none is started.
 
 Hydra accepts launchers from a package named `hydra_plugins` alone. Ours is registered under that name and lives here,
 so that nobody has to install a second package, and none is found where this one is not asked for.
@@ -26,24 +26,25 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from runner.errors import ConfigError
-from runner.launch.study import Search, Study
-from runner.launch.submitit import Carry, Errand
+from runner.launch.study import SearchOptions, Study
+from runner.launch.submitit_sweep import RunOnWorkers, WorkerTask
 
 PACKAGE = "hydra_plugins"
 NAMESPACE = f"{PACKAGE}.holdfast"
-BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-INSTALL = 'pip install -c constraints.txt -e ".[search]"'
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+INSTALL_SEARCH = 'pip install -c constraints.txt -e ".[search]"'
 
-OPTUNA = {
+# The configuration of `hydra/sweeper=optuna`. Another seed of the sampler is another search.
+OPTUNA_CONFIG = {
     "_target_": f"{NAMESPACE}.HoldfastSearch",
-    "sampler": {"seed": 0},  # another seed is another search
-    **asdict(Search()),
+    "sampler": {"seed": 0},
+    **asdict(SearchOptions()),
     "custom_search_space": None,
     "params": None,
 }
 
 # One job: what it was composed to, and its overrides.
-Job = tuple[DictConfig, tuple[str, ...]]
+ComposedJob = tuple[DictConfig, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,59 +52,74 @@ class SweepJobs:
     """The jobs that a sweeper asks for at once, composed and not yet judged.
 
     Attributes:
+        jobs: one a run.
         study: the search whose trials they are; None for a plain sweep.
-        carry: has the launcher of another plugin take work to its workers.
+        run_on_workers: has the launcher of another plugin take tasks to its workers.
     """
 
-    jobs: Sequence[Job]
+    jobs: Sequence[ComposedJob]
     study: Study | None
-    carry: Carry
+    run_on_workers: RunOnWorkers
 
 
-# → the score of each job, None where it has none.
+# Returns the score of each job, None where it has none.
 Launch = Callable[[SweepJobs], Sequence[float | None]]
 
 
 class HoldfastLauncher(Launcher):
-    """Hands every job on to `launch`, which says the score of each; Hydra makes the object, so that is the class's."""
+    """Hand the jobs of a sweep to `launch_all`, which returns the score of each.
+
+    Attributes:
+        launch_all: what the jobs are handed to. Hydra makes the object, so it is the class's.
+        replaced: the launchers of other plugins, by the name a configuration has for them.
+        study: what the jobs are trials of; None for a plain sweep.
+    """
 
     launch_all: ClassVar[Launch]
-    others: ClassVar[dict[str, type[Launcher]]] = {}  # those of other plugins, by the name a configuration has for them
+    replaced: ClassVar[dict[str, type[Launcher]]] = {}
 
-    def __init__(self, **options: Any) -> None:  # ours are read from the composed configuration
+    def __init__(self, **options: Any) -> None:
+        # Kept for the launcher of another plugin: ours are read from the composed configuration.
         self._options = options
         self._config: DictConfig
-        self.study: Study | None = None  # what the jobs are trials of
+        self.study: Study | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra hands to a launcher."""
         self._context, self._config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """One `JobReturn` a job, with its score; where it has none, NaN or, to a search, nothing."""
+        """Compose the jobs and hand them on. Return one `JobReturn` a job, with its score.
+
+        The score of a job that has none is NaN or, to a search, None.
+        """
         jobs = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            words = list(overrides) if self.study is None else self.study.words(overrides)
+            words = list(overrides) if self.study is None else self.study.respell(overrides)
             composed = self._context.config_loader.load_sweep_config(self._config, words)
             with open_dict(composed):
                 composed.hydra.job.id, composed.hydra.job.num = str(number), number
             jobs.append((composed, tuple(word.removeprefix("++") for word in filter_overrides(overrides))))
-        scores = type(self).launch_all(SweepJobs(jobs, self.study, partial(self._carry, job_overrides)))
-        none = math.nan if self.study is None else None  # Optuna takes a trial with a NaN for a mistake of its caller
+        scores = type(self).launch_all(SweepJobs(jobs, self.study, partial(self._run_on_workers, job_overrides)))
+        # Optuna takes a trial with a NaN for a mistake of its caller.
+        none = math.nan if self.study is None else None
         return [
             JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=none if score is None else score)
             for (_, words), score in zip(jobs, scores, strict=True)
         ]
 
-    def _carry(self, job_overrides: Sequence[Sequence[str]], errand: Errand, names: Mapping[int, str]) -> list[Any]:
-        """Have the plugin's launcher that was chosen take the errand to workers, once for each of these jobs."""
-        other = self.others[self._config.hydra.launcher._target_](**self._options)
-        other.setup(hydra_context=self._context, task_function=errand, config=self._config)
+    def _run_on_workers(
+        self, job_overrides: Sequence[Sequence[str]], task: WorkerTask, names: Mapping[int, str]
+    ) -> list[Any]:
+        """Have the other plugin's launcher that was chosen do the task on workers, once for each of these jobs."""
+        launcher = self.replaced[self._config.hydra.launcher._target_](**self._options)
+        launcher.setup(hydra_context=self._context, task_function=task, config=self._config)
         named = [[*job_overrides[number], f"hydra.job.name={name}"] for number, name in names.items()]
-        return [returned.return_value for returned in other.launch(named, 0)]
+        return [returned.return_value for returned in launcher.launch(named, 0)]
 
 
-class TidySweeper(Sweeper):
-    """Hydra's own sweeper, without what that writes down before anything is checked."""
+class NoMultirunYamlSweeper(Sweeper):
+    """Hydra's own sweeper, without the multirun.yaml that it writes before anything is checked."""
 
     basic: ClassVar[Any]
 
@@ -111,7 +127,7 @@ class TidySweeper(Sweeper):
         self._sweeper = self.basic(**options)
 
     def setup(self, *, config: DictConfig, **parts: Any) -> None:
-        """Raises ConfigError where not all runs would be known before one is started."""
+        """Take what Hydra hands to a sweeper. Raises ConfigError where a sweep would be composed in batches."""
         if config.hydra.sweeper.max_batch_size is not None:
             raise ConfigError(
                 "hydra.sweeper.max_batch_size: all runs are checked before any is started; leave it out "
@@ -119,20 +135,21 @@ class TidySweeper(Sweeper):
             )
         self._config = config
         self._sweeper.setup(config=config, **parts)
-        self._sweeper.validate_batch_is_legal = lambda batch: None  # composes all, as our launcher does: half the time
+        # It composes every job to see whether it can be; our launcher does so as well. Once takes half the time.
+        self._sweeper.validate_batch_is_legal = lambda batch: None
 
     def sweep(self, arguments: list[str]) -> Any:
         """Hand the product of all choices to the launcher."""
         try:
             return self._sweeper.sweep(arguments)
         finally:
-            _tidy(Path(self._config.hydra.sweep.dir))
+            _remove_multirun_yaml(Path(self._config.hydra.sweep.dir))
 
 
 class HoldfastSearch(Sweeper):
-    """`hydra/sweeper=optuna`, typed or in a YAML; what needs Optuna is imported where there is a search.
+    """`hydra/sweeper=optuna`, typed or in a YAML: hand the search on to `defer`, not begun.
 
-    It only hands itself on to `defer`: the search begins when Hydra is done with the command line.
+    It begins when Hydra is done with the command line.
     """
 
     defer: ClassVar[Callable[[Callable[[], None]], None]]
@@ -142,12 +159,13 @@ class HoldfastSearch(Sweeper):
         self._search: Sweeper
 
     def setup(self, **parts: Any) -> None:
-        """Raises ConfigError where Optuna is not installed."""
+        """Take what Hydra hands to a sweeper. Raises ConfigError where Optuna is not installed."""
         if not _has_optuna():
-            raise ConfigError(f"hydra/sweeper=optuna: needs the extra `search`; {INSTALL}")
-        from runner.launch.optuna_sweeper import OptunaSearch
+            raise ConfigError(f"hydra/sweeper=optuna: needs the extra `search`; {INSTALL_SEARCH}")
+        # Optuna is an extra, and takes long to import: a sweep is begun without it.
+        from runner.launch.optuna_sweeper import ReplayingSweeper
 
-        self._search = OptunaSearch(**self._options)
+        self._search = ReplayingSweeper(**self._options)
         self._search.setup(**parts)
 
     def sweep(self, arguments: list[str]) -> None:
@@ -155,57 +173,62 @@ class HoldfastSearch(Sweeper):
         type(self).defer(partial(self._search.sweep, arguments))
 
 
-def call_back(launch: Launch) -> None:
+def hand_jobs_to(launch: Launch) -> None:
     """Have the launcher hand the jobs of this process's sweep to `launch`."""
     HoldfastLauncher.launch_all = staticmethod(launch)
 
 
-def register(launch: Launch, defer: Callable[[Callable[[], None]], None]) -> None:
+def register_plugins(launch: Launch, defer: Callable[[Callable[[], None]], None]) -> None:
     """Let Hydra find our launcher and our search, and have them hand on what they get: to `launch`, and to `defer`.
 
     The launcher stands in for every other one: whichever is chosen, all jobs are valid before any is started.
     """
-    call_back(launch)
+    hand_jobs_to(launch)
     HoldfastSearch.defer = staticmethod(defer)
     classes = Plugins.instance().class_name_to_class
     for name, found in classes.items():
         if issubclass(found, Launcher) and found is not HoldfastLauncher:
-            HoldfastLauncher.others[name] = found
+            HoldfastLauncher.replaced[name] = found
             classes[name] = HoldfastLauncher
-    if classes[BASIC] is not TidySweeper:
-        TidySweeper.basic, classes[BASIC] = classes[BASIC], TidySweeper
-    _present(HoldfastLauncher)
+    # Once a process: of the second call (in tests) the class in its place is ours already.
+    if classes[BASIC_SWEEPER] is not NoMultirunYamlSweeper:
+        NoMultirunYamlSweeper.basic, classes[BASIC_SWEEPER] = classes[BASIC_SWEEPER], NoMultirunYamlSweeper
+    _register_class(HoldfastLauncher)
     _register_search()
     try:
         package = importlib.import_module(PACKAGE)
-    except ImportError:  # no other plugin is installed
+    # No other plugin is installed, so the package is not there.
+    except ImportError:
         package = sys.modules[PACKAGE] = ModuleType(PACKAGE)
     package.holdfast = sys.modules[NAMESPACE] = sys.modules[__name__]  # type: ignore[attr-defined]
 
 
-def _tidy(folder: Path) -> None:
+def _remove_multirun_yaml(folder: Path) -> None:
     """Take away what Hydra wrote down, and the folders it made for that."""
     (folder / "multirun.yaml").unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: something was there before
-        for empty in (folder, *list(folder.parents)[:2]):  # .sweep, NAME, ROOT: what is above was not made by it
+    # A folder that is not empty was there before.
+    with suppress(OSError):
+        # .sweep, NAME and ROOT: what is above these was not made by it.
+        for empty in (folder, *list(folder.parents)[:2]):
             empty.rmdir()
 
 
 def _register_search() -> None:
-    """In the place of the plugin's own."""
+    """Put our search in the place of the Optuna plugin's own, with that plugin's samplers."""
     store, samplers = ConfigStore.instance(), [{"sampler": "tpe"}] if _has_optuna() else []
-    store.store("optuna", {"defaults": [*samplers, "_self_"], **OPTUNA}, group="hydra/sweeper")
+    store.store("optuna", {"defaults": [*samplers, "_self_"], **OPTUNA_CONFIG}, group="hydra/sweeper")
     if samplers:
-        store.repo["hydra"]["sweeper"]["sampler"].pop("grid.yaml", None)  # a grid is a sweep: it needs no search
-    _present(HoldfastSearch)
+        # A grid is a sweep: it needs no search.
+        store.repo["hydra"]["sweeper"]["sampler"].pop("grid.yaml", None)
+    _register_class(HoldfastSearch)
 
 
-def _present(plugin: type[Launcher] | type[Sweeper]) -> None:
-    """Let Hydra find a class of this module in its own namespace."""
+def _register_class(plugin: type[Launcher] | type[Sweeper]) -> None:
+    """Let Hydra find a class of this module in the namespace of plugins."""
     plugin.__module__ = NAMESPACE
     Plugins.instance().register(plugin)
 
 
 def _has_optuna() -> bool:
-    """Whether the plugin is installed: Hydra, which has looked for plugins by now, knows its samplers."""
+    """Return whether the plugin is installed: Hydra, which has looked for plugins by now, knows its samplers."""
     return "sampler" in ConfigStore.instance().repo["hydra"]["sweeper"]

@@ -68,5 +68,5 @@ def _submit_job(request: RunRequest) -> int:
         raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
     run_dir = experiment.find_unfinished(config, request.command.overrides)
     if run_dir is not None:
-        slurm_job.submit(run_dir, request.command.words, job)
+        slurm_job.submit_job(run_dir, request.command.words, job)
     return 0

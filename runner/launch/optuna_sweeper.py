@@ -1,4 +1,4 @@
-"""Hydra's Optuna sweeper with a memory of ours: its trials are runs, and a search that was killed goes on.
+"""Search with Hydra's Optuna sweeper, but remember: its trials are runs, and a search that was killed goes on.
 
 By itself the plugin asks for so many trials more at each start, and a trial that was killed never ends. Here each start
 replays the search: the sampler is asked for every trial again, what was suggested before wins over what it says now,
@@ -21,12 +21,15 @@ from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.errors import STOPPED
-from runner.launch.process import hearing
-from runner.launch.study import OPTIONS, Study, read_search_options, score_of, search_direction, study_folder
+from runner.launch.child_process import handle_signals
+from runner.launch.study import OPTIONS, Study, choose_direction, read_score, read_search_options, study_folder
 
 
-class Recorded(optuna.samplers.BaseSampler):
-    """Another sampler, whose suggestions are kept, and give way to those that were kept before."""
+class ReplayingSampler(optuna.samplers.BaseSampler):
+    """Another sampler, whose suggestions are recorded, and give way to those that were recorded before.
+
+    The methods are those of Optuna's `BaseSampler`.
+    """
 
     def __init__(self, sampler: optuna.samplers.BaseSampler, study: Study):
         self._sampler, self._study = sampler, study
@@ -35,12 +38,13 @@ class Recorded(optuna.samplers.BaseSampler):
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        # The sampler is asked also where its answer is not used: so its random stream stays where it would be.
         values = self._sampler.sample_relative(study, trial, search_space)
-        return {key: self._study.suggested(trial.number, key, value) for key, value in values.items()}
+        return {key: self._study.recall_or_record(trial.number, key, value) for key, value in values.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
-        return self._study.suggested(trial.number, param_name, value)
+        return self._study.recall_or_record(trial.number, param_name, value)
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
         self._sampler.after_trial(study, trial, state, values)
@@ -49,8 +53,8 @@ class Recorded(optuna.samplers.BaseSampler):
         self._sampler.reseed_rng()
 
 
-class OptunaSearch(Sweeper):
-    """What `HoldfastSearch` hands on to: a search with the plugin's options but for its database."""
+class ReplayingSweeper(Sweeper):
+    """A search with the plugin's options but for its database; `HoldfastSearch` hands on to it."""
 
     def __init__(self, sampler: Any, **options: Any) -> None:
         self._sampler, self._options = sampler, options
@@ -59,35 +63,45 @@ class OptunaSearch(Sweeper):
         self._task: TaskFunction
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra hands to a sweeper."""
         self._context, self._task, self._config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
         """Search until there are so many trials. Raises ConfigError before any of them where an option is wrong."""
-        chosen = OmegaConf.to_container(self._config.hydra.sweeper, resolve=True)
-        option = read_search_options({key: chosen[key] for key in OPTIONS})  # type: ignore[index, call-overload]
-        if option.n_jobs is None:
-            option = replace(option, n_jobs=self._config.hydra.launcher.get("parallel") or 1)
-        composed = self._context.config_loader.load_sweep_config(self._config, _fixed(arguments))
-        way = search_direction(option.direction, composed.score.mode)
-        what = [sorted(arguments), way, chosen["sampler"], chosen["params"], chosen["custom_search_space"]]  # type: ignore[index, call-overload]
-        place = study_folder((Path(composed.root) / composed.name).resolve(), what)
-        study = Study(place, option, way, arguments)
-        with study.lock, hearing(_stop):
+        chosen: Any = OmegaConf.to_container(self._config.hydra.sweeper, resolve=True)
+        options = read_search_options({key: chosen[key] for key in OPTIONS})
+        if options.n_jobs is None:
+            options = replace(options, n_jobs=self._config.hydra.launcher.get("parallel") or 1)
+        composed = self._context.config_loader.load_sweep_config(self._config, _fixed_overrides(arguments))
+        direction = choose_direction(options.direction, composed.score.mode)
+        # What makes it this search and no other.
+        description = [
+            sorted(arguments),
+            direction,
+            chosen["sampler"],
+            chosen["params"],
+            chosen["custom_search_space"],
+        ]
+        folder = study_folder((Path(composed.root) / composed.name).resolve(), description)
+        study = Study(folder, options, direction, arguments)
+        # Between the batches as well, a request to stop ends the search.
+        with study.lock, handle_signals(_exit_stopped):
             try:
-                self._plugin(study).sweep(study.typed)
-            except ValueError:  # of Optuna's: there is no best among no scores
-                if any(score_of(member) is not None for member in study.members):
+                self._make_plugin(study).sweep(study.typed)
+            except ValueError:
+                # Optuna's complaint that there is no best among no scores: how it stands is said below.
+                if any(read_score(member) is not None for member in study.members):
                     raise
             finally:
                 if study.members:
-                    print("\n".join(study.story()))
+                    print("\n".join(study.summary_lines()))
 
-    def _plugin(self, study: Study) -> Any:
-        """The plugin's own sweeper, at work for this study."""
+    def _make_plugin(self, study: Study) -> Any:
+        """Return the plugin's own sweeper, set up for this study."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        options = {**self._options, **asdict(study.option), "direction": study.direction, "max_failure_rate": 1.0}
+        options = {**self._options, **asdict(study.options), "direction": study.direction, "max_failure_rate": 1.0}
         options |= {
-            "sampler": Recorded(self._sampler, study),
+            "sampler": ReplayingSampler(self._sampler, study),
             "storage": None,
             "study_name": None,
             "search_space": None,
@@ -95,18 +109,19 @@ class OptunaSearch(Sweeper):
         plugin: Any = OptunaSweeper(**options)
         config = self._config.copy()
         with open_dict(config):
-            config.hydra.sweep.dir = str(study.place)  # where it leaves its optimization_results.yaml
+            # Where the plugin leaves its optimization_results.yaml.
+            config.hydra.sweep.dir = str(study.folder)
         plugin.setup(hydra_context=self._context, task_function=self._task, config=config)
         plugin.sweeper.launcher.study = study
         return plugin
 
 
-def _fixed(arguments: Sequence[str]) -> list[str]:
-    """The overrides that every trial has."""
+def _fixed_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides that every trial has."""
     parsed = OverridesParser.create().parse_overrides(list(arguments))
     return [word for word, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Between the batches as well, a request to stop ends the search; nothing goes then that had to be saved."""
+def _exit_stopped(number: int, frame: FrameType | None) -> None:
+    """End the process as a stopped run does: between batches nothing goes that would have to be saved."""
     raise SystemExit(STOPPED)

@@ -1,122 +1,148 @@
-"""When a command is run again, after how long, and when not: what `supervise` does with each ending. Pure.
+"""Decide when a command is run again, after how long, and when not: the rules of `supervise`. Pure.
 
-attempt → Ending → Streak.after → next_move → Rerun(wait) or Leave(code)
+attempt → ProcessEnding → FailureStreak.after → decide_restart → Restart(wait) or Exit(code)
 """
 
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from runner.errors import CRASHED, STOPPED, RefusedError
-from runner.launch.process import name_of
+from runner.launch.child_process import describe_signal
 
-LONGEST_WAIT = 300.0  # seconds: waits double up to here
-FRUITLESS_SECONDS = 60.0  # a stop sooner than this with nothing new saved got nowhere: a notice that does not go away
-IN_USE_TRIES = 5  # whoever dies and still holds the run has 5 + 10 + 20 + 40 + 80 seconds, with the default wait
+# Waits double up to here.
+MAX_WAIT_SECONDS = 300.0
+# A stop sooner than this with nothing new saved got nowhere: it was a notice that does not go away.
+FRUITLESS_SECONDS = 60.0
+# A process that dies and still holds the run has 5 + 10 + 20 + 40 + 80 seconds, with the default wait.
+MAX_IN_USE_TRIES = 5
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How one attempt ended. `code` is -N where signal N ended it; `asked` is the last signal that was handed on."""
+class ProcessEnding:
+    """How one attempt ended.
+
+    Attributes:
+        code: its exit code; -N where signal N ended it.
+        seconds: how long it took.
+        saved_more: it left a newer checkpoint than any attempt before.
+        in_use: another process had the run.
+        gave_up: the run itself says that trying again is no use.
+        stop_file: somebody put the file STOP into the run's directory.
+        asked: the last signal that was forwarded to it; None where there was none.
+    """
 
     code: int
     seconds: float = 0.0
-    saved_more: bool = False  # a newer checkpoint than any attempt before
-    in_use: bool = False  # another process had the run
-    gave_up: bool = False  # the run itself says that trying again is no use
-    stop_file: bool = False  # somebody put the file STOP into its directory
+    saved_more: bool = False
+    in_use: bool = False
+    gave_up: bool = False
+    stop_file: bool = False
     asked: int | None = None
 
 
 @dataclass(frozen=True)
-class Streak:
+class FailureStreak:
     """How often in a row: crashes without a newer checkpoint, stops that got nowhere, a run found in use."""
 
     crashes: int = 0
     stops: int = 0
     in_use: int = 0
 
-    def after(self, ending: Ending) -> Streak:
-        """With one more attempt counted."""
-        before = replace(self, crashes=0) if ending.saved_more else self
-        nowhere = ending.code == STOPPED and not ending.saved_more and ending.seconds < FRUITLESS_SECONDS
-        return Streak(
-            crashes=before.crashes + is_crash(ending.code),
-            stops=self.stops + 1 if nowhere else 0,
+    def after(self, ending: ProcessEnding) -> FailureStreak:
+        """Return the streak with one more attempt counted."""
+        crashes = 0 if ending.saved_more else self.crashes
+        fruitless = ending.code == STOPPED and not ending.saved_more and ending.seconds < FRUITLESS_SECONDS
+        return FailureStreak(
+            crashes=crashes + is_crash(ending.code),
+            stops=self.stops + 1 if fruitless else 0,
             in_use=self.in_use + 1 if ending.in_use else 0,
         )
 
 
 @dataclass(frozen=True)
-class Rerun:
-    """Run the command again after so many seconds."""
+class Restart:
+    """Run the command again after `wait` seconds."""
 
     wait: float
     why: str
 
 
 @dataclass(frozen=True)
-class Leave:
+class Exit:
     """End with this exit code."""
 
     code: int
     why: str
 
 
-def next_move(ending: Ending, streak: Streak, budget: int, wait: float, chance: float) -> Rerun | Leave:
-    """What an ending asks for, `streak` counting it already. `wait` seconds is the base of the back-off.
+def decide_restart(
+    ending: ProcessEnding, streak: FailureStreak, max_crashes: int, wait: float, chance: float
+) -> Restart | Exit:
+    """Return what an ending asks for.
 
-    A signal that was handed on means that the machine goes away: whoever sent it runs the command again, on the next.
+    Args:
+        ending: of the last attempt.
+        streak: with that attempt counted.
+        max_crashes: so many in a row without a newer checkpoint are forgiven.
+        wait: seconds, the base of the back-off.
+        chance: uniform in [0, 1).
     """
-    code, said = exit_code(ending.code), _said(ending.code)
+    code, what = shell_exit_code(ending.code), _describe_ending(ending.code)
+    # A signal means that the machine goes away: whoever sent it runs the command again, on the next.
     if ending.asked is not None:
-        # Killed by that very signal: it was not listening yet, so nothing was done that could have been lost.
-        return Leave(STOPPED if ending.code == -ending.asked else code, f"{said} after {name_of(ending.asked)}")
+        # Killed by that very signal, it was not listening yet: nothing was done that could have been lost.
+        killed_by_it = ending.code == -ending.asked
+        return Exit(STOPPED if killed_by_it else code, f"{what} after {describe_signal(ending.asked)}")
     if ending.code == STOPPED and ending.stop_file:
-        return Leave(code, f"{said} by the file STOP: somebody wants the run to rest")
+        return Exit(code, f"{what} by the file STOP: somebody wants the run to rest")
     if ending.code == STOPPED:
-        nowhere = f", {streak.stops} times in a row with nothing new saved" if streak.stops > 1 else ""
-        return Rerun(pause(streak.stops - 1, wait, chance), f"{said}{nowhere}")
-    if ending.code == RefusedError.exit_code and ending.in_use and streak.in_use <= IN_USE_TRIES:
-        return Rerun(pause(streak.in_use, wait, chance), f"the run is in use (try {streak.in_use} of {IN_USE_TRIES})")
+        fruitless = f", {streak.stops} times in a row with nothing new saved" if streak.stops > 1 else ""
+        # The first such stop is followed at once: most of them are a preemption that is over.
+        return Restart(backoff_seconds(streak.stops - 1, wait, chance), f"{what}{fruitless}")
+    if ending.code == RefusedError.exit_code and ending.in_use and streak.in_use <= MAX_IN_USE_TRIES:
+        why = f"the run is in use (try {streak.in_use} of {MAX_IN_USE_TRIES})"
+        return Restart(backoff_seconds(streak.in_use, wait, chance), why)
     if not is_crash(ending.code):
-        return Leave(code, said)
+        return Exit(code, what)
     if ending.gave_up:
-        return Leave(code, f"{said}, and gave up: it would crash again")
-    if streak.crashes > budget:
-        return Leave(code, f"{said}, crash {streak.crashes} in a row without a newer checkpoint")
-    so_far = f"{said}, crash {streak.crashes} of {budget} in a row without a newer checkpoint"
-    return Rerun(pause(streak.crashes, wait, chance), so_far)
+        return Exit(code, f"{what}, and gave up: it would crash again")
+    if streak.crashes > max_crashes:
+        return Exit(code, f"{what}, crash {streak.crashes} in a row without a newer checkpoint")
+    so_far = f"{what}, crash {streak.crashes} of {max_crashes} in a row without a newer checkpoint"
+    return Restart(backoff_seconds(streak.crashes, wait, chance), so_far)
 
 
-def pause(count: int, base: float, chance: float) -> float:
-    """Seconds to wait the `count`-th time in a row: doubled each time, capped, and a random part of up to a half less.
+def backoff_seconds(count: int, base: float, chance: float) -> float:
+    """Return how long to wait the `count`-th time in a row: doubled each time, capped, up to a half less at random.
 
-    `chance` is uniform in [0, 1): many that were stopped at once must not all come back at once.
+    `chance` is uniform in [0, 1): many runs that were stopped at once must not all come back at once.
     """
     if count < 1:
         return 0.0
-    return float(min(base * 2.0 ** min(count - 1, 30), LONGEST_WAIT) * (1 - chance / 2))
+    # Bounded, because the power of a long streak would overflow.
+    doubled = base * 2.0 ** min(count - 1, 30)
+    return float(min(doubled, MAX_WAIT_SECONDS) * (1 - chance / 2))
 
 
 def is_crash(code: int) -> bool:
-    """A traceback, or death by a signal; but Ctrl-C is a person who wants to stop."""
-    return code == CRASHED or _signal(code) not in (0, signal.SIGINT)
+    """Return whether it ended with a traceback or was killed by a signal; but Ctrl-C is a person who wants to stop."""
+    return code == CRASHED or _signal_of(code) not in (0, signal.SIGINT)
 
 
-def _signal(code: int) -> int:
-    """The signal that ended it, told by the system (-N) or by a shell or launcher (128 + N); 0 where none did."""
+def shell_exit_code(code: int) -> int:
+    """Return an exit code as a shell tells it: 128 + N where signal N ended the process."""
+    return 128 - code if code < 0 else code
+
+
+def _signal_of(code: int) -> int:
+    """Return the signal that ended a process, told by the system (-N) or by a shell or launcher (128 + N); else 0."""
     number = -code if code < 0 else code - 128
     return number if number in signal.valid_signals() else 0
 
 
-def exit_code(code: int) -> int:
-    """As a shell tells it."""
-    return 128 - code if code < 0 else code
-
-
-def _said(code: int) -> str:
-    if number := _signal(code):
-        return f"died of {name_of(number)}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+def _describe_ending(code: int) -> str:
+    if number := _signal_of(code):
+        return f"died of {describe_signal(number)}" + (" (out of memory?)" if number == signal.SIGKILL else "")
     return {0: "finished", CRASHED: "crashed", STOPPED: "stopped with its state saved"}.get(code, "ended")

@@ -1,7 +1,7 @@
-"""A run as one Slurm job: `python run.py hydra/launcher=slurm …` writes the script and submits it, once.
+"""Leave a run to one Slurm job: `python run.py hydra/launcher=slurm …` writes the script and submits it, once.
 
-The script is the recipe that people copy, with the command filled in. It names its run: so a job in the queue is known
-again (jobs.py), and typing the command twice does not submit it twice.
+The script is the recipe that people copy, with the command filled in. It names its run, so that a job in the queue is
+known again (slurm_queue.py): typing the command twice does not submit it twice.
 """
 
 from __future__ import annotations
@@ -19,26 +19,58 @@ from annotated_types import Ge
 
 from runner import files
 from runner.errors import RefusedError
-from runner.launch.slurm_queue import ALONE, FOLDER, NOTHING, SUBMITTED, Job, ask, look_for_sbatch, marks, queued, same
+from runner.launch.slurm_queue import (
+    JOBS_FOLDER,
+    NO_TASK,
+    NOTHING_SUBMITTED,
+    SUBMITTED,
+    SlurmJob,
+    call_slurm,
+    list_queued_runs,
+    render_marks,
+    require_sbatch,
+    run_key,
+)
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
 from runner.text import display_path
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "slurm.sbatch"
-COMMAND = "\nrun=("  # what the recipe runs; the rest of it is the same for everyone
+# Begins the line of the recipe that says what it runs; what follows that line is the same for everyone.
+COMMAND_LINE = "\nrun=("
 
 Count = Annotated[int, Ge(1)]
 Word = str | int | None
-OURS = ("--chdir", "--job-name", "--output", "--open-mode", "--signal", "--requeue", "--nodes", "--ntasks", "--array")
+OPTIONS_OF_OURS = (
+    "--chdir",
+    "--job-name",
+    "--output",
+    "--open-mode",
+    "--signal",
+    "--requeue",
+    "--nodes",
+    "--ntasks",
+    "--array",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slurm:
-    """What the job asks for; None leaves it to the cluster. `time` in minutes.
+class SlurmOptions:
+    """What a job asks for; None leaves it to the cluster.
 
-    `signal_seconds`: so long before the time limit the run saves and is requeued. `sbatch`: more options, one a word.
-    `setup`: shell lines before the run, such as `module load …`. `python`: what to run it with, instead of this one.
-    `parallel`: so many runs of a sweep at once.
+    Attributes:
+        partition: as sbatch takes it, like the next two.
+        account: who pays.
+        qos: quality of service.
+        time: minutes.
+        cpus: CPU cores.
+        gpus: `1`, or with their type `h100:1`.
+        mem: memory of the host, as `32G`.
+        signal_seconds: so long before the time limit the run saves and is requeued.
+        parallel: so many runs of a sweep at once.
+        sbatch: more options, one a word.
+        setup: shell lines before the run, such as `module load …`.
+        python: what to run it with, instead of this one.
     """
 
     partition: Word = None
@@ -60,95 +92,127 @@ class Slurm:
                 f"signal_seconds: got {self.signal_seconds}; expected less than the job's time of {self.time} min "
                 f"({self.time * 60} s), or it would be stopped as soon as it begins"
             )
+        # These become lines of a script: a space or a line break would be another option, or another line.
         for name, word in self._asked().items():
             if len(str(word).split()) != 1:
                 raise ValueError(f"{name.removeprefix('--')}: got {word!r}; expected one word")
         for line in self.sbatch:
             if not line.startswith("--") or "\n" in line:
                 raise ValueError(f"sbatch: got {line!r}; expected a long option, such as '--constraint=h100'")
-            if line.split("=")[0] in OURS:
+            if line.split("=")[0] in OPTIONS_OF_OURS:
                 raise ValueError(f"sbatch: {line.split('=')[0]} is set by the launcher; leave it out")
         if any("\n" in line for line in self.setup):
             raise ValueError("setup: a line has a line break; write two lines")
 
-    def options(self) -> list[str]:
-        """As sbatch reads them."""
+    def sbatch_options(self) -> list[str]:
+        """Return them as sbatch reads them: `--partition=gpu`."""
         return [*(f"{name}={word}" for name, word in self._asked().items()), *self.sbatch]
 
     def _asked(self) -> dict[str, Any]:
-        words = {"--partition": self.partition, "--account": self.account, "--qos": self.qos, "--time": self.time}
-        words |= {"--cpus-per-task": self.cpus, "--mem": self.mem}
-        words |= {"--gres": None if self.gpus is None else f"gpu:{self.gpus}"}
+        words = {
+            "--partition": self.partition,
+            "--account": self.account,
+            "--qos": self.qos,
+            "--time": self.time,
+            "--cpus-per-task": self.cpus,
+            "--mem": self.mem,
+            "--gres": None if self.gpus is None else f"gpu:{self.gpus}",
+        }
         return {name: word for name, word in words.items() if word is not None}
 
 
-def submit(place: RunDir, words: Sequence[str], options: Slurm) -> None:
+def submit_job(run_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> None:
     """Have the run worked on by one job, and say by which; `words` is what to type after `python run.py`.
 
-    Raises RefusedError where Slurm cannot be asked or does not take it, and where a process outside Slurm has the run.
+    Raises:
+        RefusedError: Slurm cannot be asked or does not take it, or a process outside Slurm has the run.
     """
-    look_for_sbatch()
-    # Beside the runs: one that turns out wrong takes its directory back, and what it said must stay.
-    desk = RunDir(place.path.parent / FOLDER / place.path.name)
-    fresh = not desk.path.exists()
+    require_sbatch()
+    # Beside the runs: one that turns out wrong takes its directory back, and what it printed must stay.
+    job_dir = RunDir(run_dir.path.parent / JOBS_FOLDER / run_dir.path.name)
+    is_new = not job_dir.path.exists()
     try:
-        with layout.lock_run(desk) as held:  # typed in two places at once, it is submitted once
-            if job := queued().get(same(place.path)):
+        # Typed in two places at once, it is submitted once.
+        with layout.lock_run(job_dir) as lock:
+            if job := list_queued_runs().get(run_key(run_dir.path)):
                 reason = f" ({job.reason})" if job.reason else ""
-                said = f"has it already: {job.state}{reason}{NOTHING}"
+                what = f"has it already: {job.state}{reason}{NOTHING_SUBMITTED}"
             else:
-                job = _submitted(place, desk, words, options, held)
-                said = f"submitted; {display_path(job.script)}"
+                job = _submit_under_lock(run_dir, job_dir, words, options, lock)
+                what = f"submitted; {display_path(job.script)}"
     except RefusedError:
-        if fresh:
-            unmake(desk.path)
+        if is_new:
+            remove_new_folders(job_dir.path)
         raise
-    print(f"{display_path(place.path)}: job {job.name} {said}\nits output: {display_path(job.output)}")
+    print(f"{display_path(run_dir.path)}: job {job.name} {what}\nits output: {display_path(job.output)}")
     print(f"save and stop for good: scancel {job.name}")
 
 
-def script(
-    runs: Mapping[str, Path], name: str, output: Path, header: Sequence[str], options: Slurm, choice: Sequence[str]
+def render_script(
+    runs: Mapping[str, Path],
+    name: str,
+    output: Path,
+    header: Sequence[str],
+    options: SlurmOptions,
+    choice: Sequence[str],
 ) -> str:
-    """A job, or an array: task → its run; `choice` are the shell lines that say what `run` is."""
-    body = RECIPE.read_text().split(COMMAND, 1)[1].split("\n", 1)[1]
+    """Return the script of a job or an array. It can be read, and submitted again by hand.
+
+    Args:
+        runs: task → its run; of a job that is no array, NO_TASK → the run.
+        name: of the job.
+        output: where it prints to; the last part is a pattern of Slurm's.
+        header: options of sbatch beside those that every job of ours has.
+        options: what the job asks for.
+        choice: the shell lines that set `run`, an array of words, to the command.
+    """
+    body = RECIPE.read_text().split(COMMAND_LINE, 1)[1].split("\n", 1)[1]
+    # In the folder a % is meant as it is; only the file's name is a pattern.
     folder = str(output.parent).replace("%", "%%")
     header = [
         f"--job-name={shlex.quote(name)}",
         f"--chdir={shlex.quote(str(Path.cwd()))}",
         f"--output={shlex.quote(f'{folder}/{output.name}')}",
-        *("--nodes=1 --ntasks=1", "--requeue --open-mode=append", f"--signal=B:USR1@{options.signal_seconds}"),
+        "--nodes=1 --ntasks=1",
+        "--requeue --open-mode=append",
+        f"--signal=B:USR1@{options.signal_seconds}",
         *header,
-        *options.options(),
+        *options.sbatch_options(),
     ]
-    lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in header), *marks(runs), "", *options.setup, *choice]
+    lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in header), *render_marks(runs), "", *options.setup, *choice]
     return "\n".join([*lines, body])
 
 
-def command_line(words: Sequence[str], options: Slurm) -> str:
-    """What the shell runs; `words` is what to type after `python run.py`."""
+def shell_command(words: Sequence[str], options: SlurmOptions) -> str:
+    """Return what the shell of a job runs; `words` is what to type after `python run.py`."""
     return shlex.join([options.python or sys.executable, str(Path(sys.argv[0]).resolve()), *words])
 
 
-def job(place: RunDir, desk: RunDir, words: Sequence[str], options: Slurm) -> str:
-    """The job of one run. It can be read, and submitted again by hand."""
-    choice = [f"run=({command_line(words, options)})"]
-    return script({ALONE: place.path}, place.path.name, desk.path / "%j.out", [], options, choice)
+def render_job(run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> str:
+    """Return the script of the job of one run."""
+    choice = [f"run=({shell_command(words, options)})"]
+    return render_script({NO_TASK: run_dir.path}, run_dir.path.name, job_dir.path / "%j.out", [], options, choice)
 
 
-def _submitted(place: RunDir, desk: RunDir, words: Sequence[str], options: Slurm, held: int) -> Job:
-    if place.path.exists():
-        with layout.lock_run(place):  # raises, naming who works on it
+def _submit_under_lock(
+    run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: SlurmOptions, lock: int
+) -> SlurmJob:
+    if run_dir.path.exists():
+        # Raises where a process works on it, naming that process.
+        with layout.lock_run(run_dir):
             pass
-    path = desk.path / "job.sbatch"
-    files.replace(path, job(place, desk, words, options))
-    return Job(ask("sbatch", "--parsable", str(path), holding=[held]).split(";")[0], SUBMITTED, "", path)
+    script = job_dir.path / "job.sbatch"
+    files.replace_file(script, render_job(run_dir, job_dir, words, options))
+    # `--parsable` prints JOB, or JOB;CLUSTER.
+    number = call_slurm("sbatch", "--parsable", str(script), holding=[lock]).split(";")[0]
+    return SlurmJob(number, SUBMITTED, "", script)
 
 
-def unmake(*folders: Path) -> None:
-    """Refused at the first try: nothing was written."""
+def remove_new_folders(*folders: Path) -> None:
+    """Delete folders that were made for something that was refused, and parents of the first that are empty then."""
     for folder in folders:
         shutil.rmtree(folder)
-    with suppress(OSError):  # not empty: something was there before
+    # A parent that is not empty was there before, or is somebody else's by now.
+    with suppress(OSError):
         for parent in list(folders[0].parents)[:3] if folders else ():
             parent.rmdir()

@@ -1,4 +1,4 @@
-"""Which runs Slurm has already: every job in its queue is known again by the script that it was made from.
+"""Find out which runs Slurm has already: a job in its queue is known again by the script that it was made from.
 
 A script names its runs, an array's one for each task. So it does not matter which command, which sweep or whose client
 submitted a run, nor whether that client lives: Slurm is asked, and nothing is remembered.
@@ -16,18 +16,31 @@ from pathlib import Path
 
 from runner.errors import RefusedError
 
-ASK_SECONDS = 120  # a controller that answers nothing for so long is not there
-FOLDER, SWEEPS = ".slurm", ".sweep"  # a script of ours lives below one of these
-MARK = "#HOLDFAST "
-MAX_ARRAY_SIZE = 1001  # Slurm's default
-SUBMITTED = "submitted"  # at this moment, by us
-NOTHING = "; nothing was submitted"
-ALONE = "-"  # the task of a job that is no array
+# A controller that answers nothing for so long is not there.
+COMMAND_TIMEOUT_SECONDS = 120
+# A script of ours lives below one of these folders: of single jobs, and of sweeps.
+JOBS_FOLDER, SWEEPS_FOLDER = ".slurm", ".sweep"
+# Begins the lines of a script that name its runs; a comment to the shell, and no option of sbatch's.
+RUN_MARK = "#HOLDFAST "
+# Stands in such a line for the task of a job that is no array.
+NO_TASK = "-"
+# Slurm's default, for a cluster that does not say.
+DEFAULT_MAX_ARRAY_SIZE = 1001
+# The state of a job that this process has submitted at this moment.
+SUBMITTED = "submitted"
+NOTHING_SUBMITTED = "; nothing was submitted"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job, or a task of an array: `17` or `17_3`; how it stands, in Slurm's words; from which script it was made."""
+class SlurmJob:
+    """A job, or a task of an array.
+
+    Attributes:
+        name: `17`, or `17_3` for a task.
+        state: how it stands, in Slurm's words, in small letters.
+        reason: why it waits, in Slurm's words; empty where it says none.
+        script: what it was made from.
+    """
 
     name: str
     state: str
@@ -39,12 +52,12 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """What the run says."""
+        """The file with what the run prints."""
         return self.script.parent / f"{self.name}.out"
 
 
-def look_for_sbatch(launcher: str = "slurm") -> None:
-    """Raises RefusedError where nothing can be submitted."""
+def require_sbatch(launcher: str = "slurm") -> None:
+    """Raise RefusedError where nothing can be submitted."""
     if not shutil.which("sbatch"):
         raise RefusedError(
             f"hydra/launcher={launcher}: there is no sbatch here; type this where jobs are submitted, "
@@ -52,59 +65,70 @@ def look_for_sbatch(launcher: str = "slurm") -> None:
         )
 
 
-def queued() -> dict[Path, Job]:
-    """Every run of ours that a job waits for or works on. Raises RefusedError where Slurm cannot be asked."""
-    scripts: dict[str, dict[str, Path]] = {}
-    found: dict[Path, Job] = {}
-    for line in ask("squeue", "-h", "-r", "-o", "%i|%T|%r|%o").splitlines():
-        name, state, reason, command = (line.split("|", 3) + [""] * 3)[:4]
-        command = command.strip()
-        if not command.endswith(".sbatch") or not {FOLDER, SWEEPS} & set(Path(command).parts):
+def list_queued_runs() -> dict[Path, SlurmJob]:
+    """Return every run of ours that a job waits for or works on, by its `run_key`.
+
+    Raises RefusedError where Slurm cannot be asked.
+    """
+    runs_of: dict[str, dict[str, Path]] = {}
+    found: dict[Path, SlurmJob] = {}
+    # -r: a line for each task that waits, which Slurm else writes in one line as 17_[0-9].
+    for line in call_slurm("squeue", "-h", "-r", "-o", "%i|%T|%r|%o").splitlines():
+        name, state, reason, script = (line.split("|", 3) + [""] * 3)[:4]
+        script = script.strip()
+        if not script.endswith(".sbatch") or not {JOBS_FOLDER, SWEEPS_FOLDER} & set(Path(script).parts):
             continue
-        if command not in scripts:
-            scripts[command] = _runs(Path(command))
-        run = scripts[command].get(name.partition("_")[2] or ALONE)
-        if run is not None and (run not in found or state == "RUNNING"):
-            found[run] = Job(name, state.lower(), "" if reason == "None" else reason, Path(command))
+        if script not in runs_of:
+            runs_of[script] = _read_marks(Path(script))
+        key = runs_of[script].get(name.partition("_")[2] or NO_TASK)
+        # Of two jobs that have a run (somebody submitted a script by hand), the one that works on it counts.
+        if key is not None and (key not in found or state == "RUNNING"):
+            found[key] = SlurmJob(name, state.lower(), "" if reason == "None" else reason, Path(script))
     return found
 
 
-def most_tasks() -> int:
-    """How many tasks an array may have on this cluster. Raises RefusedError where Slurm cannot be asked."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
-    return int(found[1]) if found else MAX_ARRAY_SIZE
+def read_max_array_size() -> int:
+    """Return how many tasks an array may have on this cluster. Raises RefusedError where Slurm cannot be asked."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call_slurm("scontrol", "show", "config"), re.MULTILINE)
+    return int(found[1]) if found else DEFAULT_MAX_ARRAY_SIZE
 
 
-def same(place: Path) -> Path:
-    """What is equal for two paths of one run: its digest says which it is, not what was typed."""
-    digest = re.search(r"-([0-9a-f]{8})$", place.name)
-    return place.parent / digest[1] if digest else place
+def run_key(run: Path) -> Path:
+    """Return what is equal for two paths of one run: its digest says which it is, not what was typed."""
+    digest = re.search(r"-([0-9a-f]{8})$", run.name)
+    return run.parent / digest[1] if digest else run
 
 
-def marks(runs: Mapping[str, Path]) -> list[str]:
-    """The lines of a script by which its runs are known again: task → run."""
-    return [f"{MARK}{task} {json.dumps(str(place))}" for task, place in runs.items()]
+def render_marks(runs: Mapping[str, Path]) -> list[str]:
+    """Return the lines of a script by which its runs are known again, from task → run."""
+    return [f"{RUN_MARK}{task} {json.dumps(str(run))}" for task, run in runs.items()]
 
 
-def _runs(script: Path) -> dict[str, Path]:
+def _read_marks(script: Path) -> dict[str, Path]:
+    """Return task → `run_key` of what a script names; nothing where it is gone, or somebody else's."""
     try:
-        lines = [line for line in script.read_text().splitlines() if line.startswith(MARK)]
-        named = [line.removeprefix(MARK).split(" ", 1) for line in lines]
-        return {task: same(Path(json.loads(place))) for task, place in named}
-    except (OSError, ValueError):  # it is gone, or somebody else's
+        lines = [line for line in script.read_text().splitlines() if line.startswith(RUN_MARK)]
+        named = [line.removeprefix(RUN_MARK).split(" ", 1) for line in lines]
+        return {task: run_key(Path(json.loads(run))) for task, run in named}
+    except (OSError, ValueError):
         return {}
 
 
-def ask(*command: str, holding: Sequence[int] = ()) -> str:
-    """What a Slurm command prints; it keeps the locks in `holding` until it ends, even where we are killed.
+def call_slurm(*command: str, holding: Sequence[int] = ()) -> str:
+    """Return what a command of Slurm's prints.
 
-    Raises RefusedError with its own words.
+    It inherits the locks in `holding` (file descriptors), and so keeps them until it ends, even where we are killed.
+
+    Raises:
+        RefusedError: it failed; with its own words.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, pass_fds=holding)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_SECONDS, pass_fds=holding
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RefusedError(f"{command[0]}: {error}{NOTHING}") from None
+        raise RefusedError(f"{command[0]}: {error}{NOTHING_SUBMITTED}") from None
     if done.returncode:
         complaint = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise RefusedError(f"{complaint.removeprefix(f'{command[0]}: error: ')}{NOTHING}")
+        raise RefusedError(f"{complaint.removeprefix(f'{command[0]}: error: ')}{NOTHING_SUBMITTED}")
     return done.stdout.strip()

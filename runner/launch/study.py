@@ -19,159 +19,183 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from runner import files
-from runner.config.schema import checked
+from runner.config.schema import validate_options
 from runner.errors import STOPPED, ConfigError, HoldfastError
-from runner.launch import local, members, status_table
-from runner.launch.local import Local
-from runner.launch.members import Member, Result
+from runner.launch import local_sweep, status_table, sweep_members
+from runner.launch.local_sweep import LocalOptions, SweepDisplay
+from runner.launch.sweep_members import RESULTS_CSV, SWEEP_JSON, MemberResult, SweepMember
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
 from runner.text import display_path
 
-STUDY = "study.json"
+STUDY_JSON = "study.json"
+# What score.mode says → Optuna's word for it.
 DIRECTIONS = {"min": "minimize", "max": "maximize"}
-UNIT = (Ge(0), Le(1))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """`n_trials`: in all, with those of earlier starts. `n_jobs`: so many are suggested at once; null: as go at once.
+class SearchOptions:
+    """How a search goes.
 
-    `direction`: what score.mode says, or null. `max_failure_rate`: more failures among those suggested at once end it.
+    Attributes:
+        n_trials: so many in all, with those of earlier starts.
+        n_jobs: so many are suggested at once; null: as many as go at once.
+        direction: what score.mode says, or null.
+        max_failure_rate: a larger part of failures among those suggested at once ends it.
     """
 
     n_trials: Annotated[int, Ge(1)] = 20
     n_jobs: Annotated[int, Ge(1)] | None = None
     direction: Literal["minimize", "maximize"] | None = None
-    max_failure_rate: Annotated[float, *UNIT] = 1.0
+    max_failure_rate: Annotated[float, Ge(0), Le(1)] = 1.0
 
 
-OPTIONS = tuple(field.name for field in fields(Search))
+OPTIONS = tuple(field.name for field in fields(SearchOptions))
 
 
 class Study:
-    """The trials so far, by their numbers: first those that were recorded, then those that come."""
+    """The trials of a search, by their numbers: first those that were recorded, then those that come.
 
-    def __init__(self, place: Path, option: Search, direction: str, typed: Sequence[str]):
-        self.place, self.option, self.direction = place, option, direction
+    Attributes:
+        folder: where it is kept.
+        options: how the search goes.
+        direction: `minimize` or `maximize`.
+        typed: the overrides of the command line, ranges included.
+        lock: holds the folder for this process from the first batch on; to be entered by whoever searches.
+    """
+
+    def __init__(self, folder: Path, options: SearchOptions, direction: str, typed: Sequence[str]):
+        self.folder, self.options, self.direction = folder, options, direction
         self.typed = [word.removeprefix("++") for word in typed]
-        self._forced = {key(word) for word in typed if word.startswith("++")}
+        self._forced = {override_key(word) for word in typed if word.startswith("++")}
         self.lock = ExitStack()
         self._trials: list[dict[str, Any]] = []
-        self._keys: set[str] = set()
-        self._known: dict[Path, tuple[Member, Result]] = {}
-        if (place / STUDY).exists():
-            self._trials = json.loads((place / STUDY).read_text())["trials"]
+        self._searched_keys: set[str] = set()
+        self._known: dict[Path, tuple[SweepMember, MemberResult]] = {}
+        if (folder / STUDY_JSON).exists():
+            self._trials = json.loads((folder / STUDY_JSON).read_text())["trials"]
 
-    def suggested(self, number: int, name: str, value: Any) -> Any:
-        """What this trial has for this key: what it had when the search went before, else this value."""
-        self._keys.add(name)
-        while len(self._trials) <= number:
+    def recall_or_record(self, trial: int, key: str, value: Any) -> Any:
+        """Return what this trial has for this key: what it had when the search went before, else this value."""
+        self._searched_keys.add(key)
+        while len(self._trials) <= trial:
             self._trials.append({})
-        return self._trials[number].setdefault(name, value)
+        return self._trials[trial].setdefault(key, value)
 
-    def words(self, overrides: Sequence[str]) -> list[str]:
-        """The overrides of a trial as they were typed: those that are ours to judge begin with `++`."""
-        return [f"++{word}" if key(word) in self._forced else word for word in overrides]
+    def respell(self, overrides: Sequence[str]) -> list[str]:
+        """Return the overrides of a trial as they were handed to Hydra: `++` before those it must not judge."""
+        return [f"++{word}" if override_key(word) in self._forced else word for word in overrides]
 
-    def work(self, batch: Sequence[Member], option: Local, command: Sequence[str]) -> tuple[int, list[float | None]]:
-        """Work on the trials of a batch, and write down how all stand. Gives the exit code, and their scores.
+    def work_on_batch(
+        self, batch: Sequence[SweepMember], options: LocalOptions, command: Sequence[str]
+    ) -> tuple[int, list[float | None]]:
+        """Work on the trials of a batch, and write down how all trials stand. Return the exit code and their scores.
 
-        Two trials that are one run are that run. Raises RefusedError where the same search goes already, HoldfastError
-        where too many failed.
+        Two trials that are one run are that run.
+
+        Raises:
+            RefusedError: the same search goes already.
+            HoldfastError: too many of the batch failed.
         """
-        batch = [replace(member, own=self._own(member)) for member in batch]
-        fresh = list({member.place.path: member for member in batch if member.place.path not in self._known}.values())
+        batch = [replace(member, distinguishing=self._searched_overrides(member)) for member in batch]
+        # A sampler may suggest the same twice: each run is worked on once, and shown once.
+        fresh = {member.run_dir.path: member for member in batch if member.run_dir.path not in self._known}
         if not self._known:
-            self.lock.enter_context(layout.lock_run(RunDir(self.place)))
-        files.replace(self.place / STUDY, json.dumps(self._document(), indent=1) + "\n")
-        board = status_table.choose([*self.members, *fresh], self.option.n_trials)
+            self.lock.enter_context(layout.lock_run(RunDir(self.folder)))
+        # Before anything is started: what was suggested is never lost, however this process dies.
+        files.replace_file(self.folder / STUDY_JSON, json.dumps(self._document(), indent=1) + "\n")
+        members = list(fresh.values())
+        display = status_table.choose_display([*self.members, *members], self.options.n_trials)
         try:
-            later = Later(board, self.results)
-            results, code = local.run(fresh, option, command, self.place / "output", later)
+            shown = OffsetDisplay(display, self.results)
+            results, code = local_sweep.run_members(members, options, command, self.folder / "output", shown)
         finally:
-            board.close()
-        for member, result in zip(fresh, results, strict=True):
-            self._known[member.place.path] = member, result
-        members.write(self.place, self.members, self.results)
-        scores = [score_of(member) for member in batch]
+            display.close()
+        for member, result in zip(members, results, strict=True):
+            self._known[member.run_dir.path] = member, result
+        sweep_members.write_results(self.folder, self.members, self.results)
+        scores = [read_score(member) for member in batch]
         failed = sum(value is None for value in scores)
-        if code != STOPPED and failed > self.option.max_failure_rate * len(scores):
-            rate = f"hydra.sweeper.max_failure_rate={self.option.max_failure_rate:g}"
+        if code != STOPPED and failed > self.options.max_failure_rate * len(scores):
+            rate = f"hydra.sweeper.max_failure_rate={self.options.max_failure_rate:g}"
             raise HoldfastError(f"{failed} of the last {len(scores)} trials failed; {rate} allows no more")
         return code, scores
 
-    def story(self) -> list[str]:
-        """How it stands, for a person."""
-        scored = [(value, member) for member in self.members if (value := score_of(member)) is not None]
-        lines = status_table.drawn(self.members, self.results)
+    def summary_lines(self) -> list[str]:
+        """Return how the search stands, for a person."""
+        lines = status_table.format_status_table(self.members, self.results)
+        scored = [(value, member) for member in self.members if (value := read_score(member)) is not None]
         if scored:
             best = max if self.direction == "maximize" else min
             value, member = best(scored, key=lambda each: each[0])
-            lines.append(
-                f"best: {member.name}  {member.config.score.metric} {value:.4f}  {display_path(member.place.path)}"
-            )
-        lines.append("  ".join(display_path(self.place / name) for name in (STUDY, members.SWEEP, members.TABLE)))
-        page = shlex.quote(display_path(self.place.parent.parent))
+            where = display_path(member.run_dir.path)
+            lines.append(f"best: {member.name}  {member.config.score.metric} {value:.4f}  {where}")
+        lines.append("  ".join(display_path(self.folder / name) for name in (STUDY_JSON, SWEEP_JSON, RESULTS_CSV)))
+        page = shlex.quote(display_path(self.folder.parent.parent))
         return [*lines, f"one page about them: python -m runner report {page}"]
 
     @property
-    def members(self) -> list[Member]:
+    def members(self) -> list[SweepMember]:
         """The runs so far, each once."""
         return [member for member, _ in self._known.values()]
 
     @property
-    def results(self) -> list[Result]:
+    def results(self) -> list[MemberResult]:
         """How they stand."""
         return [result for _, result in self._known.values()]
 
     def _document(self) -> dict[str, Any]:
         return {"search": self.typed, "direction": self.direction, "trials": self._trials}
 
-    def _own(self, member: Member) -> tuple[str, ...]:
-        return tuple(word for word in member.words if key(word) in self._keys)
+    def _searched_overrides(self, member: SweepMember) -> tuple[str, ...]:
+        return tuple(word for word in member.words if override_key(word) in self._searched_keys)
 
 
-class Later:
-    """A board of all trials, for a batch that comes after so many others."""
+class OffsetDisplay:
+    """A display of all trials, for a batch whose numbers begin after those of earlier batches."""
 
-    def __init__(self, board: local.Board, earlier: Sequence[Result]):
-        self._board, self._earlier = board, earlier
+    def __init__(self, display: SweepDisplay, earlier: Sequence[MemberResult]):
+        self._display, self._earlier = display, earlier
 
-    def changed(self, number: int, result: Result) -> None:
-        self._board.changed(len(self._earlier) + number, result)
+    def show_change(self, number: int, result: MemberResult) -> None:
+        """Show that one run of the batch stands otherwise than before."""
+        self._display.show_change(len(self._earlier) + number, result)
 
-    def show(self, results: Sequence[Result]) -> None:
-        self._board.show([*self._earlier, *results])
+    def show(self, results: Sequence[MemberResult]) -> None:
+        """Show how all trials stand."""
+        self._display.show([*self._earlier, *results])
 
 
-def key(word: str) -> str:
-    """What an override is about."""
+def override_key(word: str) -> str:
+    """Return the key of an override: `optim.lr` of `++optim.lr=0.1`."""
     return word.lstrip("+").partition("=")[0]
 
 
-def score_of(member: Member) -> float | None:
-    """The score of a run that is finished; nothing where it is not, or is no number to compare."""
-    value = member.status().get("score") if member.is_finished else None
+def read_score(member: SweepMember) -> float | None:
+    """Return the score of a run; None where it is not finished, or its score is no number to compare."""
+    value = member.read_status().get("score") if member.is_finished else None
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def read_search_options(options: Any) -> Search:
-    """What is chosen for a search. Raises ConfigError."""
+def read_search_options(options: Any) -> SearchOptions:
+    """Return the options of a search, checked. Raises ConfigError."""
     try:
-        return checked(Search, options)
+        return validate_options(SearchOptions, options)
     except ConfigError as error:
         raise ConfigError(f"hydra.sweeper.{error}") from None
 
 
-def study_folder(runs: Path, what: Any) -> Path:
-    """Where the search for this is kept, beside the runs; the number of its trials is no part of that."""
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+def study_folder(runs: Path, description: Any) -> Path:
+    """Return where the search with this description is kept: beside its runs, named by a hash.
+
+    The number of its trials is no part of the description: a search that is given more of them goes on.
+    """
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
     return runs / ".sweep" / digest
 
 
-def search_direction(wanted: str | None, mode: str) -> str:
-    """Which way is better. Raises ConfigError where it was chosen against score.mode."""
+def choose_direction(wanted: str | None, mode: str) -> str:
+    """Return which way is better, as Optuna says it. Raises ConfigError where it was chosen against score.mode."""
     meant = DIRECTIONS[mode]
     if wanted not in (None, meant):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A sweep from beginning to end: which runs there are → all admitted → those that are left → what came of each."""
+"""Work on a sweep from beginning to end: which runs there are → all admitted → what is left → what came of each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import STOPPED, ConfigError, RefusedError
-from runner.launch import local, members, slurm_array, status_table, submitit
+from runner.launch import local_sweep, slurm_array, status_table, submitit_sweep, sweep_members
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
-from runner.launch.local import Local
-from runner.launch.members import Member, Result
-from runner.launch.slurm_job import Slurm
-from runner.launch.slurm_queue import look_for_sbatch
+from runner.launch.local_sweep import LocalOptions
+from runner.launch.slurm_job import SlurmOptions
+from runner.launch.slurm_queue import require_sbatch
 from runner.launch.study import Study
-from runner.launch.submitit import Errand, Submitit
+from runner.launch.submitit_sweep import SubmititOptions, WorkerTask
+from runner.launch.sweep_members import RESULTS_CSV, SWEEP_JSON, MemberResult, SweepMember
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
 from runner.session.standing import find_run, inspect_run
@@ -28,13 +28,13 @@ def launch_sweep(request: SweepRequest) -> int:
     Raises before anything is started: ConfigError where two are one run, RefusedError where one may not be worked on
     or the same sweep goes already.
     """
-    sweep = _admitted(request.runs)
-    members.admit(sweep)
-    if isinstance(request.launcher, Submitit):
-        return _hand_on(sweep, request.launcher, request.runs[0])
-    if isinstance(request.launcher, Slurm):
-        return _submit_array(sweep, request.launcher)
-    return _run_here(sweep, request.launcher)
+    members = _admit_members(request.runs)
+    sweep_members.refuse_duplicates(members)
+    if isinstance(request.launcher, SubmititOptions):
+        return _run_on_workers(members, request.launcher, request.runs[0])
+    if isinstance(request.launcher, SlurmOptions):
+        return _submit_to_slurm(members, request.launcher)
+    return _run_here(members, request.launcher)
 
 
 def launch_search(request: SearchRequest) -> int:
@@ -42,8 +42,9 @@ def launch_search(request: SearchRequest) -> int:
     codes: list[int] = []
 
     def work_on_batch(batch: SweepRequest, study: Study) -> Sequence[float | None]:
-        assert isinstance(batch.launcher, Local), "a search with another launcher is refused before"
-        code, scores = study.work(_admitted(batch.runs), batch.launcher, [sys.executable, _script()])
+        assert isinstance(batch.launcher, LocalOptions), "a search with another launcher is refused before"
+        members = _admit_members(batch.runs)
+        code, scores = study.work_on_batch(members, batch.launcher, [sys.executable, _script_path()])
         codes.append(code)
         if code == STOPPED:
             # The only way to have a sweeper of Hydra's ask for no more runs.
@@ -58,41 +59,43 @@ def launch_search(request: SearchRequest) -> int:
     return STOPPED if STOPPED in codes else next((code for code in codes if code), 0)
 
 
-def _run_here(sweep: Sequence[Member], option: Local) -> int:
+def _run_here(members: Sequence[SweepMember], options: LocalOptions) -> int:
     """Work on the runs in processes of this machine."""
-    place = members.folder(sweep)
-    with layout.lock_run(RunDir(place)):
-        board = status_table.choose(sweep)
+    folder = sweep_members.sweep_folder(members)
+    with layout.lock_run(RunDir(folder)):
+        display = status_table.choose_display(members)
+        command = [sys.executable, _script_path()]
         try:
-            results, code = local.run(sweep, option, [sys.executable, _script()], place / "output", board)
+            results, code = local_sweep.run_members(members, options, command, folder / "output", display)
         finally:
-            board.close()
-        members.write(place, sweep, results)
-    _tell(sweep, results, place)
+            display.close()
+        sweep_members.write_results(folder, members, results)
+    _print_results(members, results, folder)
     return code
 
 
-def _hand_on(sweep: Sequence[Member], option: Submitit, first: RunRequest) -> int:
+def _run_on_workers(members: Sequence[SweepMember], options: SubmititOptions, first: RunRequest) -> int:
     """Have submitit's workers work on the runs, and wait for them."""
-    place = members.folder(sweep)
+    folder = sweep_members.sweep_folder(members)
     flags = tuple(word for word in first.command.words if word.startswith("-") or word not in first.command.overrides)
-    if option.name == submitit.SLURM and not all(member.is_finished for member in sweep):
-        look_for_sbatch(option.name)
-    errand = Errand((_script(),), flags, (place / "output").resolve())
-    with layout.lock_run(RunDir(place)):
-        results, code = submitit.run(sweep, option, errand)
-        members.write(place, sweep, results)
-    _tell(sweep, results, place)
+    if options.name == submitit_sweep.SUBMITIT_SLURM and not all(member.is_finished for member in members):
+        require_sbatch(options.name)
+    # An absolute path: a worker need not start in this directory.
+    task = WorkerTask((_script_path(),), flags, (folder / "output").resolve())
+    with layout.lock_run(RunDir(folder)):
+        results, code = submitit_sweep.run_members_on_workers(members, options, task)
+        sweep_members.write_results(folder, members, results)
+    _print_results(members, results, folder)
     return code
 
 
-def _submit_array(sweep: Sequence[Member], option: Slurm) -> int:
-    """Leave the runs to a Slurm job array, and say which job has which."""
-    if any(member.config.train.steps == 0 for member in sweep):
+def _submit_to_slurm(members: Sequence[SweepMember], options: SlurmOptions) -> int:
+    """Leave the runs to Slurm job arrays, and say which job has which."""
+    if any(member.config.train.steps == 0 for member in members):
         raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
-    place = members.folder(sweep)
-    results, jobs = slurm_array.submit(sweep, place, option)
-    _tell(sweep, results, place)
+    folder = sweep_members.sweep_folder(members)
+    results, jobs = slurm_array.submit_array(members, folder, options)
+    _print_results(members, results, folder)
     if jobs:
         print(f"look: squeue -r -j {','.join(jobs)}  save and stop for good: scancel {' '.join(jobs)}")
         print("the same command says how each stands, and submits what is left")
@@ -100,17 +103,19 @@ def _submit_array(sweep: Sequence[Member], option: Slurm) -> int:
     return RefusedError.exit_code if left else 0
 
 
-def _script() -> str:
+def _script_path() -> str:
     return str(Path(sys.argv[0]).resolve())
 
 
-def _admitted(runs: Sequence[RunRequest]) -> list[Member]:
-    """The runs, each where it lives. Raises ConfigError or RefusedError where one may not be worked on so."""
-    named = members.distinct([run.command.words for run in runs])
-    sweep = [Member(run.config, run.command.words, _admit_run(run), own) for run, own in zip(runs, named, strict=True)]
-    if any(member.config.resume == "never" for member in sweep):
+def _admit_members(runs: Sequence[RunRequest]) -> list[SweepMember]:
+    """Return the runs, each where it lives. Raises ConfigError or RefusedError where one may not be worked on so."""
+    distinguishing = sweep_members.find_distinguishing_overrides([run.command.words for run in runs])
+    members = []
+    for run, own in zip(runs, distinguishing, strict=True):
+        members.append(SweepMember(run.config, run.command.words, _admit_run(run), own))
+    if any(member.config.resume == "never" for member in members):
         raise ConfigError("resume=never: a sweep goes on with its runs when it is typed again; leave it out")
-    return sweep
+    return members
 
 
 def _admit_run(run: RunRequest) -> RunDir:
@@ -120,7 +125,7 @@ def _admit_run(run: RunRequest) -> RunDir:
     return run_dir
 
 
-def _tell(sweep: Sequence[Member], results: Sequence[Result], place: Path) -> None:
-    print("\n".join(status_table.drawn(sweep, results)))
-    print(f"{display_path(place / members.SWEEP)}  {display_path(place / members.TABLE)}")
-    print(f"one page about them: python -m runner report {shlex.quote(display_path(place.parent.parent))}")
+def _print_results(members: Sequence[SweepMember], results: Sequence[MemberResult], folder: Path) -> None:
+    print("\n".join(status_table.format_status_table(members, results)))
+    print(f"{display_path(folder / SWEEP_JSON)}  {display_path(folder / RESULTS_CSV)}")
+    print(f"one page about them: python -m runner report {shlex.quote(display_path(folder.parent.parent))}")

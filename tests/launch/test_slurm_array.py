@@ -21,9 +21,9 @@ from runner.errors import ConfigError, RefusedError
 from runner.launch import slurm_array, slurm_job
 from runner.launch.compose import _launcher_option
 from runner.launch.hydra_plugin import SweepJobs
-from runner.launch.members import Member
-from runner.launch.slurm_job import RECIPE, Slurm
-from runner.launch.slurm_queue import Job, queued, same
+from runner.launch.slurm_job import RECIPE, SlurmOptions
+from runner.launch.slurm_queue import SlurmJob, list_queued_runs, run_key
+from runner.launch.sweep_members import SweepMember
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door
@@ -101,7 +101,7 @@ def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Books:
     return Books(folder)
 
 
-def sweep_of(parent: Path, *names: str) -> list[Member]:
+def sweep_of(parent: Path, *names: str) -> list[SweepMember]:
     return [member(parent / name) for name in names]
 
 
@@ -110,17 +110,17 @@ def finish(place: RunDir) -> None:
     place.status.write_text(json.dumps({"state": "finished", "step": 1}))
 
 
-def states(sweep: Sequence[Member], place: Path, options: Slurm | None = None) -> list[tuple[str, str]]:
-    results, _ = slurm_array.submit(sweep, place, options or Slurm())
+def states(sweep: Sequence[SweepMember], place: Path, options: SlurmOptions | None = None) -> list[tuple[str, str]]:
+    results, _ = slurm_array.submit_array(sweep, place, options or SlurmOptions())
     return [(result.state, result.job) for result in results]
 
 
 def test_what_is_left_is_one_array_and_typed_again_nothing_is_submitted(tmp_path: Path, books: Books) -> None:
     parent = tmp_path / "n"
     sweep, place = sweep_of(parent, "a", "b", "c", "d", "e"), parent / ".sweep/1234"
-    finish(sweep[1].place)
-    with layout.lock_run(sweep[3].place):
-        assert states(sweep, place, Slurm(parallel=2)) == [
+    finish(sweep[1].run_dir)
+    with layout.lock_run(sweep[3].run_dir):
+        assert states(sweep, place, SlurmOptions(parallel=2)) == [
             ("queued", "10_0 submitted"),
             ("finished", ""),
             ("queued", "10_2 submitted"),
@@ -135,8 +135,8 @@ def test_what_is_left_is_one_array_and_typed_again_nothing_is_submitted(tmp_path
 
     books.becomes("10_2", "RUNNING")
     books.becomes("10_4", None)
-    finish(sweep[4].place)
-    finish(sweep[3].place)
+    finish(sweep[4].run_dir)
+    finish(sweep[3].run_dir)
     assert states(sweep, place) == [
         ("queued", "10_0 pending (Priority)"),
         ("finished", ""),
@@ -149,7 +149,7 @@ def test_what_is_left_is_one_array_and_typed_again_nothing_is_submitted(tmp_path
     books.becomes("10_0", None)  # it failed: only this one is left
     assert states(sweep, place)[0] == ("queued", "11_0 submitted")
     assert "#SBATCH --array=0\n" in books.submitted()[1]
-    assert sorted(slurm_array.submit(sweep, place, Slurm())[1]) == ["10", "11"]
+    assert sorted(slurm_array.submit_array(sweep, place, SlurmOptions())[1]) == ["10", "11"]
 
 
 def test_a_run_is_known_again_in_another_array_and_as_a_single_job(
@@ -157,17 +157,17 @@ def test_a_run_is_known_again_in_another_array_and_as_a_single_job(
 ) -> None:
     parent = tmp_path / "n"
     one, two, three = (f"seed_{n}-{n}{n}abcdef" for n in range(3))
-    slurm_job.submit(RunDir(parent / one), ("seed=0",), Slurm())
+    slurm_job.submit_job(RunDir(parent / one), ("seed=0",), SlurmOptions())
     assert states(sweep_of(parent, two), parent / ".sweep/1111") == [("queued", "11_0 submitted")]
     # Before a run exists its name says what was typed, which may be another thing for the same run.
     other = two.replace("seed_1", "default")
-    assert same(parent / other) == same(parent / two) != same(parent / one)
+    assert run_key(parent / other) == run_key(parent / two) != run_key(parent / one)
     sweep = sweep_of(parent, one, three, other)
-    results, jobs = slurm_array.submit(sweep, parent / ".sweep/2222", Slurm())
+    results, jobs = slurm_array.submit_array(sweep, parent / ".sweep/2222", SlurmOptions())
     assert [result.job for result in results] == ["10 pending (Priority)", "12_1 submitted", "11_0 pending (Priority)"]
     assert sorted(jobs) == ["10", "11_0", "12"]  # the other sweep's array has runs that are none of this one's
     capsys.readouterr()
-    slurm_job.submit(RunDir(parent / three), ("seed=2",), Slurm())
+    slurm_job.submit_job(RunDir(parent / three), ("seed=2",), SlurmOptions())
     said = capsys.readouterr().out
     assert "job 12_1 has it already: pending (Priority); nothing was submitted" in said
     assert f"{parent}/.sweep/2222/slurm/12_1.out" in said
@@ -184,7 +184,7 @@ def test_jobs_that_are_not_ours_are_passed_over(tmp_path: Path, books: Books) ->
 def test_an_array_is_the_recipe_and_each_task_its_own_command(tmp_path: Path) -> None:
     parent = tmp_path / "na me"
     tasks = {number: member(parent / f"r{number}", f"+a={{b: '{number}'}}", "$HOME") for number in (0, 1, 2, 5)}
-    text = slurm_array.text(tasks, parent / ".sweep/50%1", Slurm(time=60, setup=["module load x"]))
+    text = slurm_array.render_array(tasks, parent / ".sweep/50%1", SlurmOptions(time=60, setup=["module load x"]))
     assert "#SBATCH --array=0-2,5\n" in text
     assert "/.sweep/50%%1/slurm/%A_%a.out" in text
     for asked in ("--requeue --open-mode=append", "--signal=B:USR1@120", "--time=60", "--job-name='na me'"):
@@ -205,12 +205,12 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, books: Books) -> None
     parent = tmp_path / "n"
     sweep = sweep_of(parent, "a", "b")
     with pytest.raises(RefusedError, match="Invalid partition name specified; nothing was submitted"):
-        slurm_array.submit(sweep, parent / ".sweep/1234", Slurm())
+        slurm_array.submit_array(sweep, parent / ".sweep/1234", SlurmOptions())
     assert not parent.exists()
     (books.folder / "refuse").unlink()
-    finish(sweep[0].place)
+    finish(sweep[0].run_dir)
     assert states(sweep, parent / ".sweep/1234")[1] == ("queued", "10_1 submitted")
-    finish(sweep[1].place)
+    finish(sweep[1].run_dir)
     (books.folder / "squeue").unlink()
     (books.folder / "sbatch").unlink()
     assert states(sweep, parent / ".sweep/1234") == [("finished", "")] * 2  # nothing to ask
@@ -220,9 +220,9 @@ def test_more_runs_than_an_array_may_have_are_several_arrays(tmp_path: Path, boo
     (books.folder / "most").write_text("2")
     parent = tmp_path / "n"
     sweep, place = sweep_of(parent, "a", "b", "c", "d", "e"), parent / ".sweep/1234"
-    finish(sweep[2].place)
+    finish(sweep[2].run_dir)
     (books.folder / "most-jobs").write_text("2")
-    assert states(sweep, place, Slurm(parallel=1)) == [
+    assert states(sweep, place, SlurmOptions(parallel=1)) == [
         ("queued", "10_0 submitted"),
         ("queued", "10_1 submitted"),
         ("finished", ""),
@@ -237,16 +237,16 @@ def test_more_runs_than_an_array_may_have_are_several_arrays(tmp_path: Path, boo
     assert ("#SBATCH --array=0-1%1" in first, "#SBATCH --array=1%1" in second) == (True, True)
 
     (books.folder / "most-jobs").unlink()
-    results, jobs = slurm_array.submit(sweep, place, Slurm())
+    results, jobs = slurm_array.submit_array(sweep, place, SlurmOptions())
     assert [result.state for result in results] == ["queued", "queued", "finished", "queued", "queued"]
     assert (results[-1].job, jobs) == ("12_0 submitted", ["10", "11", "12"])
     assert [known.name for known in jobs_of(sweep)] == ["10_0", "10_1", "11_1", "12_0"]
     assert "--dependency" not in books.submitted()[2]
 
 
-def jobs_of(sweep: Sequence[Member]) -> list[Job]:
-    known = queued()
-    return [known[same(each.place.path)] for each in sweep if same(each.place.path) in known]
+def jobs_of(sweep: Sequence[SweepMember]) -> list[SlurmJob]:
+    known = list_queued_runs()
+    return [known[run_key(each.run_dir.path)] for each in sweep if run_key(each.run_dir.path) in known]
 
 
 def test_a_client_killed_while_it_submits_submits_once(door: Door, books: Books) -> None:
@@ -291,8 +291,8 @@ def test_the_file_of_the_launcher_says_every_option_and_its_default() -> None:
         config = hydra.compose("config", ["hydra/launcher=slurm"], return_hydra_config=True)
     chosen = {str(key): value for key, value in config.hydra.launcher.items()}
     assert chosen.pop("_target_") == "hydra_plugins.holdfast.HoldfastLauncher"
-    assert chosen.keys() == {field.name for field in fields(Slurm)}
-    assert Slurm(**chosen) == Slurm()
+    assert chosen.keys() == {field.name for field in fields(SlurmOptions)}
+    assert SlurmOptions(**chosen) == SlurmOptions()
 
 
 def test_a_sweep_is_checked_whole_before_any_of_it_is_submitted(door: Door, books: Books) -> None:
@@ -320,4 +320,4 @@ def test_a_search_needs_scores_and_is_refused() -> None:
     with pytest.raises(ConfigError, match="hydra/sweeper=optuna: chooses .* by the scores"):
         _launcher_option(OmegaConf.create(chosen), SweepJobs([], None, never))
     chosen["runtime"]["choices"]["hydra/sweeper"] = "basic"
-    assert _launcher_option(OmegaConf.create(chosen), SweepJobs([], None, never)) == Slurm(parallel=3)
+    assert _launcher_option(OmegaConf.create(chosen), SweepJobs([], None, never)) == SlurmOptions(parallel=3)

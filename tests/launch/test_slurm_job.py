@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import ConfigError
-from runner.launch.slurm_job import RECIPE, Slurm, job
+from runner.launch.slurm_job import RECIPE, SlurmOptions, render_job
 from runner.rundir.layout import RunDir
 from tests.conftest import SMALL, Door
 
@@ -50,11 +50,11 @@ def test_no_sbatch_is_one_plain_line(door: Door) -> None:
 
 
 def test_the_job_is_the_recipe_with_the_command_filled_in(tmp_path: Path) -> None:
-    options = Slurm(
+    options = SlurmOptions(
         partition="gpu", time=90, cpus=4, gpus="h100:1", sbatch=["--constraint=a|b"], setup=["module load x"]
     )
     run, desk = RunDir(tmp_path / "n" / "it s-1"), RunDir(tmp_path / "n" / ".slurm" / "it s-1")
-    text = job(run, desk, ("+a={kind: x}", "name=$HOME"), options)
+    text = render_job(run, desk, ("+a={kind: x}", "name=$HOME"), options)
     lines = text.splitlines()
     for asked in (
         "partition=gpu",
@@ -79,7 +79,7 @@ def test_a_word_that_would_be_another_line_of_the_script_is_refused() -> None:
 
     for options in ({"account": "a\n#SBATCH --uid=0"}, {"sbatch": ["--x\ny"]}, {"setup": ["a\nb"]}):
         with pytest.raises(ConfigError):
-            validate_options(Slurm, options)
+            validate_options(SlurmOptions, options)
 
 
 def test_an_attempt_records_its_job(door: Door) -> None:

@@ -23,10 +23,10 @@ from runner.config.schema import validate_config
 from runner.errors import ConfigError, RefusedError
 from runner.launch import sweep
 from runner.launch.command_line import RunRequest
-from runner.launch.local import Local
+from runner.launch.local_sweep import LocalOptions
 from runner.launch.main import main
-from runner.launch.members import Member
-from runner.launch.study import STUDY, Search, Study, score_of, search_direction
+from runner.launch.study import STUDY_JSON, SearchOptions, Study, choose_direction, read_score
+from runner.launch.sweep_members import SweepMember
 from runner.rundir.layout import RunDir, lock_run
 from tests.config.test_config import changed
 from tests.conftest import Door
@@ -36,7 +36,7 @@ TYPED = ("++optim.lr=interval(1e-4,1e-1)", "model=mlp")
 
 
 def study_at(tmp_path: Path, **option: Any) -> Study:
-    return Study(tmp_path / "study", Search(**option), "minimize", TYPED)
+    return Study(tmp_path / "study", SearchOptions(**option), "minimize", TYPED)
 
 
 def command(tmp_path: Path) -> list[str]:
@@ -46,14 +46,14 @@ def command(tmp_path: Path) -> list[str]:
 
 def test_what_was_suggested_before_wins(tmp_path: Path) -> None:
     study = study_at(tmp_path)
-    assert [study.suggested(number, "optim.lr", value) for number, value in enumerate((0.1, 0.2))] == [0.1, 0.2]
+    assert [study.recall_or_record(number, "optim.lr", value) for number, value in enumerate((0.1, 0.2))] == [0.1, 0.2]
     with study.lock:
-        study.work([member(tmp_path / "a", "ok")], Local(), command(tmp_path))
+        study.work_on_batch([member(tmp_path / "a", "ok")], LocalOptions(), command(tmp_path))
     again = study_at(tmp_path)
-    assert [again.suggested(number, "optim.lr", 0.3) for number in range(3)] == [0.1, 0.2, 0.3]
+    assert [again.recall_or_record(number, "optim.lr", 0.3) for number in range(3)] == [0.1, 0.2, 0.3]
     with again.lock:  # the first trial of a new start forgets none of the others
-        again.work([member(tmp_path / "a", "ok")], Local(), command(tmp_path))
-    kept = json.loads((tmp_path / "study" / STUDY).read_text())
+        again.work([member(tmp_path / "a", "ok")], LocalOptions(), command(tmp_path))
+    kept = json.loads((tmp_path / "study" / STUDY_JSON).read_text())
     assert kept["trials"] == [{"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.lr": 0.3}]
     assert kept["search"] == ["optim.lr=interval(1e-4,1e-1)", "model=mlp"]
 
@@ -61,8 +61,8 @@ def test_what_was_suggested_before_wins(tmp_path: Path) -> None:
 def test_trials_that_are_one_run_are_run_once(tmp_path: Path) -> None:
     study = study_at(tmp_path)
     with study.lock:
-        first = study.work([member(tmp_path / "a", "ok")] * 2, Local(parallel=2), command(tmp_path))
-        then = study.work([member(tmp_path / name, "ok") for name in "ba"], Local(), command(tmp_path))
+        first = study.work_on_batch([member(tmp_path / "a", "ok")] * 2, LocalOptions(parallel=2), command(tmp_path))
+        then = study.work_on_batch([member(tmp_path / name, "ok") for name in "ba"], LocalOptions(), command(tmp_path))
     assert (first, then) == ((0, [0.5, 0.5]), (0, [0.5, 0.5]))
     assert [len(tries(tmp_path, name)) for name in "ab"] == [1, 1]
     rows = json.loads((tmp_path / "study/sweep.json").read_text())["runs"]
@@ -72,23 +72,23 @@ def test_trials_that_are_one_run_are_run_once(tmp_path: Path) -> None:
 def test_a_failed_trial_has_no_score_and_is_not_tried_with_every_batch(tmp_path: Path) -> None:
     study = study_at(tmp_path)
     with study.lock:
-        assert study.work([member(tmp_path / "a", "raise")], Local(retries=0), command(tmp_path)) == (1, [None])
+        assert study.work_on_batch([member(tmp_path / "a", "raise")], LocalOptions(retries=0), command(tmp_path)) == (1, [None])
         batch = [member(tmp_path / "a", "raise"), member(tmp_path / "b", "ok")]
-        assert study.work(batch, Local(retries=0), command(tmp_path)) == (0, [None, 0.5])
+        assert study.work_on_batch(batch, LocalOptions(retries=0), command(tmp_path)) == (0, [None, 0.5])
     assert len(tries(tmp_path, "a")) == 1
     assert [result.state for result in study.results] == ["failed", "finished"]
 
 
 def test_a_search_that_goes_is_not_begun_twice(tmp_path: Path) -> None:
     study = study_at(tmp_path)
-    with lock_run(RunDir(study.place)), study.lock, pytest.raises(RefusedError, match="in use"):
-        study.work([member(tmp_path / "a", "ok")], Local(), command(tmp_path))
+    with lock_run(RunDir(study.folder)), study.lock, pytest.raises(RefusedError, match="in use"):
+        study.work_on_batch([member(tmp_path / "a", "ok")], LocalOptions(), command(tmp_path))
     assert not (tmp_path / "a").exists()
 
 
 def test_a_score_is_a_number_of_a_finished_run(tmp_path: Path) -> None:
     run = member(tmp_path / "a")
-    run.place.path.mkdir()
+    run.run_dir.path.mkdir()
     for state, value, expected in (
         ("finished", 0.5, 0.5),
         ("finished", float("nan"), None),
@@ -96,26 +96,26 @@ def test_a_score_is_a_number_of_a_finished_run(tmp_path: Path) -> None:
         ("finished", None, None),
         ("running", 0.5, None),
     ):
-        run.place.path.joinpath("status.json").write_text(json.dumps({"state": state, "step": 1, "score": value}))
-        assert score_of(run) == expected, (state, value)
+        run.run_dir.path.joinpath("status.json").write_text(json.dumps({"state": state, "step": 1, "score": value}))
+        assert read_score(run) == expected, (state, value)
 
 
 def test_the_score_says_which_way_is_better() -> None:
-    assert [search_direction(None, mode) for mode in ("min", "max")] == ["minimize", "maximize"]
-    assert search_direction("maximize", "max") == "maximize"
+    assert [choose_direction(None, mode) for mode in ("min", "max")] == ["minimize", "maximize"]
+    assert choose_direction("maximize", "max") == "maximize"
     with pytest.raises(ConfigError, match="direction: got minimize; expected maximize, as score.mode=max says"):
-        search_direction("minimize", "max")
+        choose_direction("minimize", "max")
 
 
 def test_the_best_is_told_as_the_score_means_it(tmp_path: Path) -> None:
     for way, best in (("minimize", "a"), ("maximize", "b")):
-        study = Study(tmp_path / way, Search(), way, TYPED)
+        study = Study(tmp_path / way, SearchOptions(), way, TYPED)
         with study.lock:
-            study.work([member(tmp_path / name, "ok") for name in "ab"], Local(), command(tmp_path))
+            study.work_on_batch([member(tmp_path / name, "ok") for name in "ab"], LocalOptions(), command(tmp_path))
         for name, value in (("a", 0.25), ("b", 0.75)):
             path = tmp_path / name / "status.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "score": value}))
-        (line,) = [line for line in study.story() if line.startswith("best: ")]
+        (line,) = [line for line in study.summary_lines() if line.startswith("best: ")]
         assert line.endswith(f"/{best}")
 
 
@@ -149,13 +149,13 @@ class Searching:
     def type(self, *words: str) -> int:
         return main(["-m", "hydra/sweeper=optuna", "hydra.launcher.retries=0", "model=mlp", "data=digits", *words])
 
-    def _stand_ins(self, runs: Sequence[RunRequest]) -> list[Member]:
+    def _stand_ins(self, runs: Sequence[RunRequest]) -> list[SweepMember]:
         batch = []
         for run in runs:
             (own,) = [word for word in run.command.words if word.startswith("optim.lr=")]
             folder = self.place / own
             config = validate_config(changed(train__steps=1, ckpt__last=False))
-            batch.append(Member(config, (str(folder), self.script.get(own, "ok")), RunDir(folder), (own,)))
+            batch.append(SweepMember(config, (str(folder), self.script.get(own, "ok")), RunDir(folder), (own,)))
         return batch
 
     def tried(self) -> dict[str, int]:
@@ -256,7 +256,7 @@ def test_a_search_in_pieces_suggests_what_one_piece_does(
                 searching.type(f"hydra.sweeper.n_trials={count}", LR, "seed=range(0,5)", "schedule=constant,cosine")
                 == 0
             )
-        trials.append(json.loads((searching.study / STUDY).read_text())["trials"])
+        trials.append(json.loads((searching.study / STUDY_JSON).read_text())["trials"])
     assert trials[0] == trials[1]
     assert len(trials[0]) == 13
 

@@ -19,13 +19,13 @@ from omegaconf import OmegaConf
 
 from runner.config.schema import validate_config
 from runner.errors import ConfigError
-from runner.launch import submitit
+from runner.launch import submitit_sweep
 from runner.launch.command_line import SweepRequest
 from runner.launch.compose import compose
 from runner.launch.hydra_errors import in_one_line
 from runner.launch.main import main
-from runner.launch.members import Member
-from runner.launch.submitit import Errand, Submitit
+from runner.launch.submitit_sweep import SubmititOptions, WorkerTask
+from runner.launch.sweep_members import SweepMember
 from runner.rundir.layout import RunDir, lock_run
 from tests.config.test_config import changed
 from tests.launch.test_sweep import STAND_IN, member
@@ -62,7 +62,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         words = ["++" + str(word) for word in (int(number or signal.SIGTERM), int(number), code)]
         job = {"job": {"name": "a-1"}, "overrides": {"task": words}}
         HydraConfig.instance().cfg = OmegaConf.create({"hydra": job})  # type: ignore[assignment]
-        return Errand((str(tmp_path / "run.py"),), (), tmp_path / "output")(None)
+        return WorkerTask((str(tmp_path / "run.py"),), (), tmp_path / "output")(None)
 
     yield do
     for number, handler in before.items():
@@ -102,15 +102,17 @@ def test_in_a_slurm_job_every_stop_is_requeued_unless_slurm_ends_it(
 def test_what_is_finished_or_in_use_is_not_handed_on(tmp_path: Path) -> None:
     handed: list[Any] = []
 
-    def carry(errand: Errand, names: Any) -> list[Any]:
+    def carry(errand: WorkerTask, names: Any) -> list[Any]:
         handed.extend(names.values())
         return [2]
 
     sweep = [member(tmp_path / name, "ok") for name in ("a", "b", "c")]
-    sweep[0].place.path.mkdir()
-    sweep[0].place.status.write_text('{"state": "finished", "step": 1}')
-    with lock_run(sweep[1].place):
-        results, code = submitit.run(sweep, Submitit("submitit_local", {}, carry), Errand((), (), tmp_path / "output"))
+    sweep[0].run_dir.path.mkdir()
+    sweep[0].run_dir.status.write_text('{"state": "finished", "step": 1}')
+    with lock_run(sweep[1].run_dir):
+        results, code = submitit_sweep.run_members_on_workers(
+            sweep, SubmititOptions("submitit_local", {}, carry), WorkerTask((), (), tmp_path / "output")
+        )
     assert (handed, code) == (["c"], 1)
     assert [(result.state, result.code) for result in results] == [("finished", None), ("in use", None), ("failed", 2)]
 
@@ -128,7 +130,7 @@ def test_what_cannot_be_is_onein_one_line(
     absent = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic", "local", "slurm"])
     assert in_one_line(absent).startswith("hydra/launcher=submitit_slurm: needs the extra `submitit`; pip install ")
     with pytest.raises(ConfigError, match=r"^hydra.launcher.nodes: got 2; a run is one process; say 1$"):
-        Submitit("submitit_slurm", {"nodes": 2}, lambda *_: [])
+        SubmititOptions("submitit_slurm", {"nodes": 2}, lambda *_: [])
 
 
 # What the stand-in of a sweep does: one asks its worker once to be requeued, as it does at a time limit.
@@ -159,13 +161,15 @@ def test_a_sweep_by_submitit_local(
         compose([*words, "seed=0,-1"])
     request = compose([*words, "seed=0,1,2"])
     assert isinstance(request, SweepRequest)
-    assert isinstance(request.launcher, Submitit)
+    assert isinstance(request.launcher, SubmititOptions)
     config, names = validate_config(changed(train__steps=1, ckpt__last=False)), ("seed=0", "seed=1", "seed=2")
     assert [run.command.words[-1] for run in request.runs] == [*names]
-    sweep = [Member(config, (name,), RunDir(tmp_path / name), (name,)) for name in names]
-    results, code = submitit.run(sweep, request.launcher, Errand(("run.py",), (), tmp_path / "output"))
+    sweep = [SweepMember(config, (name,), RunDir(tmp_path / name), (name,)) for name in names]
+    results, code = submitit_sweep.run_members_on_workers(
+        sweep, request.launcher, WorkerTask(("run.py",), (), tmp_path / "output")
+    )
     found = [
-        (result.state, len(list(each.place.path.glob("try-*"))), result.code)
+        (result.state, len(list(each.run_dir.path.glob("try-*"))), result.code)
         for each, result in zip(sweep, results, strict=True)
     ]
     assert code == 1

@@ -20,17 +20,17 @@ import pytest
 
 from runner.__main__ import main
 from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, RefusedError, StorageError
-from runner.launch.process import HANDED_ON
+from runner.launch.child_process import FORWARDED_SIGNALS
 from runner.launch.restart_policy import (
     FRUITLESS_SECONDS,
-    IN_USE_TRIES,
-    LONGEST_WAIT,
-    Ending,
-    Leave,
-    Rerun,
-    Streak,
-    next_move,
-    pause,
+    MAX_IN_USE_TRIES,
+    MAX_WAIT_SECONDS,
+    Exit,
+    FailureStreak,
+    ProcessEnding,
+    Restart,
+    backoff_seconds,
+    decide_restart,
 )
 from runner.rundir import layout
 from runner.rundir.layout import RunDir
@@ -40,18 +40,18 @@ SUPERVISE = (sys.executable, "-m", "runner", "supervise", "--wait", "0.1")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
 
 
-def moves(*endings: Ending, budget: int = 3, wait: float = 5.0) -> list[Rerun | Leave]:
+def moves(*endings: ProcessEnding, budget: int = 3, wait: float = 5.0) -> list[Restart | Exit]:
     """What is done after each of these endings, one after the other; waits without their random part."""
-    streak, answers = Streak(), []
+    streak, answers = FailureStreak(), []
     for ending in endings:
         streak = streak.after(ending)
-        answers.append(next_move(ending, streak, budget, wait, 0.0))
+        answers.append(decide_restart(ending, streak, budget, wait, 0.0))
     return answers
 
 
-def waits(*endings: Ending, **limits: float) -> list[float | int]:
+def waits(*endings: ProcessEnding, **limits: float) -> list[float | int]:
     """Seconds before each rerun; the exit code where it ends."""
-    return [move.wait if isinstance(move, Rerun) else -move.code for move in moves(*endings, **limits)]
+    return [move.wait if isinstance(move, Restart) else -move.code for move in moves(*endings, **limits)]
 
 
 # --- the policy ---
@@ -61,69 +61,77 @@ def waits(*endings: Ending, **limits: float) -> list[float | int]:
     "code", [0, *(error.exit_code for error in (ConfigError, RefusedError, DivergedError, StorageError)), 7, 127, 255]
 )
 def test_what_running_again_would_not_change_ends_it_with_the_same_code(code: int) -> None:
-    assert waits(Ending(code)) == [-code]
+    assert waits(ProcessEnding(code)) == [-code]
 
 
 @pytest.mark.parametrize("code", [CRASHED, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, 137, 139, 134])
 def test_crashes_are_forgiven_within_the_budget_and_each_wait_is_twice_the_last(code: int) -> None:
     left = 128 - code if code < 0 else code
-    assert waits(*[Ending(code)] * 4) == [5.0, 10.0, 20.0, -left]
-    assert waits(Ending(code), budget=0) == [-left]
+    assert waits(*[ProcessEnding(code)] * 4) == [5.0, 10.0, 20.0, -left]
+    assert waits(ProcessEnding(code), budget=0) == [-left]
 
 
 def test_a_newer_checkpoint_makes_a_crash_the_first_again() -> None:
-    crash, later = Ending(CRASHED), Ending(CRASHED, saved_more=True)
+    crash, later = ProcessEnding(CRASHED), ProcessEnding(CRASHED, saved_more=True)
     assert waits(crash, crash, later, crash, crash, crash) == [5.0, 10.0, 5.0, 10.0, 20.0, -CRASHED]
     assert waits(*[later] * 50) == [5.0] * 50
 
 
 def test_a_stop_that_saved_nothing_new_does_not_forgive_the_crashes_before_it() -> None:
-    crash, stop = Ending(CRASHED), Ending(STOPPED, seconds=1.0)
+    crash, stop = ProcessEnding(CRASHED), ProcessEnding(STOPPED, seconds=1.0)
     assert waits(crash, stop, crash, stop, crash, stop, crash)[-1] == -CRASHED
 
 
 def test_a_stop_is_run_again_at_once_and_for_ever() -> None:
-    saved, long = Ending(STOPPED, seconds=1.0, saved_more=True), Ending(STOPPED, seconds=FRUITLESS_SECONDS)
+    saved, long = (
+        ProcessEnding(STOPPED, seconds=1.0, saved_more=True),
+        ProcessEnding(STOPPED, seconds=FRUITLESS_SECONDS),
+    )
     assert waits(*[saved] * 100) == [0.0] * 100
     assert waits(*[long] * 100) == [0.0] * 100
 
 
 def test_stops_that_come_to_nothing_are_run_again_ever_more_slowly() -> None:
-    nothing = Ending(STOPPED, seconds=1.0)
-    assert waits(*[nothing] * 9) == [0.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, LONGEST_WAIT, LONGEST_WAIT]
+    nothing = ProcessEnding(STOPPED, seconds=1.0)
+    assert waits(*[nothing] * 9) == [0.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, MAX_WAIT_SECONDS, MAX_WAIT_SECONDS]
     assert "3 times in a row with nothing new saved" in moves(*[nothing] * 3)[-1].why
-    assert waits(nothing, nothing, Ending(STOPPED, seconds=1.0, saved_more=True), nothing) == [0.0, 5.0, 0.0, 0.0]
+    assert waits(nothing, nothing, ProcessEnding(STOPPED, seconds=1.0, saved_more=True), nothing) == [
+        0.0,
+        5.0,
+        0.0,
+        0.0,
+    ]
 
 
 def test_a_run_in_use_is_tried_a_few_times_and_any_other_refusal_is_not() -> None:
-    in_use, code = Ending(RefusedError.exit_code, in_use=True), RefusedError.exit_code
+    in_use, code = ProcessEnding(RefusedError.exit_code, in_use=True), RefusedError.exit_code
     assert waits(*[in_use] * 6) == [5.0, 10.0, 20.0, 40.0, 80.0, -code]
-    assert len([move for move in moves(*[in_use] * 6) if isinstance(move, Rerun)]) == IN_USE_TRIES
-    assert waits(Ending(code)) == [-code]
+    assert len([move for move in moves(*[in_use] * 6) if isinstance(move, Restart)]) == MAX_IN_USE_TRIES
+    assert waits(ProcessEnding(code)) == [-code]
 
 
 def test_a_run_that_gave_up_is_not_run_again() -> None:
-    assert waits(Ending(CRASHED, gave_up=True)) == [-CRASHED]
+    assert waits(ProcessEnding(CRASHED, gave_up=True)) == [-CRASHED]
 
 
-@pytest.mark.parametrize("number", HANDED_ON)
+@pytest.mark.parametrize("number", FORWARDED_SIGNALS)
 def test_after_a_signal_was_handed_on_it_leaves_with_the_code_of_the_command(number: int) -> None:
     for code in (0, CRASHED, STOPPED, StorageError.exit_code, 128 + number):
-        assert waits(Ending(code, saved_more=True, asked=number)) == [-code]
-    assert waits(Ending(-signal.SIGKILL, asked=number)) == [-(128 + signal.SIGKILL)]
-    assert waits(Ending(-number, asked=number)) == [-STOPPED], "it was not listening yet: nothing was lost"
+        assert waits(ProcessEnding(code, saved_more=True, asked=number)) == [-code]
+    assert waits(ProcessEnding(-signal.SIGKILL, asked=number)) == [-(128 + signal.SIGKILL)]
+    assert waits(ProcessEnding(-number, asked=number)) == [-STOPPED], "it was not listening yet: nothing was lost"
 
 
 def test_ctrl_c_at_the_command_itself_is_no_crash() -> None:
-    assert waits(Ending(-signal.SIGINT)) == waits(Ending(130)) == [-130]
+    assert waits(ProcessEnding(-signal.SIGINT)) == waits(ProcessEnding(130)) == [-130]
 
 
 def test_a_wait_is_between_half_and_all_of_its_length_and_never_longer_than_the_longest() -> None:
-    assert [pause(count, 5.0, 0.0) for count in (0, 1, 2, 3)] == [0.0, 5.0, 10.0, 20.0]
-    assert pause(2, 5.0, 0.5) == 7.5
-    assert 5.0 < pause(2, 5.0, 0.999999) < 5.01
-    assert pause(10**9, 5.0, 0.0) == LONGEST_WAIT
-    assert pause(3, 0.0, 0.0) == 0.0
+    assert [backoff_seconds(count, 5.0, 0.0) for count in (0, 1, 2, 3)] == [0.0, 5.0, 10.0, 20.0]
+    assert backoff_seconds(2, 5.0, 0.5) == 7.5
+    assert 5.0 < backoff_seconds(2, 5.0, 0.999999) < 5.01
+    assert backoff_seconds(10**9, 5.0, 0.0) == MAX_WAIT_SECONDS
+    assert backoff_seconds(3, 0.0, 0.0) == 0.0
 
 
 # --- with a command that does as it is told ---
@@ -243,7 +251,7 @@ def test_what_an_earlier_attempt_said_is_no_reason_to_give_up(scripted: Scripted
 def test_a_run_in_use_is_waited_for_but_not_for_ever(scripted: Scripted, tmp_path: Path) -> None:
     with layout.lock_run(RunDir(tmp_path / "run")):
         code, times, said = scripted(*[{}] * 20)
-    assert (code, times) == (3, 1 + IN_USE_TRIES)
+    assert (code, times) == (3, 1 + MAX_IN_USE_TRIES)
     assert "the run is in use (try 1 of 5)" in said
     (tmp_path / "done").unlink()
 
@@ -316,7 +324,7 @@ def counting(linger: float) -> tuple[str, ...]:
     return sys.executable, "-c", COUNTING, str(linger)
 
 
-@pytest.mark.parametrize("number", HANDED_ON)
+@pytest.mark.parametrize("number", FORWARDED_SIGNALS)
 def test_a_signal_is_handed_on_once_and_ends_it_with_75(number: int) -> None:
     process = start(*counting(0.3))
     assert process.stdout

@@ -21,12 +21,12 @@ import pytest
 
 from runner.config.schema import read_document, validate_config
 from runner.errors import ConfigError
-from runner.launch import local, members, status_table
+from runner.launch import local_sweep, status_table, sweep_members
 from runner.launch.command_line import RunRequest, SweepRequest
 from runner.launch.compose import compose
-from runner.launch.local import Local
-from runner.launch.members import Member, Result
-from runner.launch.slurm_job import Slurm
+from runner.launch.local_sweep import LocalOptions
+from runner.launch.slurm_job import SlurmOptions
+from runner.launch.sweep_members import MemberResult, SweepMember
 from runner.rundir.layout import RunDir
 from tests.config.test_config import changed
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged, write_corpus
@@ -87,25 +87,27 @@ class Watching:
     def __init__(self) -> None:
         self.told: list[tuple[int, str]] = []
 
-    def changed(self, number: int, result: Result) -> None:
+    def show_change(self, number: int, result: MemberResult) -> None:
         self.told.append((number, result.state))
 
-    def show(self, results: Sequence[Result]) -> None:
+    def show(self, results: Sequence[MemberResult]) -> None:
         return None
 
 
-def member(folder: Path, *script: str) -> Member:
+def member(folder: Path, *script: str) -> SweepMember:
     """A run that does this at its first try, at its second, …"""
     config = validate_config(changed(train__steps=1, ckpt__last=False))
-    return Member(config, (str(folder), *script), RunDir(folder), (f"run={folder.name}",))
+    return SweepMember(config, (str(folder), *script), RunDir(folder), (f"run={folder.name}",))
 
 
-def swept(tmp_path: Path, scripts: dict[str, tuple[str, ...]], **option: Any) -> tuple[list[Result], int, Watching]:
+def swept(
+    tmp_path: Path, scripts: dict[str, tuple[str, ...]], **option: Any
+) -> tuple[list[MemberResult], int, Watching]:
     stand_in, board = tmp_path / "stand_in.py", Watching()
     stand_in.write_text(STAND_IN)
     sweep = [member(tmp_path / name, *script) for name, script in scripts.items()]
     command = [sys.executable, str(stand_in)]
-    results, code = local.run(sweep, Local(**option), command, tmp_path / "output", board)
+    results, code = local_sweep.run_members(sweep, LocalOptions(**option), command, tmp_path / "output", board)
     return results, code, board
 
 
@@ -113,7 +115,7 @@ def tries(tmp_path: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((tmp_path / name).glob("try-*"))]
 
 
-def states(results: Sequence[Result]) -> list[str]:
+def states(results: Sequence[MemberResult]) -> list[str]:
     return [result.state for result in results]
 
 
@@ -130,11 +132,14 @@ def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path: Path) -> None
 def test_a_reason_is_what_the_run_wrote_down(tmp_path: Path) -> None:
     """The last line of a traceback may be jax's."""
     broken = member(tmp_path / "a")
-    broken.place.path.mkdir()
-    broken.place.status.write_text(json.dumps({"state": "failed", "why": "RuntimeError: planted"}))
-    assert members.ending(broken, 1, "RuntimeError: planted\nFor simplicity, …") == ("failed", "RuntimeError: planted")
-    assert members.ending(broken, -signal.SIGKILL, "step 3") == ("failed", "died of SIGKILL")
-    assert members.ending(broken, 2, "error: optim.lr: got -1") == ("failed", "optim.lr: got -1")
+    broken.run_dir.path.mkdir()
+    broken.run_dir.status.write_text(json.dumps({"state": "failed", "why": "RuntimeError: planted"}))
+    assert sweep_members.classify_exit(broken, 1, "RuntimeError: planted\nFor simplicity, …") == (
+        "failed",
+        "RuntimeError: planted",
+    )
+    assert sweep_members.classify_exit(broken, -signal.SIGKILL, "step 3") == ("failed", "died of SIGKILL")
+    assert sweep_members.classify_exit(broken, 2, "error: optim.lr: got -1") == ("failed", "optim.lr: got -1")
 
 
 def test_what_is_finished_is_not_started_again(tmp_path: Path) -> None:
@@ -154,9 +159,9 @@ def test_finished_is_what_has_all_its_steps_and_its_last_checkpoint(tmp_path: Pa
     longer = validate_config(changed(train__steps=2, ckpt__last=False))
     saved = validate_config(changed(train__steps=1))
     for config in (longer, saved):
-        assert not Member(config, short.words, short.place, ()).is_finished
+        assert not SweepMember(config, short.words, short.run_dir, ()).is_finished
     (tmp_path / "a/checkpoints/1").mkdir(parents=True)
-    assert Member(saved, short.words, short.place, ()).is_finished
+    assert SweepMember(saved, short.words, short.run_dir, ()).is_finished
 
 
 def test_runs_beside_each_other_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,14 +208,14 @@ def test_a_notice_to_one_run_is_one_to_all(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_file_stop_rests_one_run_only(tmp_path: Path) -> None:
-    results, code, _ = swept(tmp_path, {"a": (f"notice:{local.STOP_FILE}",), "b": ("ok",)})
+    results, code, _ = swept(tmp_path, {"a": (f"notice:{local_sweep.STOP_FILE}",), "b": ("ok",)})
     assert (states(results), code) == (["stopped", "finished"], 75)
 
 
 def test_a_run_in_use_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has it may be a run whose sweep was killed: it saves, and lets go."""
-    monkeypatch.setattr(local, "IN_USE_SECONDS", 0.05)
-    monkeypatch.setattr(local, "IN_USE_TRIES", 1000)
+    monkeypatch.setattr(local_sweep, "IN_USE_SECONDS", 0.05)
+    monkeypatch.setattr(local_sweep, "IN_USE_TRIES", 1000)
     holder = subprocess.Popen(
         [sys.executable, "-c", STAND_IN, str(tmp_path / "a"), "hold"], env={**os.environ, "SECONDS": "0"}
     )
@@ -225,8 +230,8 @@ def test_a_run_in_use_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_run_that_was_in_use_is_so_although_it_was_let_go_since(tmp_path: Path) -> None:
     told = f"error: {tmp_path}/a: in use by pid 3 on host h; wait for it or stop it\n"
-    assert members.ending(member(tmp_path / "a"), 3, told)[0] == "in use"
-    assert members.ending(member(tmp_path / "a"), 3, "error: resume=must: nothing is there")[0] == "failed"
+    assert sweep_members.classify_exit(member(tmp_path / "a"), 3, told)[0] == "in use"
+    assert sweep_members.classify_exit(member(tmp_path / "a"), 3, "error: resume=must: nothing is there")[0] == "failed"
 
 
 def test_a_killed_sweep_leaves_nobody_behind(tmp_path: Path) -> None:
@@ -259,54 +264,60 @@ def _state(pid: int) -> str:
 
 def test_what_differs_names_a_run() -> None:
     jobs = [("model=mlp", "seed=0", "ckpt=best"), ("model=mlp", "seed=1", "ckpt=best")]
-    assert members.distinct(jobs) == [("seed=0",), ("seed=1",)]
-    assert members.distinct([("seed=0",)]) == [()]
+    assert sweep_members.find_distinguishing_overrides(jobs) == [("seed=0",), ("seed=1",)]
+    assert sweep_members.find_distinguishing_overrides([("seed=0",)]) == [()]
 
 
 def test_two_jobs_with_one_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"/a and .*/a are one run, .*/a; leave one of them out"):
-        members.admit([member(tmp_path / "a"), member(tmp_path / "b"), member(tmp_path / "a")])
+        sweep_members.refuse_duplicates([member(tmp_path / "a"), member(tmp_path / "b"), member(tmp_path / "a")])
 
 
 def test_shares_are_equal_and_disjoint() -> None:
-    assert local.dealt([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
-    assert local.dealt(["0"], 2) == [[], []]
-    assert local.gpus("3, 5", Path("/nowhere")) == ["3", "5"]
-    assert local.gpus("", Path("/nowhere")) == []
-    assert local.gpus(None, Path("/nowhere")) == []
+    assert local_sweep.deal_equally([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
+    assert local_sweep.deal_equally(["0"], 2) == [[], []]
+    assert local_sweep.list_gpus("3, 5", Path("/nowhere")) == ["3", "5"]
+    assert local_sweep.list_gpus("", Path("/nowhere")) == []
+    assert local_sweep.list_gpus(None, Path("/nowhere")) == []
 
 
 def test_gpus_are_divided_and_none_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setenv(local.VISIBLE, "4,5,6")
-    assert [each.environment for each in local.shares(2)] == [{local.VISIBLE: "4"}, {local.VISIBLE: "5"}]
-    assert local.shares(1) == [local.Share()]
+    monkeypatch.setenv(local_sweep.VISIBLE_DEVICES, "4,5,6")
+    assert [each.environment for each in local_sweep.share_machine(2)] == [
+        {local_sweep.VISIBLE_DEVICES: "4"},
+        {local_sweep.VISIBLE_DEVICES: "5"},
+    ]
+    assert local_sweep.share_machine(1) == [local_sweep.MachineShare()]
     with pytest.raises(ConfigError, match="parallel=4: this machine has 3 GPU"):
-        local.shares(4)
+        local_sweep.share_machine(4)
     with monkeypatch.context() as on_cpu:
         on_cpu.setenv("JAX_PLATFORMS", "cpu")
-        assert len(local.shares(4)) == 4
-    monkeypatch.delenv(local.VISIBLE)
+        assert len(local_sweep.share_machine(4)) == 4
+    monkeypatch.delenv(local_sweep.VISIBLE_DEVICES)
     for name in ("a", "b"):
         (tmp_path / "gpus" / name).mkdir(parents=True)
-    monkeypatch.setattr(local, "GPUS", tmp_path / "gpus")
-    assert [each.environment for each in local.shares(2)] == [{local.VISIBLE: "0"}, {local.VISIBLE: "1"}]
+    monkeypatch.setattr(local_sweep, "NVIDIA_GPUS", tmp_path / "gpus")
+    assert [each.environment for each in local_sweep.share_machine(2)] == [
+        {local_sweep.VISIBLE_DEVICES: "0"},
+        {local_sweep.VISIBLE_DEVICES: "1"},
+    ]
 
 
 def test_what_is_left_behind_can_be_read_as_a_table(tmp_path: Path) -> None:
     results, _, _ = swept(tmp_path, {"a": ("ok",), "b": ("raise",)}, retries=0)
     sweep = [member(tmp_path / name) for name in "ab"]
-    place = members.folder(sweep)
-    assert place == members.folder(sweep[::-1])
-    assert place != members.folder(sweep[:1])
-    members.write(place, sweep, results)
+    place = sweep_members.sweep_folder(sweep)
+    assert place == sweep_members.sweep_folder(sweep[::-1])
+    assert place != sweep_members.sweep_folder(sweep[:1])
+    sweep_members.write_results(place, sweep, results)
     rows = list(csv.DictReader((place / "results.csv").open()))
     assert [(row["directory"], row["state"], row["score"], row["why"]) for row in rows] == [
         (str(tmp_path / "a"), "finished", "0.5", ""),
         (str(tmp_path / "b"), "failed", "0.5", "RuntimeError: planted"),
     ]
     assert json.loads((place / "sweep.json").read_text())["runs"][1]["code"] == 1
-    drawn = status_table.drawn(sweep, results)
+    drawn = status_table.format_status_table(sweep, results)
     assert drawn[-1] == "2 runs: 1 failed, 1 finished"
     assert "1/1  0.5000" in drawn[1]
 
@@ -343,7 +354,7 @@ def test_the_runs_are_of_the_configuration_that_was_named(tmp_path: Path, monkey
     named = ("-cd", str(tmp_path), "-cn", "mine")
     sweep = compose((*named, "-m", "seed=0,1", "--trust"))
     assert isinstance(sweep, SweepRequest)
-    assert isinstance(sweep.launcher, Slurm)
+    assert isinstance(sweep.launcher, SlurmOptions)
     typed = [run.command.words for run in sweep.runs]
     assert typed == [(*named, "hydra/launcher=local", f"seed={seed}", "--trust") for seed in (0, 1)]
     run = compose((*named, "seed=2"))

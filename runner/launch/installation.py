@@ -1,0 +1,33 @@
+"""Where this program lies, in a checkout or installed from a wheel: its choices, and how to start it once more."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def find_product_conf() -> Path:
+    """Return the folder with the product's own choices: inside the package in a wheel, beside it in a checkout."""
+    # Inside comes first: beside an installed package, in site-packages, a folder `conf` would be somebody else's.
+    inside = PACKAGE / "conf"
+    return inside if (inside / "config.yaml").is_file() else PACKAGE.parent / "conf"
+
+
+def find_run_program() -> tuple[str, ...]:
+    """Return what to give to a Python interpreter, before the overrides of a run, so that it works on that run."""
+    script = PACKAGE.parent / "run.py"
+    if find_product_conf().parent != PACKAGE and script.is_file():
+        return (str(script),)
+    # -P: a folder called `runner`, `models` or `data` where the command is typed must not be imported in place of ours.
+    return ("-P", "-m", "runner.launch.main")
+
+
+def find_typed_program() -> tuple[str, ...]:
+    """Return the same for the program that this process was started as, be it run.py, `holdfast` or a person's own."""
+    script = Path(sys.argv[0]).resolve()
+    # A module of ours that was started with -m cannot be started by its path: its folder would come first for imports.
+    if script.is_relative_to(PACKAGE) or not script.is_file():
+        return find_run_program()
+    return (str(script),)
