@@ -6,7 +6,7 @@ hydra_plugin.py    what Hydra's sweepers hand their jobs to
 sweep.py           a sweep from beginning to end · sweep_members.py  its runs · status_table.py  what a person sees
 local_sweep.py     the runs on this machine, some beside each other · child_process.py  one process of these
 study.py           a search: what was suggested for each trial · optuna_sweeper.py  Optuna, through Hydra
-slurm_job.py       a run as one Slurm job · slurm_array.py  a sweep as job arrays · slurm_queue.py  what Slurm has already
+slurm_job.py       a run as one Slurm job · slurm_array.py  a sweep as job arrays · slurm_queue.py  what Slurm has
 submitit_sweep.py  a sweep through hydra-submitit-launcher
 supervise.py       run a command again until it is done · restart_policy.py  when, and when not
 recipe.py          files that make a scheduler do so

@@ -26,30 +26,32 @@ from runner.launch.study import OPTIONS, Study, choose_direction, read_score, re
 
 
 class ReplayingSampler(optuna.samplers.BaseSampler):
-    """Another sampler, whose suggestions are recorded, and give way to those that were recorded before.
-
-    The methods are those of Optuna's `BaseSampler`.
-    """
+    """Another sampler, whose suggestions are recorded, and give way to those that were recorded before."""
 
     def __init__(self, sampler: optuna.samplers.BaseSampler, study: Study):
         self._sampler, self._study = sampler, study
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+        """Return what the other sampler samples together."""
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        """Return the values that are sampled together, by key."""
         # The sampler is asked also where its answer is not used: so its random stream stays where it would be.
         values = self._sampler.sample_relative(study, trial, search_space)
         return {key: self._study.recall_or_record(trial.number, key, value) for key, value in values.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        """Return the value of one key that is sampled by itself."""
         value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
         return self._study.recall_or_record(trial.number, param_name, value)
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+        """Tell the other sampler what came of a trial."""
         self._sampler.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
+        """Give the other sampler another seed."""
         self._sampler.reseed_rng()
 
 

@@ -72,7 +72,10 @@ def test_trials_that_are_one_run_are_run_once(tmp_path: Path) -> None:
 def test_a_failed_trial_has_no_score_and_is_not_tried_with_every_batch(tmp_path: Path) -> None:
     study = study_at(tmp_path)
     with study.lock:
-        assert study.work_on_batch([member(tmp_path / "a", "raise")], LocalOptions(retries=0), command(tmp_path)) == (1, [None])
+        assert study.work_on_batch([member(tmp_path / "a", "raise")], LocalOptions(retries=0), command(tmp_path)) == (
+            1,
+            [None],
+        )
         batch = [member(tmp_path / "a", "raise"), member(tmp_path / "b", "ok")]
         assert study.work_on_batch(batch, LocalOptions(retries=0), command(tmp_path)) == (0, [None, 0.5])
     assert len(tries(tmp_path, "a")) == 1
