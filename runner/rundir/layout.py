@@ -42,8 +42,6 @@ class RunDir:
     metrics = property(lambda self: self.path / "logs" / "metrics.jsonl")
     timing = property(lambda self: self.path / "logs" / "timing.jsonl")
     log = property(lambda self: self.path / "logs" / "run.log")
-    tensorboard = property(lambda self: self.path / "logs" / "tensorboard")
-    wandb = property(lambda self: self.path / "logs" / "wandb")
 
     def __str__(self) -> str:
         """The path as a person would type it."""

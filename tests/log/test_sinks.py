@@ -15,9 +15,12 @@ from typing import BinaryIO
 import pytest
 
 from runner.errors import StorageError
-from runner.log import Fanout, reached, wandb
-from runner.log.jsonl import CutPoint, JsonLinesFile, cut_json_lines
-from runner.log.tensorboard import TensorBoard
+from runner.log import wandb_sink
+from runner.log.console import QuietConsole
+from runner.log.fanout import MetricFanout, open_or_warn, open_sinks
+from runner.log.jsonl import JsonLinesFile, cut_json_lines
+from runner.log.options import LogOptions, WandbOptions
+from runner.log.sinks import CutPoint, MetricSink, SinkContext
 from tests import curves
 from tests.conftest import SMALL, Door
 from tests.wandb_standin import Server, serving
@@ -48,6 +51,14 @@ def test_a_line_that_came_late_is_kept(tmp_path: Path) -> None:
 
 
 class Broken:
+    name = "broken"
+
+    def open(self, context: object) -> MetricSink:
+        return self
+
+    def catch_up(self) -> None:
+        raise OSError("still gone")
+
     def log(self, step: int, split: str, metrics: object) -> None:
         raise OSError("the server is gone")
 
@@ -60,17 +71,17 @@ class Broken:
 
 def test_a_mirror_that_fails_is_told_once_and_left_out(tmp_path: Path) -> None:
     told: list[str] = []
-    fanout = Fanout(JsonLinesFile(tmp_path / "m.jsonl", print), [Broken()], told.append)
+    fanout = MetricFanout(JsonLinesFile(tmp_path / "m.jsonl", print), [Broken()], told.append)
     fanout.log(1, "train", {"loss": 1.0})
     fanout.log(2, "train", {"loss": 0.5})
     fanout.close()
-    assert told == ["warning: Broken stopped logging at step 1: the server is gone"]
+    assert told == ["warning: broken stopped logging at step 1: the server is gone"]
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_truth_may_stop_a_run() -> None:
     with pytest.raises(OSError, match="gone"):
-        Fanout(Broken(), [], print).log(1, "train", {})
+        MetricFanout(Broken(), [], print).log(1, "train", {})
 
 
 class Full:
@@ -114,7 +125,7 @@ def test_lines_wait_for_a_full_disk_and_none_is_torn_or_lost(tmp_path: Path) -> 
 def test_a_truth_that_is_not_complete_is_an_error_at_the_end(tmp_path: Path) -> None:
     sink = JsonLinesFile(tmp_path / "m.jsonl", print)
     sink._out = Full(sink._out, room=0)  # type: ignore[assignment]
-    fanout = Fanout(sink, [], print)
+    fanout = MetricFanout(sink, [], print)
     fanout.log(1, "train", {"loss": 1.0})
     with pytest.raises(StorageError, match="last lines of metrics.jsonl"):
         fanout.close()
@@ -180,7 +191,7 @@ def _refuse(_: int) -> None:
 def _no_wandb_service_is_left() -> Iterator[None]:
     """A run that a later test starts would use it, and its data would not die with the run."""
     yield
-    wandb.wandb.teardown()
+    wandb_sink.wandb.teardown()
 
 
 @dataclass(frozen=True)
@@ -192,15 +203,11 @@ class Sinks:
     mode: str = "offline"
     told: list[str] = field(default_factory=list)
 
-    def opened(self, until: CutPoint, lineage: str, *, mirrors: bool) -> Fanout:
-        metrics = self.logs / "metrics.jsonl"
-        cut_json_lines(metrics, until, self.logs / "cut.jsonl")
-        truth, reached = JsonLinesFile(metrics, print), []
-        if mirrors:
-            identity = wandb.Identity("test", self.mode, "test", {"lineage": lineage}, lineage)
-            reached.append(TensorBoard(self.logs / "tensorboard", metrics, until, "cut-1.events"))
-            reached.append(wandb.WandbLogger(self.logs / "wandb", metrics, identity, self.told.append))
-        return Fanout(truth, reached, print)
+    def opened(self, until: CutPoint, lineage: str, *, mirrors: bool) -> MetricFanout:
+        document = {"lineage": lineage}
+        context = SinkContext(self.logs / "metrics.jsonl", until, 1, document, lineage, self.told.append)
+        wandb = WandbOptions(project="test", mode=self.mode) if mirrors else None  # type: ignore[arg-type]
+        return open_sinks(LogOptions(tensorboard=mirrors, wandb=wandb), context, QuietConsole(self.logs / "run.log"))
 
     def logged(self, restored: int, last: int, scale: float, *, mirrors: bool = True) -> None:
         """Train to a step, with values that come from `scale`."""
@@ -212,7 +219,7 @@ class Sinks:
         fanout.close()
 
     def agree(self) -> None:
-        wandb.wandb.teardown()  # as the end of a process does: it waits until all is in the file
+        wandb_sink.wandb.teardown()  # as the end of a process does: it waits until all is in the file
         truth = curves.metrics(self.logs)
         assert curves.concatenated(self.logs) == curves.accumulator(self.logs) == curves.as_float32(truth)
         assert curves.wandb_offline(self.logs) == truth
@@ -247,7 +254,7 @@ def test_an_event_torn_by_a_kill_or_a_power_loss_is_dropped_and_filled_in(
 ) -> None:
     if end == "flipped" and not proven_bytes:
         pytest.skip("only a checksum can tell")
-    monkeypatch.setattr("runner.log.tensorboard.PROVEN_BYTES", proven_bytes)
+    monkeypatch.setattr("runner.log.tensorboard_sink.PROVEN_BYTES", proven_bytes)
     sinks = Sinks(tmp_path)
     sinks.logged(0, 6, 1.0)
     (path,) = (tmp_path / "tensorboard").glob("*tfevents*")
@@ -281,12 +288,12 @@ def test_a_tensorboard_that_is_looking_forgets_what_was_cut(tmp_path: Path) -> N
 @pytest.fixture
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """What wandb sends to; with or without rewinding."""
-    wandb.wandb.teardown()
+    wandb_sink.wandb.teardown()
     with serving(rewinds=request.param) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         yield server
-        wandb.wandb.teardown()
+        wandb_sink.wandb.teardown()
 
 
 @pytest.mark.parametrize("server", [False], indirect=True)
@@ -294,13 +301,13 @@ def test_online_wandb_gets_each_line_once_without_rewinding(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has and what is computed again is passed over; what it lacks is filled in."""
-    numbers, log = [], wandb.wandb.Run.log
+    numbers, log = [], wandb_sink.wandb.Run.log
 
-    def spied(run: wandb.wandb.Run, data: dict, *, step: int, commit: bool) -> None:
+    def spied(run: wandb_sink.wandb.Run, data: dict, *, step: int, commit: bool) -> None:
         numbers.append(step)
         log(run, data, step=step, commit=commit)
 
-    monkeypatch.setattr(wandb.wandb.Run, "log", spied)
+    monkeypatch.setattr(wandb_sink.wandb.Run, "log", spied)
     sinks = Sinks(tmp_path, "online")
     for restored, last in ((0, 6), (4, 5), (2, 8)):
         sinks.logged(restored, last, 1.0)
@@ -347,9 +354,10 @@ def test_a_sync_of_offline_data_sends_each_line_once(tmp_path: Path, server: Ser
     assert server.curves((tmp_path / "wandb/run_id").read_text()) == curves.metrics(tmp_path)
 
 
-def test_a_mirror_that_cannot_be_had_is_told_and_left_out() -> None:
+def test_a_mirror_that_cannot_be_had_is_told_and_left_out(tmp_path: Path) -> None:
     told: list[str] = []
-    assert reached("wandb", Broken().close, told.append) == []  # type: ignore[arg-type]
+    context = SinkContext(tmp_path / "metrics.jsonl", CutPoint(0), 1, {}, "", told.append)
+    assert open_or_warn("wandb", Broken(), context) is None
     assert told == ["warning: wandb is left out: still gone"]
 
 

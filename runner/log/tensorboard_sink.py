@@ -24,73 +24,92 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 from tensorboardX.record_writer import masked_crc32c
 
-from runner.log.jsonl import CutPoint, read_metric_lines_after
+from runner.log.jsonl import read_metric_lines_after
+from runner.log.sinks import CutPoint, SinkContext
 from runner.values import Values
 
-PROVEN_BYTES = 1 << 16  # at the end of a file, where a power loss may have left anything, checksums are looked at
+# At the end of a file, where a power loss may have left anything, checksums are looked at; before that, only lengths.
+PROVEN_BYTES = 1 << 16
 
 
-class TensorBoard:
-    """Scalars, pictures and texts named `split/name`: one event a line of the log, with the system when `log` returns.
+class TensorBoardSink:
+    """Write scalars, pictures and texts named `split/name`: one event a line, with the system when `log` returns.
 
     The package's own SummaryWriter hands every scalar to a thread, which cost a small step ten times as much
     (measured), and a kill lost what was queued.
     """
 
-    def __init__(self, directory: Path, truth: Path, until: CutPoint, aside: str):
-        directory.mkdir(parents=True, exist_ok=True)
-        held = cut(directory, until, directory / aside)
-        self._out, self._run = _next_name(directory).open("xb", buffering=0), truth.parent.parent
+    name = "tensorboard"
+
+    def __init__(self, context: SinkContext):
+        self._context, self._folder = context, context.logs / "tensorboard"
+        self._out: BinaryIO
+
+    def catch_up(self) -> None:
+        """Cut the event files back, begin a new one, and write the lines that they lack into it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        cut_point = self._context.cut_point
+        held = cut_event_files(self._folder, cut_point, self._folder / f"cut-{self._context.attempt}.events")
+        self._out = _next_file_name(self._folder).open("xb", buffering=0)
         self._write(Event(file_version="brain.Event:2"))
-        # In every file: TensorBoard takes no notice of the first START it meets (measured on 2.21).
-        self._write(Event(step=until.step + 1, session_log=SessionLog(status=SessionLog.START)))
-        for line in read_metric_lines_after(truth, *held):
+        # In every file, not only after a cut: TensorBoard takes no notice of the first START it meets (measured on
+        # 2.21).
+        self._write(Event(step=cut_point.step + 1, session_log=SessionLog(status=SessionLog.START)))
+        for line in read_metric_lines_after(self._context.metrics, *held):
             self.log(*line)
 
     def log(self, step: int, split: str, metrics: Values) -> None:
-        there = {name: value for name, value in metrics.items() if not self._is_gone(value)}
-        values = [self._value(f"{split}/{name}", value) for name, value in there.items()]
+        """Write the values of one line as one event."""
+        present = {name: value for name, value in metrics.items() if not self._is_deleted(value)}
+        values = [self._encode_value(f"{split}/{name}", value) for name, value in present.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
 
-    def _is_gone(self, value: float | str) -> bool:
-        """Whether it is a file that somebody has deleted: the curves are worth having without it."""
-        return isinstance(value, str) and not (self._run / value).exists()
-
-    def _value(self, tag: str, value: float | str) -> Summary.Value:
-        if not isinstance(value, str):
-            return Summary.Value(tag=tag, simple_value=value)
-        content = (self._run / value).read_bytes()
-        if value.endswith(".png"):
-            width, height = struct.unpack(">II", content[16:24])  # where a PNG says it
-            return Summary.Value(tag=tag, image=Summary.Image(height=height, width=width, encoded_image_string=content))
-        fenced = b"```\n" + content + b"\n```"  # it is shown as Markdown
-        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-        return Summary.Value(tag=tag, metadata=kind, tensor=TensorProto(dtype=DT_STRING, string_val=[fenced]))
-
     def close(self) -> None:
+        """Make the file durable and close it."""
         os.fsync(self._out.fileno())
         self._out.close()
 
+    def _is_deleted(self, value: float | str) -> bool:
+        """Tell whether a value is a file that somebody has deleted: the curves are worth having without it."""
+        return isinstance(value, str) and not (self._context.run_path / value).exists()
+
+    def _encode_value(self, tag: str, value: float | str) -> Summary.Value:
+        """Return a number as a scalar, a PNG file as an image, any other file as a text."""
+        if not isinstance(value, str):
+            return Summary.Value(tag=tag, simple_value=value)
+        content = (self._context.run_path / value).read_bytes()
+        if value.endswith(".png"):
+            # The size of a PNG stands at bytes 16 to 24, big-endian.
+            width, height = struct.unpack(">II", content[16:24])
+            return Summary.Value(tag=tag, image=Summary.Image(height=height, width=width, encoded_image_string=content))
+        # TensorBoard shows a text as Markdown, so it is fenced.
+        fenced = b"```\n" + content + b"\n```"
+        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        return Summary.Value(tag=tag, metadata=kind, tensor=TensorProto(dtype=DT_STRING, string_val=[fenced]))
+
     def _write(self, event: Event) -> None:
+        """Write one record: its length, the checksum of that, the event, the checksum of that."""
         event.wall_time = time.time()
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         record = length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+        # A disk that is almost full takes a part and raises nothing; the next start cuts the torn record off.
         if self._out.write(record) != len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def cut(directory: Path, until: CutPoint, aside: Path) -> tuple[int, str]:
-    """Drop the events that come later, and torn ones; keep them in `aside`. Returns the last (step, split) held.
+def cut_event_files(directory: Path, cut_point: CutPoint, aside: Path) -> tuple[int, str]:
+    """Drop the events that come after a point, and torn ones; append them to `aside`.
 
-    Only the newest files are read: those before the first event that stays hold older ones alone.
+    Returns the last (step, split) that is still held; (0, "") where there is none.
     """
+    # From the newest file back, and no further than the first event that stays: older files hold older events alone.
     for path in sorted(directory.glob("*tfevents*"), reverse=True):
         held, end = (0, ""), 0
         with path.open("r+b") as file:
-            for after, event in _events(file):
+            for after, event in _read_events(file):
                 split = event.summary.value[0].tag.partition("/")[0] if event.summary.value else ""
-                if not until.holds(event.step, split):
+                if not cut_point.holds(event.step, split):
                     break
                 end = after
                 if split:
@@ -106,11 +125,12 @@ def cut(directory: Path, until: CutPoint, aside: Path) -> tuple[int, str]:
     return 0, ""
 
 
-def _events(file: BinaryIO) -> Iterator[tuple[int, Event]]:
-    """The whole events of a file, each with where it ends. Stops at a torn one."""
+def _read_events(file: BinaryIO) -> Iterator[tuple[int, Event]]:
+    """Yield the whole events of a file, each with the offset of its end. Stops at a torn one."""
     size, end = os.fstat(file.fileno()).st_size, 0
     while len(header := file.read(12)) == 12:
         (length,) = struct.unpack("<Q", header[:8])
+        # Zeros are what a power loss leaves of a file that had grown.
         if length == 0 or end + length + 16 > size:
             return
         data, checksum = file.read(length), file.read(4)
@@ -123,8 +143,11 @@ def _events(file: BinaryIO) -> Iterator[tuple[int, Event]]:
             return
 
 
-def _next_name(directory: Path) -> Path:
-    """A file name that readers take for the newest, whatever the clocks of the machines say, and that is not there."""
+def _next_file_name(directory: Path) -> Path:
+    """Return the name of a file that is not there yet, and that readers take for the newest.
+
+    They sort by the time in the name; the clocks of two machines, and two starts in one second, may disagree with that.
+    """
     stamps = [int(found[1]) for path in directory.iterdir() if (found := re.search(r"tfevents\.(\d+)", path.name))]
     stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
     return directory / f"events.out.tfevents.{stamp}.{socket.gethostname()}"
