@@ -1,9 +1,9 @@
-"""The order of things in saving: strategy → store → prove → publish → prune.
+"""The order of things in saving: decide, write, prove, publish, prune.
 
 Training hands a state over and goes on. One background thread writes it under `.writing/`, seals it, and only then
-gives it its name; and only then deletes what retention lets go, by renaming it into a trash first: a kill at any point
-leaves nothing that looks like a checkpoint and is not one. What there is to choose from is read from disk each time it
-changes, never remembered.
+gives it its name; and only then deletes what retention lets go, by renaming it into a trash first. So a kill at any
+point leaves nothing that looks like a checkpoint and is not one. What there is to choose from is read from disk each
+time it changes, never remembered.
 """
 
 from __future__ import annotations
@@ -24,37 +24,56 @@ from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, fin
 from runner.errors import StorageError
 from runner.files import sync_path
 from runner.text import format_size
-from runner.values import StepInfo
+from runner.values import Say, StepInfo
 
-Items = Mapping[str, Any]  # STATE: a tree of arrays; PROGRESS: a JSON value
+Items = Mapping[str, Any]  # what a checkpoint holds: at STATE a tree of arrays, at PROGRESS a JSON value
 Verify = Literal["bytes", "values", "off"]
 
 
 class Store(Protocol):
-    """What the checkpointer asks of store.py."""
+    """Put bytes on disk: what is asked of store.py, the only file that knows Orbax."""
 
-    def copy_to_host(self, state: Any) -> Any: ...
-    def write_checkpoint(self, directory: Path, state: Any, progress: Any) -> None: ...
-    def find_differing_leaf(self, directory: Path, state: Any) -> str | None: ...
+    def copy_to_host(self, state: Any) -> Any:
+        """Return a copy of a tree of arrays that stays as it is while training goes on."""
+
+    def write_checkpoint(self, directory: Path, state: Any, progress: Any) -> None:
+        """Write a tree of arrays and a JSON value. Raises StorageError."""
+
+    def find_differing_leaf(self, directory: Path, state: Any) -> str | None:
+        """Return the name of a leaf that is on disk other than in memory; None where there is none."""
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """One durable checkpoint, and what it cost."""
+    """Describe one durable checkpoint, and what it cost.
+
+    Attributes:
+        record: what its sidecar says.
+        stall_seconds: how long training waited.
+        durable_seconds: from the decision until every byte was on disk under its name.
+        bytes: its size.
+        trouble: what went wrong afterwards, while old checkpoints were deleted; None where nothing did.
+    """
 
     record: Record
-    stall_seconds: float  # training waited
-    durable_seconds: float  # until every byte was on disk under its name
+    stall_seconds: float
+    durable_seconds: float
     bytes: int
-    trouble: str | None  # what went wrong afterwards, while old checkpoints were deleted
-
-
-Written = tuple[SavedCheckpoint, list[Record]]  # what a background save gives: itself, and what is on disk after it
+    trouble: str | None
 
 
 @dataclass(frozen=True)
 class SavePolicy:
-    """What was chosen: rules for when and for which, what best means, whether training waits, how a save is proven."""
+    """Hold what was chosen about checkpoints.
+
+    Attributes:
+        save: the rules that say when, by name.
+        keep: the rules that say which stay, by name.
+        score: what best means.
+        background: whether training goes on while a checkpoint is written.
+        verify: what is proven before one gets its name: that its files are as they were written ("bytes"), also that
+            they read back as the state ("values"), or only their sizes ("off").
+    """
 
     save: Mapping[str, SaveRule]
     keep: Mapping[str, RetentionRule]
@@ -63,93 +82,114 @@ class SavePolicy:
     verify: Verify = "bytes"
 
 
+@dataclass(frozen=True)
+class SaveListeners:
+    """Hold whom the checkpointer tells.
+
+    Attributes:
+        say: tells a person a line; from the training thread.
+        on_saved: takes each checkpoint once it is durable; from the training thread, so a step or more later.
+        on_phase: takes what the background thread does: write, seal, publish, prune, or "" for nothing.
+    """
+
+    say: Say
+    on_saved: Callable[[SavedCheckpoint], None]
+    on_phase: Callable[[str], None] = lambda phase: None
+
+
 class Checkpointer:
-    """Saves and prunes the checkpoints of one run. Every method is called from the training thread.
+    """Save and prune the checkpoints of one run. Every method is called from the training thread.
 
     In the background a save that falls due while another is being written is made as soon as that one is durable:
     training waits for the disk only where a rule wants exactly this step, after an evaluation.
     """
 
     def __init__(
-        self,
-        checkpoints: Path,
-        policy: SavePolicy,
-        store: Store,
-        tell: Callable[[str], None],
-        told: Callable[[SavedCheckpoint], None],
-        failures: Failures,
-        doing: Callable[[str], None] = lambda phase: None,
+        self, checkpoints: Path, policy: SavePolicy, store: Store, listeners: SaveListeners, failures: Failures
     ):
         self._checkpoints, self._policy, self._store = checkpoints, policy, store
-        self._tell, self._told, self._failures, self._doing = tell, told, failures, doing
+        self._listeners, self._say, self._failures = listeners, listeners.say, failures
+        # One thread: what it is given is done in order, so that nothing is pruned while something is being written.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._pending: Future[Written] | None = None
+        # The save that is under way: itself once durable, and the records that are on disk after it.
+        self._pending: Future[tuple[SavedCheckpoint, list[Record]]] | None = None
         self._failing = False
         self._tried_step, self._since = 0, time.monotonic()
         self._records: list[Record] = list_records(checkpoints)
-        self._cleaning = self._thread.submit(_clean, checkpoints, policy, self.newest)
+        # While the first steps compile and run.
+        self._cleaning = self._thread.submit(_clean_up, checkpoints, policy, self.newest)
 
     @property
     def newest(self) -> int | None:
-        """The newest durable step that a restart would use."""
+        """Return the newest durable step that a restart would use; None where there is none."""
         return next((record.step for record in reversed(self._records) if not record.mark), None)
 
-    def due(self, moment: StepInfo) -> str | None:
-        """Why to save now, or None. Also notices here, once a step, how the last background save ended."""
+    def due(self, info: StepInfo) -> str | None:
+        """Return why to save now, or None. Call this after each step: it also notices how the last save ended."""
         if self._pending is not None:
-            if not moment.metrics and not self._pending.done():
+            if not info.metrics and not self._pending.done():
                 return None
-            self._settle()  # after an evaluation a rule looks at history, and the pending save may be the best one
+            # After an evaluation this waits: a rule compares with history, and the pending save may be the best one.
+            self._settle()
         waited = time.monotonic() - self._since
         return find_save_reason(
-            self._policy.save, moment, History(self._records, self._tried_step, waited, self._failures)
+            self._policy.save, info, History(self._records, self._tried_step, waited, self._failures)
         )
 
-    def save(self, reason: str, moment: StepInfo, items: Items, mark: Mark = "") -> None:
+    def save(self, reason: str, info: StepInfo, items: Items, mark: Mark = "") -> None:
         """Save. Waits for the disk if the policy says so; a failure is told once and tried again when next due."""
         start = time.perf_counter()
-        self._cleaning.result()  # a new checkpoint is written under a name that is cleaned up
+        # Cleaning up deletes what lies under `.writing/`, where this checkpoint is about to be written.
+        self._cleaning.result()
         self._settle()
-        self._tried_step, self._since = moment.step, time.monotonic()
-        record = Record(moment.step, reason, dict(moment.metrics), time.time(), mark=mark)
+        self._tried_step, self._since = info.step, time.monotonic()
+        record = Record(info.step, reason, dict(info.metrics), time.time(), mark=mark)
         state, background = items[STATE], self._policy.background
+        # The next step donates the arrays of this state to its own, so a thread needs a copy.
         held = self._store.copy_to_host(state) if background else state
         stall = time.perf_counter() - start if background else None
         self._pending = self._thread.submit(self._write, record, held, items[PROGRESS], start, stall)
         if not background:
             self._settle()
 
-    def rescue(self, error: Exception, moment: StepInfo, items: Callable[[], Items]) -> None:
+    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], Items]) -> None:
         """Leave what there is, marked, after an exception in training; if a rule asks for it, and if it can be done."""
-        if not any(isinstance(rule, OnError) for rule in self._policy.save.values()) or self.holds(moment.step):
+        if not any(isinstance(rule, OnError) for rule in self._policy.save.values()) or self.holds(info.step):
             return
-        reason = f"error after step {moment.step}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        reason = f"error after step {info.step}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         try:
-            self.save(reason, moment, items(), mark="error")
+            self.save(reason, info, items(), mark="error")
             self._settle()
-            saved = any(record.step == moment.step for record in self._records)
-        except RuntimeError as trouble:  # the step that failed had taken the arrays with it
-            self._tell(f"warning: nothing could be left to look at ({str(trouble).splitlines()[0]})")
+            saved = any(record.step == info.step for record in self._records)
+        # The step that failed had been given the arrays, and took them with it: jax says so with a RuntimeError.
+        except RuntimeError as trouble:
+            self._say(f"warning: nothing could be left to look at ({str(trouble).splitlines()[0]})")
             return
         if saved:
-            self._tell(f"left checkpoint {moment.step} to look at, marked; step={moment.step} restores it")
+            self._say(f"left checkpoint {info.step} to look at, marked; step={info.step} restores it")
 
     def holds(self, step: int) -> bool:
-        """Whether a restart would find this step, by a look at the disk; waits for a save that is under way."""
+        """Tell whether a restart would find this step, by a look at the disk; waits for a save that is under way."""
         self._settle()
         return any(record.step == step and not record.mark for record in self._records)
 
     def close(self) -> None:
-        """Settle and let go of the thread."""
+        """Wait for the save that is under way, and let go of the thread."""
         try:
             self._settle()
         finally:
             self._thread.shutdown()
 
-    def _write(self, record: Record, state: Any, progress: Any, start: float, stall: float | None) -> Written:
-        """In the background: written, proven, published, and only then pruned. Raises StorageError."""
+    def _write(
+        self, record: Record, state: Any, progress: Any, start: float, stall: float | None
+    ) -> tuple[SavedCheckpoint, list[Record]]:
+        """Write, prove and publish a checkpoint, and only then prune; in the background thread.
+
+        Returns the checkpoint, and the records that are on disk after it. Raises StorageError.
+        """
         fresh = self._checkpoints / WRITING / str(record.step)
-        self._doing("write")
+        on_phase = self._listeners.on_phase
+        on_phase("write")
         try:
             fresh.parent.mkdir(parents=True, exist_ok=True)
             self._store.write_checkpoint(fresh, state, progress)
@@ -157,56 +197,67 @@ class Checkpointer:
                 raise StorageError(f"{leaf} reads back differently from what was to be saved")
             spent = time.perf_counter() - start
             record = replace(record, stall_seconds=spent if stall is None else stall, write_seconds=spent)
-            self._doing("seal")
+            on_phase("seal")
             seal_checkpoint(fresh, record, checksums=self._policy.verify != "off")
-            self._doing("publish")
+            on_phase("publish")
             _publish(fresh, self._checkpoints / str(record.step))
         except (OSError, StorageError) as error:
-            shutil.rmtree(fresh.parent, ignore_errors=True)  # a disk that is full needs its space back at once
-            self._doing("")
-            raise StorageError(_plain(error)) from error
-        self._doing("prune")
+            # A disk that is full needs its space back at once.
+            shutil.rmtree(fresh.parent, ignore_errors=True)
+            on_phase("")
+            raise StorageError(_short_message(error)) from error
+        on_phase("prune")
         durable = time.perf_counter() - start
         records, trouble = _prune(self._checkpoints, self._policy, record.step)
-        self._doing("")
+        on_phase("")
         num_bytes = next((known.num_bytes for known in records if known.step == record.step), 0)
         return SavedCheckpoint(record, durable if stall is None else stall, durable, num_bytes, trouble), records
 
     def _settle(self) -> None:
-        """Wait for the pending save and learn how it ended."""
+        """Wait for the pending save, and tell how it ended."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
         try:
             saved, self._records = pending.result()
         except StorageError as error:
+            # Told once: on a full disk every save fails, and each would say the same.
             if not self._failing:
-                self._tell(
+                self._say(
                     f"warning: a checkpoint could not be written: {error}; training goes on, the next due save retries"
                 )
             self._failing, self._records = True, list_records(self._checkpoints)
             return
         if self._failing:
-            self._tell(f"checkpoints are written again: step {saved.record.step} is durable")
+            self._say(f"checkpoints are written again: step {saved.record.step} is durable")
         self._failing = False
-        self._told(saved)
+        self._listeners.on_saved(saved)
         if saved.trouble:
-            self._tell(f"warning: old checkpoints could not be deleted: {saved.trouble}")
+            self._say(f"warning: old checkpoints could not be deleted: {saved.trouble}")
 
 
 def warn_of_little_space(
     checkpoints: Path, num_bytes: int, keep: Mapping[str, RetentionRule], steps: int
 ) -> str | None:
-    """A warning where what will be kept, and one more that is being written, does not fit on the volume; else None.
+    """Return a warning where what will be kept, and one more that is being written, does not fit on the volume.
 
-    `num_bytes` is the size of one state, `steps` the length of the run.
+    Args:
+        checkpoints: where they lie; it need not be there yet.
+        num_bytes: the size of one state.
+        keep: the rules of retention.
+        steps: the length of the run.
     """
     volume = next(path for path in (checkpoints, *checkpoints.parents) if path.exists())
-    there = [record.num_bytes for record in list_records(checkpoints)]
-    free = shutil.disk_usage(volume).free + sum(there)
-    most, budgets = max_kept(keep, steps), [rule.limit for rule in keep.values() if isinstance(rule, DiskBudget)]
-    kept = [num_bytes * most] if most else [] if budgets else [num_bytes * 2]
-    needed = min([*kept, *budgets]) + num_bytes
+    # What is there already counts as free: it is part of what will be kept, or it will go.
+    free = shutil.disk_usage(volume).free + sum(record.num_bytes for record in list_records(checkpoints))
+    # The least of what the rules allow, for a budget caps the others; without any limit at least two stay.
+    limits = [rule.limit for rule in keep.values() if isinstance(rule, DiskBudget)]
+    most = max_kept(keep, steps)
+    if most is not None:
+        limits.append(num_bytes * most)
+    elif not limits:
+        limits.append(num_bytes * 2)
+    needed = min(limits) + num_bytes
     if needed <= free:
         return None
     count = f"up to {most}" if most else "at least 2"
@@ -231,12 +282,13 @@ def link_best(checkpoints: Path, records: Sequence[Record], score: Score) -> Non
 
 def delete_checkpoint(directory: Path) -> None:
     """Delete a checkpoint: first out of sight in one move, for good only then."""
-    away = _out_of_sight(directory)
+    # A kill while its files are being deleted would leave half a checkpoint under a name that says step.
+    away = _move_to_trash(directory)
     sync_path(directory.parent)
     shutil.rmtree(away, ignore_errors=True)
 
 
-def _out_of_sight(directory: Path) -> Path:
+def _move_to_trash(directory: Path) -> Path:
     trash = directory.parent / TRASH
     trash.mkdir(exist_ok=True)
     away = trash / f"{directory.name}-{time.time_ns()}"
@@ -245,11 +297,8 @@ def _out_of_sight(directory: Path) -> Path:
 
 
 def _prune(checkpoints: Path, policy: SavePolicy, step: int) -> tuple[list[Record], str | None]:
-    """Link the best and delete what retention lets go. Gives what is left, and what went wrong if anything did.
-
-    Only what is not newer than the step just proven is judged: the rest is not from this training. A deletion that
-    fails must not kill a run.
-    """
+    """Link the best and delete what retention lets go. Returns what is left, and what went wrong if anything did."""
+    # Only what is not newer than the step just proven is judged: the rest is not from this training.
     records = [record for record in list_records(checkpoints) if record.step <= step]
     kept = select_survivors(policy.keep, records, policy.score)
     try:
@@ -257,6 +306,7 @@ def _prune(checkpoints: Path, policy: SavePolicy, step: int) -> tuple[list[Recor
         for record in records:
             if record.step not in kept:
                 delete_checkpoint(checkpoints / str(record.step))
+    # A deletion that fails must not kill a run.
     except OSError as error:
         return list_records(checkpoints), str(error)
     return [record for record in records if record.step in kept], None
@@ -266,28 +316,31 @@ def _publish(fresh: Path, final: Path) -> None:
     """Give a sealed checkpoint its name, durably; what is under that name goes, and only then is it deleted."""
     if final.is_symlink():
         final.unlink()
-    old = _out_of_sight(final) if final.exists() else None
+    old = _move_to_trash(final) if final.exists() else None
     fresh.rename(final)
     sync_path(final.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _clean(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None:
+def _clean_up(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None:
     """Finish what a killed process had begun: drop half a checkpoint, link the best, delete what was let go.
 
     The newest one has been proven by now: the run goes on from it.
     """
-    with suppress(OSError):  # what cannot be done here is told when a save meets it
+    # What cannot be done here is told when a save meets it.
+    with suppress(OSError):
         checkpoints.mkdir(parents=True, exist_ok=True)
     for path in [*checkpoints.glob(f"{TRASH}/*"), checkpoints / WRITING, *checkpoints.glob("*.orbax-checkpoint-tmp")]:
         shutil.rmtree(path, ignore_errors=True)
-    for folder in (checkpoints, *list(checkpoints.parents)[:3]):  # the names above: the run, its name, the root
+    # The names above may be as new as the run: its own directory, the one of its name, the root of all runs.
+    for folder in (checkpoints, *list(checkpoints.parents)[:3]):
         with suppress(OSError):
             sync_path(folder)
     if newest is not None:
-        _prune(checkpoints, policy, newest)  # what cannot be deleted is told after the next save
+        # What cannot be deleted is told after the next save, which tries again.
+        _prune(checkpoints, policy, newest)
 
 
-def _plain(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -83,7 +83,8 @@ async def _write_arrays(values: Sequence[jax.Array], infos: Any) -> None:
     arrays.write_leaves(state, {name: np.asarray(leaf) for name, leaf in words.items()}, chunks)
     # These two files are private notes of Orbax's: it writes them in its own handler of arrays, which is not called
     # here. Without the first, plain Orbax restores random keys as bare words; without the second it gives numpy arrays
-    # to who does not say where each array goes. tests/checkpoint/test_store.py compares them with those of the installed release.
+    # to who does not say where each array goes. tests/checkpoint/test_store.py compares them with those that the
+    # installed release writes.
     (state / "array_metadatas").mkdir()
     noted_shapes = {"array_metadatas": _note_shapes(words, chunks, generators)}
     (state / "array_metadatas/process_0").write_text(json.dumps(noted_shapes))

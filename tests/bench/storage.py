@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import load_file, save_file
 
 from runner.checkpoint import store
-from runner.checkpoint.checkpointer import Checkpointer, SavePolicy
+from runner.checkpoint.checkpointer import Checkpointer, SaveListeners, SavePolicy
 from runner.checkpoint.record import PROGRESS, STATE, Score
 from runner.checkpoint.restore import restore_newest
 from runner.checkpoint.retention import KeepLast
@@ -127,7 +127,7 @@ class Ours:
         self._policy = SavePolicy({}, {"last": KeepLast(n=1)}, Score(), background=True)
 
     def timed(self, folder: Path, state: Any, step: int) -> Timed:
-        saver = Checkpointer(folder, self._policy, store, print, lambda saved: None, Failures())
+        saver = Checkpointer(folder, self._policy, store, SaveListeners(print, lambda saved: None), Failures())
         saver.holds(0)
         start = time.perf_counter()
         saver.save("bench", StepInfo(step), {STATE: state, PROGRESS: {}})

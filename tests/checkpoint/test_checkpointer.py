@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.checkpoint import arrays, checkpointer, store
-from runner.checkpoint.checkpointer import Checkpointer, SavePolicy, warn_of_little_space
+from runner.checkpoint.checkpointer import Checkpointer, SaveListeners, SavePolicy, warn_of_little_space
 from runner.checkpoint.record import (
     PIN,
     PROGRESS,
@@ -94,7 +94,7 @@ def saver(
 ) -> tuple[Checkpointer, Told, list[checkpointer.SavedCheckpoint]]:
     told, saves = Told(), []
     policy = SavePolicy(save, keep, SCORE, background, verify)
-    return Checkpointer(path, policy, bytes_, told, saves.append, Failures()), told, saves
+    return Checkpointer(path, policy, bytes_, SaveListeners(told, saves.append), Failures()), told, saves
 
 
 def saved_steps(path: Path, *steps: int) -> None:
