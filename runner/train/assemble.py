@@ -14,7 +14,13 @@ from typing import Any
 import jax
 
 from runner.checkpoint import store
-from runner.checkpoint.checkpointer import Checkpointer, SavedCheckpoint, SavePolicy, warn_of_little_space
+from runner.checkpoint.checkpointer import (
+    Checkpointer,
+    SavedCheckpoint,
+    SaveListeners,
+    SavePolicy,
+    warn_of_little_space,
+)
 from runner.checkpoint.record import PROGRESS, STATE, newest_save_seconds
 from runner.checkpoint.strategy import Failures
 from runner.config.evaluations import find_cadences, find_due_evaluations
@@ -146,5 +152,5 @@ def _open_checkpointer(context: RunContext, timing: JsonLinesFile, budget: SaveB
         timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
     failures = Failures(*count_interruptions(run_dir))
-    writer_phase = context.attempt.heartbeat.set_writer_phase
-    return Checkpointer(run_dir.checkpoints, policy, store, context.console.say, on_saved, failures, writer_phase)
+    listeners = SaveListeners(context.console.say, on_saved, context.attempt.heartbeat.set_writer_phase)
+    return Checkpointer(run_dir.checkpoints, policy, store, listeners, failures)
