@@ -1,9 +1,11 @@
 """The data there is: option, default and range of each. Free of jax and grain, so a wrong command is answered at once.
 
 A data option says what it gives (`tokens`, `features` or `images`); `sources()` reads it and returns the training and
-the evaluation source. One that reads a user's files has `look()`, which finds what is wrong with them without reading
-much. Here is what every machine has, and a user's own code; a user's own files are in own.py. To add one: a dataclass,
-a function that reads it, a YAML in conf/data/. A user's own code needs none of that: it is named by `target`.
+the evaluation source. One that reads a user's files has `check_readable()`, which finds what is wrong with them without
+reading much. Here is what every machine has, and a user's own code; a user's own files are in user_formats.py.
+
+To add one: a dataclass (also in the union `Data`), a function that reads it, a YAML in conf/data/. A user's own code
+needs none of that: it is named by `target`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class CheckableData(Protocol):
     """An option whose data may be missing."""
 
     def check_readable(self) -> None:
-        """Raises ValueError, which begins with a key of the option, where the data cannot be what it should be."""
+        """Raise ValueError, which begins with a key of the option, where the data cannot be what it should be."""
         ...
 
 
@@ -42,6 +44,7 @@ class Stdlib(BatchOptions):
     gives: ClassVar[str] = "tokens"
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source."""
         from data.text_files import read_stdlib
 
         return read_stdlib(self.seq_len, self.eval_fraction)
@@ -58,6 +61,7 @@ class Digits(ImageOptions):
     gives: ClassVar[str] = "images"
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source."""
         from data.built_in import read_digits
 
         return read_digits(self.eval_fraction)
@@ -80,6 +84,7 @@ class Synthetic(ImageOptions):
     delay_seconds: Annotated[float, Ge(0.0)] = 0.0
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source."""
         from data import built_in
 
         if self.gives == "tokens":
@@ -109,10 +114,11 @@ class ExternalData(BatchOptions):
     batch_size: Count = 64
     eval_fraction: Fraction = 0.1
 
-    gives: ClassVar[str] = ""  # known when it is read
+    # Not known before it is read.
+    gives: ClassVar[str] = ""
 
     def sources(self) -> Sources:
-        """Raises Unfit where the target returns something else."""
+        """Return the training and the evaluation source. Raises InvalidUserData where the target returns neither."""
         from data.user_data import read_user_data
 
         return read_user_data(self.target, self.options, self.eval_fraction)

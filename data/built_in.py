@@ -1,4 +1,4 @@
-"""Data that every machine has: scikit-learn's digits, and what is made on the spot."""
+"""Data that every machine has: scikit-learn's digits, and random examples that are made on the spot."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from data.text_files import TokenWindows
 
 
 def read_digits(eval_fraction: float) -> Sources:
-    """The UCI handwritten digits as scikit-learn ships them, pixels scaled to [0, 1]; the split is fixed."""
-    table = _digits()
+    """Return the UCI handwritten digits as scikit-learn ships them, pixels scaled to [0, 1]; the split is fixed."""
+    table = _load_digits_table()
     pixels, labels = table[:, :-1], table[:, -1]
-    return _split_table(
+    return _split_columns(
         {"inputs": (pixels / 16.0).astype(np.float32).reshape(-1, 8, 8, 1), "label": labels.astype(np.int32)},
         eval_fraction,
         "digits.csv.gz",
     )
 
 
-def _digits() -> Float[np.ndarray, "1797 65"]:
-    """Pixels and label of each image, from the file in scikit-learn: importing it takes half as long as a restart."""
+def _load_digits_table() -> Float[np.ndarray, "1797 65"]:
+    """Return the 64 pixels and the label of each image."""
+    # From the file in the package: importing scikit-learn takes half as long as a whole restart.
     package = importlib.util.find_spec("sklearn")
     path = Path(package.origin or "").parent / "datasets/data/digits.csv.gz" if package else Path()
     if path.is_file():
@@ -39,7 +40,7 @@ def _digits() -> Float[np.ndarray, "1797 65"]:
     return np.column_stack([pixels, labels])
 
 
-def _split_table(columns: dict[str, np.ndarray], eval_fraction: float, name: str) -> Sources:
+def _split_columns(columns: dict[str, np.ndarray], eval_fraction: float, name: str) -> Sources:
     train, held_out = split_table(Table(columns), eval_fraction)
     content = [column.tobytes() for column in columns.values()]
     return Sources(
@@ -55,7 +56,7 @@ def _split_table(columns: dict[str, np.ndarray], eval_fraction: float, name: str
 
 @dataclass(frozen=True)
 class DelayedSource:
-    """A source that takes its time: what slow storage does to training."""
+    """A source that takes so many seconds longer for each batch: what slow storage does to training."""
 
     source: Source
     seconds: float
@@ -64,17 +65,18 @@ class DelayedSource:
         return len(self.source)
 
     def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """Return the examples at `indices` after the delay."""
         time.sleep(self.seconds)
         return self.source.take(indices)
 
 
 def delay_batches(sources: Sources, seconds: float) -> Sources:
-    """The same data, each batch of training after a delay."""
+    """Return the sources with a delay before each batch of training; without one where `seconds` is 0."""
     return replace(sources, train=DelayedSource(sources.train, seconds), waits=True) if seconds else sources
 
 
 def make_random_tokens(size: int, seq_len: int) -> Sources:
-    """Uniformly random bytes, the same on every machine."""
+    """Make `size` windows of uniformly random bytes, the same on every machine."""
     content: UInt8[np.ndarray, "bytes"] = np.random.default_rng(0).integers(0, NUM_BYTES, size * seq_len + 1, np.uint8)
     source = TokenWindows(content, seq_len)
     held_out = TokenWindows(content[: max(size // 8, 1) * seq_len + 1], seq_len)
@@ -84,21 +86,24 @@ def make_random_tokens(size: int, seq_len: int) -> Sources:
 
 
 def make_random_features(size: int, num_features: int) -> Sources:
-    """Gaussian features whose class is the largest of ten fixed random projections: learnable, and made anywhere."""
+    """Make Gaussian features whose class is the largest of ten fixed random projections.
+
+    So there is something to learn, and every machine makes the same.
+    """
     rng = np.random.default_rng(0)
     features: Float[np.ndarray, "size features"] = rng.standard_normal((size, num_features)).astype(np.float32)
-    return _split_table(_judged(features, rng), 1 / 8, f"synthetic features {size} {num_features}")
+    return _split_columns(_label_by_projection(features, rng), 1 / 8, f"synthetic features {size} {num_features}")
 
 
 def make_random_images(size: int, image_size: int) -> Sources:
-    """The same, as square images of three channels."""
+    """Make square images of three channels of Gaussian noise, labelled as the features of `make_random_features`."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((size, image_size, image_size, 3)).astype(np.float32)
-    return _split_table(_judged(images, rng), 1 / 8, f"synthetic images {size} {image_size}")
+    return _split_columns(_label_by_projection(images, rng), 1 / 8, f"synthetic images {size} {image_size}")
 
 
-def _judged(inputs: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Inputs, and for each the number of the projection that is the largest."""
+def _label_by_projection(inputs: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return inputs with a label each: the number of the random projection that is the largest."""
     flat = inputs.reshape(len(inputs), -1)
     label = (flat @ rng.standard_normal((flat.shape[1], NUM_CLASSES))).argmax(axis=1).astype(np.int32)
     return {"inputs": inputs, "label": label}

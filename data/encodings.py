@@ -1,4 +1,4 @@
-"""Text to tokens and back: bytes, a `tokenizers` file, or one of tiktoken's. The last two are extras."""
+"""Text to tokens and back: bytes, a `tokenizers` file, or one of tiktoken's encodings. The last two are extras."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-TOKENIZER = "tokenizer.json"  # a copy, so that a folder of tokens can be read without the file it came from
-EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")  # what the field calls the end of a document
+from data.fingerprint import identify_file
+
+# The name of the copy that lies beside the tokens, so that they can be read without the file it came from.
+TOKENIZER = "tokenizer.json"
+# What the field calls the token that ends a document.
+EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """One way to make tokens of text. `vocab_size` counts the token that ends a document."""
+    """One way to make tokens of text. `vocab_size` counts `eos` too, the token that ends a document, if there is one.
+
+    `file` is what the encoding was read from, where it is a file of the user's.
+    """
 
     name: str
     vocab_size: int
@@ -23,20 +30,30 @@ class Encoding:
     file: Path | None = None
 
 
-def load_encoding(wanted: str, *, eos: bool = True) -> Encoding:
-    """`bytes`, `tokenizers:FILE.json` or `tiktoken:NAME`. Raises ValueError where it cannot be had, saying why."""
-    kind, _, rest = wanted.partition(":")
-    if wanted == "bytes":
-        return Encoding("bytes", 257 if eos else 256, 256 if eos else None, lambda text: np.frombuffer(text, np.uint8))
-    if kind == "tokenizers" and rest:
-        return _tokenizers(Path(rest).expanduser(), eos=eos)
-    if kind == "tiktoken" and rest:
-        return _tiktoken(rest, eos=eos)
-    raise ValueError(f"--encoding {wanted}: expected bytes, tokenizers:FILE.json or tiktoken:NAME")
+@dataclass(frozen=True)
+class EncodingChoice:
+    """What a user chose on the command line: `--encoding`, and whether documents end with a token.
+
+    Small and plain, so that it can be sent to a process that loads the encoding itself.
+    """
+
+    name: str
+    has_eos: bool = True
+
+    def load(self) -> Encoding:
+        """Return the encoding `bytes`, `tokenizers:FILE.json` or `tiktoken:NAME`. Raises ValueError where it cannot."""
+        kind, _, rest = self.name.partition(":")
+        if self.name == "bytes":
+            return _make_bytes_encoding(has_eos=self.has_eos)
+        if kind == "tokenizers" and rest:
+            return _load_tokenizers(Path(rest).expanduser(), has_eos=self.has_eos)
+        if kind == "tiktoken" and rest:
+            return _load_tiktoken(rest, has_eos=self.has_eos)
+        raise ValueError(f"--encoding {self.name}: expected bytes, tokenizers:FILE.json or tiktoken:NAME")
 
 
 def load_decoder(name: str, folder: Path) -> Callable[[list[int]], str]:
-    """From tokens to text, for an encoding by the name that tokens.json has."""
+    """Return a function from tokens to text, for an encoding by the name that tokens.json has in `folder`."""
     if name == "bytes":
         return lambda tokens: bytes(tokens).decode(errors="replace")
     if name.startswith("tokenizers"):
@@ -48,21 +65,27 @@ def load_decoder(name: str, folder: Path) -> Callable[[list[int]], str]:
     return tiktoken.get_encoding(name.partition(":")[2]).decode
 
 
-def _tokenizers(file: Path, *, eos: bool) -> Encoding:
+def _make_bytes_encoding(*, has_eos: bool) -> Encoding:
+    def encode(text: bytes) -> np.ndarray:
+        return np.frombuffer(text, np.uint8)
+
+    return Encoding("bytes", 257, 256, encode) if has_eos else Encoding("bytes", 256, None, encode)
+
+
+def _load_tokenizers(file: Path, *, has_eos: bool) -> Encoding:
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise ValueError("--encoding tokenizers needs a package: pip install tokenizers") from None
     if not file.is_file():
         raise ValueError(f"--encoding tokenizers:{file}: no such file")
-    from data.fingerprint import identify_file
-
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises nothing more precise
+    # The package raises nothing more precise.
+    except Exception as error:
         raise ValueError(f"--encoding tokenizers:{file}: is no tokenizer ({str(error).splitlines()[0]})") from None
     end = next((tokenizer.token_to_id(name) for name in EOS_NAMES if tokenizer.token_to_id(name) is not None), None)
-    if eos and end is None:
+    if has_eos and end is None:
         raise ValueError(
             f"--encoding tokenizers:{file}: has no token to end a document with (one of {', '.join(EOS_NAMES)}); "
             "add one, or say --no-eos"
@@ -71,11 +94,12 @@ def _tokenizers(file: Path, *, eos: bool) -> Encoding:
     def encode(text: bytes) -> np.ndarray:
         return np.array(tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids, np.uint32)
 
+    # Its name is its content: a file that is moved stays the same encoding, one that is changed does not.
     digest = identify_file(file).split()[1]
-    return Encoding(f"tokenizers:{digest}", tokenizer.get_vocab_size(), end if eos else None, encode, file)
+    return Encoding(f"tokenizers:{digest}", tokenizer.get_vocab_size(), end if has_eos else None, encode, file)
 
 
-def _tiktoken(name: str, *, eos: bool) -> Encoding:
+def _load_tiktoken(name: str, *, has_eos: bool) -> Encoding:
     try:
         import tiktoken
     except ImportError:
@@ -84,7 +108,8 @@ def _tiktoken(name: str, *, eos: bool) -> Encoding:
         raise ValueError(f"--encoding tiktoken:{name}: there are {', '.join(tiktoken.list_encoding_names())}")
     try:
         found = tiktoken.get_encoding(name)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+    # It fetches its file with requests, whose errors are OSErrors.
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"--encoding tiktoken:{name}: its file must be fetched from the internet once, and that failed "
             f"({type(error).__name__}); do it where there is a network and set TIKTOKEN_CACHE_DIR"
@@ -93,4 +118,4 @@ def _tiktoken(name: str, *, eos: bool) -> Encoding:
     def encode(text: bytes) -> np.ndarray:
         return np.array(found.encode_ordinary(text.decode(errors="replace")), np.uint32)
 
-    return Encoding(f"tiktoken:{name}", found.n_vocab, found.eot_token if eos else None, encode)
+    return Encoding(f"tiktoken:{name}", found.n_vocab, found.eot_token if has_eos else None, encode)

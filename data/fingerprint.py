@@ -9,13 +9,15 @@ from pathlib import Path
 
 import xxhash
 
-WHOLE_BYTES = 256 * 2**20  # up to here every byte of a file is looked at: a tenth of a second
+# Up to here every byte of a file is read: a tenth of a second.
+WHOLE_BYTES = 256 * 2**20
+# Of a larger file, so many blocks of such a size.
 SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
 MOST_LINES = 20_000
 
 
 def identify_bytes(*parts: bytes | memoryview) -> str:
-    """`SIZE HASH` of bytes that are read anyway."""
+    """Return `SIZE HASH` of bytes that are in memory anyway."""
     digest = xxhash.xxh3_64()
     for part in parts:
         digest.update(part)
@@ -23,7 +25,7 @@ def identify_bytes(*parts: bytes | memoryview) -> str:
 
 
 def identify_file(path: Path) -> str:
-    """`SIZE HASH` of a file that need not be read: of all bytes, or of 256 blocks where it is large.
+    """Return `SIZE HASH` of a file: of all its bytes, or of 256 blocks all over it where it is large.
 
     Enough to notice a file that was made again: another tokenizer, order or version changes nearly every block. A
     single byte that changed in a large file is not noticed.
@@ -42,21 +44,24 @@ def identify_file(path: Path) -> str:
 
 
 def hash_files(files: Mapping[str, str], *more: object) -> str:
-    """One hash of every file and of whatever else decides which examples there are."""
+    """Return one hash of all files (name → `SIZE HASH`), and of whatever else decides which examples there are."""
     return hashlib.sha256(json.dumps([sorted(files.items()), *map(str, more)]).encode()).hexdigest()
 
 
 def fold_into_folders(files: Mapping[str, str]) -> dict[str, str]:
-    """The same in at most 20,000 lines or so: where there are more files, a line for each folder."""
+    """Return the files as at most 20,000 lines or so: where there are more files, one line for each folder.
+
+    The line of a folder has the sum of the sizes, and a hash of the names and contents.
+    """
     if len(files) <= MOST_LINES:
         return dict(files)
     folders: dict[str, list[tuple[str, str]]] = {}
     for name, content in sorted(files.items()):
         folders.setdefault(f"{Path(name).parent.as_posix()}/", []).append((name, content))
-    return {folder: _sum(inside) for folder, inside in folders.items()}
+    return {folder: _identify_folder(inside) for folder, inside in folders.items()}
 
 
-def _sum(files: Iterable[tuple[str, str]]) -> str:
+def _identify_folder(files: Iterable[tuple[str, str]]) -> str:
     size, digest = 0, xxhash.xxh3_64()
     for name, content in files:
         size += int(content.split()[0])
@@ -65,5 +70,8 @@ def _sum(files: Iterable[tuple[str, str]]) -> str:
 
 
 def draw_from_name(name: bytes) -> float:
-    """A number in [0, 1) that depends on a name alone: which side a file is on, whatever else is there."""
+    """Return a number in [0, 1) that depends on a name alone.
+
+    It decides whether a file is to train or to evaluate on; files that are added later leave it where it is.
+    """
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64

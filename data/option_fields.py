@@ -50,6 +50,7 @@ class ImageOptions(BatchOptions):
     augment: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
+        # A field where the user chooses, a constant of the class where there is no choice.
         gives = getattr(self, "gives", "images")
         if gives != "images" and self.augment != Augmentation():
             raise ValueError(f"augment varies images, but these are {gives}; leave data.augment out")
@@ -68,7 +69,7 @@ class LabelledFileOptions(ImageOptions):
 
 
 def check_path_exists(path: str) -> Path:
-    """The path that a user gave. Raises ValueError where nothing is there."""
+    """Return the path that a user gave, `~` expanded. Raises ValueError where nothing is there."""
     found = Path(path).expanduser()
     if not found.exists():
         raise ValueError(f"path={path} does not exist")

@@ -23,8 +23,15 @@ Batch = dict[str, np.ndarray]
 class ShuffledBatches:
     """Endless batches by number: each epoch has every example once, in an order that depends on seed and epoch alone.
 
-    Takes 8 bytes an example for each of the two epochs that a batch may touch. `begin`: the number of batch 0.
-    `again`: reads the source in another process, so that what is sent there is small.
+    Takes 8 bytes an example for each of the two epochs that a batch may touch.
+
+    Args:
+        source: the examples.
+        batch_size: how many of them a batch has. A batch may end one epoch and begin the next.
+        seed: decides the orders, and how images are varied.
+        augment: how images are varied; None for not at all.
+        reopen: reads the source once more in another process, so that what is sent there is small.
+        begin: the number of the batch that is `batches[0]`.
     """
 
     def __init__(
@@ -34,36 +41,38 @@ class ShuffledBatches:
         batch_size: int,
         seed: int,
         augment: Augmentation | None = None,
-        again: Callable[[], Source] | None = None,
+        reopen: Callable[[], Source] | None = None,
         begin: int = 0,
     ):
         self._source, self._batch_size, self._seed = source, batch_size, seed
-        self._augment, self._again, self._begin = augment if augment != Augmentation() else None, again, begin
+        self._augment, self._reopen, self._begin = augment if augment != Augmentation() else None, reopen, begin
         self._orders: dict[int, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = {"batch_size": self._batch_size, "seed": self._seed, "augment": self._augment, "begin": self._begin}
-        return _shuffled, (None if self._again else self._source, self._again, rest)
+        return _rebuild, (None if self._reopen else self._source, self._reopen, rest)
 
     def starting_at(self, begin: int) -> ShuffledBatches:
-        """The same batches, of which the one with this number comes first."""
+        """Return the same batches, of which the one with this number comes first."""
         fresh = ShuffledBatches(
-            self._source, batch_size=self._batch_size, seed=self._seed, again=self._again, begin=begin
+            self._source, batch_size=self._batch_size, seed=self._seed, reopen=self._reopen, begin=begin
         )
         fresh._augment, fresh._orders = self._augment, self._orders
         return fresh
 
     def __len__(self) -> int:
+        # Grain asks for a length before it iterates.
         return sys.maxsize - self._begin
 
     def __getitem__(self, index: int) -> Batch:
         number, size = self._begin + index, len(self._source)
+        # Positions in the endless sequence of epochs: each epoch has its own order.
         positions = np.arange(number * self._batch_size, (number + 1) * self._batch_size)
         epochs = positions // size
         indices = np.empty(self._batch_size, np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             here = epochs == epoch
-            indices[here] = self._order(epoch)[positions[here] % size]
+            indices[here] = self._order_of(epoch)[positions[here] % size]
         batch = self._source.take(indices)
         if self._augment is None:
             return batch
@@ -71,47 +80,45 @@ class ShuffledBatches:
 
         return {**batch, "inputs": augment_images(batch["inputs"], self._augment, seed=self._seed, number=number)}
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """The permutation of an epoch: random keys, sorted. Raw Philox output never changes between numpy versions."""
+    def _order_of(self, epoch: int) -> np.ndarray:
+        """Return the permutation of an epoch: the order that sorts random keys."""
         order = self._orders.get(epoch)
         if order is None:
+            # Raw Philox output never changes between versions of numpy; its permutations may.
             keys = np.random.Philox(key=[self._seed % 2**64, epoch]).random_raw(len(self._source))
             order = np.argsort(keys, kind="stable")
             kept = {old: kept for old, kept in list(self._orders.items()) if old == epoch - 1}
-            self._orders = {**kept, epoch: order}  # one assignment: threads may be at it together
+            # One assignment, for grain's threads may be here at the same time: at worst both sort.
+            self._orders = {**kept, epoch: order}
         return order
 
 
-def _shuffled(source: Source | None, again: Callable[[], Source] | None, rest: Mapping[str, Any]) -> ShuffledBatches:
-    """Put together again in a worker."""
-    read = again() if again is not None else source
+def _rebuild(source: Source | None, reopen: Callable[[], Source] | None, rest: Mapping[str, Any]) -> ShuffledBatches:
+    """Return pickled batches in a worker, with a source of its own."""
+    read = reopen() if reopen is not None else source
     assert read is not None
     return ShuffledBatches(read, **rest)
 
 
-class BatchStream:
-    """The endless training batches of one source. `state()` is the position of the first batch not yet handed out."""
+class TrainingStream:
+    """The training batches of a run, one after the other. `state()` is the position of the first not yet handed out.
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        batch_size: int,
-        seed: int,
-        augment: Augmentation | None = None,
-        workers: int = 0,
-        prefetch: int = 0,
-        again: Callable[[], Source] | None = None,
-    ):
-        self._batches = ShuffledBatches(source, batch_size=batch_size, seed=seed, augment=augment, again=again)
-        self._workers, self._prefetch = workers, prefetch
+    Args:
+        batches: all batches by number.
+        workers: so many processes make batches ahead; 0: none.
+        prefetch: so many batches are made ahead by each worker, or by threads where there is no worker.
+    """
+
+    def __init__(self, batches: ShuffledBatches, *, workers: int = 0, prefetch: int = 0):
+        self._batches, self._workers, self._prefetch = batches, workers, prefetch
         self._number = 0
-        self._coming: Any = None  # grain's iterator, from the first batch on that is asked for
+        # Grain's iterator over the batches from the first one on that is asked for; None where nobody has asked.
+        self._coming: Any = None
         self._skipped: frozenset[int] = frozenset()
 
     @property
     def waits(self) -> bool:
-        """Whether a batch may be long in coming."""
+        """Return whether a batch may be long in coming."""
         return self._workers > 0
 
     def __next__(self) -> Batch:
@@ -120,7 +127,7 @@ class BatchStream:
         return self._take()
 
     def state(self) -> dict[str, Any]:
-        """The position, as plain JSON values."""
+        """Return the position, as plain JSON values."""
         return {"next_index": self._number}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -133,7 +140,7 @@ class BatchStream:
         self._skipped = frozenset(numbers)
 
     def find_batch_number(self, position: Mapping[str, Any], ago: int) -> int:
-        """The number of the batch that was handed out `ago` batches before the last one, seen from a position."""
+        """Return the number of the batch that was handed out `ago` batches before the last one before a position."""
         number = int(position["next_index"])
         for _ in range(ago + 1):
             number -= 1
@@ -152,6 +159,7 @@ class BatchStream:
             batch = self._batches[self._number]
         else:
             if self._coming is None:
+                # Here and not above: grain is heavy to import, and most runs do without.
                 from data.workers import prefetch_batches
 
                 self._coming = prefetch_batches(self._batches.starting_at(self._number), self._workers, self._prefetch)
@@ -161,10 +169,10 @@ class BatchStream:
 
 
 def iterate_in_order(source: Source, *, batch_size: int, num_batches: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """A source in order, each batch with a weight per example; at most `num_batches`, which then lie evenly apart.
+    """Yield a source in its order, each batch with a weight per example Float[batch].
 
-    Not its beginning: in text that is one file, and may be a strange one. The last batch is filled up with repeated
-    examples of weight 0, so that every batch has one shape.
+    At most `num_batches` come, which then lie evenly apart: not the beginning alone, which in text is one file, and may
+    be a strange one. The last batch is filled up with repeated examples of weight 0, so that every batch has one shape.
     """
     count = min(len(source), num_batches * batch_size)
     for start in range(0, count, batch_size):

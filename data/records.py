@@ -6,7 +6,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +15,13 @@ from data.fingerprint import identify_file
 from data.sources import Sources, count_classes, split_source
 from data.tables import DIMENSIONS, make_labelled_sources, prepare_inputs
 
-if TYPE_CHECKING:
-    from data.user_formats import Arrayrecord
-
-NAMES = ("inputs", "label")
+ARRAYS = ("inputs", "label")
+# So many records, from all over the files, are looked at before training: reading all of them would take long.
+CHECKED_RECORDS = 1000
 
 
 def find_record_files(path: Path) -> list[Path]:
-    """A file, or the .array_record files of a folder. Raises ValueError where there are none or one is empty."""
+    """Return a file, or the .array_record files of a folder. Raises ValueError where there are none or one is empty."""
     files = sorted(file for file in path.rglob("*.array_record*") if file.is_file()) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"path={path} holds no .array_record file")
@@ -47,43 +46,46 @@ class ArrayRecordSource:
         return len(self._records)  # type: ignore[attr-defined]
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the examples at `indices`. Raises UnreadableError where a record is none, or unlike the others."""
         numbers = [int(index) for index in np.asarray(indices)]
         records = self._records.__getitems__(numbers)  # type: ignore[attr-defined]
-        rows = [self._row(number, record) for number, record in zip(numbers, records, strict=True)]
+        rows = [self._parse_record(number, record) for number, record in zip(numbers, records, strict=True)]
         try:
-            inputs, labels = (np.stack([row[name] for row in rows]) for name in NAMES)
+            inputs, labels = (np.stack([row[name] for row in rows]) for name in ARRAYS)
         except ValueError:
             raise UnreadableError(
                 f"{self.files[0].parent}: records have inputs of several shapes; expected one"
             ) from None
         return {"inputs": prepare_inputs(inputs, self.gives), "label": labels.astype(np.int32)}
 
-    def _row(self, number: int, record: bytes) -> dict[str, Any]:
+    def _parse_record(self, number: int, record: bytes) -> dict[str, Any]:
         try:
+            # Without pickle: an array of objects would run code when it is read.
             with np.load(io.BytesIO(record), allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in NAMES}
+                return {name: arrays[name] for name in ARRAYS}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             raise UnreadableError(
                 f"{self.files[0].parent}: record {number} is no .npz with inputs and label; write it again"
             ) from None
 
 
-def read_array_records(option: Arrayrecord) -> Sources:
-    """Every record of every file. A sample of a thousand is looked at: reading all would take long."""
-    path = Path(option.path).expanduser()
-    files = find_record_files(path)
+def read_array_records(path: Path, gives: str, eval_fraction: float, num_classes: int | None) -> Sources:
+    """Return every record of every file. Raises ValueError where a sample of them is not what it should be."""
+    found = find_record_files(path)
     try:
-        source = ArrayRecordSource(tuple(files), option.gives)
-        sample = source.take(np.unique(np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(np.int64)))
-    except (RuntimeError, IndexError) as error:  # what the reader raises where a file is none of its own
+        source = ArrayRecordSource(tuple(found), gives)
+        checked = np.unique(np.linspace(0, len(source) - 1, min(len(source), CHECKED_RECORDS)).astype(np.int64))
+        sample = source.take(checked)
+    # What grain's reader raises where a file is none of its own.
+    except (RuntimeError, IndexError) as error:
         raise ValueError(f"{path} is no ArrayRecord file ({str(error).splitlines()[0]}); write it again") from None
     shape = sample["inputs"].shape[1:]
-    if len(shape) + 1 not in DIMENSIONS[option.gives]:
-        raise ValueError(f"an example is {shape}, which is no {option.gives}; set data.gives")
-    if option.num_classes is None:
+    if len(shape) + 1 not in DIMENSIONS[gives]:
+        raise ValueError(f"an example is {shape}, which is no {gives}; set data.gives")
+    if num_classes is None:
         raise ValueError("records are not counted through: say how many classes there are, data.num_classes=N")
-    number = count_classes(sample["label"], option.num_classes)
-    named = {file.relative_to(path if path.is_dir() else path.parent).as_posix(): identify_file(file) for file in files}
-    return make_labelled_sources(
-        *split_source(source, option.eval_fraction), shape, number, named, option.eval_fraction, waits=True
-    )
+    number = count_classes(sample["label"], num_classes)
+    root = path if path.is_dir() else path.parent
+    files = {file.relative_to(root).as_posix(): identify_file(file) for file in found}
+    sides = split_source(source, eval_fraction)
+    return make_labelled_sources(sides, shape, number, files, (eval_fraction,), waits=True)

@@ -1,4 +1,4 @@
-"""Where examples come from. A source is random access over examples; its order is the pipeline's business."""
+"""Where examples come from. A source is random access over examples; their order is the business of pipeline.py."""
 
 from __future__ import annotations
 
@@ -20,24 +20,37 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
-        """The examples at `indices`, stacked: every value has a leading batch dimension."""
+        """Return the examples at `indices`, stacked: every value has a leading batch dimension."""
         ...
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a data option reads: two sources, their shape, and the proof that they are the same data as last time."""
+    """What a data option reads: two sources, their shape, and the proof that they are the same data as last time.
+
+    Attributes:
+        train: the examples to train on.
+        eval: the examples to evaluate on.
+        inputs: the shape of one example: (features,), (height, width, channels) or (tokens,).
+        num_outputs: the number of classes, or the size of the vocabulary.
+        fingerprint: a hash of everything the examples are made of.
+        summary: a few words for a person, such as "12.1 MB of text in 734 files".
+        decode: makes text of tokens Int[seq]; None where there are no tokens.
+        bytes_per_token: of the text that is evaluated on; None where nobody knows.
+        waits: whether taking examples may take long: a thread then fetches the next batch while the device works.
+        files: "SIZE HASH" of each file by its name, so that a changed file can be named.
+    """
 
     train: Source
     eval: Source
-    inputs: tuple[int, ...]  # the shape of one example: (features,), (height, width, channels) or (tokens,)
-    num_outputs: int  # classes, or the vocabulary
-    fingerprint: str  # hash of everything the examples are made of
-    summary: str  # for a person: "12.1 MB of text in 734 files"
-    decode: Callable[[np.ndarray], str] | None = None  # tokens Int[seq] as text; None where they are none
-    bytes_per_token: float | None = None  # of text, in what is evaluated on; None where nobody knows
-    waits: bool = False  # whether taking examples may take long: then they are fetched ahead, by a thread
-    files: Mapping[str, str] = field(default_factory=dict)  # name → "SIZE HASH": what changed, when something did
+    inputs: tuple[int, ...]
+    num_outputs: int
+    fingerprint: str
+    summary: str
+    decode: Callable[[np.ndarray], str] | None = None
+    bytes_per_token: float | None = None
+    waits: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """Return the rows at `indices`."""
         rows = np.asarray(indices)
         return {name: column[rows] for name, column in self.columns.items()}
 
@@ -65,29 +79,31 @@ class SourcePart:
         return len(self.chosen)
 
     def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """Return the examples at `indices` of this part, stacked."""
         return self.source.take(self.chosen[np.asarray(indices)])
 
 
 def split_source(source: Source, eval_fraction: float) -> tuple[SourcePart, SourcePart]:
-    """A source cut in two at random, the same way every time: to train and to evaluate on."""
-    mine, theirs = _drawn(len(source), eval_fraction)
-    return SourcePart(source, mine), SourcePart(source, theirs)
+    """Split a source at random, the same way every time, into a part to train and a part to evaluate on."""
+    train, held_out = _draw_split(len(source), eval_fraction)
+    return SourcePart(source, train), SourcePart(source, held_out)
 
 
 def split_table(whole: Table, eval_fraction: float) -> tuple[Table, Table]:
-    """The same two parts of a table, each in memory in its own order."""
-    mine, theirs = _drawn(len(whole), eval_fraction)
-    return Table(whole.take(mine)), Table(whole.take(theirs))
+    """Split a table into the parts that `split_source` gives, each a copy in memory in the order of the part."""
+    train, held_out = _draw_split(len(whole), eval_fraction)
+    return Table(whole.take(train)), Table(whole.take(held_out))
 
 
-def _drawn(size: int, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def _draw_split(size: int, eval_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    # A fixed seed, and not the run's: runs with several seeds are compared on the same held-out examples.
     order = np.random.default_rng(0).permutation(size)
     cut = int(size * (1.0 - eval_fraction))
     return order[:cut], order[cut:]
 
 
 def count_classes(labels: Int[np.ndarray, "examples"], num_classes: int | None) -> int:
-    """How many classes there are: as was said, or as the labels need. Raises ValueError where one is outside."""
+    """Return the number of classes: as was said, or as the labels need. Raises ValueError where a label is outside."""
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise ValueError(f"label is {labels.dtype} of shape {labels.shape}; expected one whole number an example")
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)

@@ -1,4 +1,4 @@
-"""Text as bytes: the standard library, or files of the user's."""
+"""Text as bytes: Python's standard library, or files of the user's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from jaxtyping import Integer
 from data.fingerprint import draw_from_name, identify_bytes
 from data.sources import NUM_BYTES, Sources
 
+# Folders of the standard library that are no part of it, or no text that anybody wrote to be read.
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
 
 @dataclass(frozen=True)
 class TokenWindows:
@@ -27,31 +30,33 @@ class TokenWindows:
         return max(len(self.corpus) - 1, 0) // self.seq_len
 
     def take(self, indices: Integer[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """Return the windows at `indices` as `tokens`, Integer[batch seq_len+1]."""
         positions = np.asarray(indices)[:, None] * self.seq_len + np.arange(self.seq_len + 1)
         return {"tokens": self.corpus[positions]}
 
 
 def read_stdlib(seq_len: int, eval_fraction: float) -> Sources:
-    """Every module of the standard library of this Python, tests and installed packages left out."""
+    """Return every module of the standard library of this Python, tests and installed packages left out."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    return _split_by_file(root, sorted(_modules(root, skip)), seq_len, eval_fraction)
+    return _split_by_file(root, sorted(_find_modules(root, SKIPPED_FOLDERS)), seq_len, eval_fraction)
 
 
-def _modules(root: Path, skip: set[str]) -> Iterator[Path]:
-    """Every module below a folder; what is skipped is not entered: installed packages are most of it."""
+def _find_modules(root: Path, skip: set[str]) -> Iterator[Path]:
+    """Yield every module below a folder, but nothing in folders of the names `skip`."""
     for folder, folders, names in os.walk(root):
+        # Changed in place, which keeps `os.walk` from entering them: installed packages are most of the tree.
         folders[:] = [name for name in folders if name not in skip]
         yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def read_text(path: Path, pattern: str, seq_len: int, eval_fraction: float) -> Sources:
-    """A file, or the files of a folder that match `pattern`, in the order of their names."""
-    return _split_by_file(path if path.is_dir() else path.parent, find_files(path, pattern), seq_len, eval_fraction)
+    """Return a file, or the files of a folder that match `pattern`, in the order of their names."""
+    root = path if path.is_dir() else path.parent
+    return _split_by_file(root, find_files(path, pattern), seq_len, eval_fraction)
 
 
 def find_files(path: Path, pattern: str) -> list[Path]:
-    """A file, or the files of a folder that match `pattern`, in the order of their names."""
+    """Return a file, or the files of a folder that match `pattern`, in the order of their names."""
     return sorted(file for file in path.glob(pattern) if file.is_file()) if path.is_dir() else [path]
 
 
@@ -60,6 +65,7 @@ def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: f
 
     Where the files are too few to fill both sides, the end of the whole text is for evaluation.
     """
+    # Sizes are hashed too: text that moved from the end of one file to the beginning of the next is other data.
     whole, named = hashlib.sha256(), {}
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for file in files:
@@ -76,7 +82,7 @@ def _split_by_file(root: Path, files: list[Path], seq_len: int, eval_fraction: f
 
 
 def decode_bytes(tokens: Integer[np.ndarray, "seq"]) -> str:
-    """Bytes as UTF-8."""
+    """Return bytes as the text that they are in UTF-8."""
     return np.asarray(tokens, np.uint8).tobytes().decode(errors="replace")
 
 
@@ -87,10 +93,21 @@ def make_byte_sources(
     fingerprint: str,
     files: Mapping[str, str],
 ) -> Sources:
-    """Two runs of bytes, each put together from pieces."""
+    """Join pieces of bytes into one run to train and one to evaluate on."""
+    # Concatenating nothing is an error in numpy, hence an empty piece first.
     empty = np.zeros(0, np.uint8)
-    mine, theirs = (TokenWindows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out))
-    sizes = f"{len(mine.corpus) / 1e6:.1f} + {len(theirs.corpus) / 1e6:.1f}"
+    train_windows, held_out_windows = (
+        TokenWindows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out)
+    )
+    sizes = f"{len(train_windows.corpus) / 1e6:.1f} + {len(held_out_windows.corpus) / 1e6:.1f}"
     number = f"{len(files)} file{'' if len(files) == 1 else 's'}"
-    summary = f"{sizes} MB of text (train + eval) in {number}"
-    return Sources(mine, theirs, (seq_len,), NUM_BYTES, fingerprint, summary, decode_bytes, files=files)
+    return Sources(
+        train_windows,
+        held_out_windows,
+        (seq_len,),
+        NUM_BYTES,
+        fingerprint,
+        f"{sizes} MB of text (train + eval) in {number}",
+        decode_bytes,
+        files=files,
+    )

@@ -1,4 +1,4 @@
-"""Token files: a folder with `train.bin`, `eval.bin` and `tokens.json`, which says what they are. Mapped, never read.
+"""Token files: a folder with `train.bin`, `eval.bin` and `tokens.json`, which says what they are. Mapped into memory.
 
 Documents lie one behind the other, each ended by the token `eos` where there is one. A token is a little-endian
 unsigned number of one, two or four bytes, the least that holds the vocabulary.
@@ -15,21 +15,30 @@ from typing import Any
 import numpy as np
 
 from data.data_errors import UnreadableError
+from data.encodings import load_decoder
 from data.fingerprint import hash_files, identify_file
 from data.sources import Source, Sources
 from data.text_files import TokenWindows
 
-HEADER, SIDES, VERSION = "tokens.json", ("train", "eval"), 1
+HEADER = "tokens.json"
+SIDES = ("train", "eval")
+VERSION = 1
+# Windows that are looked at before training, from all over a file: tokens of another vocabulary show at once.
+CHECKED_WINDOWS = 64
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One file of tokens."""
+    """What tokens.json says about one file of tokens.
+
+    `text_bytes` is the size of the documents as UTF-8: bits per byte = bits per token × tokens / text_bytes.
+    `identity` is "SIZE HASH" of the file.
+    """
 
     tokens: int
     documents: int
-    text_bytes: int  # of the documents as UTF-8: bits per byte = bits per token × tokens / text_bytes
-    identity: str  # "SIZE HASH"
+    text_bytes: int
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -44,25 +53,30 @@ class TokenHeader:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Return the type of a token in the files."""
         return choose_dtype(self.vocab_size)
 
     def to_json(self) -> str:
+        """Return the content of tokens.json."""
         return json.dumps({"version": VERSION, "dtype": self.dtype.str, **asdict(self)}, indent=1) + "\n"
 
 
 def choose_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest type that holds every token."""
+    """Return the smallest unsigned type that holds every token."""
     return np.dtype("u1" if vocab_size <= 2**8 else "<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def read_token_header(folder: Path, encoding: str | None = None) -> TokenHeader:
-    """What a folder says of its tokens. Raises ValueError where it is none, is torn, or has another encoding."""
+    """Return what a folder says of its tokens.
+
+    Raises ValueError where it is no folder of tokens, is torn, or has another encoding than the one that is wanted.
+    """
     try:
-        said = json.loads((folder / HEADER).read_text())
-        if said.pop("version") != VERSION:
+        document = json.loads((folder / HEADER).read_text())
+        if document.pop("version") != VERSION:
             raise ValueError(f"path={folder} was written by another version; tokenize again")
-        dtype = said.pop("dtype")
-        header = TokenHeader(**{**said, **{side: TokenFile(**said[side]) for side in SIDES}})
+        dtype = document.pop("dtype")
+        header = TokenHeader(**{**document, **{side: TokenFile(**document[side]) for side in SIDES}})
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise ValueError(
             f"path={folder} holds no token files (no valid {HEADER}); "
@@ -88,7 +102,7 @@ def _check_size(file: Path, expected: int) -> None:
 
 @dataclass(frozen=True)
 class MappedWindows:
-    """Windows over a token file, mapped anew in whichever process it comes to."""
+    """Windows over a token file, which every process that gets them maps for itself."""
 
     file: Path
     dtype: np.dtype[Any]
@@ -96,38 +110,44 @@ class MappedWindows:
     vocab_size: int
 
     def __post_init__(self) -> None:
-        empty = self.file.stat().st_size == 0
-        corpus = np.zeros(0, self.dtype) if empty else np.memmap(self.file, self.dtype, "r")
+        # An empty file cannot be mapped.
+        is_empty = self.file.stat().st_size == 0
+        corpus = np.zeros(0, self.dtype) if is_empty else np.memmap(self.file, self.dtype, "r")
         object.__setattr__(self, "_windows", TokenWindows(corpus, self.seq_len))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Otherwise pickle would send the whole file to a worker.
         return MappedWindows, (self.file, self.dtype, self.seq_len, self.vocab_size)
 
     def __len__(self) -> int:
         return len(self._windows)  # type: ignore[attr-defined]
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the windows at `indices`. Raises UnreadableError where they hold a token outside the vocabulary."""
         tokens = self._windows.take(indices)["tokens"]  # type: ignore[attr-defined]
         if int(tokens.max(initial=0)) >= self.vocab_size:
             raise UnreadableError(
                 f"{self.file}: holds the token {tokens.max()}, but its vocabulary has {self.vocab_size}; tokenize again"
             )
+        # int32 is what jax takes for an index, and holds every vocabulary there is.
         return {"tokens": tokens if tokens.dtype != np.uint32 else tokens.astype(np.int32)}
 
 
 def read_tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
-    """The two token files of a folder. Raises ValueError where they are not what tokens.json says."""
+    """Return the two token files of a folder. Raises ValueError where they are not what tokens.json says."""
     header = read_token_header(folder, encoding)
     files = {HEADER: identify_file(folder / HEADER)}
     for side in SIDES:
         files[f"{side}.bin"] = identify_file(folder / f"{side}.bin")
-    mine, theirs = (MappedWindows(folder / f"{side}.bin", header.dtype, seq_len, header.vocab_size) for side in SIDES)
-    for source in (mine, theirs):
-        _check_tokens(source)
+    train, held_out = (
+        MappedWindows(folder / f"{side}.bin", header.dtype, seq_len, header.vocab_size) for side in SIDES
+    )
+    for source in (train, held_out):
+        _check_vocabulary(source)
     documents = header.train.documents + header.eval.documents
     return Sources(
-        mine,
-        theirs,
+        train,
+        held_out,
         (seq_len,),
         header.vocab_size,
         hash_files(files),
@@ -139,18 +159,16 @@ def read_tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
     )
 
 
-def _check_tokens(source: Source) -> None:
-    """Look at a few windows from all over the file: those of another vocabulary show at once."""
+def _check_vocabulary(source: Source) -> None:
+    """Raise UnreadableError where a few windows from all over the file hold a token outside the vocabulary."""
     if len(source):
-        source.take(np.linspace(0, len(source) - 1, 64).astype(np.int64))
+        source.take(np.linspace(0, len(source) - 1, CHECKED_WINDOWS).astype(np.int64))
 
 
 def decode_tokens(folder: Path, header: TokenHeader, values: np.ndarray) -> str:
-    """Tokens as text, without the one that ends a document; as numbers where the encoding cannot be had here."""
-    from data.encodings import load_decoder
-
-    kept = [int(value) for value in np.asarray(values).ravel() if value != header.eos]
+    """Return tokens as text, without those that end a document; as numbers where the encoding cannot be had here."""
+    tokens = [int(value) for value in np.asarray(values).ravel() if value != header.eos]
     try:
-        return load_decoder(header.encoding, folder)(kept)
+        return load_decoder(header.encoding, folder)(tokens)
     except (ImportError, OSError):
-        return " ".join(map(str, kept))
+        return " ".join(map(str, tokens))

@@ -13,18 +13,21 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data.encodings import TOKENIZER, Encoding, load_encoding
+from data.encodings import TOKENIZER, Encoding, EncodingChoice
 from data.fingerprint import draw_from_name, identify_file
 from data.orphans import end_with_parent
 from data.text_files import find_files
 from data.token_files import HEADER, SIDES, TokenFile, TokenHeader, choose_dtype
 
-_mine: Encoding | None = None  # of a worker: made once, used for every document
+# Is told how many documents are done, and how many tokens they gave.
+Progress = Callable[[int, int], None]
+
+# The encoding of a worker process: loaded once, used for every document.
+_worker_encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class SideCount:
 
 
 def find_documents(paths: list[Path], pattern: str) -> list[Document]:
-    """Every file that was named or lies in a folder that was named. Raises ValueError where there is none."""
+    """Return every file that was named or lies in a folder that was named. Raises ValueError where there is none."""
     found = []
     for path in paths:
         if not path.exists():
@@ -61,112 +64,118 @@ def find_documents(paths: list[Path], pattern: str) -> list[Document]:
 def write_token_files(
     documents: list[Document],
     target: Path,
-    wanted: str,
+    choice: EncodingChoice,
     *,
-    eos: bool,
     eval_fraction: float,
     workers: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> TokenHeader:
     """Write the folder `target`, all of it or nothing. Raises ValueError where something stands in the way.
 
-    `progress` hears of each document: how many are done, and how many tokens there are.
+    `progress` is called after each document.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target}: is there already, and not empty; name a new directory")
-    how = load_encoding(wanted, eos=eos)
+    encoding = choice.load()
+    # Beside the target, so that the rename is within one file system; by process, so that two of them do not meet.
     fresh = target.parent / f".{target.name}.{os.getpid()}"
     fresh.mkdir(parents=True)
     try:
-        header = _written(
-            documents, fresh, how, partial(load_encoding, wanted, eos=eos), eval_fraction, workers, progress
-        )
+        encoded = _encode_documents(documents, encoding, choice, workers)
+        header = _write_sides(documents, encoded, fresh, encoding, eval_fraction, progress)
         (fresh / HEADER).write_text(header.to_json())
-        if how.file is not None:
-            shutil.copyfile(how.file, fresh / TOKENIZER)
+        if encoding.file is not None:
+            shutil.copyfile(encoding.file, fresh / TOKENIZER)
         fresh.rename(target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return header
 
 
-def _written(
+def _write_sides(
     documents: list[Document],
+    encoded: Iterator[tuple[np.ndarray, int]],
     folder: Path,
-    how: Encoding,
-    make: Callable[[], Encoding],
+    encoding: Encoding,
     eval_fraction: float,
-    workers: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> TokenHeader:
-    sides = _sides(documents, eval_fraction)
-    dtype, counts = choose_dtype(how.vocab_size), {side: SideCount() for side in SIDES}
-    end = np.array([] if how.eos is None else [how.eos], dtype)
+    """Write the tokens of each document to the file of its side, and return what is said about the two files."""
+    dtype, counts = choose_dtype(encoding.vocab_size), {side: SideCount() for side in SIDES}
+    end = np.array([] if encoding.eos is None else [encoding.eos], dtype)
+    sides = _choose_sides(documents, eval_fraction)
     with ExitStack() as opened:
         out = {side: opened.enter_context((folder / f"{side}.bin").open("wb")) for side in SIDES}
-        done = zip(sides, _encoded(documents, how, make, workers), strict=True)
-        for number, (side, (tokens, size)) in enumerate(done, 1):
+        for number, (side, (tokens, text_bytes)) in enumerate(zip(sides, encoded, strict=True), 1):
             row, count = np.concatenate([tokens.astype(dtype), end]), counts[side]
             out[side].write(row.tobytes())
-            count.tokens, count.documents = count.tokens + len(row), count.documents + 1
-            count.text_bytes += size
+            count.tokens += len(row)
+            count.documents += 1
+            count.text_bytes += text_bytes
             progress(number, sum(count.tokens for count in counts.values()))
     if len(documents) == 1:
-        _cut(folder, counts, eval_fraction, dtype.itemsize)
-    mine, theirs = (
+        _move_end_to_eval(folder, counts, eval_fraction, dtype.itemsize)
+    train, held_out = (
         TokenFile(
             counts[side].tokens, counts[side].documents, counts[side].text_bytes, identify_file(folder / f"{side}.bin")
         )
         for side in SIDES
     )
-    return TokenHeader(how.name, how.vocab_size, how.eos, mine, theirs)
+    return TokenHeader(encoding.name, encoding.vocab_size, encoding.eos, train, held_out)
 
 
-def _sides(documents: list[Document], eval_fraction: float) -> list[str]:
-    """On which side each document is."""
+def _choose_sides(documents: list[Document], eval_fraction: float) -> list[str]:
+    """Return on which side each document is; a single one is to train on, all of it."""
+    if len(documents) == 1:
+        return ["train"]
     sides = [SIDES[draw_from_name(document.name.encode()) < eval_fraction] for document in documents]
-    if len(set(sides)) == 2 or len(documents) == 1:
-        return sides if len(documents) > 1 else ["train"]
+    if len(set(sides)) == 2:
+        return sides
     held_out = min(max(round(len(documents) * eval_fraction), 1), len(documents) - 1)
     return ["train"] * (len(documents) - held_out) + ["eval"] * held_out
 
 
-def _cut(folder: Path, counts: dict[str, SideCount], eval_fraction: float, itemsize: int) -> None:
+def _move_end_to_eval(folder: Path, counts: dict[str, SideCount], eval_fraction: float, itemsize: int) -> None:
     """Move the end of the only document to the other side. Its bytes of text are shared in proportion."""
     whole, (train, held_out) = counts["train"], (folder / f"{side}.bin" for side in SIDES)
     kept = int(whole.tokens * (1.0 - eval_fraction))
     content = np.fromfile(train, np.uint8)
     held_out.write_bytes(content[kept * itemsize :].tobytes())
     train.write_bytes(content[: kept * itemsize].tobytes())
-    size = round(whole.text_bytes * kept / max(whole.tokens, 1))
-    counts["eval"] = SideCount(whole.tokens - kept, 1, whole.text_bytes - size)
-    counts["train"] = SideCount(kept, 1, size)
+    text_bytes = round(whole.text_bytes * kept / max(whole.tokens, 1))
+    counts["eval"] = SideCount(whole.tokens - kept, 1, whole.text_bytes - text_bytes)
+    counts["train"] = SideCount(kept, 1, text_bytes)
 
 
-def _encoded(
-    documents: list[Document], how: Encoding, make: Callable[[], Encoding], workers: int
+def _encode_documents(
+    documents: list[Document], encoding: Encoding, choice: EncodingChoice, workers: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """The tokens of each document and its size as text, in the order of the documents."""
+    """Yield the tokens of each document and its size as text in bytes, in the order of the documents."""
     files = [document.file for document in documents]
     if workers <= 1:
-        yield from (_one(how, file) for file in files)
+        yield from (_encode_file(encoding, file) for file in files)
         return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(files)), _begin, (make,)) as pool:
-        yield from pool.imap(_ours, files, chunksize=max(1, min(64, len(files) // (4 * workers))))
+    # Spawned, not forked: a tokenizer may have threads, which a fork would not take along. Each process loads the
+    # encoding itself, for it cannot be pickled.
+    context = multiprocessing.get_context("spawn")
+    chunksize = max(1, min(64, len(files) // (4 * workers)))
+    with context.Pool(min(workers, len(files)), _start_worker, (choice,)) as pool:
+        yield from pool.imap(_encode_in_worker, files, chunksize=chunksize)
 
 
-def _begin(make: Callable[[], Encoding]) -> None:
-    global _mine
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's, which ends the pool
+def _start_worker(choice: EncodingChoice) -> None:
+    global _worker_encoding
+    # A terminal's Ctrl-C reaches every process of the group; the parent ends the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    _mine = make()
+    _worker_encoding = choice.load()
 
 
-def _ours(file: Path) -> tuple[np.ndarray, int]:
-    assert _mine is not None
-    return _one(_mine, file)
+def _encode_in_worker(file: Path) -> tuple[np.ndarray, int]:
+    assert _worker_encoding is not None
+    return _encode_file(_worker_encoding, file)
 
 
-def _one(how: Encoding, file: Path) -> tuple[np.ndarray, int]:
+def _encode_file(encoding: Encoding, file: Path) -> tuple[np.ndarray, int]:
     content = file.read_bytes()
-    return how.encode(content), len(content)
+    return encoding.encode(content), len(content)

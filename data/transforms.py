@@ -12,56 +12,66 @@ from jaxtyping import Float
 from data.option_fields import Augmentation
 
 ImageBatch = Float[np.ndarray, "batch height width channels"]
-CROP, FLIP, ERASE, BRIGHTNESS, NOISE = range(1, 6)  # each draws from a stream of its own
+# Each draws from a stream of its own: to turn one off changes nothing of the others.
+CROP, FLIP, ERASE, BRIGHTNESS, NOISE = range(1, 6)
 
 
 def augment_images(images: ImageBatch, option: Augmentation, *, seed: int, number: int) -> ImageBatch:
-    """The images of batch `number`, varied as `option` says; the same array where it says nothing."""
+    """Return the images of batch `number`, varied as `option` says; the same array where it says nothing."""
     size = len(images)
 
-    def drawn(stream: int, *shape: int) -> Float[np.ndarray, "..."]:
+    def draw(stream: int, *shape: int) -> Float[np.ndarray, "..."]:
         return draw_uniform(seed, number, stream, shape)
 
     if option.crop:
-        images = crop_images(images, option.crop, drawn(CROP, 2, size))
+        images = crop_images(images, option.crop, draw(CROP, 2, size))
     if option.flip:
-        images = np.where((drawn(FLIP, size) < 0.5)[:, None, None, None], images[:, :, ::-1], images)
+        images = np.where((draw(FLIP, size) < 0.5)[:, None, None, None], images[:, :, ::-1], images)
     if option.erase:
-        images = erase_squares(images, option.erase, drawn(ERASE, 3, size))
+        images = erase_squares(images, option.erase, draw(ERASE, 3, size))
     if option.brightness:
-        images = images + np.float32(option.brightness) * make_normal(drawn(BRIGHTNESS, 2, size, 1, 1, 1))
+        images = images + np.float32(option.brightness) * make_normal(draw(BRIGHTNESS, 2, size, 1, 1, 1))
     if option.noise:
-        images = images + np.float32(option.noise) * make_normal(drawn(NOISE, 2, *images.shape))
+        images = images + np.float32(option.noise) * make_normal(draw(NOISE, 2, *images.shape))
     return images
 
 
 def draw_uniform(seed: int, number: int, stream: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Numbers in [0, 1) with 24 random bits each. Raw Philox output never changes between numpy versions."""
+    """Return numbers in [0, 1) with 24 random bits each, for one stream of one batch."""
     count = int(np.prod(shape))
+    # Raw Philox output never changes between versions of numpy. Each of its 64-bit numbers gives two of ours, of 24
+    # bits, which float32 holds exactly.
     raw = np.random.Philox(key=[seed % 2**64, number], counter=[0, 0, 0, stream]).random_raw((count + 1) // 2)
     halves = raw.astype("<u8").view("<u4")[:count]
     return ((halves >> 8).astype(np.float32) * np.float32(2**-24)).reshape(shape)
 
 
 def make_normal(pairs: Float[np.ndarray, "2 *shape"]) -> Float[np.ndarray, "*shape"]:
-    """Standard normal numbers from pairs of uniform ones (Box & Muller 1958)."""
+    """Return standard normal numbers made of pairs of uniform ones (Box & Muller 1958)."""
     return np.sqrt(-2.0 * np.log1p(-pairs[0])) * np.cos(np.float32(2.0 * np.pi) * pairs[1])
 
 
 def crop_images(images: ImageBatch, border: int, where: Float[np.ndarray, "2 batch"]) -> ImageBatch:
-    """A window of each image's own size, from the image with a black border of so many pixels."""
+    """Return a window of each image's own size, cut from the image with a black border of `border` pixels.
+
+    `where` has a number in [0, 1) for the row and one for the column of each window.
+    """
     size, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
     top, left = (where * (2 * border + 1)).astype(np.int64)
     rows, columns = top[:, None] + np.arange(height), left[:, None] + np.arange(width)
+    # Indexed by (image, row, column) at once: all windows in one copy.
     return padded[np.arange(size)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def erase_squares(images: ImageBatch, share: float, draws: Float[np.ndarray, "3 batch"]) -> ImageBatch:
-    """Some of the images with a square of half their height and width in black."""
+    """Return the images, a share of them with a square of half their height and width in black.
+
+    `draws` has three numbers in [0, 1) for each image: whether it is one of them, and the row and the column.
+    """
     _, height, width, _ = images.shape
     top, left = (draws[1] * (height - height // 2 + 1)).astype(int), (draws[2] * (width - width // 2 + 1)).astype(int)
     rows, columns = np.arange(height) - top[:, None], np.arange(width) - left[:, None]
     inside = ((rows >= 0) & (rows < height // 2))[:, :, None] & ((columns >= 0) & (columns < width // 2))[:, None, :]
-    gone = inside & (draws[0] < share)[:, None, None]
-    return np.where(gone[..., None], np.float32(0.0), images)
+    is_erased = inside & (draws[0] < share)[:, None, None]
+    return np.where(is_erased[..., None], np.float32(0.0), images)

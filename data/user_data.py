@@ -15,7 +15,10 @@ from data.sources import NUM_BYTES, Source, Sources, Table, split_table
 
 
 def read_user_data(target: str, options: Mapping[str, Any], eval_fraction: float) -> Sources:
-    """What `target` returns: Sources as they are; arrays of examples, split. Raises Unfit where it is neither."""
+    """Call `target` (`module:function`) and return what it gives: Sources as they are, or arrays of examples, split.
+
+    Raises InvalidUserData where it gives neither.
+    """
     module, _, attribute = target.partition(":")
     made = getattr(import_module(module), attribute)(**options)
     if isinstance(made, Sources):
@@ -25,21 +28,24 @@ def read_user_data(target: str, options: Mapping[str, Any], eval_fraction: float
             f"{target}: returned {type(made).__name__}; expected a dict of arrays, or data.sources.Sources"
         )
     columns = {str(name): np.asarray(column) for name, column in made.items()}
-    if problem := _problem(columns):
+    if problem := _find_problem(columns):
         raise InvalidUserData(f"{target}: {problem}")
-    return _split(columns, eval_fraction)
+    return _split_examples(columns, eval_fraction)
 
 
 def classify_source(source: Source) -> tuple[str, list[str]]:
-    """What a source gives (tokens, images of height × width × channels, or features), and the names of its arrays."""
+    """Return what a source gives, and the names of its arrays.
+
+    It gives `tokens`, `images` (height × width × channels) or `features`.
+    """
     examples = source.take(np.zeros(1, np.int64))
     if "tokens" in examples:
         return "tokens", [*examples]
     return "images" if "inputs" in examples and examples["inputs"].ndim == 4 else "features", [*examples]
 
 
-def _problem(columns: Mapping[str, np.ndarray]) -> str | None:
-    """What keeps these arrays from being examples."""
+def _find_problem(columns: Mapping[str, np.ndarray]) -> str | None:
+    """Return what keeps these arrays from being examples; None where they are."""
     if not {"inputs", "tokens"} & columns.keys():
         return f'returned {", ".join(columns) or "nothing"}; expected "inputs" (and mostly "label"), or "tokens"'
     for name, column in columns.items():
@@ -55,29 +61,32 @@ def _problem(columns: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-def _split(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
-    """Examples drawn by a fixed permutation are for evaluation: the same ones however often it is run."""
+def _split_examples(columns: dict[str, np.ndarray], eval_fraction: float) -> Sources:
+    """Return examples as sources; those to evaluate on are drawn by a fixed permutation, the same ones every time."""
     train, held_out = split_table(Table(columns), eval_fraction)
     digest, files = hashlib.sha256(), {}
     for name, column in columns.items():
         content = column.tobytes()
+        # The same bytes in another shape or type are other data.
         digest.update(f"{name} {column.dtype.str} {column.shape} ".encode())
         digest.update(content)
         files[name] = identify_bytes(content)
-    shape, num_outputs = _shape_of(columns)
+    shape, num_outputs = _find_shapes(columns)
     summary = f"{len(train)} + {len(held_out)} examples (train + eval)"
     return Sources(train, held_out, shape, num_outputs, digest.hexdigest(), summary, files=files)
 
 
-def _shape_of(columns: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], int]:
-    """The shape of one example, and the number of outputs that its label asks for."""
+def _find_shapes(columns: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], int]:
+    """Return the shape of one example, and the number of outputs that its label asks for."""
     if "tokens" in columns:
         tokens = columns["tokens"]
         vocabulary = NUM_BYTES if tokens.dtype == np.uint8 else int(tokens.max(initial=0)) + 1
+        # A row is one token longer than what the model sees: the last one is only a target.
         return (tokens.shape[1] - 1,), vocabulary
     shape, label = columns["inputs"].shape[1:], columns.get("label")
     if label is None:
         return shape, 0
+    # A regression has as many outputs as the label has numbers, a classification as many as there are classes.
     if label.dtype.kind == "f" or label.ndim > 1:
         return shape, int(np.prod(label.shape[1:]))
     return shape, int(label.max(initial=0)) + 1

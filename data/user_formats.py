@@ -1,4 +1,4 @@
-"""Data of the user's own, as options: text, token files, arrays, folders of images, tables, records, the hub."""
+"""Data options that read files of the user's: text, tokens, arrays, folders of images, tables, records, the hub."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ class Text(BatchOptions):
     gives: ClassVar[str] = "tokens"
 
     def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
         path = check_path_exists(self.path)
         if path.is_dir() and not any(path.glob(self.pattern)):
             raise ValueError(f"path={self.path} holds no file that matches pattern={self.pattern}")
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.text_files import read_text
 
         return read_text(Path(self.path).expanduser(), self.pattern, self.seq_len, self.eval_fraction)
@@ -57,12 +59,14 @@ class Tokens(BatchOptions):
     gives: ClassVar[str] = "tokens"
 
     def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
         from data.token_files import read_token_header
 
         check_path_exists(self.path)
         read_token_header(Path(self.path).expanduser(), self.encoding)
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.token_files import read_tokens
 
         return read_tokens(Path(self.path).expanduser(), self.encoding, self.seq_len)
@@ -75,11 +79,13 @@ class Arrays(LabelledFileOptions):
     kind: Literal["arrays"] = "arrays"
 
     def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
         from data.tables import read_npz_shapes
 
         read_npz_shapes(check_path_exists(self.path), self.gives)
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.tables import read_npz
 
         return read_npz(Path(self.path).expanduser(), self.gives, self.eval_fraction, self.num_classes)
@@ -99,11 +105,13 @@ class Images(ImageOptions):
     gives: ClassVar[str] = "images"
 
     def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
         from data.images import list_classes
 
         list_classes(check_path_exists(self.path))
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.images import read_image_folder
 
         return read_image_folder(Path(self.path).expanduser(), self.size, self.channels, self.eval_fraction)
@@ -124,14 +132,20 @@ class Parquet(LabelledFileOptions):
     channels: Literal[1, 3] = 3
 
     def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
         from data.parquet import find_parquet_files
 
         find_parquet_files(check_path_exists(self.path), self.inputs, self.label)
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.parquet import read_parquet
+        from data.tables import InputFormat
 
-        return read_parquet(self)
+        form = InputFormat(self.gives, self.size, self.channels)
+        return read_parquet(
+            Path(self.path).expanduser(), self.inputs, self.label, form, self.eval_fraction, self.num_classes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +156,16 @@ class Arrayrecord(LabelledFileOptions):
     prefetch: Number = 4
 
     def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
         from data.records import find_record_files
 
         find_record_files(check_path_exists(self.path))
 
     def sources(self) -> Sources:
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.records import read_array_records
 
-        return read_array_records(self)
+        return read_array_records(Path(self.path).expanduser(), self.gives, self.eval_fraction, self.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +189,7 @@ class Hub(LabelledFileOptions):
     prefetch: Number = 4
 
     def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
         path = Path(self.path).expanduser()
         if path.is_dir() and not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             raise ValueError(
@@ -180,6 +197,12 @@ class Hub(LabelledFileOptions):
             )
 
     def sources(self) -> Sources:
-        from data.hub import read_hub
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
+        from data.hub import HubDataset, read_hub_examples, read_hub_text
+        from data.tables import InputFormat
 
-        return read_hub(self)
+        chosen = HubDataset(self.path, self.subset, self.revision, self.split, self.eval_split)
+        if self.gives == "tokens":
+            return read_hub_text(chosen, self.inputs, self.seq_len, self.eval_fraction)
+        form = InputFormat(self.gives, self.size, self.channels)
+        return read_hub_examples(chosen, self.inputs, self.label, form, self.eval_fraction, self.num_classes)

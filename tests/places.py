@@ -49,11 +49,12 @@ def texts(folder: Path, count: int = 12) -> Path:
 
 
 def a_tokens(root: Path) -> Tokens:
+    from data.encodings import EncodingChoice
     from data.token_writer import find_documents, write_token_files
 
     documents = find_documents([texts(root / "texts")], "*.txt")
     quiet: Callable[[int, int], None] = lambda done, tokens: None  # noqa: E731
-    write_token_files(documents, root / "tokens", "bytes", eos=True, eval_fraction=0.2, workers=1, progress=quiet)
+    write_token_files(documents, root / "tokens", EncodingChoice("bytes"), eval_fraction=0.2, workers=1, progress=quiet)
     return Tokens(path=str(root / "tokens"), seq_len=16, batch_size=8)
 
 

@@ -1,4 +1,4 @@
-"""`tokenize`: text files become token files that `data=tokens` maps, in parallel."""
+"""`tokenize`: write text files as token files, which `data=tokens` maps into memory; in parallel."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from data.encodings import EncodingChoice
+from data.token_writer import find_documents, write_token_files
 from runner.errors import ConfigError
 from runner.text import format_size
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
-REPORT_SECONDS = 0.5
+# The line of progress is drawn at most so often.
+REDRAW_SECONDS = 0.5
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """Files or folders, where to, and how."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the files, where their tokens go, and how text becomes tokens."""
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", help="a text file, or a folder of them; a file is a document"
     )
@@ -33,10 +36,9 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes: one a core, but one for bytes, which are faster read")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
-    """Tokenize. Raises ConfigError where there is nothing to read, or DIR is not empty."""
-    from data.token_files import find_documents, write_token_files
-
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
+    """Tokenize, and say what came of it. Raises ConfigError where there is nothing to read, or DIR is not empty."""
+    # Bytes are read faster by one process than they are handed from one to another.
     workers = arguments.workers or (1 if arguments.encoding == "bytes" else os.cpu_count() or 1)
     if not 0.0 < arguments.eval_fraction < 1.0 or workers < 1:
         raise ConfigError("tokenize: --eval-fraction is between 0 and 1, and --workers 1 or more")
@@ -46,37 +48,43 @@ def run(arguments: Namespace, say: Say) -> Answer:
         header = write_token_files(
             documents,
             target,
-            arguments.encoding,
-            eos=not arguments.no_eos,
+            EncodingChoice(arguments.encoding, has_eos=not arguments.no_eos),
             eval_fraction=arguments.eval_fraction,
             workers=workers,
             progress=ProgressLine(len(documents)),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    seconds, sides = time.monotonic() - began, (header.train, header.eval)
-    text, tokens = sum(side.text_bytes for side in sides), sum(side.tokens for side in sides)
+    seconds = time.monotonic() - began
+    text_bytes = header.train.text_bytes + header.eval.text_bytes
+    tokens = header.train.tokens + header.eval.tokens
     say(
         f"{target}  {header.train.tokens:,} + {header.eval.tokens:,} tokens (train + eval) of {header.encoding}, "
-        f"vocabulary {header.vocab_size:,}, from {len(documents):,} documents ({format_size(text)})"
+        f"vocabulary {header.vocab_size:,}, from {len(documents):,} documents ({format_size(text_bytes)})"
     )
     say(
-        f"{seconds:.1f} s, {format_size(int(text / max(seconds, 1e-9)))}/s, {text / max(tokens, 1):.2f} bytes a token; "
+        f"{seconds:.1f} s, {format_size(int(text_bytes / max(seconds, 1e-9)))}/s, "
+        f"{text_bytes / max(tokens, 1):.2f} bytes a token; "
         f"train on it: python run.py data=tokens data.path={target}"
     )
-    return Answer({"path": str(target), "seconds": round(seconds, 3), **asdict(header)})
+    return VerbResult({"path": str(target), "seconds": round(seconds, 3), **asdict(header)})
 
 
 class ProgressLine:
-    """One line that a terminal shows anew now and then; nothing where there is none."""
+    """One line on a terminal that tells how many documents are done; nothing where stderr is no terminal."""
 
-    def __init__(self, documents: int):
-        self._documents, self._told = documents, time.monotonic()
+    def __init__(self, num_documents: int):
+        self._num_documents, self._drawn = num_documents, time.monotonic()
 
     def __call__(self, done: int, tokens: int) -> None:
+        """Draw the line anew: `done` documents, which gave `tokens` tokens."""
         now = time.monotonic()
-        if not sys.stderr.isatty() or (now - self._told < REPORT_SECONDS and done < self._documents):
+        if not sys.stderr.isatty():
             return
-        self._told = now
-        end = "\n" if done == self._documents else ""
-        print(f"\r{done:,} of {self._documents:,} documents, {tokens:,} tokens", end=end, file=sys.stderr, flush=True)
+        # The last one is always drawn: it stays.
+        if now - self._drawn < REDRAW_SECONDS and done < self._num_documents:
+            return
+        self._drawn = now
+        end = "\n" if done == self._num_documents else ""
+        line = f"\r{done:,} of {self._num_documents:,} documents, {tokens:,} tokens"
+        print(line, end=end, file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 from data import Data
 from data.data_errors import UnreadableError
 from data.fingerprint import fold_into_folders
-from data.pipeline import BatchStream
+from data.pipeline import ShuffledBatches, TrainingStream
 from data.sources import Source, Sources, Table
 from runner import files
 from runner.errors import ConfigError, RefusedError
@@ -41,17 +41,16 @@ def read_sources(option: Data) -> Sources:
     return sources
 
 
-def make_stream(option: Data, sources: Sources, seed: int) -> BatchStream:
+def make_stream(option: Data, sources: Sources, seed: int) -> TrainingStream:
     """Return the training batches in their order, made as the option says."""
-    return BatchStream(
+    batches = ShuffledBatches(
         sources.train,
         batch_size=option.batch_size,
         seed=seed,
         augment=getattr(option, "augment", None) if option.gives == "images" else None,
-        workers=getattr(option, "workers", 0),
-        prefetch=getattr(option, "prefetch", 0),
-        again=partial(_read_again, option, sources.fingerprint),
+        reopen=partial(_read_again, option, sources.fingerprint),
     )
+    return TrainingStream(batches, workers=getattr(option, "workers", 0), prefetch=getattr(option, "prefetch", 0))
 
 
 def _read_again(option: Data, fingerprint: str) -> Source:

@@ -19,7 +19,7 @@ import numpy as np
 
 from data import Arrayrecord, Digits, Images, Parquet, Stdlib, Tokens
 from data.option_fields import Augmentation
-from runner.train.dataset import stream_of
+from runner.train.dataset import make_stream
 from tests.conftest import REPO
 
 SECONDS = 3.0
@@ -41,12 +41,13 @@ def pipelines(root: Path) -> dict[str, Any]:
 
 
 def _tokens(root: Path) -> Tokens:
+    from data.encodings import EncodingChoice
     from data.token_writer import find_documents, write_token_files
 
     documents = find_documents([Path(os.__file__).parent], "*.py")
     if not (root / "tokens").exists():
         write_token_files(
-            documents, root / "tokens", "bytes", eos=True, eval_fraction=0.05, workers=1, progress=lambda *_: None
+            documents, root / "tokens", EncodingChoice("bytes"), eval_fraction=0.05, workers=1, progress=lambda *_: None
         )
     return Tokens(path=str(root / "tokens"), seq_len=1024)
 
@@ -88,7 +89,7 @@ def _records(root: Path) -> Arrayrecord:
 
 def per_second(option: Any, seconds: float) -> float:
     """Batches a second, after the first few."""
-    stream = stream_of(option, option.sources(), seed=0)
+    stream = make_stream(option, option.sources(), seed=0)
     for _ in range(5):
         next(stream)
     began, count = time.perf_counter(), 0

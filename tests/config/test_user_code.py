@@ -244,19 +244,19 @@ def test_named_objectives_and_those_of_our_models(here: Path) -> None:
 def test_what_arrays_say_about_a_model(
     columns: dict[str, np.ndarray], inputs: tuple[int, ...], num_outputs: int, gives: str
 ) -> None:
-    from data.user_data import _split, classify_source
+    from data.user_data import _split_examples, classify_source
 
-    sources = _split(columns, 0.5)
+    sources = _split_examples(columns, 0.5)
     assert (sources.inputs, sources.num_outputs, classify_source(sources.train)[0]) == (inputs, num_outputs, gives)
     assert len(sources.train) == 4
 
 
 def test_data_is_told_apart_by_its_values() -> None:
-    from data.user_data import _split
+    from data.user_data import _split_examples
 
     values, others = np.zeros((9, 4)), np.ones((9, 4))
     prints = {
-        _split(columns, 0.5).fingerprint
+        _split_examples(columns, 0.5).fingerprint
         for columns in ({"inputs": values}, {"inputs": others}, {"inputs": values.reshape(9, 2, 2)}, {"tokens": values})
     }
     assert len(prints) == 4

@@ -9,44 +9,48 @@ import numpy as np
 import pytest
 
 from data import Digits, Stdlib, Synthetic, Text
-from data.built_in import _digits
-from data.pipeline import BatchStream, iterate_in_order
+from data.built_in import _load_digits_table
+from data.pipeline import ShuffledBatches, TrainingStream, iterate_in_order
 from data.sources import Table
-from data.text_files import TokenWindows, _modules
+from data.text_files import TokenWindows, _find_modules
 
 
 def counting(size: int) -> Table:
     return Table({"n": np.arange(size)})
 
 
-def drawn(stream: BatchStream, count: int) -> list[list[int]]:
+def stream_of(size: int, *, batch_size: int, seed: int) -> TrainingStream:
+    return TrainingStream(ShuffledBatches(counting(size), batch_size=batch_size, seed=seed))
+
+
+def drawn(stream: TrainingStream, count: int) -> list[list[int]]:
     return [next(stream)["n"].tolist() for _ in range(count)]
 
 
 def test_every_epoch_has_each_example_once_and_another_order() -> None:
-    batches = drawn(BatchStream(counting(40), batch_size=8, seed=3), 15)
+    batches = drawn(stream_of(40, batch_size=8, seed=3), 15)
     epochs = [sum(batches[i : i + 5], []) for i in (0, 5, 10)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_batch_may_cross_an_epoch() -> None:
-    seen = Counter(sum(drawn(BatchStream(counting(10), batch_size=4, seed=0), 5), []))
+    seen = Counter(sum(drawn(stream_of(10, batch_size=4, seed=0), 5), []))
     assert set(seen.values()) == {2}
 
 
 def test_the_order_depends_on_the_seed_alone() -> None:
-    one, same, other = (drawn(BatchStream(counting(40), batch_size=8, seed=seed), 5) for seed in (1, 1, 2))
+    one, same, other = (drawn(stream_of(40, batch_size=8, seed=seed), 5) for seed in (1, 1, 2))
     assert one == same != other
 
 
 @pytest.mark.parametrize("at", [0, 1, 4, 5, 13])
 def test_a_position_is_the_first_batch_not_yet_handed_out(at: int) -> None:
-    stream = BatchStream(counting(40), batch_size=8, seed=3)
+    stream = stream_of(40, batch_size=8, seed=3)
     drawn(stream, at)
     position = stream.state()
     rest = drawn(stream, 7)
-    fresh = BatchStream(counting(40), batch_size=8, seed=3)
+    fresh = stream_of(40, batch_size=8, seed=3)
     fresh.restore(position)
     assert drawn(fresh, 7) == rest
 
@@ -117,8 +121,8 @@ def test_the_standard_library_is_what_it_was_said_to_be(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("pass\n")
     everything = (path for path in tmp_path.rglob("*.py") if not skip.intersection(path.relative_to(tmp_path).parts))
-    assert sorted(_modules(tmp_path, skip)) == sorted(everything)
-    assert len(sorted(_modules(tmp_path, skip))) == 4
+    assert sorted(_find_modules(tmp_path, skip)) == sorted(everything)
+    assert len(sorted(_find_modules(tmp_path, skip))) == 4
 
 
 def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +130,8 @@ def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> No
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    table = _digits()
+    table = _load_digits_table()
     assert table[:, :-1].tobytes() == pixels.tobytes()
     assert (table[:, -1] == labels).all()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert _digits().tobytes() == table.tobytes()
+    assert _load_digits_table().tobytes() == table.tobytes()

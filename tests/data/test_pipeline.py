@@ -15,7 +15,7 @@ import pytest
 
 from data.data_errors import UnreadableError
 from data.option_fields import Augmentation
-from data.pipeline import BatchStream
+from data.pipeline import ShuffledBatches, TrainingStream
 from data.sources import Table
 from data.transforms import augment_images, draw_uniform, make_normal
 from runner.train.dataset import make_stream
@@ -29,7 +29,7 @@ def bits(batch: dict[str, np.ndarray]) -> list[tuple[str, bytes]]:
     return [(name, values.tobytes()) for name, values in sorted(batch.items())]
 
 
-def drawn(stream: BatchStream, count: int) -> list[list[tuple[str, bytes]]]:
+def drawn(stream: TrainingStream, count: int) -> list[list[tuple[str, bytes]]]:
     return [bits(next(stream)) for _ in range(count)]
 
 
@@ -108,7 +108,7 @@ def test_augmentation_is_a_function_of_seed_and_number() -> None:
 
 def test_each_epoch_sees_an_image_differently_and_evaluation_sees_it_as_it_is() -> None:
     source = Table({"inputs": np.random.default_rng(0).random((8, 8, 8, 1), np.float32), "label": np.arange(8)})
-    stream = BatchStream(source, batch_size=8, seed=0, augment=VARIED)
+    stream = TrainingStream(ShuffledBatches(source, batch_size=8, seed=0, augment=VARIED))
     first, second = (
         {int(n): image for n, image in zip(b["label"], b["inputs"], strict=True)} for b in (next(stream), next(stream))
     )

@@ -345,9 +345,9 @@ def planted(built, directory):
 module.restore = planted
 """,
     "data": """
-from data.pipeline import BatchStream
-original = BatchStream.restore
-BatchStream.restore = lambda self, state: original(self, {**state, "next_index": 0})
+from data.pipeline import TrainingStream
+original = TrainingStream.restore
+TrainingStream.restore = lambda self, state: original(self, {**state, "next_index": 0})
 """,
     "noise": """
 import os

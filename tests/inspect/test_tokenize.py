@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import Tokens
-from data.encodings import load_encoding
+from data.encodings import EncodingChoice
 from data.token_files import read_token_header
 from runner.__main__ import main
 from tests.places import texts
@@ -137,9 +137,9 @@ def test_tiktoken_says_when_it_has_no_network(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         ValueError, match="must be fetched from the internet once, and that failed .*TIKTOKEN_CACHE_DIR"
     ):
-        load_encoding("tiktoken:gpt2")
+        EncodingChoice("tiktoken:gpt2").load()
     with pytest.raises(ValueError, match="there are .*gpt2"):
-        load_encoding("tiktoken:gpt9")
+        EncodingChoice("tiktoken:gpt9").load()
 
 
 def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
