@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: newest first, proven or set aside. No jax: who reads arrays is handed in."""
+"""Find the checkpoint that a run goes on from: newest first, proven or set aside. No jax: the reader is handed in."""
 
 from __future__ import annotations
 
@@ -12,28 +12,35 @@ from runner.checkpoint.record import TRASH, WRITING, Record, list_steps, read_si
 from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
 from runner.text import display_path
+from runner.values import Say
 
 T = TypeVar("T")
-Read = Callable[[Path], T]
-Tell = Callable[[str], None]
+# Turns the directory of a checkpoint into a state. Raises RefusedError where it is not one of this configuration.
+ReadState = Callable[[Path], T]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What restoring would make of one directory that is named like a step."""
+    """Say what restoring would make of one directory that is named like a step.
+
+    Attributes:
+        step: the step it is named after.
+        record: what its sidecar says; None where there is a problem.
+        problem: why it cannot be used; None where every byte is proven.
+    """
 
     step: int
-    record: Record | None  # None where there is no believable sidecar
-    problem: str | None  # why it cannot be used; None where every byte is proven
+    record: Record | None
+    problem: str | None
 
     @property
     def usable(self) -> bool:
-        """Whether a run would go on from it without being asked."""
+        """Tell whether a run would go on from it without being asked."""
         return self.problem is None and self.record is not None and not self.record.mark
 
 
 def iter_verdicts(checkpoints: Path, *, checksums: bool = True) -> Iterator[Verdict]:
-    """Every directory that is named like a step, newest first, looked at one by one."""
+    """Yield a verdict on every directory that is named like a step, newest first; each is read only when asked for."""
     for step in reversed(list_steps(checkpoints)):
         directory = checkpoints / str(step)
         problem = find_problem(directory, checksums=checksums)
@@ -41,7 +48,7 @@ def iter_verdicts(checkpoints: Path, *, checksums: bool = True) -> Iterator[Verd
 
 
 def list_ignored_names(checkpoints: Path) -> list[str]:
-    """Names in `checkpoints/` that are neither a step nor anything of ours: leftovers of copying, editors, people."""
+    """Return the names in `checkpoints/` that are neither a step nor ours: leftovers of copying, editors, people."""
     if not checkpoints.is_dir():
         return []
     known = {"best", ".best", TRASH, WRITING, *(str(step) for step in list_steps(checkpoints))}
@@ -49,32 +56,34 @@ def list_ignored_names(checkpoints: Path) -> list[str]:
 
 
 def restore_newest(
-    checkpoints: Path, quarantine: Path, read: Read[T], tell: Tell, *, checksums: bool = True
+    checkpoints: Path, quarantine: Path, read: ReadState[T], say: Say, *, checksums: bool = True
 ) -> tuple[Record, T] | None:
-    """The newest checkpoint whose every byte is proven, and what `read` makes of it. None: there is none at all.
+    """Return the newest checkpoint whose every byte is proven, and what `read` makes of it; None where there is none.
 
-    What is not good is set aside, and said; what is marked is passed over, and said. Raises RefusedError where there
-    are checkpoints and none is good.
+    What is not good is set aside, and said; what is marked is passed over, and said. Without `checksums` only names
+    and sizes are compared.
+
+    Raises RefusedError where there are checkpoints and none is good, and what `read` refuses where the bytes are good:
+    then nothing older would fit either.
     """
     if names := list_ignored_names(checkpoints):
-        tell(f"ignored in {display_path(checkpoints)}: {', '.join(names)} (not a directory named like a step)")
+        say(f"ignored in {display_path(checkpoints)}: {', '.join(names)} (not a directory named like a step)")
     tried = []
+    # By names and sizes first, which costs nothing; the checksums of one are taken while it is read.
     for verdict in iter_verdicts(checkpoints, checksums=False):
         directory = checkpoints / str(verdict.step)
         if verdict.record is not None and verdict.record.mark:
-            tell(f"checkpoint {verdict.step} is passed over ({verdict.record.reason}); step={verdict.step} restores it")
+            say(f"checkpoint {verdict.step} is passed over ({verdict.record.reason}); step={verdict.step} restores it")
             continue
         problem, value = verdict.problem, None
         if problem is None:
-            problem, value = _proven(directory, read, checksums=checksums)
+            problem, value = _read_and_prove(directory, read, checksums=checksums)
         if problem is None:
             assert verdict.record is not None
             return verdict.record, value  # type: ignore[return-value]
         tried.append(f"{verdict.step} ({problem})")
-        tell(
-            f"warning: checkpoint {verdict.step} is not good: {problem}; "
-            f"moved to {display_path(quarantine_checkpoint(directory, quarantine, problem))}"
-        )
+        aside = quarantine_checkpoint(directory, quarantine, problem)
+        say(f"warning: checkpoint {verdict.step} is not good: {problem}; moved to {display_path(aside)}")
     if tried:
         raise RefusedError(
             f"{display_path(checkpoints)}: no good checkpoint is left; tried {', '.join(tried)}; "
@@ -83,11 +92,11 @@ def restore_newest(
     return None
 
 
-def restore_exactly(directory: Path, read: Read[T], *, checksums: bool = True) -> tuple[Record, T]:
-    """This checkpoint, marked or not, and what `read` makes of it. Raises RefusedError where it is not good."""
+def restore_exactly(directory: Path, read: ReadState[T], *, checksums: bool = True) -> tuple[Record, T]:
+    """Return this checkpoint, marked or not, and what `read` makes of it. Raises RefusedError where it is not good."""
     problem, value = find_problem(directory, checksums=False), None
     if problem is None:
-        problem, value = _proven(directory, read, checksums=checksums)
+        problem, value = _read_and_prove(directory, read, checksums=checksums)
     if problem is not None:
         raise RefusedError(
             f"{display_path(directory)}: is not good: {problem}; choose another step, or leave it out for the newest"
@@ -95,32 +104,34 @@ def restore_exactly(directory: Path, read: Read[T], *, checksums: bool = True) -
     return read_sidecar(directory)[0], value  # type: ignore[return-value]
 
 
-def set_newer_aside(checkpoints: Path, quarantine: Path, step: int, tell: Tell) -> None:
-    """Set aside what is newer than a step, so that training can go on from it: a step is saved once."""
+def set_newer_aside(checkpoints: Path, quarantine: Path, step: int, say: Say) -> None:
+    """Set aside what is newer than a step, so that training can go on from it: a step is saved once in a run."""
     newer = [other for other in list_steps(checkpoints) if other > step]
     for other in newer:
         quarantine_checkpoint(
             checkpoints / str(other), quarantine, f"newer than step {step}, to which the run was taken back"
         )
     if newer:
-        tell(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {display_path(quarantine)}")
+        say(f"taken back to step {step}: {', '.join(map(str, newer))} moved to {display_path(quarantine)}")
 
 
 def quarantine_checkpoint(directory: Path, quarantine: Path, problem: str) -> Path:
-    """Rename a checkpoint out of sight, with the reason; never delete it."""
+    """Rename a checkpoint out of sight, with the reason beside it; never delete it. Returns where it is now."""
     quarantine.mkdir(parents=True, exist_ok=True)
+    # The same step may be set aside more than once.
     aside = quarantine / f"{directory.name}-{time.time_ns()}"
     directory.rename(aside)
     (aside / "reason.txt").write_text(problem + "\n")
     return aside
 
 
-def _proven(directory: Path, read: Read[T], *, checksums: bool) -> tuple[str | None, T | None]:
-    """What is wrong with a checkpoint, or what `read` makes of it: read while its checksums are taken, used after.
+def _read_and_prove(directory: Path, read: ReadState[T], *, checksums: bool) -> tuple[str | None, T | None]:
+    """Return what is wrong with a checkpoint, or what `read` makes of it.
 
-    Raises what `read` refuses where the bytes are good.
+    It is read while its checksums are taken, and used after. Raises what `read` refuses where the bytes are good.
     """
-    from concurrent.futures import ThreadPoolExecutor  # here: `python -m runner ls` answers sooner without it
+    # Imported here: `python -m runner ls` answers sooner without it.
+    from concurrent.futures import ThreadPoolExecutor
 
     value, refused, failed = None, None, None
     with ThreadPoolExecutor(1) as pool:
@@ -129,9 +140,11 @@ def _proven(directory: Path, read: Read[T], *, checksums: bool) -> tuple[str | N
             value = read(directory)
         except RefusedError as error:
             refused = error
-        except Exception as error:  # bytes that are not what was written may fail in any way
+        # Bytes that are not what was written may fail in any way.
+        except Exception as error:
             failed = error
         problem = proof.result()
+    # Only good bytes may be refused: of damaged ones nobody knows which configuration they were of.
     if problem is None and refused is not None:
         raise refused
     if problem is None and failed is not None:

@@ -1,4 +1,4 @@
-"""The weights of one run as the beginning of another: strict, or as much as fits, and said leaf by leaf."""
+"""Begin a run with the weights of another: strictly, or with as much as fits, and say which, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -17,28 +17,43 @@ from runner.checkpoint.seal import find_problem
 from runner.checkpoint.store import describe_leaf, name_leaves
 from runner.errors import RefusedError
 from runner.text import display_path
+from runner.types import State
 
 WEIGHTS = ("params", "extra")  # what a model knows: trained variables, and those that last beside them
+
+# How much of an array is taken: None for nothing, ALL for the whole, else so many entries of the leading dimension.
+TakePlan = int | None
+ALL = -1
 
 
 @dataclass
 class TransferReport:
-    """What came from the other run and what did not, by name."""
+    """Say what came from the other run and what did not.
+
+    Attributes:
+        taken: the names of weights that are alike in both.
+        missing: by name, what is in this model only and keeps its fresh values.
+        unexpected: by name, what is in the other run only and is left there.
+        reshaped: by name, what is in both but not alike, and what became of it.
+    """
 
     taken: list[str] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)  # in this model only: they keep their fresh values
-    unexpected: dict[str, str] = field(default_factory=dict)  # in the other run only: they are left there
-    reshaped: dict[str, str] = field(default_factory=dict)  # in both, but not alike
+    missing: dict[str, str] = field(default_factory=dict)
+    unexpected: dict[str, str] = field(default_factory=dict)
+    reshaped: dict[str, str] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
-        """Whether every weight of one is a weight of the other."""
+        """Tell whether every weight of one is a weight of the other."""
         return not (self.missing or self.unexpected or self.reshaped)
 
     def lines(self) -> list[str]:
-        """For a person: a line for each kind of difference."""
-        kinds = {"missing there, fresh here": self.missing, "unexpected, left there": self.unexpected}
-        kinds["reshaped"] = self.reshaped
+        """Return a line for each kind of difference, for people."""
+        kinds = {
+            "missing there, fresh here": self.missing,
+            "unexpected, left there": self.unexpected,
+            "reshaped": self.reshaped,
+        }
         return [
             f"  {kind}: {', '.join(f'{name} {what}' for name, what in found.items())}"
             for kind, found in kinds.items()
@@ -47,13 +62,22 @@ class TransferReport:
 
 
 def transfer_weights(
-    state: dict[str, Any], checkpoint: Path, *, partial: bool, stacked: Callable[[str], bool]
-) -> tuple[dict[str, Any], TransferReport]:
-    """A fresh state with the weights of a checkpoint, and what differs. Optimizer, random streams and step stay fresh.
+    state: State, checkpoint: Path, *, partial: bool, stacked: Callable[[str], bool]
+) -> tuple[State, TransferReport]:
+    """Return a fresh state with the weights of a checkpoint, and what differs.
 
-    Strict, every weight must have its equal: RefusedError names the first that has none. With `partial` a weight of
-    another type is cast, layers that are stacked in one array (`stacked` says which) are taken as far as both have
-    them, and whatever else does not fit keeps its fresh value. The bytes are proven first (RefusedError).
+    Optimizer, random streams and step stay fresh. Strictly, every weight must have its equal. With `partial` a weight
+    of another type is cast, layers that are stacked in one array are taken as far as both have them, and whatever else
+    does not fit keeps its fresh value.
+
+    Args:
+        state: a fresh train state.
+        checkpoint: the directory of a checkpoint of another run.
+        partial: whether weights may differ.
+        stacked: tells by name whether the leading dimension of an array counts layers.
+
+    Raises:
+        RefusedError: the checkpoint is not what was written, or, strictly, weights differ; the first is named.
     """
     if problem := find_problem(checkpoint):
         raise RefusedError(
@@ -66,45 +90,48 @@ def transfer_weights(
         missing={name: str(leaf) for name, leaf in here.items() if name not in there},
         unexpected={name: str(leaf) for name, leaf in there.items() if name not in here},
     )
-    plans = {name: _overlap(there[name], here[name], stacked=stacked(name)) for name in here.keys() & there.keys()}
+    plans = {name: _plan_take(there[name], here[name], stacked=stacked(name)) for name in here.keys() & there.keys()}
     for name in sorted(plans):
         if there[name] == here[name]:
             report.taken.append(name)
         else:
-            fate = _fate(plans[name], here[name]) if partial else ""
+            fate = _describe_fate(plans[name], here[name]) if partial else ""
             report.reshaped[name] = f"{there[name]} there, {here[name]} here{fate}"
     if not partial and not report.exact:
-        raise RefusedError(_refusal(checkpoint, report))
+        raise RefusedError(_explain_refusal(checkpoint, report))
     values = arrays.read_leaves(checkpoint / STATE, [name for name, plan in plans.items() if plan is not None])
-    return _replaced(state, fresh, values, plans), report
+    return _replace_leaves(state, fresh, values, plans), report
 
 
-def _overlap(there: LeafSpec, here: LeafSpec, *, stacked: bool) -> int | None:
-    """How many entries of the leading dimension are taken; -1 for the whole array, None for nothing."""
+def _plan_take(there: LeafSpec, here: LeafSpec, *, stacked: bool) -> TakePlan:
+    """Return how much of an array is taken from the other run."""
+    # The words of a random key are no weights, whatever their shape.
     if there.generator or here.generator:
         return None
     if there.shape == here.shape:
-        return -1
+        return ALL
     if stacked and there.shape[1:] == here.shape[1:]:
         return min(there.shape[0], here.shape[0])
     return None
 
 
-def _fate(plan: int | None, here: LeafSpec) -> str:
+def _describe_fate(plan: TakePlan, here: LeafSpec) -> str:
     if plan is None:
         return " (fresh)"
-    return " (cast)" if plan < 0 else f" (the first {plan} of {here.shape[0]} layers taken)"
+    return " (cast)" if plan == ALL else f" (the first {plan} of {here.shape[0]} layers taken)"
 
 
-def _replaced(
-    state: dict[str, Any], fresh: Mapping[str, jax.Array], values: Mapping[str, Any], plans: Mapping[str, int | None]
-) -> dict[str, Any]:
+def _replace_leaves(
+    state: State, fresh: Mapping[str, jax.Array], values: Mapping[str, Any], plans: Mapping[str, TakePlan]
+) -> State:
+    """Return the state with the values that were read, each cast to the type and put in the place of the fresh one."""
     names = list(name_leaves(state))
     leaves = dict(zip(names, jax.tree.leaves(state), strict=True))
     for name, value in values.items():
         old, count = fresh[name], plans[name]
         new = np.asarray(value).astype(old.dtype)
-        if count is not None and count >= 0:
+        # Layers that the other run does not have keep their fresh values.
+        if count is not None and count != ALL:
             new = np.concatenate([new[:count], np.asarray(old)[count:]])
         leaves[name] = jax.device_put(new, old.sharding)
     return jax.tree.unflatten(jax.tree.structure(state), [leaves[name] for name in names])
@@ -114,7 +141,7 @@ def _is_weight(name: str) -> bool:
     return name.partition(".")[0] in WEIGHTS
 
 
-def _refusal(checkpoint: Path, report: TransferReport) -> str:
+def _explain_refusal(checkpoint: Path, report: TransferReport) -> str:
     differing = {**report.missing, **report.unexpected, **report.reshaped}
     name = sorted(differing)[0]
     kind = "missing there" if name in report.missing else "unexpected" if name in report.unexpected else "reshaped"
