@@ -1,7 +1,8 @@
-"""What runs left behind, looked at, checked and used: `python -m runner VERB …`.
+"""Look at what runs left behind, check it and use it: `python -m runner VERB …`.
 
-Each verb is a module of its own, imported when it is asked for: looking at a run waits for nothing it does not need.
-A mistake of the user is one plain line and an exit code of the contract, as in run.py.
+Each verb is a module of its own (`runner.values.Verb` says what it has), imported when it is asked for: looking at a
+run waits for nothing it does not need. A mistake of the user is one plain line and an exit code of the contract, as in
+run.py.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from runner.errors import ConfigError, HoldfastError
+from runner.config.explain import suggest_word
+from runner.errors import ConfigError, HoldfastError, StorageError
+from runner.values import Verb
 
-EXIT_STORAGE, EXIT_INTERRUPTED, EXIT_PIPE = 5, 130, 141
+EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 
-# verb → the module of runner that does it, and one line of help
-VERBS = {
+# verb → its module below `runner`, and one line of help
+VERBS: dict[str, tuple[str, str]] = {
     "ls": ("inspect.ls_runs", "the checkpoints of a run, or the runs of a directory"),
     "show": ("inspect.show_checkpoint", "one checkpoint: why, when, what was measured, every array"),
     "diff": (
@@ -65,35 +68,60 @@ VERBS = {
 
 
 class VerbParser(argparse.ArgumentParser):
-    """Complains in one plain line, as everything else does."""
+    """A parser whose complaints are one plain line, as those of everything else."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises ConfigError."""
+        """Raise ConfigError where argparse would print its usage and exit."""
         raise ConfigError(f"{self.prog.split()[-1]}: {message}; {self.prog} --help says what it takes")
 
 
+def run_console_script() -> NoReturn:
+    """Be the command `holdfast`: a verb where the first word is one, else `python run.py`."""
+    words = sys.argv[1:]
+    # No override of a run is a plain word: one that is no verb either is better compared with the verbs.
+    if words and words[0].isidentifier():
+        sys.exit(run_from_shell(words))
+    # Imported for a run alone, as a verb is when it is asked for.
+    from runner.launch.main import exit_process
+    from runner.launch.main import main as work
+
+    exit_process(work(words))
+
+
+def run_from_shell(words: Sequence[str]) -> int:
+    """Do what the words after `python -m runner` say, for a process that ends with the exit code that is returned."""
+    # A terminal that has no arrow gets a question mark instead of a traceback.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        return main(words)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
 def main(words: Sequence[str]) -> int:
-    """Do what the verb says. Gives the exit code."""
+    """Do what the words after `python -m runner` say; return the exit code. Errors are said on stderr."""
     if not words or words[0] in ("-h", "--help"):
         print(format_overview())
         return 0 if words else ConfigError.exit_code
     try:
-        code = _done(words[0], words[1:])
+        code = _run_named_verb(words[0], words[1:])
         sys.stdout.flush()
     except HoldfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever was reading has seen enough; the interpreter must not flush into it again
+    except BrokenPipeError:
+        # Whoever was reading has seen enough. Python flushes stdout when it ends: that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
         print(f"error: {error.filename or 'storage'}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_STORAGE
+        return StorageError.exit_code
     return code
 
 
 def format_overview() -> str:
-    """The verbs, one line each."""
+    """Return the help: the verbs, one line each."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
     return "\n".join(
@@ -108,45 +136,44 @@ def format_overview() -> str:
     )
 
 
-def _done(verb: str, words: Sequence[str]) -> int:
-    if verb not in VERBS:
-        from runner.config.explain import suggest_word
-
-        near = suggest_word(verb, list(VERBS)) or f"; there are: {', '.join(VERBS)}"
-        raise ConfigError(f"unknown verb '{verb}'{near}")
-    name, what = VERBS[verb]
-    tool = importlib.import_module(f"runner.{name}")
-    parser = VerbParser(prog=f"python -m runner {verb}", description=f"{what[0].upper()}{what[1:]}.")
-    tool.arguments(parser)
+def _run_named_verb(name: str, words: Sequence[str]) -> int:
+    if name not in VERBS:
+        near = suggest_word(name, list(VERBS)) or f"; there are: {', '.join(VERBS)}"
+        raise ConfigError(f"unknown verb '{name}'{near}")
+    module, what = VERBS[name]
+    verb = cast(Verb, importlib.import_module(f"runner.{module}"))
+    parser = VerbParser(prog=f"python -m runner {name}", description=f"{what[0].upper()}{what[1:]}.")
+    verb.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
-    parser.set_defaults(verb=verb)
+    # For a module of two verbs: it asks which one was typed.
+    parser.set_defaults(verb=name)
     arguments = parser.parse_args(list(words))
-    answer = tool.run(arguments, (lambda line: None) if arguments.json else _say)
+    result = verb.run_verb(arguments, _say_nothing if arguments.json else _print_line)
     if arguments.json:
-        print(json.dumps(_strict(answer.document), indent=1, ensure_ascii=False))
-    return answer.exit_code
+        print(json.dumps(_as_strict_json(result.document), indent=1, ensure_ascii=False))
+    return result.exit_code
 
 
-def _say(line: str) -> None:
-    """Print at once: what is checked may be large. Names and reasons from disk must not command a terminal."""
+def _say_nothing(line: str) -> None:
+    """Take a line for people, and drop it."""
+
+
+def _print_line(line: str) -> None:
+    """Print a line at once: the next one may take a while."""
+    # Names and reasons come from a disk, and must not command the terminal: a control character is shown as a dot.
     print("".join(char if char.isprintable() else "·" for char in line), flush=True)
 
 
-def _strict(value: Any) -> Any:
-    """A value without the numbers that JSON does not have; they become the words "NaN", "Infinity", "-Infinity"."""
+def _as_strict_json(value: Any) -> Any:
+    """Return a value with the numbers that JSON does not have as words: "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): _as_strict_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [_as_strict_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     return value
 
 
 if __name__ == "__main__":
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without an arrow gets a question mark
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(run_from_shell(sys.argv[1:]))

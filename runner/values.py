@@ -1,8 +1,13 @@
 """What is true after a step, and after a run: the values that rules, loggers and the door look at."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
 
 Say = Callable[[str], None]
 
@@ -31,8 +36,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a verb found or did, as plain JSON values: sizes in bytes, times in unix seconds."""
+class VerbResult:
+    """What a verb found or did, for `--json`: plain JSON values, sizes in bytes, times in unix seconds."""
 
     document: Any
     exit_code: int = 0
+
+
+class Verb(Protocol):
+    """A module that does one verb of `python -m runner VERB …`; `VERBS` in runner/__main__.py names it.
+
+    It is imported when its verb is asked for, and not before. What needs jax is imported by `run_verb`, so that a
+    mistake in what was typed is answered at once.
+    """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Tell the parser which arguments the verb takes. `--json` is added to them for every verb."""
+
+    def run_verb(self, arguments: Namespace, say: Say) -> VerbResult:
+        """Do it, say each line that a person is to see, and return the same facts as data.
+
+        Raises HoldfastError, whose message is one plain line, where it cannot be done.
+        """

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from runner.checkpoint.retention import RetentionRule
 
@@ -33,6 +33,15 @@ def validate_plain(schema: Any, plain: Any) -> Any:
     """Return plain JSON values as the type `schema`. Raises pydantic's ValidationError where they are no such thing."""
     # As JSON, not as Python values: `strict` then takes a list for a tuple and a whole number for a float.
     return adapter_of(schema).validate_json(json.dumps(plain), strict=True)
+
+
+def validate_saved(schema: Any, plain: Any) -> Any:
+    """Return plain JSON values out of a file as the type `schema`. Raises ValueError, in one line, where it cannot."""
+    try:
+        return validate_plain(schema, plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _find_dataclasses(annotation: Any) -> Iterator[Any]:

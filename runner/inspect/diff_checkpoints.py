@@ -1,5 +1,4 @@
-"""`diff`: what differs between two checkpoints: configuration, arrays bit for bit, progress. One array is read at a
-time: two checkpoints may be larger than memory."""
+"""`diff`: tell what differs between two checkpoints: configuration, arrays bit for bit, progress."""
 
 from __future__ import annotations
 
@@ -11,143 +10,172 @@ from typing import Any
 
 import numpy as np
 
-from runner.checkpoint import arrays
-from runner.checkpoint.arrays import LeafSpec
+from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
 from runner.checkpoint.record import STATE, read_progress
 from runner.checkpoint.seal import find_problem
 from runner.config.identity import Drift, find_drift
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, find_attempt, find_checkpoint, read_config_document
 from runner.text import format_count
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
-SHOWN = 8  # names of each kind that are listed for a person; --json has all
-
-Largest = tuple[str, float | int]  # the array where two differ most, and by how much
+# Names of each kind that are listed for a person; --json has all.
+MOST_NAMES = 8
 
 
 @dataclass
 class ArrayComparison:
-    """How the arrays of two checkpoints compare."""
+    """How the arrays of two checkpoints A and B compare.
+
+    Attributes:
+        only_in_a: names of arrays that B has not.
+        only_in_b: names of arrays that A has not.
+        changed: name → shape and type in A and in B, where these differ.
+        differing: names of arrays of one shape and type, with other bits in them.
+        largest: kind of number (`integer`, `float`) → the array where A and B differ most, and by how much.
+        num_equal: how many arrays are equal bit for bit.
+    """
 
     only_in_a: list[str] = field(default_factory=list)
     only_in_b: list[str] = field(default_factory=list)
-    changed: dict[str, tuple[LeafSpec, LeafSpec]] = field(default_factory=dict)  # another shape or type
-    differing: list[str] = field(default_factory=list)  # alike, with other bits in it
-    largest: dict[str, Largest] = field(default_factory=dict)  # by kind of number
+    changed: dict[str, tuple[LeafSpec, LeafSpec]] = field(default_factory=dict)
+    differing: list[str] = field(default_factory=list)
+    largest: dict[str, tuple[str, float | int]] = field(default_factory=dict)
     num_equal: int = 0
 
     @property
     def equal(self) -> bool:
-        """Whether every bit is."""
+        """Return whether both have the same arrays with the same bits."""
         return not (self.only_in_a or self.only_in_b or self.changed or self.differing)
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """Two checkpoints."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the two checkpoints."""
     parser.add_argument("a", metavar="RUN@A")
     parser.add_argument("b", metavar="RUN@B", help="of the same run or of another")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
-    """Compare. Exit code 0 where arrays and progress are equal bit for bit, 1 where not; the configuration is told."""
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
+    """Say what differs. The exit code is 0 where arrays and progress are equal bit for bit, else 1.
+
+    A configuration that differs is told, and does not count. Raises RefusedError where one cannot be read.
+    """
     a, b = find_checkpoint(arguments.a), find_checkpoint(arguments.b)
+    # A checkpoint that is not good is compared all the same: what is wrong with it may be what is asked.
     problems = {str(each): problem for each in (a, b) if (problem := find_problem(each.directory))}
     for name, problem in problems.items():
         say(f"warning: {name} is not good: {problem}")
-    same_run = a.run.path.resolve() == b.run.path.resolve()
-    drifts = find_drift(*(read_config_document(each.run, find_attempt(each).get("drift", ())) for each in (a, b)))
+    is_same_run = a.run_dir.path.resolve() == b.run_dir.path.resolve()
+    changes = find_drift(*(read_config_document(each.run_dir, find_attempt(each).get("drift", ())) for each in (a, b)))
     try:
         found = compare_arrays(a, b)
         progress = compare_progress(read_progress(a.directory), read_progress(b.directory))
     except (OSError, ValueError) as error:
         problem = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise RefusedError(f"cannot be compared: {problem or str(error).splitlines()[0]}") from None
-    for line in [*_configuration(drifts, same_run=same_run), *_arrays(found), *_progress(progress)]:
+    lines = _format_config_changes(changes, is_same_run=is_same_run)
+    lines += _format_comparison(found) + _format_progress_changes(progress)
+    for line in lines:
         say(line)
-    equal = found.equal and not progress
-    document = {"a": str(a), "b": str(b), "equal": equal, "same_run": same_run, "problems": problems}
-    document["configuration"] = [{"key": change.key, "a": change.old, "b": change.new} for change in drifts]
-    return Answer({**document, "arrays": _plain(found), "progress": progress}, 0 if equal else 1)
+    is_equal = found.equal and not progress
+    document = {
+        "a": str(a),
+        "b": str(b),
+        "equal": is_equal,
+        "same_run": is_same_run,
+        "problems": problems,
+        "configuration": [{"key": change.key, "a": change.old, "b": change.new} for change in changes],
+        "arrays": _describe_comparison(found),
+        "progress": progress,
+    }
+    return VerbResult(document, 0 if is_equal else 1)
 
 
 def compare_arrays(a: Checkpoint, b: Checkpoint) -> ArrayComparison:
-    """Every array of both, in the order of their names."""
-    first, second = a.directory / STATE, b.directory / STATE
-    here, there = arrays.read_leaf_specs(first), arrays.read_leaf_specs(second)
-    found = ArrayComparison(sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys()))
-    for name in sorted(here.keys() & there.keys()):
-        if here[name] != there[name]:
-            found.changed[name] = (here[name], there[name])
+    """Compare every array of two checkpoints, in the order of their names."""
+    state_a, state_b = a.directory / STATE, b.directory / STATE
+    specs_a, specs_b = read_leaf_specs(state_a), read_leaf_specs(state_b)
+    found = ArrayComparison(sorted(specs_a.keys() - specs_b.keys()), sorted(specs_b.keys() - specs_a.keys()))
+    for name in sorted(specs_a.keys() & specs_b.keys()):
+        if specs_a[name] != specs_b[name]:
+            found.changed[name] = (specs_a[name], specs_b[name])
             continue
-        mine, theirs = (np.asarray(arrays.read_leaves(state, [name])[name]) for state in (first, second))
-        if mine.tobytes() == theirs.tobytes():
+        # One array at a time: two checkpoints may be larger than memory.
+        array_a, array_b = (np.asarray(read_leaves(state, [name])[name]) for state in (state_a, state_b))
+        if array_a.tobytes() == array_b.tobytes():
             found.num_equal += 1
             continue
         found.differing.append(name)
-        if not here[name].generator:  # how far one random key is from another means nothing
-            kind, most = _distance(mine, theirs)
-            if kind not in found.largest or most > found.largest[kind][1]:
-                found.largest[kind] = (name, most)
+        # The words of a random generator's key are no numbers: how far apart two keys are means nothing.
+        if not specs_a[name].generator:
+            kind, distance = _measure_distance(array_a, array_b)
+            if kind not in found.largest or distance > found.largest[kind][1]:
+                found.largest[kind] = (name, distance)
     return found
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> tuple[str, float | int]:
-    """The largest absolute difference: of integers exactly, of anything else in double precision.
+def _measure_distance(a: np.ndarray, b: np.ndarray) -> tuple[str, float | int]:
+    """Return the kind of number and the largest absolute difference between two arrays that are not equal.
 
-    A NaN where the other has a number is infinitely far; bits that are equal are not, whatever they are.
+    Of integers it is exact, of anything else in double precision. A NaN where the other has a number is infinitely
+    far from it.
     """
     if a.dtype.kind in "iub":
-        apart = np.maximum(a, b).astype(np.uint64) - np.minimum(a, b).astype(np.uint64)  # modulo 2^64, so exact
-        return "integer", int(apart.max())
+        # The difference of two int64 may not fit one. As uint64 it is exact, because both wrap around modulo 2^64.
+        distances = np.maximum(a, b).astype(np.uint64) - np.minimum(a, b).astype(np.uint64)
+        return "integer", int(distances.max())
     wide = np.complex128 if a.dtype.kind == "c" else np.float64
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(a.astype(wide) - b.astype(wide))
+        distances = np.abs(a.astype(wide) - b.astype(wide))
+    # Only where bits differ: NaN - NaN is NaN, and would be infinitely far where both hold the same one.
     words = np.dtype((np.void, a.dtype.itemsize))
-    unequal = np.ascontiguousarray(a).reshape(-1).view(words) != np.ascontiguousarray(b).reshape(-1).view(words)
-    return "float", float(np.nan_to_num(apart.reshape(-1)[unequal], nan=np.inf, posinf=np.inf).max())
+    is_unequal = np.ascontiguousarray(a).reshape(-1).view(words) != np.ascontiguousarray(b).reshape(-1).view(words)
+    return "float", float(np.nan_to_num(distances.reshape(-1)[is_unequal], nan=np.inf, posinf=np.inf).max())
 
 
 def compare_progress(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Both values of each key of two checkpoints' progress that are not the same."""
+    """Return both values, `{"a": …, "b": …}`, of each key of two checkpoints' progress that are not the same."""
     keys = sorted(a.keys() | b.keys())
     return {key: {"a": a.get(key), "b": b.get(key)} for key in keys if a.get(key) != b.get(key)}
 
 
-def _configuration(drifts: Sequence[Drift], *, same_run: bool) -> list[str]:
-    if not drifts:
-        return ["configuration: same run" if same_run else "configuration: the same"]
-    return [f"configuration: {format_count(len(drifts), 'key')} differ", *(f"  {change}" for change in drifts)]
+def _format_config_changes(changes: Sequence[Drift], *, is_same_run: bool) -> list[str]:
+    if not changes:
+        return ["configuration: same run" if is_same_run else "configuration: the same"]
+    return [f"configuration: {format_count(len(changes), 'key')} differ", *(f"  {change}" for change in changes)]
 
 
-def _arrays(found: ArrayComparison) -> list[str]:
+def _format_comparison(found: ArrayComparison) -> list[str]:
     if found.equal:
         return [f"arrays: all {found.num_equal} are equal, bit for bit"]
     lines = [f"arrays: {len(found.differing)} differ, {found.num_equal} are equal"]
-    lines += _listed("only in A", found.only_in_a) + _listed("only in B", found.only_in_b)
-    lines += _listed("another shape or type", [f"{name} {a} → {b}" for name, (a, b) in found.changed.items()])
+    lines += _format_names("only in A", found.only_in_a)
+    lines += _format_names("only in B", found.only_in_b)
+    lines += _format_names("another shape or type", [f"{name} {a} → {b}" for name, (a, b) in found.changed.items()])
     if found.differing:
         lines.append(f"  the first: {found.differing[0]}")
-    return lines + [
-        f"  largest {kind} difference: {most:.6g} in {name}" for kind, (name, most) in found.largest.items()
-    ]
+    for kind, (name, distance) in found.largest.items():
+        lines.append(f"  largest {kind} difference: {distance:.6g} in {name}")
+    return lines
 
 
-def _listed(what: str, names: Sequence[str]) -> list[str]:
-    more = [f"    … and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return [f"  {what}: {len(names)}", *(f"    {name}" for name in names[:SHOWN]), *more] if names else []
+def _format_names(what: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    lines = [f"  {what}: {len(names)}", *(f"    {name}" for name in names[:MOST_NAMES])]
+    if len(names) > MOST_NAMES:
+        lines.append(f"    … and {len(names) - MOST_NAMES} more")
+    return lines
 
 
-def _progress(progress: Mapping[str, Any]) -> list[str]:
+def _format_progress_changes(progress: Mapping[str, Any]) -> list[str]:
     if not progress:
         return ["progress: equal"]
-    return [
-        "progress:",
-        *(f"  {key}: {json.dumps(both['a'])} → {json.dumps(both['b'])}" for key, both in progress.items()),
-    ]
+    changes = (f"  {key}: {json.dumps(both['a'])} → {json.dumps(both['b'])}" for key, both in progress.items())
+    return ["progress:", *changes]
 
 
-def _plain(found: ArrayComparison) -> dict[str, Any]:
+def _describe_comparison(found: ArrayComparison) -> dict[str, Any]:
     return {
         "only_in_a": found.only_in_a,
         "only_in_b": found.only_in_b,
@@ -156,5 +184,5 @@ def _plain(found: ArrayComparison) -> dict[str, Any]:
         "num_differing": len(found.differing),
         "differing": found.differing,
         "first_differing": found.differing[0] if found.differing else None,
-        "largest": {kind: {"name": name, "difference": most} for kind, (name, most) in found.largest.items()},
+        "largest": {kind: {"name": name, "difference": distance} for kind, (name, distance) in found.largest.items()},
     }

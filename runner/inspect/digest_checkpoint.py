@@ -7,22 +7,22 @@ from argparse import ArgumentParser, Namespace
 from runner.checkpoint.arrays import compute_logical_digest
 from runner.checkpoint.record import STATE, read_progress
 from runner.inspect.lookup import Checkpoint, find_proven_checkpoint
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """One checkpoint."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the checkpoint."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
-    """Print it. Raises RefusedError where the bytes are not what was written."""
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
+    """Say the digest of the checkpoint. Raises RefusedError where its bytes are not what was written."""
     checkpoint, _ = find_proven_checkpoint(arguments.checkpoint)
     digest = compute_digest(checkpoint)
     say(f"{digest}  {checkpoint}")
-    return Answer({"run": str(checkpoint.run), "step": checkpoint.step, "digest": digest})
+    return VerbResult({"run": str(checkpoint.run_dir), "step": checkpoint.step, "digest": digest})
 
 
 def compute_digest(checkpoint: Checkpoint) -> str:
-    """`sha256:…`: equal for two checkpoints that mean the same, bit for bit."""
+    """Return `sha256:…`, which is equal for two checkpoints exactly where they mean the same, bit for bit."""
     return f"sha256:{compute_logical_digest(checkpoint.directory / STATE, read_progress(checkpoint.directory))}"

@@ -1,4 +1,4 @@
-"""`eval`: what the evaluations of a run measure on one of its checkpoints; or others, named here."""
+"""`eval`: measure on one checkpoint what the evaluations of its run measure, or others that are named here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from runner.inspect.lookup import find_checkpoint
 from runner.launch.compose import compose_run
 from runner.values import Say, VerbResult
 
-OURS = ("dir", "step", "train.steps", "resume", "overwrite")
+# Keys that this verb sets itself.
+RESERVED_KEYS = ("dir", "step", "train.steps", "resume", "overwrite")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """A checkpoint, and what is to be different from the run's own configuration."""
+    """Add the checkpoint, and what is to be different from the run's own configuration."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named; often RUN@best")
     parser.add_argument(TRUST_FLAG, action="store_true", help="import the code that the run names as its own")
     parser.add_argument(
@@ -23,10 +24,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
-    """Evaluate. Raises RefusedError where the checkpoint is not good, ConfigError for what does not fit."""
+    """Evaluate, and say what was measured; it is written to `eval/STEP/` of the run, whose other files are only read.
+
+    Raises RefusedError where the checkpoint is not good, ConfigError where an override does not fit.
+    """
     checkpoint = find_checkpoint(arguments.checkpoint)
     for word in arguments.overrides:
-        if word.lstrip("+~").split("=")[0] in OURS:
+        if word.lstrip("+~").split("=")[0] in RESERVED_KEYS:
             raise ConfigError(f"eval: {word}: which run and which step is said before it; leave it out")
     words = [f"dir={checkpoint.run_dir.path}", f"step={checkpoint.step}", "train.steps=0", *arguments.overrides]
     config = compose_run([*words, *([TRUST_FLAG] if arguments.trust else [])]).config

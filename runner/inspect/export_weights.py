@@ -1,4 +1,4 @@
-"""`export`: the weights alone, in a format that any program reads, with a page that says what they are.
+"""`export`: write the weights alone, in a format that any program reads, with a page that says what they are.
 
 The names are those of the checkpoint (`params.head.kernel`), and so is every bit. npz knows numpy's own types only:
 bfloat16 and its like become float32 there, which holds each of their values exactly, and the page says so.
@@ -11,195 +11,249 @@ import os
 import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runner.checkpoint import arrays
-from runner.checkpoint.arrays import LeafSpec
+from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
 from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
 from runner.inspect.digest_checkpoint import compute_digest
 from runner.inspect.lookup import Checkpoint, find_attempt, find_proven_checkpoint, read_config_document
 from runner.rundir.attempts import read_attempts
 from runner.text import format_count, format_size, format_time
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
-LOADED = {
-    "model.safetensors": ("from safetensors.numpy import load_file", 'load_file("model.safetensors")'),
-    "model.npz": ("import numpy as np", 'dict(np.load("model.npz"))'),
-}
-
-WEIGHTS = ("params.", "extra.")  # trained variables, and those that last beside them
-AVERAGE = "ema."  # of the trained variables, in a run that keeps one
-NATIVE = "biufc"  # kinds of numbers that numpy itself knows
+# Names in a checkpoint: trained variables and those that last beside them; the average of the trained ones.
+WEIGHT_PREFIXES = ("params.", "extra.")
+EMA_PREFIX = "ema."
+# Kinds of numbers that numpy itself knows; bfloat16 is none of them.
+NUMPY_KINDS = "biufc"
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """A checkpoint, a format and a new directory."""
+@dataclass(frozen=True)
+class WeightFormat:
+    """A format of `--to`.
+
+    Attributes:
+        file: the name of the file.
+        write: write arrays to a path, and return the type that each of them has there.
+        import_line: Python that imports what reads it.
+        load_call: Python that reads it, as a dictionary.
+    """
+
+    file: str
+    write: Callable[[Path, Mapping[str, Any]], dict[str, str]]
+    import_line: str
+    load_call: str
+
+
+@dataclass(frozen=True)
+class ExportedWeights:
+    """What was exported, for the page that describes it.
+
+    Attributes:
+        checkpoint: where it comes from.
+        record: the sidecar of that checkpoint.
+        attempt: the line of the attempt that made it.
+        format: what it was written as.
+        specs: shape and type of each array in the checkpoint.
+        written: the type of each array in the file.
+        weights: `params`, or `ema` for the average.
+    """
+
+    checkpoint: Checkpoint
+    record: Record
+    attempt: Mapping[str, Any]
+    format: WeightFormat
+    specs: Mapping[str, LeafSpec]
+    written: Mapping[str, str]
+    weights: str
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the checkpoint, the format and the new directory."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named; often RUN@best")
     parser.add_argument("--to", choices=tuple(FORMATS), default="safetensors", help="safetensors unless said otherwise")
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="ema: the average of optim.ema")
     parser.add_argument("directory", metavar="DIR", help="a directory that is new, or empty")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Export. Raises ConfigError where DIR is not empty, RefusedError where the checkpoint is not good."""
     target = Path(arguments.directory).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is there already, and not empty; name a new directory")
     checkpoint, record = find_proven_checkpoint(arguments.checkpoint)
     state = checkpoint.directory / STATE
-    stored = _stored(arrays.read_leaf_specs(state), arguments.weights, checkpoint)
-    kinds = {name: leaf for name, (_, leaf) in stored.items()}
-    name, write = FORMATS[arguments.to]
+    sources = _select_weights(read_leaf_specs(state), arguments.weights, checkpoint)
+    specs = {name: spec for name, (_, spec) in sources.items()}
+    chosen = FORMATS[arguments.to]
+    # Written beside the target and renamed, over an empty directory as well: it is there as a whole or not at all.
     fresh = target.parent / f".{target.name}.{os.getpid()}"
     fresh.mkdir(parents=True)
     try:
-        read = arrays.read_leaves(state, [there for there, _ in stored.values()])
-        written = write(fresh / name, {here: read[there] for here, (there, _) in stored.items()})
-        about = ExportedWeights(checkpoint, record, find_attempt(checkpoint), name, kinds, written, arguments.weights)
-        (fresh / "README.md").write_text(format_model_card(about))
-        shutil.copyfile(checkpoint.run.config, fresh / "config.yaml")
-        shutil.copymode(fresh / "README.md", fresh / name)  # safetensors would let nobody else read it
-        fresh.rename(target)  # all of it or nothing; over an empty directory as well
+        values = read_leaves(state, [source for source, _ in sources.values()])
+        written = chosen.write(fresh / chosen.file, {name: values[source] for name, (source, _) in sources.items()})
+        exported = ExportedWeights(
+            checkpoint, record, find_attempt(checkpoint), chosen, specs, written, arguments.weights
+        )
+        (fresh / "README.md").write_text(format_model_card(exported))
+        shutil.copyfile(checkpoint.run_dir.config, fresh / "config.yaml")
+        # safetensors makes a file that nobody else may read; the README has what the user's umask allows.
+        shutil.copymode(fresh / "README.md", fresh / chosen.file)
+        fresh.rename(target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    num_bytes = (target / name).stat().st_size
-    say(f"{target / name}  {format_count(len(kinds), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
+    file = target / chosen.file
+    num_bytes = file.stat().st_size
+    say(f"{file}  {format_count(len(specs), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
-    return Answer(_plain(checkpoint, target / name, num_bytes, written))
+    return VerbResult(
+        {
+            "run": str(checkpoint.run_dir),
+            "step": checkpoint.step,
+            "file": str(file),
+            "bytes": num_bytes,
+            "arrays": dict(written),
+        }
+    )
 
 
-def _stored(leaves: Mapping[str, LeafSpec], weights: str, checkpoint: Checkpoint) -> dict[str, tuple[str, LeafSpec]]:
-    """By the name in the file: the name in the checkpoint, and what it is. An average has the names of the weights."""
-    stored = {name: (name, leaf) for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
-    if not stored:
+def _select_weights(
+    specs: Mapping[str, LeafSpec], weights: str, checkpoint: Checkpoint
+) -> dict[str, tuple[str, LeafSpec]]:
+    """Return for each name in the file the name in the checkpoint, and the shape and type of the array there."""
+    sources = {name: (name, spec) for name, spec in specs.items() if name.startswith(WEIGHT_PREFIXES)}
+    if not sources:
         raise ConfigError(f"{checkpoint}: has no weights: no array is named params.… or extra.…")
     if weights == "params":
-        return stored
-    averages = {name: leaf for name, leaf in leaves.items() if name.startswith(AVERAGE)}
+        return sources
+    averages = {name: spec for name, spec in specs.items() if name.startswith(EMA_PREFIX)}
     if not averages:
         raise ConfigError(f"--weights ema: {checkpoint} keeps no average; train with optim.ema=0.999, or export params")
-    return {**stored, **{f"params.{name.removeprefix(AVERAGE)}": (name, leaf) for name, leaf in averages.items()}}
+    # An average has the names of the weights in the file, so that whoever loads it need not know which they are.
+    for name, spec in averages.items():
+        sources[f"params.{name.removeprefix(EMA_PREFIX)}"] = (name, spec)
+    return sources
 
 
-def _safetensors(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    """Write, and give the type that each array has in the file. Raises ConfigError where one cannot be had in it."""
+def _write_safetensors(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """Write arrays as safetensors, and return their types. Raises ConfigError where one cannot be had in it."""
     try:
         from safetensors.numpy import save_file
     except ImportError:
         raise ConfigError("--to safetensors needs a package: pip install safetensors; or use --to npz") from None
-    kept = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in values.items()}
-    for name, value in kept.items():
-        if value.dtype.kind not in NATIVE and value.dtype.name != "bfloat16":
-            raise ConfigError(f"{name} is {value.dtype}, which safetensors cannot give back to numpy; use --to npz")
-    save_file(kept, path, metadata={"format": "np"})
-    return {name: value.dtype.name for name, value in kept.items()}
+    # The reshape gives scalars back their shape, of which numpy makes vectors here.
+    arrays = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in values.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in NUMPY_KINDS and array.dtype.name != "bfloat16":
+            raise ConfigError(f"{name} is {array.dtype}, which safetensors cannot give back to numpy; use --to npz")
+    save_file(arrays, path, metadata={"format": "np"})
+    return {name: array.dtype.name for name, array in arrays.items()}
 
 
-def _npz(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    given = {name: np.asarray(value) for name, value in values.items()}
-    kept: dict[str, Any] = {
-        name: value if value.dtype.kind in NATIVE else value.astype(np.float32) for name, value in given.items()
-    }
+def _write_npz(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """Write arrays as npz, and return their types: float32 for those that numpy does not know."""
+    arrays: dict[str, Any] = {}
+    for name, value in values.items():
+        array = np.asarray(value)
+        # numpy would read a type that it does not know back as raw bytes.
+        arrays[name] = array if array.dtype.kind in NUMPY_KINDS else array.astype(np.float32)
     with path.open("wb") as file:
-        np.savez(file, **kept)  # numbers only: nothing is pickled
-    return {name: value.dtype.name for name, value in kept.items()}
+        np.savez(file, **arrays)
+    return {name: array.dtype.name for name, array in arrays.items()}
 
 
-FORMATS = {"safetensors": ("model.safetensors", _safetensors), "npz": ("model.npz", _npz)}
+FORMATS = {
+    "safetensors": WeightFormat(
+        "model.safetensors",
+        _write_safetensors,
+        "from safetensors.numpy import load_file",
+        'load_file("model.safetensors")',
+    ),
+    "npz": WeightFormat("model.npz", _write_npz, "import numpy as np", 'dict(np.load("model.npz"))'),
+}
 
 
-def _plain(checkpoint: Checkpoint, path: Path, num_bytes: int, written: Mapping[str, str]) -> dict[str, Any]:
-    about = {"run": str(checkpoint.run), "step": checkpoint.step, "file": str(path), "bytes": num_bytes}
-    return {**about, "arrays": dict(written)}
-
-
-@dataclass(frozen=True)
-class ExportedWeights:
-    """What was exported, from where, into which file; `written` is the type of each array there."""
-
-    checkpoint: Checkpoint
-    record: Record
-    attempt: Mapping[str, Any]
-    file: str
-    kinds: Mapping[str, LeafSpec]
-    written: Mapping[str, str]
-    weights: str = "params"  # or "ema"
-
-
-def format_model_card(about: ExportedWeights) -> str:
-    """The page, in Markdown."""
-    document = read_config_document(about.checkpoint.run, about.attempt.get("drift", ()))
+def format_model_card(exported: ExportedWeights) -> str:
+    """Return the page that describes exported weights, in Markdown."""
+    document = read_config_document(exported.checkpoint.run_dir, exported.attempt.get("drift", ()))
     model, data = (document.get(part, {}).get("kind", "unknown") for part in ("model", "data"))
-    counts = {part: _count(about.kinds, part) for part in ("params", "extra")}
-    which = "weights" if about.weights == "params" else "average of the weights (`optim.ema`)"
+    is_ema = exported.weights == "ema"
+    num_params, num_extra = (_count_values(exported.specs, part) for part in ("params", "extra"))
+    beside = f", and {num_extra:,} values beside them (`extra`)." if num_extra else "."
+    metrics = [f"- {name}: {value:.6g}" for name, value in sorted(exported.record.metrics.items())]
     lines = [
-        f"# {about.checkpoint.run.path.name}, step {about.checkpoint.step}",
+        f"# {exported.checkpoint.run_dir.path.name}, step {exported.checkpoint.step}",
         "",
-        f"The {which} of `model={model}` after {about.checkpoint.step:,} updates on `data={data}`: "
-        f"{counts['params']:,} parameters"
-        + (f", and {counts['extra']:,} values beside them (`extra`)." if counts["extra"] else "."),
+        f"The {'average of the weights (`optim.ema`)' if is_ema else 'weights'} of `model={model}` after "
+        f"{exported.checkpoint.step:,} updates on `data={data}`: {num_params:,} parameters{beside}",
         "`config.yaml` is the configuration the run was started with.",
         "",
-        "## Measured at this step" + ("" if about.weights == "params" else ", of the live weights"),
+        f"## Measured at this step{', of the live weights' if is_ema else ''}",
         "",
-        *([f"- {name}: {value:.6g}" for name, value in sorted(about.record.metrics.items())] or ["Nothing."]),
+        *(metrics or ["Nothing."]),
         "",
         "## Load",
         "",
-        *_loading(about),
+        *_format_loading(exported),
         "",
         "## What differs from the defaults",
         "",
-        *_differences(about),
+        *_format_overrides(exported),
         "",
         "## Provenance",
         "",
-        *_provenance(about),
+        *_format_provenance(exported),
         "",
     ]
     return "\n".join(lines)
 
 
-def _loading(about: ExportedWeights) -> Iterator[str]:
-    module, call = LOADED[about.file]
-    first = next((name for name in about.kinds if name.startswith("params.")), next(iter(about.kinds)))
+def _format_loading(exported: ExportedWeights) -> Iterator[str]:
+    names = list(exported.specs)
+    example = next((name for name in names if name.startswith("params.")), names[0])
     yield "```python"
-    if "bfloat16" in about.written.values():
+    if "bfloat16" in exported.written.values():
         yield "import ml_dtypes  # teaches numpy bfloat16"
-    yield module
-    yield f"weights = {call}"
-    yield f'weights["{first}"]  # {about.written[first]}, shape {about.kinds[first].shape}'
+    yield exported.format.import_line
+    yield f"weights = {exported.format.load_call}"
+    yield f'weights["{example}"]  # {exported.written[example]}, shape {exported.specs[example].shape}'
     yield "```"
     yield ""
     yield "A name is the path of the variable in the model, joined by dots. As a live model, with Holdfast and the run:"
     yield ""
     yield "```python"
     yield "from runner import load"
-    chosen = "" if about.weights == "params" else f', weights="{about.weights}"'
-    yield f'model, config = load("{about.checkpoint}"{chosen})'
+    which = "" if exported.weights == "params" else f', weights="{exported.weights}"'
+    yield f'model, config = load("{exported.checkpoint}"{which})'
     yield "```"
-    if widened := sorted({leaf.dtype for name, leaf in about.kinds.items() if about.written[name] != leaf.dtype}):
+    widened = {spec.dtype for name, spec in exported.specs.items() if exported.written[name] != spec.dtype}
+    if widened:
         yield ""
-        yield f"The run has {', '.join(widened)} arrays; here they are float32, with exactly the same values."
+        yield f"The run has {', '.join(sorted(widened))} arrays; here they are float32, with exactly the same values."
 
 
-def _differences(about: ExportedWeights) -> Iterator[str]:
-    past = read_attempts(about.checkpoint.run)
-    typed = (past[0] if past else about.attempt).get("command", [])[2:]
-    yield from [f"- `{shlex.join([word])}`" for word in typed] or ["Nothing."]
-    yield from [f"- later: `{change}`" for change in about.attempt.get("drift", ())]
+def _format_overrides(exported: ExportedWeights) -> Iterator[str]:
+    past = read_attempts(exported.checkpoint.run_dir)
+    # The first attempt's words made the run; what later ones changed is its drift.
+    typed = (past[0] if past else exported.attempt).get("command", [])[2:]
+    if not typed:
+        yield "Nothing."
+    for word in typed:
+        yield f"- `{shlex.join([word])}`"
+    for change in exported.attempt.get("drift", ()):
+        yield f"- later: `{change}`"
 
 
-def _provenance(about: ExportedWeights) -> Iterator[str]:
-    attempt, checkpoint = about.attempt, about.checkpoint
+def _format_provenance(exported: ExportedWeights) -> Iterator[str]:
+    attempt, checkpoint = exported.attempt, exported.checkpoint
     packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
-    yield f"- checkpoint: `{checkpoint}`, saved {format_time(about.record.saved_unix_seconds)}"
+    yield f"- checkpoint: `{checkpoint}`, saved {format_time(exported.record.saved_unix_seconds)}"
     yield f"- logical digest of the whole checkpoint: `{compute_digest(checkpoint)}`"
     yield f"- command: `{shlex.join(attempt.get('command', ['unknown']))}`"
     yield f"- code: {attempt.get('git') or 'commit not recorded'}"
@@ -208,5 +262,5 @@ def _provenance(about: ExportedWeights) -> Iterator[str]:
     yield f"- data fingerprint: `{read_progress(checkpoint.directory).get('data', 'unknown')}`"
 
 
-def _count(kinds: Mapping[str, LeafSpec], part: str) -> int:
-    return sum(math.prod(leaf.shape) for name, leaf in kinds.items() if name.startswith(f"{part}."))
+def _count_values(specs: Mapping[str, LeafSpec], part: str) -> int:
+    return sum(math.prod(spec.shape) for name, spec in specs.items() if name.startswith(f"{part}."))

@@ -1,23 +1,23 @@
-"""Runs and checkpoints by the names people type, and a look at what is there. Reads files only."""
+"""Find runs and checkpoints by the names people type, and read what their small files say. No array is read."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
 from runner.checkpoint.record import Record, Score, is_step_name, locate_checkpoint, read_sidecar
 from runner.checkpoint.retention import RetentionRule
 from runner.checkpoint.seal import find_problem
+from runner.config.validation import Retention, validate_saved
 from runner.errors import RefusedError
+from runner.rundir.attempts import read_attempts
 from runner.rundir.layout import RunDir
-
-KINDS: dict[str, Any] = {option.kind: option for option in get_args(RetentionRule)}
 
 Proof = Literal["ok", "sizes ok", "not good"]
 
@@ -26,21 +26,30 @@ Proof = Literal["ok", "sizes ok", "not good"]
 class Checkpoint:
     """One step of one run."""
 
-    run: RunDir
+    run_dir: RunDir
     step: int
 
     @property
     def directory(self) -> Path:
-        return self.run.checkpoints / str(self.step)
+        """Return `checkpoints/STEP` of the run."""
+        return self.run_dir.checkpoints / str(self.step)
 
     def __str__(self) -> str:
-        """As a person would type it."""
-        return f"{self.run}@{self.step}"
+        """Return the name that a person would type."""
+        return f"{self.run_dir}@{self.step}"
 
 
 @dataclass(frozen=True)
 class CheckpointStatus:
-    """What a directory that is named like a step holds; `record` is None where its sidecar cannot be believed."""
+    """The state of a directory that is named like a step.
+
+    Attributes:
+        step: the name of the directory.
+        record: its sidecar; None where that cannot be believed.
+        problem: what is wrong with its files, in words; None where nothing is.
+        num_files: how many files the sidecar lists.
+        proof: what was compared: checksums (`ok`) or names and sizes only (`sizes ok`).
+    """
 
     step: int
     record: Record | None
@@ -49,39 +58,75 @@ class CheckpointStatus:
     proof: Proof
 
 
+@dataclass(frozen=True)
+class RetentionSettings:
+    """The part of a configuration that says which checkpoints stay, what best means and how bytes are proven."""
+
+    keep: Mapping[str, RetentionRule]
+    score: Score
+    verify: str
+
+
 def choose_new_folder(verb: str, to: str | None) -> Path:
-    """Where a verb leaves what it made; not there yet, or empty. Raises RefusedError where there is something in it."""
+    """Return the folder for the results of a verb, `to` or `outputs/.VERB/TIME`. It is not made.
+
+    Raises RefusedError where something is in it already.
+    """
     default = Path("outputs") / f".{verb}" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    place = Path(to).expanduser() if to else default
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise RefusedError(f"{verb}: {place} is there already; name a new folder with --to")
-    return place.resolve()
+    folder = Path(to).expanduser() if to else default
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RefusedError(f"{verb}: {folder} is there already; name a new folder with --to")
+    return folder.resolve()
 
 
 def find_run(path: str) -> RunDir:
-    """The run in this directory. Raises RefusedError where none is."""
-    run = RunDir(Path(path).expanduser())
-    if not is_run(run):
-        what = "no run is there" if run.path.is_dir() else "there is no such directory"
+    """Return the run in a directory. Raises RefusedError where none is."""
+    run_dir = RunDir(Path(path).expanduser())
+    if not is_run(run_dir):
+        what = "no run is there" if run_dir.path.is_dir() else "there is no such directory"
         raise RefusedError(f"{path}: {what}; python -m runner ls outputs lists the runs")
-    return run
+    return run_dir
 
 
-def is_run(run: RunDir) -> bool:
-    """Whether a directory was made by a run."""
-    return run.config.is_file() or run.checkpoints.is_dir()
+def find_runs(path: str) -> list[RunDir]:
+    """Return the run in a directory, or the runs below it. Raises RefusedError where there is none."""
+    run_dir = RunDir(Path(path).expanduser())
+    if is_run(run_dir):
+        return [run_dir]
+    # Where nothing is below either, this raises, and its message tells whether the directory is there at all.
+    return list_runs(run_dir.path) or [find_run(path)]
+
+
+def list_runs(folder: Path) -> list[RunDir]:
+    """Return the runs in `outputs/NAME` or in `outputs`, the one that was touched last at the end."""
+    found = []
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        # What begins with a dot is put away: runs that were overwritten, results of verbs.
+        is_hidden = path.name.startswith(".") or path.parent.name.startswith(".")
+        if not is_hidden and is_run(RunDir(path)):
+            found.append(RunDir(path))
+    return sorted(found, key=lambda run: (run.status if run.status.exists() else run.path).stat().st_mtime)
+
+
+def is_run(run_dir: RunDir) -> bool:
+    """Return whether a directory was made by a run: it has its configuration, or at least checkpoints."""
+    return run_dir.config.is_file() or run_dir.checkpoints.is_dir()
 
 
 def find_checkpoint(reference: str) -> Checkpoint:
-    """What `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names. Raises RefusedError where there is none."""
+    """Return what `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names. Raises RefusedError where there is none."""
     directory = locate_checkpoint(reference)
+    # `best` is a link to a step. A copy made without links has a whole directory there, whose step nobody knows.
     if not is_step_name(directory.name):
         raise RefusedError(f"{directory}: is no link to a step (copied without its links?); say {reference[:-4]}STEP")
     return Checkpoint(RunDir(directory.parent.parent), int(directory.name))
 
 
 def find_proven_checkpoint(reference: str) -> tuple[Checkpoint, Record]:
-    """A checkpoint whose every byte is what was written. Raises RefusedError where it is not."""
+    """Return a checkpoint and its record after every byte was compared with what was written.
+
+    Raises RefusedError where a byte differs, or where there is no such checkpoint.
+    """
     checkpoint = find_checkpoint(reference)
     if problem := find_problem(checkpoint.directory):
         raise RefusedError(f"{checkpoint}: is not good: {problem}; choose another step")
@@ -89,7 +134,12 @@ def find_proven_checkpoint(reference: str) -> tuple[Checkpoint, Record]:
 
 
 def read_checkpoint_status(directory: Path, *, checksums: bool) -> CheckpointStatus | None:
-    """What is in a checkpoint's directory; None where it was deleted while it was looked at: a run may be training."""
+    """Return the state of a checkpoint's directory; None where it was deleted meanwhile.
+
+    Args:
+        directory: `checkpoints/STEP`.
+        checksums: whether every byte is read, or names and sizes are compared only.
+    """
     try:
         problem = find_problem(directory, checksums=checksums)
     except OSError as error:
@@ -98,6 +148,7 @@ def read_checkpoint_status(directory: Path, *, checksums: bool) -> CheckpointSta
         record, files = read_sidecar(directory)
     except (OSError, ValueError, TypeError, KeyError):
         record, files = None, {}
+    # Asked last: a run that is training may have deleted it while its files were read, and then it has no fault.
     if not directory.is_dir():
         return None
     proof: Proof = "ok" if checksums and all("xxh3" in file for file in files.values()) else "sizes ok"
@@ -105,81 +156,86 @@ def read_checkpoint_status(directory: Path, *, checksums: bool) -> CheckpointSta
 
 
 def find_attempt(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The attempt that made a checkpoint, as attempts.jsonl or, while it works, status.json describes it."""
-    from runner.rundir.attempts import read_attempts
+    """Return the line of the attempt that made a checkpoint, `{}` where none is known.
 
-    status = checkpoint.run.read_status()
+    It comes from attempts.jsonl, or from status.json while that attempt is at work.
+    """
+    status = checkpoint.run_dir.read_status()
     current = {**status.get("attempt", {}), "to_step": status.get("step", 0)}
-    known = [line for line in (*read_attempts(checkpoint.run), current) if line.get("from_step") is not None]
+    known = [line for line in (*read_attempts(checkpoint.run_dir), current) if line.get("from_step") is not None]
     began = [attempt for attempt in known if attempt["from_step"] < checkpoint.step]
     reached = [attempt for attempt in began if checkpoint.step <= attempt.get("to_step", 0)]
-    return (reached or began or [{}])[-1]  # one that was killed may have come further than it had time to note
+    # Where none says that it reached the step, the last that began before it did: one that was killed may have come
+    # further than it had time to note.
+    return (reached or began or [{}])[-1]
 
 
-@dataclass(frozen=True)
-class RetentionSettings:
-    """What looking and pruning need: which checkpoints stay, what best means, how a restart proves bytes."""
-
-    keep: Mapping[str, RetentionRule]
-    score: Score
-    verify: str
+def read_retention_settings(run_dir: RunDir) -> RetentionSettings:
+    """Return the settings of a run's last attempt. Raises RefusedError where its files do not say them."""
+    drift = run_dir.read_status().get("attempt", {}).get("drift", ())
+    return parse_retention_settings(read_config_document(run_dir, drift), run_dir)
 
 
-def read_retention_settings(run: RunDir) -> RetentionSettings:
-    """What was in force at the last attempt. Raises RefusedError where the run's files do not say."""
-    return parse_retention_settings(
-        read_config_document(run, run.read_status().get("attempt", {}).get("drift", ())), run
-    )
-
-
-def parse_retention_settings(document: Mapping[str, Any], run: RunDir) -> RetentionSettings:
-    """The same, from what was read already."""
+def parse_retention_settings(document: Mapping[str, Any], run_dir: RunDir) -> RetentionSettings:
+    """Return the settings that a configuration has. Raises RefusedError where they are none of this version."""
     try:
-        keep = {name: _rule(option) for name, option in (document.get("retention") or {}).items()}
-        score = Score(**document.get("score") or {})
+        keep = validate_saved(Retention, document.get("retention") or {})
+        score = validate_saved(Score, document.get("score") or {})
         return RetentionSettings(keep, score, (document.get("ckpt") or {}).get("verify", "bytes"))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise RefusedError(f"{run.config}: retention or score is not what this version writes ({error})") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        problem = ": ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
+        raise RefusedError(
+            f"{run_dir.config}: retention or score is not what this version writes ({problem})"
+        ) from None
 
 
-def read_config_document(run: RunDir, drift: Sequence[str] = ()) -> dict[str, Any]:
-    """config.yaml with what an attempt has changed. Raises RefusedError where it is missing or no configuration."""
+def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> dict[str, Any]:
+    """Return config.yaml with the changes of an attempt, as plain values; no code is run and nothing is resolved.
+
+    Raises RefusedError where it is missing or no configuration.
+    """
     try:
-        text = run.config.read_bytes()
-        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # data only, either way
+        # libyaml where it is there: it reads ten times as fast. Both loaders make data only.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        document = yaml.load(run_dir.config.read_bytes(), Loader=loader)
     except (OSError, yaml.YAMLError) as error:
         problem = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RefusedError(f"{run.config}: cannot be read ({problem})") from None
+        raise RefusedError(f"{run_dir.config}: cannot be read ({problem})") from None
     if not isinstance(document, dict):
-        raise RefusedError(f"{run.config}: is no configuration")
+        raise RefusedError(f"{run_dir.config}: is no configuration")
     return apply_drift(document, drift)
 
 
 def apply_drift(document: Mapping[str, Any], drift: Sequence[str]) -> dict[str, Any]:
-    """A document with the changes that attempts.jsonl records as `retention.last.n: 2 → 1`."""
+    """Return a copy of a document with changes as attempts.jsonl records them: `retention.last.n: 2 → 1`.
+
+    Where the new value is null, the key is deleted.
+    """
     result = json.loads(json.dumps(document))
-    changes = [(key, json.loads(line.rpartition(" → ")[2])) for line in drift for key in [line.partition(": ")[0]]]
-    for key, new in sorted(changes, key=lambda change: change[1] is not None):  # first what goes, then what comes
-        *path, leaf = key.split(".")
-        above = [result]
-        for name in path:
-            child = above[-1].get(name)
-            above[-1][name] = child if isinstance(child, dict) else {}
-            above.append(above[-1][name])
-        if new is not None:
-            above[-1][leaf] = new
-            continue
-        above[-1].pop(leaf, None)
-        for name, node in zip(reversed(path), reversed(above[:-1]), strict=True):
-            if not node[name]:
-                del node[name]  # a rule of which nothing is left is gone
+    changes = [(line.partition(": ")[0], json.loads(line.rpartition(" → ")[2])) for line in drift]
+    # Deletions first: where a mapping replaces a plain value, or the other way round, one key lies below the other.
+    for key, new in sorted(changes, key=lambda change: change[1] is not None):
+        if new is None:
+            _delete_key(result, key.split("."))
+        else:
+            _set_key(result, key.split("."), new)
     return result
 
 
-def _rule(option: Mapping[str, Any]) -> RetentionRule:
-    rule = KINDS[option["kind"]](**option)
-    for field in fields(rule):
-        value = getattr(rule, field.name)
-        if isinstance(field.default, int | float) and not (isinstance(value, int | float) and value > 0):
-            raise ValueError(f"{field.name}={value}")
-    return rule
+def _set_key(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *parents, leaf = path
+    for name in parents:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {}
+        tree = tree[name]
+    tree[leaf] = value
+
+
+def _delete_key(tree: dict[str, Any], path: Sequence[str]) -> None:
+    name, *below = path
+    child = tree.get(name)
+    if below and isinstance(child, dict):
+        _delete_key(child, below)
+    # A mapping that is left empty goes as well: a retention rule without any key is gone, and not one with defaults.
+    if not below or not isinstance(child, dict) or not child:
+        tree.pop(name, None)

@@ -1,4 +1,4 @@
-"""`ls`: the checkpoints of a run, or the runs of a directory, oldest first. Imports nothing heavy, reads no array."""
+"""`ls`: list the checkpoints of a run, or the runs of a directory, oldest first. Reads no array, imports no jax."""
 
 from __future__ import annotations
 
@@ -18,45 +18,48 @@ from runner.inspect.lookup import (
     RetentionSettings,
     find_run,
     is_run,
+    list_runs,
     read_checkpoint_status,
     read_retention_settings,
 )
 from runner.rundir.layout import RunDir, run_state
 from runner.text import format_age, format_count, format_size, format_table
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """A run, or a directory of runs."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the run, or the directory of runs, and how closely to look."""
     parser.add_argument("run", metavar="RUN", nargs="?", default="outputs", help="a run, or a directory of runs")
     parser.add_argument("--verify", action="store_true", help="compare checksums, not only names and sizes")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
-    """List what is there."""
-    place = RunDir(Path(arguments.run).expanduser())
-    if not is_run(place):
-        if found := list_runs(place.path):
-            return _list_runs(found, say)
-        find_run(arguments.run)  # says what is wrong with it
-    return _list_checkpoints(place, say, checksums=arguments.verify)
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
+    """Say a line for each checkpoint of a run, or for each run of a directory. Raises RefusedError where none is."""
+    run_dir = RunDir(Path(arguments.run).expanduser())
+    if is_run(run_dir):
+        return _list_checkpoints(run_dir, say, checksums=arguments.verify)
+    if found := list_runs(run_dir.path):
+        return _list_run_dirs(found, say)
+    # Neither the one nor the other: this raises, and its message tells whether the directory is there at all.
+    return _list_checkpoints(find_run(arguments.run), say, checksums=arguments.verify)
 
 
-def list_runs(folder: Path) -> list[RunDir]:
-    """The runs in `outputs/NAME`, or in `outputs`, the one that was touched last at the end."""
-    visible = [path for level in ("*", "*/*") for path in folder.glob(level) if not path.name.startswith(".")]
-    found = [run for path in visible if path.parent.name[:1] != "." and is_run(run := RunDir(path))]
-    return sorted(found, key=lambda run: (run.status if run.status.exists() else run.path).stat().st_mtime)
-
-
-def _list_runs(runs: Sequence[RunDir], say: Say) -> Answer:
+def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
     entries: list[dict[str, Any]] = []
-    for run in runs:
-        status = run.read_status()
-        known = {"state": run_state(run), **{key: status.get(key) for key in ("step", "steps", "best")}}
+    for run_dir in runs:
+        status = run_dir.read_status()
         updated = datetime.fromisoformat(status["updated"]).timestamp() if "updated" in status else None
-        steps = list_steps(run.checkpoints)
-        entries.append({"run": str(run), **known, "checkpoints": steps, "updated_unix_seconds": updated})
+        entries.append(
+            {
+                "run": str(run_dir),
+                "state": run_state(run_dir),
+                "step": status.get("step"),
+                "steps": status.get("steps"),
+                "best": status.get("best"),
+                "checkpoints": list_steps(run_dir.checkpoints),
+                "updated_unix_seconds": updated,
+            }
+        )
     rows = [
         (
             entry["state"],
@@ -68,71 +71,86 @@ def _list_runs(runs: Sequence[RunDir], say: Say) -> Answer:
         )
         for entry in entries
     ]
-    for line in format_table(
-        ("state", "step", "best", "saved", "touched", "run"), rows, right=("step", "saved", "touched")
-    ):
+    head = ("state", "step", "best", "saved", "touched", "run")
+    for line in format_table(head, rows, right=("step", "saved", "touched")):
         say(line)
-    return Answer({"runs": entries})
+    return VerbResult({"runs": entries})
 
 
-def _list_checkpoints(run: RunDir, say: Say, *, checksums: bool) -> Answer:
+def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResult:
     try:
-        settings, unknown = read_retention_settings(run), None
-    except RefusedError as error:  # checkpoints can be looked at without it
+        settings, unknown = read_retention_settings(run_dir), None
+    except RefusedError as error:
+        # Checkpoints can be looked at without a configuration; only which of them stay is then unknown.
         settings, unknown = RetentionSettings({}, Score(), "bytes"), str(error)
-    looks = [
-        read_checkpoint_status(run.checkpoints / str(step), checksums=checksums) for step in list_steps(run.checkpoints)
-    ]
-    entries = _entries([found for found in looks if found is not None], settings, known=unknown is None)
-    aside = [{"name": path.name, "reason": _reason(path)} for path in sorted(run.quarantine.glob("*")) if path.is_dir()]
-    for line in _shown(entries, settings.score.metric):
+    directories = [run_dir.checkpoints / str(step) for step in list_steps(run_dir.checkpoints)]
+    statuses = [read_checkpoint_status(directory, checksums=checksums) for directory in directories]
+    entries = _describe_checkpoints([status for status in statuses if status], settings, known=unknown is None)
+    for line in _format_checkpoints(entries, settings.score.metric):
         say(line)
-    say(_summary(run, entries))
+    say(_summarize_run(run_dir, entries))
+
+    ignored = list_ignored_names(run_dir.checkpoints)
+    aside = [
+        {"name": path.name, "reason": _read_quarantine_reason(path)}
+        for path in sorted(run_dir.quarantine.glob("*"))
+        if path.is_dir()
+    ]
     notes = [f"{entry['step']} is not good: {entry['problem']}" for entry in entries if entry["problem"]]
-    notes += [f"not known which stay: {unknown}"] if unknown else []
-    notes += _misled(run, entries)
-    if strange := list_ignored_names(run.checkpoints):
-        notes.append(f"ignored (not a directory named like a step): {', '.join(strange)}")
+    if unknown:
+        notes.append(f"not known which stay: {unknown}")
+    notes += _check_best_link(run_dir, entries)
+    if ignored:
+        notes.append(f"ignored (not a directory named like a step): {', '.join(ignored)}")
     notes += [f"in quarantine: {entry['name']}: {entry['reason']}" for entry in aside]
     for note in ["", *notes] if notes else []:
         say(note)
-    score = {"metric": settings.score.metric, "mode": settings.score.mode}
-    rest = {"ignored": strange, "quarantine": aside, "notes": notes}
-    return Answer({"run": str(run), "score": score, "checkpoints": entries, **rest})
+    return VerbResult(
+        {
+            "run": str(run_dir),
+            "score": {"metric": settings.score.metric, "mode": settings.score.mode},
+            "checkpoints": entries,
+            "ignored": ignored,
+            "quarantine": aside,
+            "notes": notes,
+        }
+    )
 
 
-def _entries(looks: Sequence[CheckpointStatus], settings: RetentionSettings, *, known: bool) -> list[dict[str, Any]]:
-    """The facts of each checkpoint; those without a believable record have few."""
-    records = [found.record for found in looks if found.record is not None]
+def _describe_checkpoints(
+    statuses: Sequence[CheckpointStatus], settings: RetentionSettings, *, known: bool
+) -> list[dict[str, Any]]:
+    """Return the facts of each checkpoint as data; those without a believable record have few."""
+    records = [status.record for status in statuses if status.record is not None]
     kept = select_survivors(settings.keep, records, settings.score) if known else {}
     best = find_best(records, settings.score)
     newest = max((record.step for record in records if not record.mark), default=None)
     entries = []
-    for found in looks:
-        record = found.record
+    for status in statuses:
+        record = status.record
         marks = {
-            "best": best is not None and found.step == best.step,
-            "newest": found.step == newest,
+            "best": best is not None and status.step == best.step,
+            "newest": status.step == newest,
             "pinned": record is not None and record.pinned,
             "error": record is not None and record.mark == "error",
         }
         entries.append(
             {
-                "step": found.step,
+                "step": status.step,
                 "saved_unix_seconds": record and record.saved_unix_seconds,
                 "reason": record and record.reason,
-                "kept": kept.get(found.step),
+                "kept": kept.get(status.step),
                 "metrics": dict(record.metrics) if record else {},
                 "bytes": record and record.num_bytes,
-                "verified": found.proof,
-                "problem": found.problem,
+                "verified": status.proof,
+                "problem": status.problem,
                 "marks": [mark for mark, holds in marks.items() if holds],
             }
         )
     return entries
 
 
-def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
+def _format_checkpoints(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
     if not entries:
         return []
     head = ("step", "age", "saved because", "kept because", metric, "size", "verified", "marks")
@@ -152,25 +170,33 @@ def _shown(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
     return format_table(head, rows, right=("step", "age", metric, "size"), flexible=("saved because", "kept because"))
 
 
-def _summary(run: RunDir, entries: Sequence[dict[str, Any]]) -> str:
-    status = run.read_status()
-    total = format_size(sum(entry["bytes"] or 0 for entry in entries))
-    stands = f"; {run_state(run)} at step {status.get('step')} of {status.get('steps')}" if "state" in status else ""
-    return f"{format_count(len(entries), 'checkpoint')}, {total}{stands}"
+def _summarize_run(run_dir: RunDir, entries: Sequence[dict[str, Any]]) -> str:
+    """Return `6 checkpoints, 1.2 MB; finished at step 60 of 60`."""
+    status = run_dir.read_status()
+    summary = (
+        f"{format_count(len(entries), 'checkpoint')}, {format_size(sum(entry['bytes'] or 0 for entry in entries))}"
+    )
+    if "state" in status:
+        summary += f"; {run_state(run_dir)} at step {status.get('step')} of {status.get('steps')}"
+    return summary
 
 
-def _misled(run: RunDir, entries: Sequence[dict[str, Any]]) -> list[str]:
-    """A note where `RUN@best` would be another one than the best, or none: somebody has been at work by hand."""
-    link = run.checkpoints / "best"
+def _check_best_link(run_dir: RunDir, entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a note where `RUN@best` names another checkpoint than the best, or none."""
+    # The runner keeps the link right: only somebody at work by hand can have changed it.
+    link = run_dir.checkpoints / "best"
     best = next((str(entry["step"]) for entry in entries if "best" in entry["marks"]), None)
-    there = link.readlink().name if link.is_symlink() else "a directory" if link.exists() else None
-    if best == there:
+    if link.is_symlink():
+        named: str | None = link.readlink().name
+    else:
+        named = "a directory" if link.exists() else None
+    if best == named:
         return []
-    return [f"@best is {there or 'nothing'}, but the best is {best or 'none'}; the next save or prune puts it right"]
+    return [f"@best is {named or 'nothing'}, but the best is {best or 'none'}; the next save or prune puts it right"]
 
 
-def _reason(aside: Path) -> str:
+def _read_quarantine_reason(directory: Path) -> str:
     try:
-        return (aside / "reason.txt").read_text().strip()
+        return (directory / "reason.txt").read_text().strip()
     except OSError:
         return "it does not say why"

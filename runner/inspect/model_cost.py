@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from models.scopes import use_plan
 from runner.config.schema import Config
 from runner.trace.flops import OUTSIDE, FromData, FromWeights, Origin, attribute_flops, count_flops
 from runner.train.compile import abstract_batch
+from runner.types import Batch, State
 
 if TYPE_CHECKING:
     from runner.train.built import Built
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelPart:
-    """One top-level part of the model. FLOPs of the forward pass and bytes stored for the backward pass: per example.
+    """One top-level part of a model; what is per example is an average over the batch.
 
-    Bytes are those of the values that reverse-mode differentiation keeps and that depend on the batch, under the remat
-    plan. What the compiler makes of it may be less: it fuses, and may compute again what is cheap.
+    Attributes:
+        name: as the model calls it; `""` stands for what depends on the batch alone.
+        parameters: how many numbers are trained.
+        flops: FLOPs of the forward pass, per example.
+        stored_bytes: bytes of the values that reverse-mode differentiation keeps for the backward pass and that depend
+            on the batch, under the remat plan, per example. The compiler may need less: it fuses, and may compute
+            again what is cheap.
     """
 
     name: str
@@ -35,7 +40,7 @@ class ModelPart:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """The batch and the parts, in the order of their use, and the FLOPs of a whole update."""
+    """The parts of a model in the order of their use, the examples in a batch and the FLOPs of a whole update."""
 
     parts: tuple[ModelPart, ...]
     batch_size: int
@@ -43,50 +48,58 @@ class ModelCost:
 
     @property
     def total(self) -> ModelPart:
-        """The sum."""
-        numbers = zip(*[(part.parameters, part.flops, part.stored_bytes) for part in self.parts], strict=True)
-        return ModelPart("total", *map(sum, numbers))
+        """Return the sum of the parts."""
+        return ModelPart(
+            "total",
+            sum(part.parameters for part in self.parts),
+            sum(part.flops for part in self.parts),
+            sum(part.stored_bytes for part in self.parts),
+        )
 
 
 def summarize_model(built: Built, config: Config) -> ModelCost:
-    """Trace the forward pass and one update; nothing is computed."""
+    """Return what a model costs, from traces of its forward pass and of one update; nothing is computed."""
     batch, _ = abstract_batch(built, config)
     with use_plan(built.plan):
         step = built.train_step.trace(built.abstract, batch).jaxpr
-        flops, stored = _forward(built, batch)
+        flops, stored = _trace_forward(built, batch)
     sizes = Counter[str]()
     for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract["params"]):
-        sizes[_part(path)] += math.prod(leaf.shape)
+        sizes[_name_part(path)] += math.prod(leaf.shape)
+    # The order of use comes from the trace; parts without a product, as a bias alone, follow.
     names = list(dict.fromkeys([*flops, *sizes, *stored]))
     examples = config.data.batch_size
     parts = tuple(ModelPart(name, sizes[name], flops[name] / examples, stored[name] / examples) for name in names)
     return ModelCost(parts, examples, count_flops(step.jaxpr))
 
 
-def _forward(built: Built, batch: Mapping[str, Any]) -> tuple[Counter[str], Counter[str]]:
-    """FLOPs and stored bytes of the forward pass on a batch, by part."""
+def _trace_forward(built: Built, batch: Batch) -> tuple[Counter[str], Counter[str]]:
+    """Return by part the FLOPs of the forward pass on a batch, and the bytes it keeps for the backward pass."""
 
-    def kept(state: Any, batch: Any) -> list[Any]:
-        _, pull, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
-        return jax.tree.leaves(pull)
+    def kept_for_backward(state: State, batch: Batch) -> list[Any]:
+        # The pullback is a pytree: its leaves are exactly the values that jax keeps.
+        _, pullback, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
+        return jax.tree.leaves(pullback)
 
     leaves = jax.tree_util.tree_leaves_with_path((built.abstract, batch))
-    jaxpr = jax.make_jaxpr(kept)(built.abstract, batch).jaxpr
-    found = attribute_flops(jaxpr, [_origin(path) for path, _ in leaves])
-    made = {var: part for var, part in zip(jaxpr.outvars, found.made_by, strict=True) if part is not None}
+    jaxpr = jax.make_jaxpr(kept_for_backward)(built.abstract, batch).jaxpr
+    found = attribute_flops(jaxpr, [_find_origin(path) for path, _ in leaves])
+    # As a dictionary: a value counts once, however often the backward pass uses it. What was made by no part (weights,
+    # constants) is there anyway.
+    made_by = {var: part for var, part in zip(jaxpr.outvars, found.made_by, strict=True) if part is not None}
     stored = Counter[str]()
-    for var, part in made.items():  # each once, however often the backward pass uses it
+    for var, part in made_by.items():
         stored[part] += math.prod(var.aval.shape) * var.aval.dtype.itemsize
     return found.flops, stored
 
 
-def _origin(path: tuple[Any, ...]) -> Origin:
-    """Whether an input of the traced function is a weight, and of which part."""
+def _find_origin(path: tuple[Any, ...]) -> Origin:
+    """Return whether an input of the traced function, `(state, batch)`, is a weight of some part, or data."""
     keys = [getattr(step, "key", None) for step in path]
-    return FromWeights(_part(path[2:])) if keys[1] == "params" else FromData(OUTSIDE)
+    return FromWeights(_name_part(path[2:])) if keys[1] == "params" else FromData(OUTSIDE)
 
 
-def _part(path: tuple[Any, ...]) -> str:
-    """The name of a top-level part; of a list of parts, with its place in it."""
+def _name_part(path: tuple[Any, ...]) -> str:
+    """Return the name of the top-level part that a path of keys leads into; of a list of parts with its place in it."""
     keys = [str(step.key) for step in path]
     return ".".join(keys[:2]) if len(keys) > 1 and keys[1].isdecimal() else keys[0]

@@ -1,4 +1,4 @@
-"""`model`: what the model of a configuration costs: parameters, FLOPs and stored bytes of each part, and of a step."""
+"""`model`: tell what a configuration's model costs: parameters, FLOPs and stored bytes of each part, and of a step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The configuration, as for run.py."""
+    """Add the words of the configuration, as for run.py."""
     parser.usage = "python -m runner model [--json] [--] [key=value …]"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run.py")
 
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
-    """Compose, build, trace. Nothing is computed, and nothing written."""
+    """Compose, build and trace, and say a table of the parts. Nothing is computed, and nothing written."""
     config = compose_run(arguments.overrides).config
     # The jax fence: a wrong configuration is answered without it.
     from runner.inspect.model_cost import summarize_model
@@ -30,35 +30,33 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     from runner.train.built import describe_run
 
     built = build(config)
-    found = summarize_model(built, config)
+    cost = summarize_model(built, config)
     say(describe_run(built, config))
-    for line in _told(found, config):
+    for line in ["", *_format_parts(cost), "", *_explain_cost(cost, config)]:
         say(line)
-    return VerbResult(_document(found))
+    parts = [asdict(part) for part in (*cost.parts, cost.total)]
+    return VerbResult({"parts": parts, "batch_size": cost.batch_size, "step_flops": cost.step_flops})
 
 
-def _document(found: ModelCost) -> dict[str, object]:
-    parts = [asdict(part) for part in (*found.parts, found.total)]
-    return {"parts": parts, "batch_size": found.batch_size, "step_flops": found.step_flops}
-
-
-def _told(found: ModelCost, config: Config) -> list[str]:
-    """A line for each part, and one for a step."""
+def _format_parts(cost: ModelCost) -> list[str]:
     head = ("part", "parameters", "FLOPs", "stored")
-    lines = format_table(head, [_row(part) for part in (*found.parts, found.total)], right=head[1:])
-    forward, parts = found.total.flops * found.batch_size, config.train.microbatches
-    at_once = f" at once, in {parts} microbatches" if parts > 1 else ""
-    return [
-        "",
-        *lines,
-        "",
-        "FLOPs of the forward pass and bytes stored for the backward pass, each for one example "
-        f"({config.train.precision}, remat={config.remat.kind}).",
-        f"A step on {found.batch_size} examples: {format_scaled(found.step_flops)}FLOPs, {found.step_flops / forward:.2f} × "
-        f"the forward pass; {format_scaled(found.total.stored_bytes * found.batch_size / parts)}B stored{at_once}.",
-    ]
+    return format_table(head, [_format_part(part) for part in (*cost.parts, cost.total)], right=head[1:])
 
 
-def _row(part: ModelPart) -> tuple[str, ...]:
+def _format_part(part: ModelPart) -> tuple[str, ...]:
     name = part.name or "(batch)"
     return name, f"{part.parameters:,}", format_scaled(part.flops), f"{format_scaled(part.stored_bytes)}B"
+
+
+def _explain_cost(cost: ModelCost, config: Config) -> list[str]:
+    """Return a line that says what the columns are, and one for a whole step."""
+    forward_flops, microbatches = cost.total.flops * cost.batch_size, config.train.microbatches
+    # Each microbatch is computed and let go before the next one: only the values of one are stored at a time.
+    stored = format_scaled(cost.total.stored_bytes * cost.batch_size / microbatches)
+    at_once = f" at once, in {microbatches} microbatches" if microbatches > 1 else ""
+    return [
+        "FLOPs of the forward pass and bytes stored for the backward pass, each for one example "
+        f"({config.train.precision}, remat={config.remat.kind}).",
+        f"A step on {cost.batch_size} examples: {format_scaled(cost.step_flops)}FLOPs, "
+        f"{cost.step_flops / forward_flops:.2f} × the forward pass; {stored}B stored{at_once}.",
+    ]

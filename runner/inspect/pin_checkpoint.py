@@ -8,35 +8,40 @@ from runner.checkpoint.record import PIN, read_sidecar
 from runner.errors import RefusedError
 from runner.files import sync_path
 from runner.inspect.lookup import Checkpoint, find_checkpoint
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """One checkpoint."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the checkpoint."""
     parser.add_argument("checkpoint", metavar="RUN@STEP", help="or RUN@best: the one that is the best now")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Pin or unpin, durably; done twice it is as done once. Raises RefusedError where there is no checkpoint."""
-    checkpoint, wanted = find_checkpoint(arguments.checkpoint), arguments.verb == "pin"
-    was = _is_pinned(checkpoint)
+    checkpoint, is_wanted = find_checkpoint(arguments.checkpoint), arguments.verb == "pin"
+    was_pinned = _is_pinned(checkpoint)
+    # Not under the run's lock: retention reads the file again at every save, so a run may be training meanwhile.
     try:
-        if wanted:
+        if is_wanted:
             (checkpoint.directory / PIN).touch()
         else:
             (checkpoint.directory / PIN).unlink(missing_ok=True)
         sync_path(checkpoint.directory)
     except FileNotFoundError:
         raise RefusedError(f"{checkpoint}: was deleted just now; choose another step") from None
-    told = {
-        (True, False): "pinned: retention keeps it",
-        (True, True): "was pinned already",
-        (False, True): "no longer pinned: the next save or prune may delete it",
-        (False, False): "was not pinned",
-    }
-    say(f"{checkpoint}  {told[wanted, was]}")
-    document = {"run": str(checkpoint.run), "step": checkpoint.step, "pinned": wanted, "changed": was != wanted}
-    return Answer(document)
+    if is_wanted:
+        change = "was pinned already" if was_pinned else "pinned: retention keeps it"
+    else:
+        change = "no longer pinned: the next save or prune may delete it" if was_pinned else "was not pinned"
+    say(f"{checkpoint}  {change}")
+    return VerbResult(
+        {
+            "run": str(checkpoint.run_dir),
+            "step": checkpoint.step,
+            "pinned": is_wanted,
+            "changed": was_pinned != is_wanted,
+        }
+    )
 
 
 def _is_pinned(checkpoint: Checkpoint) -> bool:

@@ -1,4 +1,4 @@
-"""`show`: everything that is known of one checkpoint, and the name, shape and type of every array in it."""
+"""`show`: tell everything that is known of one checkpoint, and the name, shape and type of every array in it."""
 
 from __future__ import annotations
 
@@ -20,50 +20,55 @@ from runner.inspect.lookup import (
     read_checkpoint_status,
 )
 from runner.text import format_age, format_count, format_metrics, format_size, format_table, format_time, wrap_labelled
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """One checkpoint."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the checkpoint."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
-    """Show it. Raises RefusedError where there is nothing to be read."""
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
+    """Say the facts of the checkpoint, then a table of its arrays. Raises RefusedError where it cannot be read."""
     checkpoint = find_checkpoint(arguments.checkpoint)
-    found = read_checkpoint_status(checkpoint.directory, checksums=False)
-    if found is None or found.record is None:
-        raise RefusedError(f"{checkpoint}: is not good: {found.problem if found else 'it was deleted just now'}")
+    # Names and sizes only: `show` is to answer at once, and `verify` is there for the bytes.
+    status = read_checkpoint_status(checkpoint.directory, checksums=False)
+    if status is None or status.record is None:
+        raise RefusedError(f"{checkpoint}: is not good: {status.problem if status else 'it was deleted just now'}")
     try:
-        progress, tree = read_progress(checkpoint.directory), read_leaf_specs(checkpoint.directory / STATE)
+        progress, leaves = read_progress(checkpoint.directory), read_leaf_specs(checkpoint.directory / STATE)
     except (OSError, ValueError) as error:
-        problem = found.problem or str(error).splitlines()[0]
+        problem = status.problem or str(error).splitlines()[0]
         raise RefusedError(f"{checkpoint}: cannot be read: {problem}") from None
     attempt = find_attempt(checkpoint)
-    for line in [*_facts(checkpoint, found, progress, attempt), "", *_tree(tree)]:
+    for line in [*_format_facts(checkpoint, status, progress, attempt), "", *_format_leaves(leaves)]:
         say(line)
-    record = {**asdict(found.record), "metrics": dict(found.record.metrics)}
-    return Answer(
+    record = {**asdict(status.record), "metrics": dict(status.record.metrics)}
+    return VerbResult(
         {
-            "run": str(checkpoint.run),
+            "run": str(checkpoint.run_dir),
             **{("bytes" if key == "num_bytes" else key): value for key, value in record.items()},
-            "verified": found.proof,
-            "problem": found.problem,
+            "verified": status.proof,
+            "problem": status.problem,
             "progress": progress,
             "attempt": attempt,
-            "leaves": {name: _plain(leaf) for name, leaf in tree.items()},
-            "state_bytes": sum(leaf.num_bytes for leaf in tree.values()),
+            "leaves": {name: _describe_leaf(leaf) for name, leaf in leaves.items()},
+            "state_bytes": sum(leaf.num_bytes for leaf in leaves.values()),
         }
     )
 
 
-def _facts(
-    checkpoint: Checkpoint, found: CheckpointStatus, progress: Mapping[str, Any], attempt: Mapping[str, Any]
+def _format_facts(
+    checkpoint: Checkpoint, status: CheckpointStatus, progress: Mapping[str, Any], attempt: Mapping[str, Any]
 ) -> list[str]:
-    record = found.record
+    """Return a line for each fact that there is, below the name of the checkpoint."""
+    record = status.record
     assert record is not None
     best, packages = progress.get("best"), attempt.get("packages", {})
-    files = format_count(found.num_files, "file")
+    files = format_count(status.num_files, "file")
+    made_by = "not recorded"
+    if attempt:
+        made_by = f"attempt {attempt['attempt']} on {attempt.get('host')}, code {attempt.get('git') or 'unknown'}"
     facts = {
         "saved": f"{format_time(record.saved_unix_seconds)} ({format_age(time.time() - record.saved_unix_seconds)})",
         "because": record.reason,
@@ -71,24 +76,23 @@ def _facts(
         "pinned": "yes: retention keeps it" if record.pinned else "",
         "measured": format_metrics(record.metrics) or "nothing at this step",
         "cost": f"training waited {record.stall_seconds:.3g} s, durable after {record.write_seconds:.3g} s",
-        "on disk": f"{format_size(record.num_bytes)} in {files}, format {record.format}; {found.proof}",
-        "not good": found.problem or "",
+        "on disk": f"{format_size(record.num_bytes)} in {files}, format {record.format}; {status.proof}",
+        "not good": status.problem or "",
         "data": f"at {json.dumps(progress.get('position'))} of {str(progress.get('data'))[:12]}…",
         "best so far": f"{best['metric']} {best['value']:.5g} at step {best['step']}" if best else "",
-        "made by": f"attempt {attempt['attempt']} on {attempt.get('host')}, code {attempt.get('git') or 'unknown'}"
-        if attempt
-        else "not recorded",
+        "made by": made_by,
         "with": ", ".join(f"{name} {version}" for name, version in packages.items()),
     }
-    told = {name: fact for name, fact in facts.items() if fact}
-    width = max(map(len, told))
-    return [
-        str(checkpoint),
-        *(line for name, fact in told.items() for line in wrap_labelled(f"  {name:<{width}}  ", fact)),
-    ]
+    known = {name: fact for name, fact in facts.items() if fact}
+    width = max(map(len, known))
+    lines = [str(checkpoint)]
+    for name, fact in known.items():
+        lines += wrap_labelled(f"  {name:<{width}}  ", fact)
+    return lines
 
 
-def _tree(tree: Mapping[str, LeafSpec]) -> list[str]:
+def _format_leaves(leaves: Mapping[str, LeafSpec]) -> list[str]:
+    """Return a table of the arrays, and their number and size below it."""
     rows = [
         (
             name,
@@ -96,14 +100,14 @@ def _tree(tree: Mapping[str, LeafSpec]) -> list[str]:
             leaf.dtype + (f" key<{leaf.generator}>" if leaf.generator else ""),
             format_size(leaf.num_bytes),
         )
-        for name, leaf in tree.items()
+        for name, leaf in leaves.items()
     ]
-    total = format_size(sum(leaf.num_bytes for leaf in tree.values()))
+    total = format_size(sum(leaf.num_bytes for leaf in leaves.values()))
     return [
         *format_table(("array", "shape", "type", "size"), rows, right=("size",)),
-        f"{format_count(len(tree), 'array')}, {total}",
+        f"{format_count(len(leaves), 'array')}, {total}",
     ]
 
 
-def _plain(leaf: LeafSpec) -> dict[str, Any]:
+def _describe_leaf(leaf: LeafSpec) -> dict[str, Any]:
     return {**asdict(leaf), "shape": list(leaf.shape), "bytes": leaf.num_bytes}

@@ -1,4 +1,4 @@
-"""Where the wall-clock of a run went, from the lines of its attempts: a pure function, in whole milliseconds.
+"""Account for the wall-clock of a run from the lines of its attempts: pure functions, in whole milliseconds.
 
 The clock runs from the first start to the last end, and each moment is in exactly one bucket:
 
@@ -22,182 +22,228 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-TRAINING = {"step": "progress", "data": "data", "eval": "eval", "save": "save"}  # what lost steps had cost
-BEFORE = ("import", "startup", "restore", "compile")
-BUCKETS = ("progress", "data", "eval", "save", "lost", *BEFORE, "finish", "other", "down")
+# Seconds as an attempt writes them down → bucket. Of these a part is lost where steps are.
+TRAINING_BUCKETS = {"step": "progress", "data": "data", "eval": "eval", "save": "save"}
+STARTING_BUCKETS = ("import", "startup", "restore", "compile")
+BUCKETS = ("progress", "data", "eval", "save", "lost", *STARTING_BUCKETS, "finish", "other", "down")
+# Endings of attempts that did not come to their end.
 INTERRUPTED = ("killed", "failed", "preempted")
-HOUR = 3_600_000  # milliseconds
-SEEN = 50  # milliseconds: less would be told as 0.0 s
+MILLISECONDS_PER_HOUR = 3_600_000
+# A bucket with less would be told as 0.0 s.
+SHOWN_MILLISECONDS = 50
 
 
 @dataclass(frozen=True)
 class AttemptSpan:
-    """One attempt on the clock of its run, in milliseconds; its buckets add up to `end - start`."""
+    """One attempt on the clock of its run. Times are milliseconds where nothing else is said.
+
+    Attributes:
+        number: which attempt it was, from 1.
+        host: the machine it ran on.
+        started: unix seconds, as that machine had them.
+        ending: `finished`, `killed`, … or `running`.
+        during: what a killed one was doing.
+        start: when it began on the clock of the run.
+        end: when it ended there.
+        down: how long no attempt was running before it.
+        from_step: the step that training went on from; None where it never came to training.
+        to_step: the last step that it completed.
+        lost_steps: how many of its steps were done again, or will be.
+        buckets: bucket → time; they add up to `end - start`.
+    """
 
     number: int
     host: str
-    started: float  # unix seconds, as its machine had it
+    started: float
     ending: str
-    during: str  # what a killed one was doing
+    during: str
     start: int
     end: int
-    down: int  # between the one before it and this one
-    from_step: int | None  # None: it never came to training
+    down: int
+    from_step: int | None
     to_step: int
     lost_steps: int
     buckets: Mapping[str, int]
 
     @property
     def how(self) -> str:
-        """How it ended: `killed during eval`."""
+        """Return how it ended: `finished`, `killed during eval`."""
         return f"{self.ending} during {self.during}" if self.during and self.ending == "killed" else self.ending
 
     @property
     def steps(self) -> str:
-        """`20 → 120`; nothing where it never came to training."""
+        """Return `20 → 120`, or nothing where it never came to training."""
         return "" if self.from_step is None else f"{self.from_step} → {self.to_step}"
 
 
 @dataclass(frozen=True)
 class TimeAccount:
-    """A run's attempts and the sum of them; milliseconds."""
+    """The attempts of a run and the sums over them, in milliseconds.
+
+    Attributes:
+        spans: the attempts in their order.
+        unreadable: how many lines say neither when an attempt began nor when it ended.
+        dollars_per_hour: the price of the machine while an attempt runs, where it is known.
+    """
 
     spans: tuple[AttemptSpan, ...]
-    unreadable: int  # lines that say neither when an attempt began nor when it ended
+    unreadable: int
     dollars_per_hour: float | None = None
 
     @property
     def clock(self) -> int:
-        """From the first start to the last end, without the time when a finished run rested."""
+        """Return the time from the first start to the last end, without what a finished run rested."""
         return self.spans[-1].end if self.spans else 0
 
     @property
     def running(self) -> int:
-        """How long there was an attempt: what a machine is paid for."""
+        """Return how long an attempt was running: what a machine is paid for."""
         return sum(span.end - span.start for span in self.spans)
 
     @property
     def buckets(self) -> dict[str, int]:
-        """Every bucket, with `down`; they add up to the clock."""
+        """Return the time in every bucket, `down` included; they add up to the clock."""
         sums = {bucket: sum(span.buckets.get(bucket, 0) for span in self.spans) for bucket in BUCKETS}
         return {**sums, "down": sum(span.down for span in self.spans)}
 
     @property
     def goodput(self) -> float:
-        """Progress that is kept ÷ the clock, in [0, 1]."""
+        """Return progress that is kept ÷ the clock, in [0, 1]."""
         return self.buckets["progress"] / self.clock if self.clock else 0.0
 
     @property
     def goodput_running(self) -> float:
-        """Progress that is kept ÷ the time there was an attempt."""
+        """Return progress that is kept ÷ the time an attempt was running, in [0, 1]."""
         return self.buckets["progress"] / self.running if self.running else 0.0
 
     @property
     def interruptions(self) -> int:
-        """How many attempts did not come to their end."""
+        """Return how many attempts did not come to their end."""
         return sum(span.ending in INTERRUPTED for span in self.spans)
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were done again, or will be."""
+        """Return how many steps were done again, or will be."""
         return sum(span.lost_steps for span in self.spans)
 
     @property
     def dollars(self) -> float | None:
-        """What the machine cost; nothing while it was down."""
-        return None if self.dollars_per_hour is None else self.running / HOUR * self.dollars_per_hour
+        """Return what the machine cost while attempts ran; None without a price."""
+        if self.dollars_per_hour is None:
+            return None
+        return self.running / MILLISECONDS_PER_HOUR * self.dollars_per_hour
 
 
 def account_for_attempts(lines: Sequence[Mapping[str, Any]], dollars_per_hour: float | None = None) -> TimeAccount:
-    """The account of a run from the lines of attempts.jsonl, in any order; a line may lack whatever old ones lack."""
-    believed = {(line["started"], str(line.get("attempt"))): line for line in lines if _is_believable(line)}
-    ordered = sorted(believed.values(), key=lambda line: _unix(line["started"]))
-    kept = _kept(ordered)
+    """Return the account of a run from the lines of attempts.jsonl, in any order.
+
+    A line without a time of start and end is left out and counted; anything else may be missing or odd.
+    """
+    # An attempt counts once. It has two lines where a kill came between its line and the end of its status.json.
+    believed = {(line["started"], str(line.get("attempt"))): line for line in lines if _has_times(line)}
+    ordered = sorted(believed.values(), key=lambda line: _parse_time(line["started"]))
+    kept_until = _find_kept_steps(ordered)
     spans: list[AttemptSpan] = []
-    offset = _unix(ordered[0]["started"]) if ordered else 0.0  # unix seconds where the clock shows nothing
-    for line, upto in zip(ordered, kept, strict=True):
+    # Unix seconds at which the clock of the run shows nothing.
+    offset = _parse_time(ordered[0]["started"]) if ordered else 0.0
+    for line, kept in zip(ordered, kept_until, strict=True):
         before = spans[-1].end if spans else 0
-        start = max(round((_unix(line["started"]) - offset) * 1000), before)
+        # Never before the last one ended: two machines need not agree on the time, and each moment counts once.
+        start = max(round((_parse_time(line["started"]) - offset) * 1000), before)
+        # A finished run rested until somebody continued it: the clock goes on from where it stopped.
         if spans and spans[-1].ending == "finished":
             offset, start = offset + (start - before) / 1000, before
-        end = max(round((_unix(line["ended"]) - offset) * 1000), start)
-        spans.append(_span(line, start, end, start - before, upto))
+        end = max(round((_parse_time(line["ended"]) - offset) * 1000), start)
+        spans.append(_make_span(line, (before, start, end), kept))
     return TimeAccount(tuple(spans), len(lines) - len(believed), dollars_per_hour)
 
 
-def _kept(lines: Sequence[Mapping[str, Any]]) -> list[int | None]:
-    """For each attempt the step up to which its work is still there: where later ones began; None: none did."""
+def _find_kept_steps(lines: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """Return for each attempt the step up to which its work is kept; None where no later one came to training."""
     limits: list[int | None] = []
     limit: int | None = None
+    # From the last to the first: what an attempt did is kept up to the least step that a later one began at.
     for line in reversed(lines):
         limits.append(limit)
-        if (begun := _step(line, "from_step")) is not None:
-            limit = begun if limit is None else min(limit, begun)
+        from_step = _get_step(line, "from_step")
+        if from_step is not None:
+            limit = from_step if limit is None else min(limit, from_step)
     return limits[::-1]
 
 
-def _span(line: Mapping[str, Any], start: int, end: int, down: int, upto: int | None) -> AttemptSpan:
-    begun, reached = _step(line, "from_step"), _step(line, "to_step") or 0
-    again = _step(line, "redone_steps") or 0  # gone back over by the attempt itself, which then skipped a batch
-    done = max(reached - begun, 0) if begun is not None else 0
-    lost = (_step(line, "lost_steps") or 0) if upto is None else reached - upto
-    lost = min(max(lost, 0), done) + again
+def _make_span(line: Mapping[str, Any], times: tuple[int, int, int], kept: int | None) -> AttemptSpan:
+    """Return an attempt on the clock. `times`: the end of the one before it, its start and its end."""
+    before, start, end = times
+    from_step, to_step = _get_step(line, "from_step"), _get_step(line, "to_step") or 0
+    done = max(to_step - from_step, 0) if from_step is not None else 0
+    # Where a later attempt shows what was kept, it knows better than the line, which was written before.
+    lost = (_get_step(line, "lost_steps") or 0) if kept is None else to_step - kept
+    # Steps that the attempt itself went back over, to skip a batch on which the loss was not finite.
+    redone = _get_step(line, "redone_steps") or 0
+    lost = min(max(lost, 0), done) + redone
+    seconds = _split_seconds(line.get("seconds"), lost / (done + redone) if lost else 0.0)
     return AttemptSpan(
-        number=_step(line, "attempt") or 0,
+        number=_get_step(line, "attempt") or 0,
         host=str(line.get("host", "")),
-        started=_unix(line["started"]),
+        started=_parse_time(line["started"]),
         ending=str(line.get("ending", "")),
         during=str(line.get("during", "")),
         start=start,
         end=end,
-        down=down,
-        from_step=begun,
-        to_step=reached,
+        down=start - before,
+        from_step=from_step,
+        to_step=to_step,
         lost_steps=lost,
-        buckets=_whole(_divided(line.get("seconds"), lost / (done + again) if lost else 0.0), end - start),
+        buckets=_fit_to_span(seconds, end - start),
     )
 
 
-def _divided(seconds: Any, lost: float) -> dict[str, float]:
-    """Seconds by bucket, with the lost share of what training cost in a bucket of its own."""
+def _split_seconds(seconds: Any, lost_share: float) -> dict[str, float]:
+    """Return seconds by bucket; the lost share of what training cost has a bucket of its own."""
     buckets = dict.fromkeys(BUCKETS, 0.0)
     for name, spent in (seconds if isinstance(seconds, dict) else {}).items():
+        # A line may be torn or of an old version: what is no length of time is as if nobody had written it down.
         if name == "total" or not isinstance(spent, int | float) or not 0.0 <= spent < float("inf"):
             continue
-        if name in TRAINING:
-            buckets[TRAINING[name]] += spent * (1.0 - lost)
-            buckets["lost"] += spent * lost
+        if name in TRAINING_BUCKETS:
+            buckets[TRAINING_BUCKETS[name]] += spent * (1.0 - lost_share)
+            buckets["lost"] += spent * lost_share
         else:
-            buckets[name if name in (*BEFORE, "finish") else "other"] += spent
+            buckets[name if name in (*STARTING_BUCKETS, "finish") else "other"] += spent
     return buckets
 
 
-def _whole(seconds: Mapping[str, float], milliseconds: int) -> dict[str, int]:
-    """Whole milliseconds that add up to a span: what nobody wrote down is `other`; too much is scaled down."""
+def _fit_to_span(seconds: Mapping[str, float], milliseconds: int) -> dict[str, int]:
+    """Return whole milliseconds by bucket that add up to a span.
+
+    What nobody wrote down is `other`; where more was written down than there was time, all are scaled down.
+    """
     total = sum(seconds.values()) * 1000
     scale = min(milliseconds / total, 1.0) if total else 0.0
-    whole, reached, upto = {}, 0, 0.0
+    fitted, reached, so_far = {}, 0, 0.0
+    # The running sum is rounded, not each bucket: the parts then add up exactly.
     for bucket, spent in seconds.items():
-        upto += spent * 1000 * scale
-        mark = min(round(upto), milliseconds)
-        whole[bucket], reached = mark - reached, mark
-    whole["other"] += milliseconds - reached
-    return {bucket: spent for bucket, spent in whole.items() if spent}
+        so_far += spent * 1000 * scale
+        mark = min(round(so_far), milliseconds)
+        fitted[bucket], reached = mark - reached, mark
+    fitted["other"] += milliseconds - reached
+    return {bucket: spent for bucket, spent in fitted.items() if spent}
 
 
-def _is_believable(line: Any) -> bool:
+def _has_times(line: Any) -> bool:
     try:
-        return isinstance(line, Mapping) and _unix(line["started"]) + _unix(line["ended"]) > 0
+        # Reading both is the test; a clock that was never set, before 1970, tells nothing.
+        return isinstance(line, Mapping) and _parse_time(line["started"]) + _parse_time(line["ended"]) > 0
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
 
-def _step(line: Mapping[str, Any], key: str) -> int | None:
+def _get_step(line: Mapping[str, Any], key: str) -> int | None:
     value = line.get(key)
     return value if isinstance(value, int) else None
 
 
-def _unix(text: str) -> float:
-    """Seconds since 1970; a time that names no zone is UTC."""
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _parse_time(text: str) -> float:
+    """Return the seconds since 1970 of an ISO 8601 time; one that names no zone is UTC."""
+    found = datetime.fromisoformat(text)
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()

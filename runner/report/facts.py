@@ -28,7 +28,7 @@ Point = tuple[int, float]
 
 
 @dataclass(frozen=True)
-class SavedCheckpoint:
+class SaveEvent:
     """One checkpoint that was made; `kept`: why it is still there, None where it was deleted."""
 
     step: int
@@ -54,7 +54,7 @@ class RunFacts:
     words: tuple[str, ...]  # what was typed for it after `python run.py`
     account: TimeAccount
     curves: Mapping[str, Sequence[Point]]
-    saves: tuple[SavedCheckpoint, ...]
+    saves: tuple[SaveEvent, ...]
     step_seconds: float | None  # the median over what was logged, without waiting, evaluating and saving
     remat: str  # what `remat=auto` chose, in its own words
     needs: StepRequirements | None  # of the newest attempt that wrote it down
@@ -123,13 +123,13 @@ def _curves(path: Path) -> dict[str, list[Point]]:
 
 def _saves(
     timing: Sequence[Mapping[str, Any]], records: Sequence[Record], kept: Mapping[int, str], score: Score
-) -> Iterator[SavedCheckpoint]:
+) -> Iterator[SaveEvent]:
     """What timing.jsonl tells was saved, and what is on disk; a line may be missing for what is there."""
     here, best = {record.step: record for record in records}, find_best(records, score)
     told = {line.get("step"): line for line in timing if line.get("event") == "save"}
     for step in sorted(step for step in {*here, *told} if isinstance(step, int)):
         line, record = told.get(step, {}), here.get(step)
-        yield SavedCheckpoint(
+        yield SaveEvent(
             step=step,
             reason=str(line.get("reason") or (record.reason if record else "")),
             kept=kept.get(step, "the next save lets it go") if record else None,

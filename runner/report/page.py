@@ -21,9 +21,9 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from runner.inspect.time_account import BUCKETS, INTERRUPTED, SEEN, AttemptSpan
+from runner.inspect.time_account import BUCKETS, INTERRUPTED, SHOWN_MILLISECONDS, AttemptSpan
 from runner.report.config_diff import ConfigDiff, format_value, parse_number
-from runner.report.facts import RunFacts, SavedCheckpoint, thin_curve
+from runner.report.facts import RunFacts, SaveEvent, thin_curve
 from runner.report.remat_tradeoff import group_comparable_runs, list_figures, list_policy_tables, measure_memory
 from runner.text import format_count, format_duration, format_size, format_time
 
@@ -212,7 +212,7 @@ def _document(
         ],
         "grids": grids.items,
         "words": words.items,
-        "seen": SEEN,
+        "seen": SHOWN_MILLISECONDS,
     }
 
 
@@ -246,7 +246,7 @@ def _curve(curve: Sequence[tuple[int, float]], grids: _Once) -> list[Any]:
     return [grids.of(tuple(step for step, _ in curve)), [float(f"{value:.5g}") for _, value in curve]]
 
 
-def _drawn(saves: Sequence[SavedCheckpoint], most: int) -> list[SavedCheckpoint]:
+def _drawn(saves: Sequence[SaveEvent], most: int) -> list[SaveEvent]:
     """All that are there, and of the deleted ones as many as there is room for, evenly."""
     gone = [save.step for save in saves if save.kept is None]
     room = max(most - (len(saves) - len(gone)), 0)
@@ -260,6 +260,6 @@ def _span(span: AttemptSpan, words: _Once) -> list[Any]:
     return [span.number, span.started, words.of(span.how), span.ending, *steps, span.start, span.end, spent]
 
 
-def _save(save: SavedCheckpoint, words: _Once) -> list[Any]:
+def _save(save: SaveEvent, words: _Once) -> list[Any]:
     kept = None if save.kept is None else words.of(save.kept)
     return [save.step, words.of(save.reason), kept, save.num_bytes, save.score, int(save.is_best)]

@@ -9,25 +9,25 @@ from typing import Any
 
 from runner import files
 from runner.errors import ConfigError
-from runner.inspect.goodput_table import find_runs
+from runner.inspect.lookup import find_runs
 from runner.report.config_diff import ConfigDiff, compare_configs
 from runner.report.facts import RunFacts, read_facts
 from runner.report.page import render_page
 from runner.report.remat_tradeoff import measure_memory
 from runner.rundir.layout import RunDir
 from runner.text import display_path, format_count, format_size
-from runner.values import Answer, Say
+from runner.values import Say, VerbResult
 
 PAGE = "report.html"
 
 
-def arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Runs, and where the page goes."""
     parser.add_argument("paths", metavar="PATH", nargs="+", help="a run, or a directory of runs")
     parser.add_argument("--to", metavar="FILE.html", help=f"the page; PATH/{PAGE} where this is not given")
 
 
-def run(arguments: Namespace, say: Say) -> Answer:
+def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Write the page. Raises RefusedError where there is no run, ConfigError where FILE is no place for a page."""
     page = _page(arguments.to, arguments.paths)
     places = {place.path.resolve() for path in arguments.paths for place in find_runs(path)}
@@ -39,7 +39,7 @@ def run(arguments: Namespace, say: Say) -> Answer:
     html = render_page(facts, differs, title, page.resolve().parent)
     files.replace_file(page, html, durable=False)
     say(f"{page}  {format_count(len(facts), 'run')}, {format_size(len(html.encode()))}; open it in a browser")
-    return Answer({"page": str(page), "bytes": len(html.encode()), "runs": _plain(facts, differs)})
+    return VerbResult({"page": str(page), "bytes": len(html.encode()), "runs": _plain(facts, differs)})
 
 
 def _page(to: str | None, paths: Sequence[str]) -> Path:
