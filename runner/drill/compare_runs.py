@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from runner.checkpoint import arrays
 from runner.checkpoint.record import STATE, list_records, read_progress
@@ -57,15 +56,15 @@ class RunComparison:
     step: int
     arrays: ArrayComparison | None
     num_bytes: int
-    progress: dict[str, Any]
+    progress: dict[str, object]
     line: LineDifference | None
     num_lines: int
-    result: dict[str, Any]
+    result: dict[str, object]
     kept: tuple[list[int], list[int]]
 
     @property
     def identical(self) -> bool:
-        """Whether every bit is. Which older checkpoints are kept is not asked: rules may look at a clock."""
+        """True if every bit is equal. Which older checkpoints are kept is not asked: rules may look at a clock."""
         return not (self.line or self.progress or self.result) and (self.arrays is None or self.arrays.equal)
 
     @property
@@ -78,7 +77,7 @@ class RunComparison:
 
     @property
     def num_arrays(self) -> int:
-        """How many arrays were compared."""
+        """The number of arrays that were compared."""
         return self.arrays.num_equal + len(self.differing) if self.arrays else 0
 
 
@@ -90,7 +89,7 @@ def compare_runs(first: RunDir, second: RunDir) -> RunComparison:
     """
     kept_first, kept_second = _kept_steps(first), _kept_steps(second)
     status_first, status_second = first.read_status(), second.read_status()
-    result = {}
+    result: dict[str, object] = {}
     for key in RESULT_KEYS:
         if status_first.get(key) != status_second.get(key):
             result[key] = {"a": status_first.get(key), "b": status_second.get(key)}

@@ -15,6 +15,7 @@ import matplotlib
 # Before anything that draws is imported: a cluster has no display, and another backend would look for one.
 matplotlib.use("Agg")
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -40,9 +41,12 @@ PHASES = {
 LOST, FINISH = VERMILLION, "#dde2e7"
 DASHED = (0, (4, 2))
 
-KILLED: dict[str, Any] = {"ls": "", "marker": "X", "ms": 8, "mfc": VERMILLION, "mec": "white", "mew": 1.0, "zorder": 7}
-KILLED_STARTING: dict[str, Any] = KILLED | {"ms": 7, "mfc": "white", "mec": VERMILLION, "mew": 1.3, "zorder": 6}
-RESUMED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 12, "mfc": "#ffffffb0", "mec": GREEN, "mew": 2, "zorder": 5}
+# How matplotlib draws a line or a marker: its keyword arguments.
+Look = dict[str, Any]
+
+KILLED: Look = {"ls": "", "marker": "X", "ms": 8, "mfc": VERMILLION, "mec": "white", "mew": 1.0, "zorder": 7}
+KILLED_STARTING: Look = KILLED | {"ms": 7, "mfc": "white", "mec": VERMILLION, "mew": 1.3, "zorder": 6}
+RESUMED: Look = {"ls": "", "marker": "o", "ms": 12, "mfc": "#ffffffb0", "mec": GREEN, "mew": 2, "zorder": 5}
 
 WIDTH_INCHES, DOTS_PER_INCH = 11.0, 110
 # Margins, as parts of the width.
@@ -105,7 +109,7 @@ def _draw_losses(axes: Axes, result: DrillResult, here: Curves, there: Curves) -
     """Draw both curves of both splits, what was done twice, and where it was killed and went on."""
     for split, line_style, width, mark in (("train", "-", 8, ""), ("eval", DASHED, 6, "s")):
         curve = here.get(split, {})
-        look: dict[str, Any] = {"color": UNINTERRUPTED, "lw": width, "solid_capstyle": "round", "zorder": 2}
+        look: Look = {"color": UNINTERRUPTED, "lw": width, "solid_capstyle": "round", "zorder": 2}
         axes.plot(list(curve), list(curve.values()), **look)
         curve = there.get(split, {})
         look = {"color": INK, "lw": 1.5, "ls": line_style, "marker": mark, "ms": 4, "zorder": 3}
@@ -191,7 +195,8 @@ def _draw_processes(axes: Axes, result: DrillResult) -> None:
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.005)
     handles = [Patch(color=colour, label=name) for name, colour in PHASES.values()]
-    _draw_legend(axes, [*handles, Patch(color=LOST, label="lost, done again"), Patch(color=FINISH, label="finishing")])
+    handles += [Patch(color=LOST, label="lost, done again"), Patch(color=FINISH, label="finishing")]
+    _draw_legend(axes, handles)
 
 
 def _colour_spans(process: DrilledProcess, later: Sequence[DrilledProcess]) -> Iterator[tuple[str, float, float]]:
@@ -241,7 +246,7 @@ def _interpolate(curve: Curve, step: int) -> float:
     return curve[before] + part * (curve[after] - curve[before])
 
 
-def _draw_legend(axes: Axes, handles: Sequence[Any]) -> None:
+def _draw_legend(axes: Axes, handles: Sequence[Artist]) -> None:
     """Draw a legend above the data, never over it."""
     axes.legend(
         handles=handles,

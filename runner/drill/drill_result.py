@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from runner.drill.compare_runs import RunComparison
 from runner.drill.diagnosis import most_telling_array
@@ -48,7 +47,7 @@ class DrillResult:
 
     @property
     def identical(self) -> bool:
-        """Whether the run came back and every bit is equal."""
+        """True if the run came back and every bit is equal."""
         return self.broken is None and self.comparison is not None and self.comparison.identical
 
     @property
@@ -76,20 +75,20 @@ class DrillResult:
 
     @property
     def moments(self) -> str:
-        """How often it was killed in what: `eval 1 · step 3`."""
+        """The number of kills in each moment: `eval 1 · step 3`."""
         counts = Counter(kill.moment for kill in self.kills)
         return " · ".join(f"{moment} {counts[moment]}" for moment in (*MOMENTS, "finish", "data") if counts[moment])
 
     @property
     def price(self) -> str:
-        """What the kills cost in steps and in seconds."""
+        """The cost of the kills in steps and in seconds, for a person."""
         kills, alone, killed = self.kills, _total_seconds([self.uninterrupted]), _total_seconds(self.processes)
         lost = format_count(sum(kill.lost for kill in kills), "step")
         each = (killed - alone) / max(len(kills), 1)
         return f"{lost} done again; {format_duration(killed)} instead of {format_duration(alone)}, {each:.1f} s a kill"
 
 
-def result_document(result: DrillResult) -> dict[str, Any]:
+def result_document(result: DrillResult) -> dict[str, object]:
     """Return all facts as plain JSON values."""
     compared = None
     if found := result.comparison:

@@ -25,7 +25,7 @@ from runner.drill.kill_process import DrilledProcess, DrillRun, run_and_kill, wa
 from runner.errors import ConfigError, HoldfastError, RefusedError
 from runner.inspect.diff_checkpoints import compare_arrays
 from runner.inspect.lookup import Checkpoint, choose_new_folder
-from runner.rundir.attempts import read_attempts
+from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
 from runner.text import format_count, format_duration

@@ -19,10 +19,10 @@ from statistics import median
 from runner.checkpoint.record import list_records
 from runner.drill.kill_plan import STARTING_PHASES, TRAINING_PHASES, Baseline, PlannedKill, phase_of
 from runner.errors import STOPPED
+from runner.launch.installation import find_run_program
 from runner.rundir.heartbeat import Heartbeat, read_heartbeat
 from runner.rundir.layout import RunDir
 
-RUN_SCRIPT = Path(__file__).resolve().parents[2] / "run.py"
 # What a drill changes in the configuration beside the root: what is printed, which is no part of what is computed.
 QUIET = ("log.console=false", "log.wandb=null")
 
@@ -51,7 +51,7 @@ class DrillRun:
         # A process that is to be killed while it compiles must have something to compile.
         cache = ["compile_cache=off"] if planned and planned.moment == "compile" else []
         quoted = str(self.root).replace("\\", "\\\\").replace("'", "\\'")
-        return [sys.executable, str(RUN_SCRIPT), *self.overrides, *QUIET, *cache, f"root='{quoted}'"]
+        return [sys.executable, *find_run_program(), *self.overrides, *QUIET, *cache, f"root='{quoted}'"]
 
     @property
     def run_dir(self) -> RunDir | None:
@@ -110,7 +110,7 @@ class ProcessTrace:
 
     @property
     def training_began(self) -> float | None:
-        """When training began or went on; None where it did not."""
+        """The time at which training began or went on; None where it did not."""
         return self.reached[0][0] if self.reached else None
 
     def as_baseline(self, steps: int) -> Baseline:
@@ -152,7 +152,7 @@ class DrilledProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether the kill is what ended it. A SIGTERM may be obeyed, or not be listened for (`preempt.signals=[]`)."""
+        """True if the kill ended it. A SIGTERM may be obeyed, or not be listened for (`preempt.signals=[]`)."""
         if self.planned is None:
             return False
         obeyed = self.planned.signal == SIGTERM and self.exit_code == STOPPED
@@ -160,7 +160,7 @@ class DrilledProcess:
 
     @property
     def moment(self) -> str:
-        """What it was doing at the end, by its own word."""
+        """The moment it was in at the end, by its own word."""
         if self.beat is None:
             return "startup"
         phase = "step" if self.beat.phase in TRAINING_PHASES else phase_of(self.beat)
@@ -170,7 +170,7 @@ class DrilledProcess:
 
     @property
     def step(self) -> int | None:
-        """How many steps were complete at the end; None where training had not begun."""
+        """The number of steps that were complete at the end; None where training had not begun."""
         return self.beat.step if self.beat is not None and self.from_step is not None else None
 
 

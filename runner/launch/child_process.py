@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from types import FrameType
+from typing import IO
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 # Of linux/prctl.h: the signal that a process gets when its parent dies.
@@ -50,7 +51,7 @@ def spawn_child(
 
 
 @contextmanager
-def handle_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Call `handler` for the signals that are to be forwarded to children, while the context lasts."""
     # A hang-up that is ignored stays so: that is what nohup asks for.
     ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -33,6 +33,7 @@ from runner.config.schema import Config, merge_typed_keys, read_document, valida
 from runner.errors import ConfigError, HoldfastError, RefusedError
 from runner.launch.command_line import Command, RunRequest, SearchRequest, SweepRequest, WorkOnBatch
 from runner.launch.hydra_errors import in_one_line
+from runner.launch.installation import find_product_conf
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import SUBMITIT_LAUNCHERS, SubmititOptions
@@ -94,12 +95,20 @@ def compose_run(argv: Sequence[str]) -> RunRequest:
 def config_folders() -> list[Path]:
     """List the folders that choices are looked for in: `conf` of the working directory first, then the product's own.
 
-    A checkout has the product's beside the package, an installed wheel inside it.
+    Raises ConfigError where there is something called `conf` in the working directory that is no readable folder.
     """
-    package = Path(__file__).resolve().parents[1]
-    ours = next(folder for folder in (package.parent / "conf", package / "conf") if (folder / "config.yaml").is_file())
-    own = Path.cwd() / "conf"
-    return [ours] if not own.is_dir() or own.samefile(ours) else [own, ours]
+    ours, own = find_product_conf(), Path.cwd() / "conf"
+    # A broken link counts as well: whoever made it expects his choices to be found.
+    if not os.path.lexists(own):
+        return [ours]
+    try:
+        next(own.iterdir(), None)
+    except OSError as error:
+        raise ConfigError(
+            f"{own}: {error.strerror}; `conf` of the working directory is where choices of your own are looked for: "
+            "make it a readable folder, or type the command elsewhere"
+        ) from None
+    return [ours] if own.samefile(ours) else [own, ours]
 
 
 class _OwnConf(SearchPathPlugin):

@@ -78,7 +78,7 @@ class HoldfastLauncher(Launcher):
     launch_all: ClassVar[Launch]
     replaced: ClassVar[dict[str, type[Launcher]]] = {}
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         # Kept for the launcher of another plugin: ours are read from the composed configuration.
         self._options = options
         self._config: DictConfig
@@ -110,7 +110,7 @@ class HoldfastLauncher(Launcher):
 
     def _run_on_workers(
         self, job_overrides: Sequence[Sequence[str]], task: WorkerTask, names: Mapping[int, str]
-    ) -> list[Any]:
+    ) -> list[object]:
         """Have the other plugin's launcher that was chosen do the task on workers, once for each of these jobs."""
         launcher = self.replaced[self._config.hydra.launcher._target_](**self._options)
         launcher.setup(hydra_context=self._context, task_function=task, config=self._config)
@@ -123,10 +123,10 @@ class NoMultirunYamlSweeper(Sweeper):
 
     basic: ClassVar[Any]
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         self._sweeper = self.basic(**options)
 
-    def setup(self, *, config: DictConfig, **parts: Any) -> None:
+    def setup(self, *, config: DictConfig, **parts: object) -> None:
         """Take what Hydra hands to a sweeper. Raises ConfigError where a sweep would be composed in batches."""
         if config.hydra.sweeper.max_batch_size is not None:
             raise ConfigError(
@@ -154,11 +154,11 @@ class HoldfastSearch(Sweeper):
 
     defer: ClassVar[Callable[[Callable[[], None]], None]]
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         self._options = options
         self._search: Sweeper
 
-    def setup(self, **parts: Any) -> None:
+    def setup(self, **parts: object) -> None:
         """Take what Hydra hands to a sweeper. Raises ConfigError where Optuna is not installed."""
         if not _has_optuna():
             raise ConfigError(f"hydra/sweeper=optuna: needs the extra `search`; {INSTALL_SEARCH}")

@@ -25,7 +25,7 @@ def find_run_program() -> tuple[str, ...]:
 
 
 def find_typed_program() -> tuple[str, ...]:
-    """Return the same for the program that this process was started as, be it run.py, `holdfast` or a person's own."""
+    """Return what to give to a Python interpreter so that it is the program that was typed: run.py, `holdfast`, any."""
     script = Path(sys.argv[0]).resolve()
     # A module of ours that was started with -m cannot be started by its path: its folder would come first for imports.
     if script.is_relative_to(PACKAGE) or not script.is_file():

@@ -70,3 +70,8 @@ def _submit_job(request: RunRequest) -> int:
     if run_dir is not None:
         slurm_job.submit_job(run_dir, request.command.words, job)
     return 0
+
+
+if __name__ == "__main__":
+    # How an installed program starts its own runs, where no run.py lies beside it.
+    exit_process(main(sys.argv[1:]))

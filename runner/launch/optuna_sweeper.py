@@ -19,6 +19,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from runner.errors import STOPPED
 from runner.launch.child_process import handle_signals
@@ -31,22 +33,28 @@ class ReplayingSampler(optuna.samplers.BaseSampler):
     def __init__(self, sampler: optuna.samplers.BaseSampler, study: Study):
         self._sampler, self._study = sampler, study
 
-    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return what the other sampler samples together."""
         return self._sampler.infer_relative_search_space(study, trial)
 
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, object]:
         """Return the values that are sampled together, by key."""
         # The sampler is asked also where its answer is not used: so its random stream stays where it would be.
         values = self._sampler.sample_relative(study, trial, search_space)
         return {key: self._study.recall_or_record(trial.number, key, value) for key, value in values.items()}
 
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> object:
         """Return the value of one key that is sampled by itself."""
         value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
         return self._study.recall_or_record(trial.number, param_name, value)
 
-    def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
         """Tell the other sampler what came of a trial."""
         self._sampler.after_trial(study, trial, state, values)
 
@@ -58,7 +66,7 @@ class ReplayingSampler(optuna.samplers.BaseSampler):
 class ReplayingSweeper(Sweeper):
     """A search with the plugin's options but for its database; `HoldfastSearch` hands on to it."""
 
-    def __init__(self, sampler: Any, **options: Any) -> None:
+    def __init__(self, sampler: optuna.samplers.BaseSampler, **options: object) -> None:
         self._sampler, self._options = sampler, options
         self._config: DictConfig
         self._context: HydraContext

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 
 from runner import files
 from runner.errors import RefusedError
+from runner.launch.installation import find_typed_program
 from runner.launch.slurm_queue import (
     JOBS_FOLDER,
     NO_TASK,
@@ -108,7 +109,7 @@ class SlurmOptions:
         """Return them as sbatch reads them: `--partition=gpu`."""
         return [*(f"{name}={word}" for name, word in self._asked().items()), *self.sbatch]
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self) -> dict[str, Word]:
         words = {
             "--partition": self.partition,
             "--account": self.account,
@@ -185,7 +186,7 @@ def render_script(
 
 def shell_command(words: Sequence[str], options: SlurmOptions) -> str:
     """Return what the shell of a job runs; `words` is what to type after `python run.py`."""
-    return shlex.join([options.python or sys.executable, str(Path(sys.argv[0]).resolve()), *words])
+    return shlex.join([options.python or sys.executable, *find_typed_program(), *words])
 
 
 def render_job(run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> str:

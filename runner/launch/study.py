@@ -10,11 +10,11 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -69,13 +69,13 @@ class Study:
         self.typed = [word.removeprefix("++") for word in typed]
         self._forced = {override_key(word) for word in typed if word.startswith("++")}
         self.lock = ExitStack()
-        self._trials: list[dict[str, Any]] = []
+        self._trials: list[dict[str, object]] = []
         self._searched_keys: set[str] = set()
         self._known: dict[Path, tuple[SweepMember, MemberResult]] = {}
         if (folder / STUDY_JSON).exists():
             self._trials = json.loads((folder / STUDY_JSON).read_text())["trials"]
 
-    def recall_or_record(self, trial: int, key: str, value: Any) -> Any:
+    def recall_or_record(self, trial: int, key: str, value: object) -> object:
         """Return what this trial has for this key: what it had when the search went before, else this value."""
         self._searched_keys.add(key)
         while len(self._trials) <= trial:
@@ -141,10 +141,10 @@ class Study:
 
     @property
     def results(self) -> list[MemberResult]:
-        """How they stand."""
+        """The standing of each of them."""
         return [result for _, result in self._known.values()]
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self) -> dict[str, object]:
         return {"search": self.typed, "direction": self.direction, "trials": self._trials}
 
     def _searched_overrides(self, member: SweepMember) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ def read_score(member: SweepMember) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def read_search_options(options: Any) -> SearchOptions:
+def read_search_options(options: Mapping[str, object]) -> SearchOptions:
     """Return the options of a search, checked. Raises ConfigError."""
     try:
         return validate_options(SearchOptions, options)
@@ -185,7 +185,7 @@ def read_search_options(options: Any) -> SearchOptions:
         raise ConfigError(f"hydra.sweeper.{error}") from None
 
 
-def study_folder(runs: Path, description: Any) -> Path:
+def study_folder(runs: Path, description: object) -> Path:
     """Return where the search with this description is kept: beside its runs, named by a hash.
 
     The number of its trials is no part of the description: a search that is given more of them goes on.

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -37,7 +36,7 @@ INSTALL_SUBMITIT = 'pip install -c constraints.txt -e ".[submitit]"'
 ENDING_STATES = ("COMPLETING", "CANCELLED", "PREEMPTED")
 
 # Has a worker do the task for each of these jobs, number → name; returns what came of each, in their order.
-RunOnWorkers = Callable[["WorkerTask", Mapping[int, str]], Sequence[Any]]
+RunOnWorkers = Callable[["WorkerTask", Mapping[int, str]], Sequence[object]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class SubmititOptions:
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     run_on_workers: RunOnWorkers
 
     def __post_init__(self) -> None:
@@ -74,7 +73,7 @@ class WorkerTask:
     flags: tuple[str, ...]
     outputs: Path
 
-    def __call__(self, _: Any) -> int:
+    def __call__(self, _: object) -> int:
         """Run it, and return its exit code. Where the job is requeued this does not return."""
         hydra, received, processes = HydraConfig.get(), list[int](), list["subprocess.Popen[bytes]"]()
         words = [word.removeprefix("++") for word in hydra.overrides.task]
@@ -134,7 +133,7 @@ def _judge_before(member: SweepMember) -> MemberResult:
     return MemberResult("waiting")
 
 
-def _judge_after(member: SweepMember, what_came: Any, output: Path) -> MemberResult:
+def _judge_after(member: SweepMember, what_came: object, output: Path) -> MemberResult:
     """Return how a member stands, from its exit code; where an exception came instead, from what is on disk."""
     if isinstance(what_came, int):
         state, why = classify_exit(member, what_came, read_last_line(output) if output.exists() else "")
@@ -174,7 +173,8 @@ def _requeue_job(received: Sequence[int]) -> None:
         if re.search(rf"\bJobState=({'|'.join(ENDING_STATES)})\b", shown):
             # Without a result: whoever waits for it goes by what Slurm says.
             sys.exit(STOPPED)
-    handler: Any = signal.getsignal(asks[0])
+    handler = signal.getsignal(asks[0])
+    assert callable(handler)
     try:
         handler(asks[0], None)
     # There were too many timeouts for submitit, or Slurm refused.

@@ -10,6 +10,7 @@ from pathlib import Path
 from runner.errors import STOPPED, ConfigError, RefusedError
 from runner.launch import local_sweep, slurm_array, status_table, submitit_sweep, sweep_members
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
+from runner.launch.installation import find_typed_program
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.slurm_queue import require_sbatch
@@ -44,7 +45,7 @@ def launch_search(request: SearchRequest) -> int:
     def work_on_batch(batch: SweepRequest, study: Study) -> Sequence[float | None]:
         assert isinstance(batch.launcher, LocalOptions), "a search with another launcher is refused before"
         members = _admit_members(batch.runs)
-        code, scores = study.work_on_batch(members, batch.launcher, [sys.executable, _script_path()])
+        code, scores = study.work_on_batch(members, batch.launcher, [sys.executable, *find_typed_program()])
         codes.append(code)
         if code == STOPPED:
             # The only way to have a sweeper of Hydra's ask for no more runs.
@@ -64,7 +65,7 @@ def _run_here(members: Sequence[SweepMember], options: LocalOptions) -> int:
     folder = sweep_members.sweep_folder(members)
     with layout.lock_run(RunDir(folder)):
         display = status_table.choose_display(members)
-        command = [sys.executable, _script_path()]
+        command = [sys.executable, *find_typed_program()]
         try:
             results, code = local_sweep.run_members(members, options, command, folder / "output", display)
         finally:
@@ -81,7 +82,7 @@ def _run_on_workers(members: Sequence[SweepMember], options: SubmititOptions, fi
     if options.name == submitit_sweep.SUBMITIT_SLURM and not all(member.is_finished for member in members):
         require_sbatch(options.name)
     # An absolute path: a worker need not start in this directory.
-    task = WorkerTask((_script_path(),), flags, (folder / "output").resolve())
+    task = WorkerTask(find_typed_program(), flags, (folder / "output").resolve())
     with layout.lock_run(RunDir(folder)):
         results, code = submitit_sweep.run_members_on_workers(members, options, task)
         sweep_members.write_results(folder, members, results)
@@ -101,10 +102,6 @@ def _submit_to_slurm(members: Sequence[SweepMember], options: SlurmOptions) -> i
         print("the same command says how each stands, and submits what is left")
     left = [result for result in results if result.state == "waiting"]
     return RefusedError.exit_code if left else 0
-
-
-def _script_path() -> str:
-    return str(Path(sys.argv[0]).resolve())
 
 
 def _admit_members(runs: Sequence[RunRequest]) -> list[SweepMember]:

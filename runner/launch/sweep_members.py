@@ -42,7 +42,7 @@ class SweepMember:
 
     @property
     def name(self) -> str:
-        """What makes it another run than the others: `ckpt=best remat=full`."""
+        """Its distinguishing overrides in one text: `ckpt=best remat=full`."""
         return " ".join(self.distinguishing) or self.run_dir.path.name
 
     def read_status(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class SweepMember:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         return is_finished(self.config, self.run_dir, self.read_status())
 
 

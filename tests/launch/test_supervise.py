@@ -139,9 +139,11 @@ def test_a_wait_is_between_half_and_all_of_its_length_and_never_longer_than_the_
 SCRIPTED = """
 import json, os, shutil, signal, sys, time
 from pathlib import Path
-from runner import rundir
-from runner.checkpoint import digest, record
+from runner import files
+from runner.checkpoint.record import Record
+from runner.checkpoint.seal import seal_checkpoint
 from runner.errors import RefusedError
+from runner.rundir.layout import RunDir, lock_run
 
 plan, done = json.loads(Path("plan.json").read_text()), Path("done")
 with done.open("a") as out:
@@ -149,19 +151,19 @@ with done.open("a") as out:
 act = plan[len(done.read_text()) - 1]
 if "early" in act:  # before it came to its run
     sys.exit(act["early"])
-run = rundir.Run(Path("run").resolve())
+run = RunDir(Path("run").resolve())
 try:
-    with rundir.locked(run):
+    with lock_run(run):
         if step := act.get("drop"):
             shutil.rmtree(run.checkpoints / str(step))
         if step := act.get("save"):
             folder = run.checkpoints / str(step)
             folder.mkdir(parents=True, exist_ok=True)
-            digest.seal(folder, record.Record(step, "by hand", {}, 0.0, mark=act.get("mark", "")))
+            seal_checkpoint(folder, Record(step, "by hand", {}, 0.0, mark=act.get("mark", "")))
         if act.get("stop"):
             run.status.write_text(json.dumps({**run.read_status(), "why": "STOP file"}))
         if "gave_up" in act:
-            rundir.replace(run.status, json.dumps({"gave_up": act["gave_up"]}))
+            files.replace_file(run.status, json.dumps({"gave_up": act["gave_up"]}))
         if act.get("worker") and os.fork() == 0:
             time.sleep(600)
         if number := act.get("die"):
