@@ -1,9 +1,17 @@
-"""The models there are: option, default and range of each. Free of jax, so a wrong command is answered at once.
+"""The catalogue of models and objectives: options, defaults and ranges. Free of jax, so errors come before it starts.
 
-A model option says what it takes (`tokens`, `features`, `images`), which remat scopes and tags it has, which objective
-trains it, and what it can show (kinds of `eval`); `build` imports the heavy module. To add one: a dataclass here, a
-module beside it, a YAML in conf/model/; the options of those for images are in vision.py. A user's own model or
-objective needs none of that: `target` names it.
+Every option is a frozen dataclass; `kind` is its name on the command line and in conf/model/. Beside its fields a model
+says, as class variables:
+
+- takes: the kinds of data it can be given: "tokens", "features" (a vector) or "images".
+- scopes: the regions that `remat` may recompute, as they are declared with models.scopes.scope.
+- tags: the values that `remat=names` may store, as they are named with models.scopes.tag.
+- objective: the objective that trains it unless another one is chosen.
+- shows: the evaluations beside metrics that it can do ("text", "samples", "reconstructions").
+
+Its `build` imports the module that needs jax and flax. To add a model, write a dataclass here and name it in `Model`,
+put its code in a module beside this one, and its defaults in a YAML in conf/model/. A model or an objective of a user's
+own needs none of that: `target` names it.
 """
 
 from __future__ import annotations
@@ -13,32 +21,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Interval
-
-from models.choices import Implementation, check_head_size
-from models.vision import Cnn, Resnet, Vae, Vit
+from annotated_types import Ge, Gt, Interval, MinLen
 
 if TYPE_CHECKING:
     from flax import nnx
 
-    from models.objectives import ObjectiveFunction as Function
+    from models.objectives import ObjectiveFunction
 
 Count = Annotated[int, Ge(1)]
+Counts = Annotated[tuple[Count, ...], MinLen(1)]  # one for each stage of a network
 Positive = Annotated[float, Gt(0.0)]
 Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
+Implementation = Literal["xla", "cudnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpt:
     """A decoder-only transformer over tokens. Choose it for text.
 
-    `num_kv_heads`: keys and values there are for all heads to share (null: every head has its own). `context`: the
-    longest sequence, where positions are `learned`. `biases`: in every linear map. `tied`: the embedding is the output
-    layer as well. tests/models/test_papers.py has GPT-2, Llama 2 and others written in these.
+    `num_kv_heads` keys and values are shared by all heads (null: every head has its own). `context` is the longest
+    sequence where positions are `learned`. `biases` adds one to every linear map. With `tied` the embedding is the
+    output layer as well. tests/models/test_papers.py writes GPT-2, Llama 2 and others in these fields.
 
-    Two change how it is computed and nothing else: with `loss_chunks` the output layer and the loss are computed for
-    one part of the sequence after the other, so that there never are all logits at once; `attention`: `cudnn` is flash
-    attention, on an NVIDIA GPU and in bfloat16.
+    Two fields change how it is computed and nothing else. With `loss_chunks` the output layer and the loss are computed
+    for one part of the sequence after the other, so that the logits of all positions never exist at once. `attention:
+    cudnn` is flash attention, on an NVIDIA GPU and in bfloat16.
     """
 
     kind: Literal["gpt"] = "gpt"
@@ -62,7 +69,7 @@ class Gpt:
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
     tags: ClassVar[tuple[str, ...]] = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
-    wrap_user_objective: ClassVar[str] = "next_token"
+    objective: ClassVar[str] = "next_token"
     shows: ClassVar[tuple[str, ...]] = ("text",)
 
     def __post_init__(self) -> None:
@@ -77,10 +84,13 @@ class Gpt:
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads} (each is shared by "
                 "as many heads)"
             )
-        check_head_size(self.attention, self.width // self.num_heads)
+        _check_head_size(self.attention, self.width // self.num_heads)
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """A fresh model; `inputs` is the shape of an example, `num_outputs` the vocabulary."""
+        """Return a fresh model for sequences of the shape `inputs` over a vocabulary of `num_outputs` tokens.
+
+        Raises ValueError where the sequences are longer than learned positions, or `loss_chunks` does not divide them.
+        """
         if self.positions == "learned" and inputs[0] > self.context:
             raise ValueError(
                 f"positions are learned for model.context={self.context} tokens, but the data has sequences of "
@@ -112,14 +122,159 @@ class Mlp:
     takes: ClassVar[tuple[str, ...]] = ("features", "images")
     scopes: ClassVar[tuple[str, ...]] = ("block",)
     tags: ClassVar[tuple[str, ...]] = ("hidden",)
-    wrap_user_objective: ClassVar[str] = "classify"
+    objective: ClassVar[str] = "classify"
     shows: ClassVar[tuple[str, ...]] = ()
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """A fresh model from examples of the shape `inputs` to `num_outputs` classes."""
+        """Return a fresh model from examples of the shape `inputs` to `num_outputs` classes."""
         from models.mlp import MLP
 
         return MLP(self, num_inputs=math.prod(inputs), num_classes=num_outputs, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cnn:
+    """A small convolutional network over images: stages of two convolutions and a pooling, each half as wide and high.
+
+    Choose it as the first thing to try on images. `widths` are the channels of the stages.
+    """
+
+    kind: Literal["cnn"] = "cnn"
+    widths: Counts = (32, 64)
+    hidden: Count = 128
+    dropout: Rate = 0.3
+
+    takes: ClassVar[tuple[str, ...]] = ("images",)
+    scopes: ClassVar[tuple[str, ...]] = ("block",)
+    tags: ClassVar[tuple[str, ...]] = ("first", "second")
+    objective: ClassVar[str] = "classify"
+    shows: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Return a fresh model from images of (height, width, channels) to `num_outputs` classes.
+
+        Raises ValueError where an image is too small for so many stages.
+        """
+        if min(inputs[:2]) < 2 ** len(self.widths):
+            raise ValueError(
+                f"{len(self.widths)} stages halve an image as often, and {_format_sides(inputs)} pixels are too few; "
+                "choose fewer model.widths"
+            )
+        from models.cnn import CNN
+
+        return CNN(self, image=inputs, num_classes=num_outputs, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resnet:
+    """A residual network with batch normalization over images. Choose it for accuracy without much data.
+
+    `stages` has the number of blocks of each stage. `width` is the channels of the first stage; each further stage has
+    twice as many and half the resolution. `stem: small` keeps the resolution, `imagenet` quarters it first.
+    """
+
+    kind: Literal["resnet"] = "resnet"
+    stages: Counts = (2, 2, 2)
+    width: Count = 16
+    stem: Literal["small", "imagenet"] = "small"
+    momentum: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.9
+
+    takes: ClassVar[tuple[str, ...]] = ("images",)
+    scopes: ClassVar[tuple[str, ...]] = ("block",)
+    tags: ClassVar[tuple[str, ...]] = ("first", "second")
+    objective: ClassVar[str] = "classify"
+    shows: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Return a fresh model from images of (height, width, channels) to `num_outputs` classes."""
+        from models.resnet import ResNet
+
+        return ResNet(self, channels=inputs[2], num_classes=num_outputs, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vit:
+    """A transformer over the patches of an image. Choose it where there is much data, or augmentation.
+
+    `pool` says what is classified: the mean of all patches, or a `cls` token of its own. `attention: cudnn` is flash
+    attention, on an NVIDIA GPU and in bfloat16.
+    """
+
+    kind: Literal["vit"] = "vit"
+    patch_size: Count = 2
+    num_layers: Count = 4
+    num_heads: Count = 4
+    width: Count = 64
+    hidden: Count = 128
+    positions: Literal["sincos", "learned"] = "sincos"
+    pool: Literal["mean", "cls"] = "mean"
+    dropout: Rate = 0.0
+    attention: Implementation = "xla"
+
+    takes: ClassVar[tuple[str, ...]] = ("images",)
+    scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
+    tags: ClassVar[tuple[str, ...]] = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
+    objective: ClassVar[str] = "classify"
+    shows: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}")
+        if self.positions == "sincos" and self.width % 4:
+            raise ValueError(f"width={self.width} must be a multiple of 4 (sine and cosine, of row and column)")
+        _check_head_size(self.attention, self.width // self.num_heads)
+
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Return a fresh model from images of (height, width, channels) to `num_outputs` classes.
+
+        Raises ValueError where an image cannot be cut into patches.
+        """
+        if inputs[0] % self.patch_size or inputs[1] % self.patch_size:
+            raise ValueError(
+                f"an image of {_format_sides(inputs)} pixels cannot be cut into patches of {self.patch_size} × "
+                f"{self.patch_size}; choose a model.patch_size that divides both sides"
+            )
+        from models.attention import check_implementation_available
+        from models.vit import ViT
+
+        check_implementation_available(self.attention)
+        return ViT(self, image=inputs, num_classes=num_outputs, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vae:
+    """A variational autoencoder over images with values from 0 to 1. Choose it to generate, or for representations.
+
+    `widths` are the channels of the stages, each of which halves the resolution. `likelihood` is `bernoulli` for black
+    on white, `gaussian` (one learned variance) for photographs. `beta` is the weight of the KL divergence.
+    """
+
+    kind: Literal["vae"] = "vae"
+    widths: Counts = (32, 64)
+    latent: Count = 16
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    beta: Positive = 1.0
+
+    takes: ClassVar[tuple[str, ...]] = ("images",)
+    scopes: ClassVar[tuple[str, ...]] = ("block",)
+    tags: ClassVar[tuple[str, ...]] = ("first", "second")
+    objective: ClassVar[str] = "elbo"
+    shows: ClassVar[tuple[str, ...]] = ("samples", "reconstructions")
+
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Return a fresh model of images of (height, width, channels); `num_outputs` is not used.
+
+        Raises ValueError where the stages cannot halve the sides of an image evenly.
+        """
+        times = 2 ** len(self.widths)
+        if inputs[0] % times or inputs[1] % times:
+            raise ValueError(
+                f"{len(self.widths)} stages halve an image as often, but the sides of {_format_sides(inputs)} pixels "
+                f"are no multiples of {times}; choose fewer model.widths"
+            )
+        from models.vae import VAE
+
+        return VAE(self, image=inputs, rngs=rngs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +285,7 @@ class ExternalModel:
 
         target(inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs, **options) -> nnx.Module
 
-    `inputs` is the shape of one example; `num_outputs` the number of classes, for tokens the size of the vocabulary,
+    `inputs` is the shape of one example. `num_outputs` is the number of classes; for tokens the size of the vocabulary,
     where the label is a number or a vector its length, without a label 0. The target may say what it takes, as in
     `takes = ("images",)`.
     """
@@ -139,14 +294,17 @@ class ExternalModel:
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    takes: ClassVar[tuple[str, ...]] = ()  # what it takes and has is known when it is imported
+    # What it takes, declares and tags is known only when the target is imported, built and traced.
+    takes: ClassVar[tuple[str, ...]] = ()
     scopes: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]] = ()
-    wrap_user_objective: ClassVar[str] = ""  # the usual one for what the data gives: see Named
-    shows: ClassVar[tuple[str, ...]] = ("text", "samples", "reconstructions")  # if it has the method
+    # Empty: the usual objective for what the data gives, as NamedObjective has it.
+    objective: ClassVar[str] = ""
+    # Whatever the model has the method for.
+    shows: ClassVar[tuple[str, ...]] = ("text", "samples", "reconstructions")
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """A fresh model. Raises Unfit where the target makes none."""
+        """Return a fresh model; raises InvalidModelOrObjective where the target makes none."""
         from models.user_model import build_user_model
 
         return build_user_model(self.target, self.options, inputs, num_outputs, rngs)
@@ -156,17 +314,20 @@ Model = Gpt | Mlp | Cnn | Resnet | Vit | Vae | ExternalModel
 
 
 class InvalidModelOrObjective(TypeError):
-    """What a user's own model or objective gave is not what is asked of it."""
+    """A model or an objective of the user's own returned something that the runner cannot work with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedObjective:
-    """An objective by name. `default`: the model's own; for a model of yours next_token on tokens, else classify."""
+    """An objective of models/objectives.py by its name.
+
+    `default` is the model's own; for a model of the user's it is `next_token` on tokens, else `classify`.
+    """
 
     kind: Literal["default", "classify", "next_token", "elbo"] = "default"
 
-    def build(self, own: str) -> Function:
-        """The function that is trained for, where the model's own is `own`."""
+    def build(self, own: str) -> ObjectiveFunction:
+        """Return the function that is trained for; `own` is the objective of the model itself."""
         from models.objectives import OBJECTIVES
 
         return OBJECTIVES[own if self.kind == "default" else self.kind]
@@ -174,24 +335,40 @@ class NamedObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalObjective:
-    """An objective of your own. `target` is `module:function`, called as
+    """An objective of your own.
+
+    `target` is `module:function`, called as
 
         target(model: nnx.Module, batch: dict[str, Array], **options) -> dict[str, Float[Array, "batch"]]
 
-    It gives "loss", which is minimized, and any other metric: each with one value per example, not a mean.
+    It returns "loss", which is minimized, and any other metric: each with one value per example, not a mean.
     """
 
     kind: Literal["external"] = "external"
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, own: str) -> Function:
-        """The function; it raises Unfit when it is traced and gives something else."""
+    def build(self, own: str) -> ObjectiveFunction:
+        """Return the function; it raises InvalidModelOrObjective when it is traced and gives something else."""
         from models.user_model import wrap_user_objective
 
         return wrap_user_objective(self.target, self.options)
 
 
 Objective = NamedObjective | ExternalObjective
-# What a named objective needs of a batch.
+
+# What an objective that is chosen by name reads from a batch.
 REQUIRED_BATCH_KEYS = {"classify": ("inputs", "label"), "next_token": ("tokens",), "elbo": ("inputs",)}
+
+
+def _check_head_size(attention: Implementation, head_dim: int) -> None:
+    """Raise ValueError where cuDNN has no flash attention for heads of that size."""
+    if attention == "cudnn" and (head_dim % 8 or head_dim > 256):
+        raise ValueError(
+            f"attention=cudnn takes heads of up to 256 numbers in multiples of 8, and width ÷ num_heads is {head_dim}; "
+            "change one of them, or choose attention=xla"
+        )
+
+
+def _format_sides(image: tuple[int, ...]) -> str:
+    return f"{image[0]} × {image[1]}"

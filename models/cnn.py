@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from models import Cnn
 from models.scopes import scope, tag
 
-HE = nnx.initializers.he_normal()  # ReLU halves the variance, so the weights double it (He et al. 2015, 1502.01852)
+# ReLU halves the variance of what passes, so the weights double it (He et al. 2015, arXiv:1502.01852).
+HE = nnx.initializers.he_normal()
 
 
 class ConvStage(nnx.Module):
@@ -24,6 +25,7 @@ class ConvStage(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
+        """Return features of half the height and width."""
         x = jax.nn.relu(tag(self.first(x), "first"))
         x = jax.nn.relu(tag(self.second(x), "second"))
         return self.dropout(nnx.max_pool(x, (2, 2), (2, 2)))
@@ -45,7 +47,7 @@ class CNN(nnx.Module):
         self.head = nnx.Linear(option.hidden, num_classes, rngs=rngs)
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        """Logits of the classes."""
+        """Return the logits of the classes."""
         x = images
         for stage in self.stages:
             x = stage(x)

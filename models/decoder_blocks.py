@@ -14,25 +14,29 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import Gpt
-from models.attention import tag_context
+from models.attention import Heads, tag_context
 from models.scopes import scope, tag
 
 Tokens = Float[Array, "batch seq width"]
-Heads = Float[Array, "batch seq heads head_dim"]
 SharedHeads = Float[Array, "batch seq kv_heads head_dim"]
+Position = int | Int[Array, ""]
 
 
 class KeyValueCache(NamedTuple):
-    """Keys and values of one layer (of all layers: one more dimension), at every position there will be."""
+    """Keys and values of one layer at every position there will be; of all layers, with one more dimension."""
 
     keys: Float[Array, "*layers batch total kv_heads head_dim"]
     values: Float[Array, "*layers batch total kv_heads head_dim"]
 
 
-def rotate_positions(x: Heads, base: float = 10_000.0, start: int | Int[Array, ""] = 0) -> Heads:
-    """Rotary position embedding, halves convention (Su et al. 2021, arXiv:2104.09864); `start`: the first position."""
+def rotate_positions(x: Heads, base: float = 10_000.0, start: Position = 0) -> Heads:
+    """Return x with rotary position embedding, halves convention (Su et al. 2021, arXiv:2104.09864).
+
+    `start` is the position of the first token.
+    """
     seq, half = x.shape[1], x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    # Angles need float32: in bfloat16 positions beyond 256 would be rounded together.
     angle = (start + jnp.arange(seq, dtype=jnp.float32))[:, None, None] * frequency
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
     left, right = x[..., :half], x[..., half:]
@@ -40,7 +44,7 @@ def rotate_positions(x: Heads, base: float = 10_000.0, start: int | Int[Array, "
 
 
 class Embed(nnx.Embed):
-    """An embedding that computes in the precision its weights have now; flax fixes that of their creation."""
+    """An embedding that computes in the precision that its weights have now; flax fixes that of their creation."""
 
     def __init__(self, num_embeddings: int, features: int, rngs: nnx.Rngs):
         super().__init__(num_embeddings, features, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
@@ -62,24 +66,32 @@ class CausalAttention(nnx.Module):
 
     @scope("attention")
     def __call__(self, x: Tokens) -> Tokens:
-        mixed = tag_context(self._mixed(*self._heads(x, 0)), self.implementation)
+        """Return what each token gathers from itself and those before it."""
+        mixed = tag_context(self._mix_values(*self._project_heads(x, 0)), self.implementation)
         return tag(self.out(mixed.reshape(x.shape)), "attn_out")
 
     @scope("attention_core")
-    def _mixed(self, q: Heads, k: SharedHeads, v: SharedHeads) -> Heads:
+    def _mix_values(self, q: Heads, k: SharedHeads, v: SharedHeads) -> Heads:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)
 
-    def extend(self, x: Tokens, cache: KeyValueCache, start: int | Int[Array, ""]) -> tuple[Tokens, KeyValueCache]:
-        """The same for tokens from position `start` on; what came before is in the cache, and they are put there."""
-        q, k, v = self._heads(x, start)
+    def extend(self, x: Tokens, cache: KeyValueCache, start: Position) -> tuple[Tokens, KeyValueCache]:
+        """Return the attention of tokens from position `start` on, and the cache with their keys and values.
+
+        The cache has those of all tokens before `start`.
+        """
+        q, k, v = self._project_heads(x, start)
         cache = KeyValueCache(
-            *(jax.lax.dynamic_update_slice(old, new, (0, start, 0, 0)) for old, new in zip(cache, (k, v), strict=True))
+            jax.lax.dynamic_update_slice(cache.keys, k, (0, start, 0, 0)),
+            jax.lax.dynamic_update_slice(cache.values, v, (0, start, 0, 0)),
         )
-        seen = jnp.arange(cache.keys.shape[1]) <= start + jnp.arange(x.shape[1])[:, None]
-        mixed = jax.nn.dot_product_attention(q, *cache, mask=seen[None, None])
+        # One rule makes it causal and hides the positions that are not filled yet: those hold zeros, and softmax would
+        # count them.
+        visible = jnp.arange(cache.keys.shape[1]) <= start + jnp.arange(x.shape[1])[:, None]
+        mixed = jax.nn.dot_product_attention(q, cache.keys, cache.values, mask=visible[None, None])
         return self.out(mixed.reshape(x.shape)), cache
 
-    def _heads(self, x: Tokens, start: int | Int[Array, ""]) -> tuple[Heads, SharedHeads, SharedHeads]:
+    def _project_heads(self, x: Tokens, start: Position) -> tuple[Heads, SharedHeads, SharedHeads]:
+        """Return queries, keys and values, with their positions where those are rotary."""
         heads = tag(self.qkv(x), "qkv").reshape(*x.shape[:2], -1, self.head_dim)
         q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
         if self.base is None:
@@ -88,16 +100,16 @@ class CausalAttention(nnx.Module):
 
 
 def squared_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Squared ReLU (So et al. 2021, arXiv:2109.08668).
+    """Return the squared ReLU (So et al. 2021, arXiv:2109.08668).
 
-    It stores one value per hidden unit for the backward pass; a GELU stores several, which made a whole step of the
+    It stores one value per hidden unit for the backward pass. A GELU stores several, which made a whole step of the
     default model 1.5 times slower on a CPU (measured).
     """
     return jnp.square(jax.nn.relu(x))
 
 
 class DecoderFeedForward(nnx.Module):
-    """Two linear maps around an activation."""
+    """Two linear maps around an activation, here the squared ReLU."""
 
     activation = staticmethod(squared_relu)
 
@@ -108,6 +120,7 @@ class DecoderFeedForward(nnx.Module):
 
     @scope("ffn")
     def __call__(self, x: Tokens) -> Tokens:
+        """Return what is added to each token."""
         return self.down(self.activation(tag(self.up(x), "ffn_pre")))
 
 
@@ -127,16 +140,19 @@ class SwiGluFeedForward(DecoderFeedForward):
 
     @scope("ffn")
     def __call__(self, x: Tokens) -> Tokens:
+        """Return what is added to each token."""
         gate, up = tag(self.gate(x), "ffn_pre"), tag(self.up(x), "ffn_pre")
         return self.down(jax.nn.silu(gate) * up)
 
 
-FEED_FORWARD = {"relu2": DecoderFeedForward, "gelu": GeluFeedForward, "swiglu": SwiGluFeedForward}
-NORMS = {"rmsnorm": nnx.RMSNorm, "layernorm": nnx.LayerNorm}  # Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016
+FEED_FORWARDS = {"relu2": DecoderFeedForward, "gelu": GeluFeedForward, "swiglu": SwiGluFeedForward}
+
+# RMSNorm: Zhang & Sennrich 2019, arXiv:1910.07467; LayerNorm: Ba et al. 2016.
+NORMS = {"rmsnorm": nnx.RMSNorm, "layernorm": nnx.LayerNorm}
 
 
 def build_norm(option: Gpt, rngs: nnx.Rngs) -> nnx.Module:
-    """The norm that is chosen; statistics in float32."""
+    """Return the norm that the option chooses; it takes its statistics in float32."""
     return NORMS[option.norm](option.width, epsilon=option.norm_epsilon, rngs=rngs)
 
 
@@ -149,16 +165,17 @@ class DecoderBlock(nnx.Module):
         self.norm_attention = build_norm(option, rngs)
         self.attention = CausalAttention(option, residual_init, rngs)
         self.norm_ffn = build_norm(option, rngs)
-        self.ffn = FEED_FORWARD[option.activation](option, residual_init, rngs)
+        self.ffn = FEED_FORWARDS[option.activation](option, residual_init, rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
     @scope("block")
     def __call__(self, x: Tokens) -> Tokens:
+        """Return the stream after this block."""
         x = x + self.dropout(self.attention(self.norm_attention(x)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
-    def extend(self, x: Tokens, cache: KeyValueCache, start: int | Int[Array, ""]) -> tuple[Tokens, KeyValueCache]:
-        """The same with a cache, and without dropout: it is for sampling."""
+    def extend(self, x: Tokens, cache: KeyValueCache, start: Position) -> tuple[Tokens, KeyValueCache]:
+        """Return the stream of tokens from position `start` on, and the cache with them; there is no dropout."""
         mixed, cache = self.attention.extend(self.norm_attention(x), cache, start)
         x = x + mixed
         return x + self.ffn(self.norm_ffn(x)), cache

@@ -12,9 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from models import Gpt
-from models.decoder_blocks import DecoderBlock, Embed, KeyValueCache, build_norm
+from models.decoder_blocks import DecoderBlock, Embed, KeyValueCache, Position, build_norm
 from models.scopes import layers
 from models.sequence_chunks import map_sequence_chunks
+
+# What makes logits of the stream: a norm, and an output layer, which may be the embedding.
+OutputLayers = tuple[nnx.Module, Embed | nnx.Linear]
 
 
 class GPT(nnx.Module):
@@ -35,13 +38,12 @@ class GPT(nnx.Module):
         learned = option.positions == "learned"
         self.positions = Embed(option.context, option.width, rngs) if learned else None
         init = nnx.initializers.normal(0.02)
-        head = partial(nnx.Linear, option.width, vocab, use_bias=False, kernel_init=init, rngs=rngs)
-        self.head = None if option.tied else head()
+        build_head = partial(nnx.Linear, option.width, vocab, use_bias=False, kernel_init=init, rngs=rngs)
+        self.head = None if option.tied else build_head()
 
     def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
-        """Logits of the next token at every position."""
-
-        return self._logits(self._through(tokens))
+        """Return the logits of the next token at every position."""
+        return compute_logits(self._output_layers, self._run_blocks(tokens))
 
     def map_logits(
         self,
@@ -49,24 +51,31 @@ class GPT(nnx.Module):
         tokens: Int[Array, "batch seq"],
         targets: Int[Array, "batch seq"],
     ) -> Any:
-        """`function(logits, targets)`, which looks at each position alone, in `loss_chunks` parts of the sequence."""
+        """Return `function(logits, targets)`, computed in `loss_chunks` parts of the sequence.
 
-        def part(last: Any, x: jax.Array, targets: jax.Array) -> Any:
-            return function(compute_logits(last, x), targets)
+        The function looks at each position alone.
+        """
 
-        return map_sequence_chunks(part, self._last, (self._through(tokens), targets), self.loss_chunks)
+        def apply_to_part(output_layers: OutputLayers, x: jax.Array, targets: jax.Array) -> Any:
+            return function(compute_logits(output_layers, x), targets)
+
+        arrays = (self._run_blocks(tokens), targets)
+        return map_sequence_chunks(apply_to_part, self._output_layers, arrays, self.loss_chunks)
 
     def extend(
-        self, tokens: Int[Array, "batch seq"], cache: KeyValueCache, start: int | Int[Array, ""]
+        self, tokens: Int[Array, "batch seq"], cache: KeyValueCache, start: Position
     ) -> tuple[Float[Array, "batch seq vocab"], KeyValueCache]:
-        """The same logits for tokens from position `start` on, when all before them are in the cache; no dropout."""
+        """Return the logits of tokens from position `start` on, and the cache with them; there is no dropout.
+
+        All tokens before `start` are in the cache.
+        """
 
         @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
-        def through(x: jax.Array, block: DecoderBlock, cache: KeyValueCache) -> tuple[jax.Array, KeyValueCache]:
+        def extend_block(x: jax.Array, block: DecoderBlock, cache: KeyValueCache) -> tuple[jax.Array, KeyValueCache]:
             return block.extend(x, cache, start)
 
-        x, cache = through(self._embedded(tokens, start), self.blocks, cache)
-        return self._logits(x), cache
+        x, cache = extend_block(self._embed_tokens(tokens, start), self.blocks, cache)
+        return compute_logits(self._output_layers, x), cache
 
     @property
     def context(self) -> int | None:
@@ -74,7 +83,10 @@ class GPT(nnx.Module):
         return None if self.positions is None else self.positions.num_embeddings
 
     def empty_cache(self, batch: int, total: int) -> KeyValueCache:
-        """Room for `total` positions, in the precision of the weights. Raises ValueError where there are fewer."""
+        """Return room for `total` positions, in the precision of the weights.
+
+        Raises ValueError where the model has fewer learned positions.
+        """
         if self.context is not None and total > self.context:
             raise ValueError(
                 f"{total} tokens are more than the {self.context} that positions are learned for "
@@ -82,38 +94,31 @@ class GPT(nnx.Module):
             )
         attention = self.blocks.attention
         shape = (self.num_layers, batch, total, attention.num_kv_heads, attention.head_dim)
-        return KeyValueCache(*(jnp.zeros(shape, attention.qkv.kernel.dtype) for _ in range(2)))
+        dtype = attention.qkv.kernel.dtype
+        return KeyValueCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
 
     def sample(
         self, prompt: Int[Array, "seq"], key: Key[Array, ""], temperature: Float[Array, ""], num_tokens: int
     ) -> Int[Array, "total"]:
-        """`prompt` and `num_tokens` more tokens after it."""
+        """Return `prompt` and `num_tokens` more tokens after it."""
         return sample_tokens(self, prompt, num_tokens, key, temperature)
 
-    def _embedded(
-        self, tokens: Int[Array, "batch seq"], start: int | Int[Array, ""]
-    ) -> Float[Array, "batch seq width"]:
+    def _embed_tokens(self, tokens: Int[Array, "batch seq"], start: Position) -> Float[Array, "batch seq width"]:
         x = self.embed(tokens)
         return x if self.positions is None else x + self.positions(start + jnp.arange(tokens.shape[1]))
 
-    def _through(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
-        return layers(self.blocks, self.dropout(self._embedded(tokens, 0)), self.num_layers)
+    def _run_blocks(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
+        return layers(self.blocks, self.dropout(self._embed_tokens(tokens, 0)), self.num_layers)
 
     @property
-    def _last(self) -> tuple[nnx.Module, Embed | nnx.Linear]:
-        """What makes logits: the norm, and the output layer."""
+    def _output_layers(self) -> OutputLayers:
         return self.norm, self.head or self.embed
 
-    def _logits(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
-        return compute_logits(self._last, x)
 
-
-def compute_logits(
-    last: tuple[nnx.Module, Embed | nnx.Linear], x: Float[Array, "batch seq width"]
-) -> Float[Array, "batch seq vocab"]:
-    """What the last norm and the output layer make of the stream."""
-    build_norm, head = last
-    return head.attend(build_norm(x)) if isinstance(head, Embed) else head(build_norm(x))
+def compute_logits(output_layers: OutputLayers, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
+    """Return what the last norm and the output layer make of the stream."""
+    norm, head = output_layers
+    return head.attend(norm(x)) if isinstance(head, Embed) else head(norm(x))
 
 
 def sample_tokens(
@@ -124,39 +129,36 @@ def sample_tokens(
     temperature: float | Float[Array, ""] = 0.8,
     top_k: int | None = None,
 ) -> Int[Array, "total"]:
-    """`prompt` and `num_tokens` more tokens after it, each drawn from the `top_k` likeliest (null: from all).
+    """Return `prompt` and `num_tokens` more tokens, each drawn from the `top_k` likeliest (None: from all).
 
-    The prompt goes through the model at once; then each token alone, with the keys and values of those before it.
     Raises ValueError where the whole is longer than a model with learned positions can take.
     """
     start, total = prompt.shape[0], prompt.shape[0] + num_tokens
     graphdef, state = nnx.split(model)
 
-    def extended(
-        tokens: jax.Array, cache: KeyValueCache, position: int | Int[Array, ""]
-    ) -> tuple[jax.Array, KeyValueCache]:
-        compute_logits, cache = nnx.merge(graphdef, state, copy=True).extend(tokens, cache, position)
-        return compute_logits[0, -1], cache
+    # jax.lax.scan knows nothing of flax's variables, so the model is split here and put together inside.
+    def extend_model(tokens: jax.Array, cache: KeyValueCache, position: Position) -> tuple[jax.Array, KeyValueCache]:
+        logits, cache = nnx.merge(graphdef, state, copy=True).extend(tokens, cache, position)
+        return logits[0, -1], cache
 
-    def one_more(
+    def add_token(
         carry: tuple[jax.Array, KeyValueCache], position: Int[Array, ""]
     ) -> tuple[tuple[jax.Array, KeyValueCache], Int[Array, ""]]:
-        compute_logits, cache = carry
-        token = draw_token(compute_logits, jax.random.fold_in(key, position), temperature, top_k)
-        return extended(token[None, None], cache, position), token
+        logits, cache = carry
+        token = draw_token(logits, jax.random.fold_in(key, position), temperature, top_k)
+        return extend_model(token[None, None], cache, position), token
 
-    first = extended(prompt[None], model.empty_cache(1, total), 0)
-    _, tokens = jax.lax.scan(one_more, first, jnp.arange(start, total))
+    # The prompt goes through the model at once; then each token alone, with the keys and values of those before it.
+    first = extend_model(prompt[None], model.empty_cache(1, total), 0)
+    _, tokens = jax.lax.scan(add_token, first, jnp.arange(start, total))
     return jnp.concatenate([prompt, tokens.astype(prompt.dtype)])
 
 
 def draw_token(
     logits: Float[Array, "vocab"], key: Key[Array, ""], temperature: float | Float[Array, ""], top_k: int | None
 ) -> Int[Array, ""]:
-    """A token from softmax(logits / temperature), in float32; of the `top_k` likeliest where that is a number."""
-    compute_logits = compute_logits.astype(jnp.float32)
+    """Return a token drawn from softmax(logits / temperature), in float32; of the `top_k` likeliest if not None."""
+    logits = logits.astype(jnp.float32)
     if top_k is not None:
-        compute_logits = jnp.where(
-            compute_logits < jax.lax.top_k(compute_logits, top_k)[0][-1], -jnp.inf, compute_logits
-        )
-    return jax.random.categorical(key, compute_logits / temperature)
+        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
+    return jax.random.categorical(key, logits / temperature)

@@ -13,7 +13,7 @@ from models.scopes import scope, tag
 
 
 class HiddenLayer(nnx.Module):
-    """Linear map, ReLU, dropout."""
+    """A linear map, ReLU, dropout."""
 
     def __init__(self, num_inputs: int, width: int, dropout: float, rngs: nnx.Rngs):
         self.linear = nnx.Linear(num_inputs, width, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
@@ -21,6 +21,7 @@ class HiddenLayer(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch width"]:
+        """Return the activations of the layer."""
         return self.dropout(jax.nn.relu(tag(self.linear(x), "hidden")))
 
 
@@ -35,7 +36,7 @@ class MLP(nnx.Module):
         self.head = nnx.Linear(option.width, num_classes, rngs=rngs)
 
     def __call__(self, inputs: Float[Array, "batch *inputs"]) -> Float[Array, "batch classes"]:
-        """Logits of the classes; an image is a long row of features."""
+        """Return the logits of the classes; an image is taken as one long row of features."""
         x = inputs.reshape(len(inputs), -1)
         for layer in self.hidden:
             x = layer(x)

@@ -1,7 +1,7 @@
 """What a model is trained for. An objective maps (model, batch) to one value per example for each metric.
 
-Per example, not averaged: the step averages for training, an evaluation can leave out the padding of its last batch.
-Every objective has a "loss", in float32: logits are raised before the softmax, whatever the model computes in.
+The values are not averaged: the train step averages them, and an evaluation can leave out the padding of its last
+batch. Every objective has a "loss", in float32: logits are raised before the softmax, whatever the model computes in.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ Batch = Mapping[str, jax.Array]
 Examples = dict[str, Float[Array, "batch"]]
 ObjectiveFunction = Callable[[nnx.Module, Batch], Examples]
 
-BYTE_VOCABULARY = 256  # a vocabulary of this size is that of bytes
+# A vocabulary of this size is that of bytes.
+BYTE_VOCABULARY = 256
 
 
 def next_token(model: nnx.Module, batch: Batch) -> Examples:
-    """Mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1].
+    """Return the mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1].
 
-    The same in bits: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are something longer.
+    It is given in bits as well: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are longer.
 
-    A model with `loss_chunks` above 1 has `map_logits(function, tokens, targets)`: it gives what
-    function(model(tokens), targets) does, without all logits at once. The function looks at each position alone.
+    A model whose `loss_chunks` is above 1 must have `map_logits(function, tokens, targets)`. It returns what
+    `function(model(tokens), targets)` does, without the logits of all positions at once; the function looks at each
+    position alone.
     """
     tokens = batch["tokens"].astype(jnp.int32)
     if getattr(model, "loss_chunks", 1) > 1:
@@ -43,30 +45,32 @@ def next_token(model: nnx.Module, batch: Batch) -> Examples:
 def cross_entropy_by_unit(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> dict[str, Float[Array, "*batch"]]:
-    """The cross-entropy in nats, under the name it will have in bits: only the logits know the vocabulary."""
+    """Return the cross-entropy in nats, under the name that it will have once it is in bits."""
+    # Where logits are computed in chunks, nobody but this function sees them, and only they know the vocabulary. So the
+    # unit has to be found here and travels as the key.
     unit = "bits_per_byte" if logits.shape[-1] == BYTE_VOCABULARY else "bits_per_token"
     return {unit: cross_entropy(logits, labels)}
 
 
 def classify(model: nnx.Module, batch: Batch) -> Examples:
-    """Cross-entropy (nats) and accuracy; batch: inputs Float[batch *inputs], label Int[batch]."""
+    """Return cross-entropy (nats) and accuracy; batch: inputs Float[batch *inputs], label Int[batch]."""
     logits = model(batch["inputs"])
     loss = cross_entropy(logits, batch["label"])
     return {"loss": loss, "accuracy": (logits.argmax(axis=-1) == batch["label"]).astype(loss.dtype)}
 
 
 def elbo(model: nnx.Module, batch: Batch) -> Examples:
-    """−ELBO (nats an example), estimated with one sample; batch: inputs Float[batch *inputs].
+    """Return −ELBO (nats an example), estimated with one sample, and its terms; batch: inputs Float[batch *inputs].
 
-    The model gives −log p(x|z) and KL(q(z|x) ‖ p(z)), each Float[batch], and may have a `beta`: the weight of the
-    second (1, the bound itself; Higgins et al. 2017).
+    The model returns −log p(x|z) and KL(q(z|x) ‖ p(z)), each Float[batch]. It may have a `beta`, the weight of the KL
+    divergence; 1 is the bound itself (Higgins et al. 2017).
     """
     reconstruction, kl = model(batch["inputs"])
     return {"loss": reconstruction + getattr(model, "beta", 1.0) * kl, "reconstruction": reconstruction, "kl": kl}
 
 
 def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """−log softmax(logits)[label] in nats, in float32."""
+    """Return −log softmax(logits)[label] in nats, in float32."""
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 

@@ -1,4 +1,4 @@
-"""What is recomputed in the backward pass, as plain data: made by the runner from `remat=`, obeyed by the scopes."""
+"""What the backward pass recomputes, as plain data: made by the runner from `remat=`, obeyed by models/scopes.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ KeptOperations = Literal["nothing", "dots", "dots_no_batch", "everything"]
 
 @dataclass(frozen=True)
 class RematPlan:
-    """Which scopes are recomputed, and what of them is stored all the same, beside what enters them.
+    """Which scopes are recomputed, and which of their values are stored all the same.
 
-    `keeps` speaks of operations, `names` of what the model tagged; `offload` are tags that wait in the host's memory.
-    With `every=n` of the blocks only the first of each n is recomputed. Hashable: it is part of jit's cache key.
+    What enters a scope is always stored. It is hashable, for it is part of the key of jit's cache.
+
+    Attributes:
+        scopes: The names of the scopes that are recomputed. Empty: nothing is.
+        keeps: The operations whose results are stored: none, matrix products ("dots"), those without a batch dimension
+            ("dots_no_batch"), or all.
+        names: The tags of values that are stored.
+        offload: The tags of values that are stored in the host's memory.
+        every: Of the blocks only the first of each `every` is recomputed.
     """
 
     scopes: frozenset[str] = frozenset()

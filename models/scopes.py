@@ -1,11 +1,23 @@
 """The seam between models and rematerialization: a model declares scopes and tags, a plan decides what is recomputed.
 
-A model author writes `@scope("attention")` above a method and `tag(x, "attn_out")` around a value, and knows nothing
-more: without an active plan both are the identity. They live with the models, because they are their vocabulary, and
-the runner may import models, not the other way round. The plan travels in a jax user context, which is part of the key
-of every trace cache: an inner `jax.jit` traced under one plan is never reused under another (a plain context variable
-would go stale there). What was really recomputed is read from the trace (`recomputed`): every scope leaves its name in
-the policy of its equation.
+The author of a model writes three things, and needs to know nothing else about rematerialization:
+
+    class Block(nnx.Module):
+        @scope("block")                                 # a region that a plan may recompute
+        def __call__(self, x):
+            return x + self.down(jax.nn.gelu(tag(self.up(x), "ffn_pre")))    # a value that a plan may store
+
+    x = layers(self.blocks, x, num_layers)              # stacked blocks, under one scan
+
+Without a plan `scope` and `tag` change nothing. Under `use_plan(plan)` a scope that the plan names becomes a
+`jax.checkpoint`: its values are not stored for the backward pass, but computed again there. The runner makes the plan
+from `remat=` (runner/config/remat_policies.py). This module lies with the models, since it is their vocabulary, and
+they do not import the runner.
+
+The plan travels in a jax user context. Such a context is part of the key of every trace cache, so an inner `jax.jit`
+that was traced under one plan is never reused under another, as it would be if the plan were in a plain context
+variable. Nothing records what was recomputed: every recomputed scope leaves its name in the trace, in the policy of its
+equation (CheckpointPolicy), and runner/trace/remat_trace.py reads it there.
 """
 
 from __future__ import annotations
@@ -26,86 +38,102 @@ from models.remat_plan import RematPlan
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-FLASH_FORWARD = (
-    "dot_product_attention_fwd_wrapper"  # the forward pass of cuDNN's flash attention, whose outputs have no tag
-)
-ATTENTION_CONTEXT = "attn_ctx"  # the tag of what attention mixed: for flash attention that operation stands for it
-EXEMPT = "remat_not_chosen"  # an attribute of the blocks that `every` leaves alone
-SLICES = ("slice", "squeeze", "dynamic_slice")
+# The forward pass of cuDNN's flash attention is one operation, whose outputs have no tag. A policy treats all of them
+# as if they had the tag of what attention mixed.
+FLASH_FORWARD = "dot_product_attention_fwd_wrapper"
+ATTENTION_CONTEXT = "attn_ctx"
 
-_plan = jax.make_user_context(default_value=RematPlan())
-_scanned = jax.make_user_context(default_value=False)
+# An attribute of blocks: True exempts one from the plan, as `every` does with all but the first of each n; False says
+# that it was numbered, and chosen.
+EXEMPT = "remat_not_chosen"
+
+SLICE_OPERATIONS = ("slice", "squeeze", "dynamic_slice")
+
+_current_plan = jax.make_user_context(default_value=RematPlan())
+_is_inside_scan = jax.make_user_context(default_value=False)
 
 
 class RematPlanError(ValueError):
-    """The plan cannot be obeyed by this model."""
+    """A plan asks for something that this model does not have."""
 
 
 def use_plan(plan: RematPlan) -> AbstractContextManager[None]:
-    """Trace under `plan`."""
-    return _plan(plan)
+    """Return a context in which models are traced under `plan`."""
+    return _current_plan(plan)
 
 
 def tag(x: Any, name: str) -> Any:
-    """The same value, with a name by which `remat=names` can store it. Worth it where a product would be done again."""
+    """Return x unchanged, with a name by which `remat=names` can store it (jax's checkpoint_name).
+
+    It is worth it for the results of products, which are expensive to compute again.
+    """
     return checkpoint_name(x, name)
 
 
 def scope(name: str) -> Callable[[Method], Method]:
-    """Declare a method to be a region that a plan may recompute. Of its arguments only arrays and modules are traced.
+    """Declare a method of a module to be a region that a plan may recompute.
 
-    Only the outermost wrapped scope counts: nested recomputation would do the work twice.
+    The method may take and return any tree: arrays and modules in it are traced, everything else is passed around the
+    recomputation. Of scopes inside each other only the outermost one that the plan names is recomputed; to recompute
+    an inner one as well would do its work again twice.
     """
 
     def declare(method: Method) -> Method:
         @functools.wraps(method)
         def call(module: nnx.Module, *args: Any, **named: Any) -> Any:
-            plan: RematPlan = _plan.value
+            plan: RematPlan = _current_plan.value
             if name not in plan.scopes or getattr(module, EXEMPT, False):
                 return method(module, *args, **named)
+            # models/find_blocks.py numbers blocks where there are several. One without a number is alone, or stands for
+            # a stack that the model scans itself: there all blocks are the same code, and none can be chosen.
             if plan.every > 1 and not hasattr(module, EXEMPT):
                 raise RematPlanError(
                     "remat=every_n: the model has one block, or stacks its blocks itself; iterate over them with "
                     "models.scopes.layers, or choose remat=full"
                 )
-            return _recomputed(method, CheckpointPolicy(name, plan), (module, *args), named)
+            return _call_recomputed(method, CheckpointPolicy(name, plan), (module, *args), named)
 
+        # Read by models/find_blocks.py: the scope is a fact about the class, known before anything is traced.
         call.remat_scope = name  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
 
     return declare
 
 
-def _recomputed(
-    method: Callable[..., Any], kept: CheckpointPolicy, args: tuple[Any, ...], named: dict[str, Any]
+def _call_recomputed(
+    method: Callable[..., Any], policy: CheckpointPolicy, args: tuple[Any, ...], named: dict[str, Any]
 ) -> Any:
-    """The call, recomputed in the backward pass. Statics go around it, both ways: they must not become tracers."""
-    inputs, rest_of_inputs = _apart((args, named))
-    rest_of_results: list[Callable[..., Any]] = []
+    """Return method(*args, **named), to be recomputed in the backward pass except for what the policy stores."""
+    # jax.checkpoint turns everything that crosses its border into tracers. A flag or a dtype must stay what it is, so
+    # such values go around it, on the way in and on the way out.
+    inputs, rebuild_inputs = _partition_traced((args, named))
+    rebuild_results: list[Callable[..., Any]] = []
 
     def call(*values: Any) -> Any:
-        args, named = rest_of_inputs(*values)
-        with _plan(RematPlan()):  # every scope inside is switched off
-            results, rest = _apart(method(*args, **named))
-        rest_of_results.append(rest)
+        args, named = rebuild_inputs(*values)
+        with _current_plan(RematPlan()):  # switches off every scope inside
+            results, rebuild = _partition_traced(method(*args, **named))
+        rebuild_results.append(rebuild)
         return results
 
-    results = nnx.remat(call, prevent_cse=not _scanned.value, policy=kept)(*inputs)
-    return rest_of_results[-1](*results)
+    results = nnx.remat(call, prevent_cse=not _is_inside_scan.value, policy=policy)(*inputs)
+    # There is one function for each time that jax traced the call; the results are those of the last trace.
+    return rebuild_results[-1](*results)
 
 
-def _apart(values: Any) -> tuple[tuple[Any, ...], Callable[..., Any]]:
-    """The arrays and modules in a tree, and what puts others in their places."""
+def _partition_traced(values: Any) -> tuple[tuple[Any, ...], Callable[..., Any]]:
+    """Split a tree into its arrays and modules, and a function that rebuilds the tree from such values."""
     leaves, tree = jax.tree.flatten(values, is_leaf=_is_module)
     is_traced = [_is_module(leaf) or isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    # `rebuild` outlives the trace of a recomputed call, so it must hold none of its tracers.
     statics = [None if traced else leaf for leaf, traced in zip(leaves, is_traced, strict=True)]
 
-    def together(*values: Any) -> Any:
+    def rebuild(*values: Any) -> Any:
         left = iter(values)
         filled = [next(left) if traced else leaf for leaf, traced in zip(statics, is_traced, strict=True)]
         return jax.tree.unflatten(tree, filled)
 
-    return tuple(leaf for leaf, traced in zip(leaves, is_traced, strict=True) if traced), together
+    return tuple(leaf for leaf, traced in zip(leaves, is_traced, strict=True) if traced), rebuild
 
 
 def _is_module(leaf: Any) -> bool:
@@ -114,16 +142,21 @@ def _is_module(leaf: Any) -> bool:
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """The policy of one recomputed scope: asked by jax for each operation inside, whether its result is stored."""
+    """The policy that jax.checkpoint asks, for each operation of a recomputed scope, whether to store its result.
+
+    It is a dataclass and not a closure, for two reasons: it carries the name of its scope into the trace, and equal
+    policies have to be equal, since they are part of jax's cache keys.
+    """
 
     scope: str
     plan: RematPlan
 
     def __call__(self, operation: Any, *avals: Any, **params: Any) -> Any:
+        """Return whether the result of a jax primitive with these inputs and parameters is stored, or offloaded."""
         plan, policies = self.plan, jax.checkpoint_policies
         if operation.name == "name":
             if params["name"] in plan.offload:
-                return _to_host(params["name"])(operation, *avals, **params)
+                return _offload_policy(params["name"])(operation, *avals, **params)
             return params["name"] in plan.names or plan.keeps == "everything"
         if operation.name == FLASH_FORWARD:
             return plan.keeps != "nothing" or ATTENTION_CONTEXT in plan.names
@@ -139,7 +172,7 @@ class CheckpointPolicy:
 
 
 @functools.cache
-def _to_host(name: str) -> Callable[..., Any]:
+def _offload_policy(name: str) -> Callable[..., Any]:
     return jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[name],
@@ -149,47 +182,54 @@ def _to_host(name: str) -> Callable[..., Any]:
 
 
 def inside_scan(length: int) -> AbstractContextManager[None]:
-    """Tell the seam that what is traced here is the body of a scan of `length` iterations.
+    """Return a context for tracing the body of a scan of `length` iterations.
 
-    There the barriers against common-subexpression elimination are not needed and cost speed; a scan of length 1 is
-    inlined by XLA and does need them. A jax context like the plan, for the same reason.
+    Inside it scopes go without the barriers (`prevent_cse`) that keep the compiler from merging the recomputation with
+    the forward pass. Between two iterations nothing can be merged, and the barriers cost speed. XLA inlines a scan of
+    length 1, which does need them. It is a jax context, as the plan is, so that inner traces are not reused wrongly.
     """
-    return _scanned(length > 1)
+    return _is_inside_scan(length > 1)
 
 
 def layers(blocks: nnx.Module, x: jax.Array, length: int) -> jax.Array:
-    """x through `length` blocks, whose variables are stacked along a first axis, under one scan.
+    """Return x after `length` blocks, applied under one scan; `blocks` has their variables stacked on a first axis.
 
-    With `every=n` the scan goes over groups of n, of which the first is recomputed; what is left over comes last.
+    A plan with `every=n` makes it a scan over groups of n blocks, of which the first is recomputed; the blocks that are
+    left over come last.
     """
-    plan: RematPlan = _plan.value
+    plan: RematPlan = _current_plan.value
     if "block" in plan.scopes and plan.every > 1:
-        return _in_groups(blocks, x, length, plan)
+        return _scan_groups(blocks, x, length, plan)
 
     @nnx.scan(length=length, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-    def through(x: jax.Array, block: nnx.Module) -> jax.Array:
+    def apply_block(x: jax.Array, block: nnx.Module) -> jax.Array:
         return block(x)
 
     with inside_scan(length):
-        return through(x, blocks)
+        return apply_block(x, blocks)
 
 
-def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: RematPlan) -> jax.Array:
-    """A block takes its slice of the stack inside of what is recomputed, so that no slice of weights is stored."""
+def _scan_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: RematPlan) -> jax.Array:
+    """Return x after `length` blocks, of which the first of each `plan.every` is recomputed."""
     graphdef, *variables = nnx.split(blocks, nnx.Param, ...)
 
-    def one(x: jax.Array, stacked: Any, place: int) -> tuple[jax.Array, nnx.State]:
+    # A block takes its slice of the stacked weights inside of what jax.checkpoint wraps. Outside, every slice would be
+    # an input of a recomputed region, hence stored: the weights once more.
+    def apply_nth(x: jax.Array, stacked: Any, place: int) -> tuple[jax.Array, nnx.State]:
         block: Any = nnx.merge(graphdef, *jax.tree.map(lambda leaf: leaf[place], stacked), copy=True)
-        setattr(block, EXEMPT, True)  # it is wrapped here
+        setattr(block, EXEMPT, True)  # its own scope is off: the wrapping is done below
         out = block(x)
         return out, nnx.split(block, nnx.Param, ...)[-1]
 
-    def group(x: jax.Array, stacked: Any, size: int = plan.every) -> tuple[jax.Array, nnx.State]:
+    def apply_group(x: jax.Array, stacked: Any, size: int = plan.every) -> tuple[jax.Array, nnx.State]:
         moved = []
         for place in range(size):
-            policy = _all_but_slices if place else CheckpointPolicy("block", plan)
-            through = jax.checkpoint(one, policy=policy, prevent_cse=not _scanned.value, static_argnums=2)
-            x, after = through(x, stacked, place)
+            # The others are wrapped too, but store everything except their slices of the weights.
+            policy = _store_all_but_slices if place else CheckpointPolicy("block", plan)
+            apply_block = jax.checkpoint(
+                apply_nth, policy=policy, prevent_cse=not _is_inside_scan.value, static_argnums=2
+            )
+            x, after = apply_block(x, stacked, place)
             moved.append(after)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *moved)
 
@@ -198,15 +238,17 @@ def _in_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: RematPlan) -
     if groups:
         first = jax.tree.map(lambda leaf: leaf[:whole].reshape(groups, plan.every, *leaf.shape[1:]), variables)
         with inside_scan(groups):
-            x, moved = jax.lax.scan(group, x, first, length=groups)
+            x, moved = jax.lax.scan(apply_group, x, first, length=groups)
         parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), moved))
     if rest:
         with inside_scan(1):
-            x, moved = group(x, jax.tree.map(lambda leaf: leaf[whole:], variables), rest)
+            x, moved = apply_group(x, jax.tree.map(lambda leaf: leaf[whole:], variables), rest)
         parts.append(moved)
+    # Variables beside the parameters (counts of random streams, batch statistics) have moved on in copies; the caller's
+    # blocks get them back, as nnx.scan would do.
     nnx.update(blocks, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
     return x
 
 
-def _all_but_slices(operation: Any, *avals: Any, **params: Any) -> bool:
-    return operation.name not in SLICES
+def _store_all_but_slices(operation: Any, *avals: Any, **params: Any) -> bool:
+    return operation.name not in SLICE_OPERATIONS

@@ -1,4 +1,4 @@
-"""A function of a long sequence, computed for one part of it after the other: memory for one part at a time."""
+"""Apply a function to a long sequence one part after the other, so that memory is needed for one part at a time."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ def map_sequence_chunks(
     arrays: tuple[Array, ...],
     num_chunks: int,
 ) -> Any:
-    """`function(modules, *arrays)`, where each array and each result is [batch seq …], in chunks of the sequence.
+    """Return `function(modules, *arrays)`, computed in `num_chunks` parts of the sequence.
 
-    What a chunk computes is computed again in the backward pass, and never stored. The batch stays whole, for it is
-    what the devices share. Modules are only read. Gradients of their weights are summed over the chunks in float32: in
-    bfloat16 small chunks would be lost in the sum.
+    Each array, and each array in the result, has the shape [batch seq …]; the function looks at each position alone.
+    The modules are only read. What a chunk computes is never stored: the backward pass computes it again.
     """
     graphdef, state = nnx.split(modules)
-    raised = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), state)
+    # The gradients of the weights are sums over the chunks. In bfloat16 a small chunk would be lost in such a sum, so
+    # the sum is over float32 weights, which each chunk casts back.
+    float32_state = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), state)
 
-    def one(chunk: tuple[Array, ...]) -> Any:
-        weights = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), raised, state)
+    def apply_to_chunk(chunk: tuple[Array, ...]) -> Any:
+        weights = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), float32_state, state)
         return function(nnx.merge(graphdef, weights, copy=True), *chunk)
 
-    def divided(array: Array) -> Array:
+    # The batch stays whole, for it is what the devices share: only the sequence is divided.
+    def split_sequence(array: Array) -> Array:
         return array.reshape(array.shape[0], num_chunks, -1, *array.shape[2:]).swapaxes(0, 1)
 
-    # Each chunk is an iteration, so no barrier is needed that keeps the compiler from merging it with its repetition.
-    return jax.tree.map(_joined, jax.lax.map(jax.checkpoint(one, prevent_cse=False), jax.tree.map(divided, arrays)))
+    # Each chunk is an iteration of a loop, so the compiler cannot merge it with its repetition, and the barriers that
+    # prevent_cse adds would only cost time.
+    recomputed = jax.checkpoint(apply_to_chunk, prevent_cse=False)
+    chunks = jax.lax.map(recomputed, jax.tree.map(split_sequence, arrays))
+    return jax.tree.map(_join_sequence, chunks)
 
 
-def _joined(chunks: Array) -> Array:
-    """[chunks batch seq/chunks …] → [batch seq …]."""
+def _join_sequence(chunks: Array) -> Array:
+    """Turn [chunks batch seq/chunks …] into [batch seq …]."""
     return chunks.swapaxes(0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])

@@ -14,7 +14,10 @@ from models import Vae
 from models.scopes import scope, tag
 
 HE = nnx.initializers.he_normal()
-FIRST_LOG_SCALE, SMALLEST_LOG_SCALE = -1.5, -6.0  # of pixels in [0, 1]: it begins a little below their spread
+
+# Of the learned standard deviation of pixels in [0, 1]: it begins a little below their spread, and is kept from zero.
+FIRST_LOG_SCALE, SMALLEST_LOG_SCALE = -1.5, -6.0
+
 Images = Float[Array, "batch height width channels"]
 Latent = Float[Array, "batch latent"]
 
@@ -28,12 +31,13 @@ class DownStage(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Images) -> Float[Array, "batch rows columns features"]:
+        """Return features of half the height and width."""
         x = jax.nn.relu(tag(self.halve(x), "first"))
         return jax.nn.relu(tag(self.conv(x), "second"))
 
 
 class UpStage(nnx.Module):
-    """Each pixel four times, then two convolutions: no checkerboards (Odena et al. 2016, Distill)."""
+    """Each pixel repeated four times, then two convolutions: no checkerboards (Odena et al. 2016, Distill)."""
 
     def __init__(self, channels: int, width: int, rngs: nnx.Rngs):
         self.first = nnx.Conv(channels, width, (3, 3), kernel_init=HE, rngs=rngs)
@@ -41,6 +45,7 @@ class UpStage(nnx.Module):
 
     @scope("block")
     def __call__(self, x: Images) -> Float[Array, "batch rows columns features"]:
+        """Return features of twice the height and width."""
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         x = jax.nn.relu(tag(self.first(x), "first"))
         return jax.nn.relu(tag(self.second(x), "second"))
@@ -53,9 +58,12 @@ class Encoder(nnx.Module):
         pairs = itertools.pairwise((image[2], *option.widths))
         self.stages = nnx.List(DownStage(inputs, outputs, rngs) for inputs, outputs in pairs)
         small = nnx.initializers.normal(0.01)
-        self.out = nnx.Linear(math.prod(_grid(option, image)), 2 * option.latent, kernel_init=small, rngs=rngs)
+        self.out = nnx.Linear(
+            math.prod(_grid_of_latent(option, image)), 2 * option.latent, kernel_init=small, rngs=rngs
+        )
 
     def __call__(self, images: Images) -> tuple[Latent, Latent]:
+        """Return mean and log-variance of q(z|x)."""
         x = images
         for stage in self.stages:
             x = stage(x)
@@ -64,16 +72,17 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A latent to the logit of each pixel."""
+    """Latents to the logit of each pixel's mean."""
 
     def __init__(self, option: Vae, image: tuple[int, ...], rngs: nnx.Rngs):
-        self.grid = _grid(option, image)
+        self.grid = _grid_of_latent(option, image)
         self.dense = nnx.Linear(option.latent, math.prod(self.grid), kernel_init=HE, rngs=rngs)
         widths = (*option.widths[::-1], option.widths[0])
         self.stages = nnx.List(UpStage(inputs, outputs, rngs) for inputs, outputs in itertools.pairwise(widths))
         self.out = nnx.Conv(widths[-1], image[2], (3, 3), rngs=rngs)
 
     def __call__(self, z: Latent) -> Images:
+        """Return the logits of the pixels' means."""
         x = jax.nn.relu(self.dense(z)).reshape(len(z), *self.grid)
         for stage in self.stages:
             x = stage(x)
@@ -96,14 +105,14 @@ class VAE(nnx.Module):
         self.noise = rngs.noise.fork()
 
     def __call__(self, images: Images) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-        """−log p(x|z) for one z drawn from q(z|x), and KL(q(z|x) ‖ p(z)), in nats per image."""
+        """Return −log p(x|z) for one z drawn from q(z|x), and KL(q(z|x) ‖ p(z)), in nats per image."""
         mean, log_variance = self.encoder(images)
         noise = jax.random.normal(self.noise(), mean.shape, jnp.float32).astype(mean.dtype)
         logits = self.decoder(mean + jnp.exp(0.5 * log_variance) * noise)
-        return self.reconstruction(logits, images), kl_from_standard_normal(mean, log_variance)
+        return self.reconstruction_loss(logits, images), kl_from_standard_normal(mean, log_variance)
 
-    def reconstruction(self, logits: Images, images: Images) -> Float[Array, "batch"]:
-        """−log p(x|z) in nats per image, in float32; the logits are those of a pixel's mean."""
+    def reconstruction_loss(self, logits: Images, images: Images) -> Float[Array, "batch"]:
+        """Return −log p(x|z) in nats per image, in float32; the logits are those of the pixels' means."""
         logits, images = logits.astype(jnp.float32), images.astype(jnp.float32)
         if self.log_scale is None:
             nats = jax.nn.softplus(logits) - images * logits
@@ -114,21 +123,24 @@ class VAE(nnx.Module):
         return nats.sum(axis=(1, 2, 3))
 
     def reconstruct(self, images: Images) -> Images:
-        """What is left of images, from the mean of q(z|x) and without noise: values in [0, 1]."""
+        """Return images decoded from the mean of q(z|x), without noise: values in [0, 1]."""
         return jax.nn.sigmoid(self.decoder(self.encoder(images)[0]))
 
     def generate(self, key: Key[Array, ""], num: int) -> Images:
-        """`num` new images, from latents drawn from the prior: the mean of each pixel, in [0, 1]."""
+        """Return `num` new images, from latents drawn from the prior: the mean of each pixel, in [0, 1]."""
         return jax.nn.sigmoid(self.decoder(jax.random.normal(key, (num, self.latent))))
 
 
 def kl_from_standard_normal(mean: Latent, log_variance: Latent) -> Float[Array, "batch"]:
-    """KL(N(mean, e^log_variance) ‖ N(0, 1)) in nats, summed over the latent (Kingma & Welling 2014, appendix B)."""
+    """Return KL(N(mean, e^log_variance) ‖ N(0, 1)) in nats, summed over the latent.
+
+    Kingma & Welling 2014, appendix B.
+    """
     mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum(axis=-1)
 
 
-def _grid(option: Vae, image: tuple[int, ...]) -> tuple[int, int, int]:
-    """What the last stage of the encoder gives and the first of the decoder takes: (height, width, channels)."""
+def _grid_of_latent(option: Vae, image: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return (height, width, channels) of what the last stage of the encoder gives and the decoder's first takes."""
     halved = 2 ** len(option.widths)
     return image[0] // halved, image[1] // halved, option.widths[-1]

@@ -8,16 +8,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models import Vit
-from models.attention import tag_context
+from models.attention import Heads, tag_context
 from models.scopes import layers, scope, tag
 
-XAVIER = nnx.initializers.xavier_uniform()  # as in the paper's code
-Tokens = Float[Array, "batch tokens features"]
-Heads = Float[Array, "batch tokens heads head_dim"]
+# As in the paper's code.
+XAVIER = nnx.initializers.xavier_uniform()
+Patches = Float[Array, "batch tokens features"]
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention of every token to every other."""
+    """Multi-head self-attention: every token attends to every one."""
 
     def __init__(self, option: Vit, rngs: nnx.Rngs):
         self.num_heads = option.num_heads
@@ -26,19 +26,20 @@ class SelfAttention(nnx.Module):
         self.out = nnx.Linear(option.width, option.width, kernel_init=XAVIER, rngs=rngs)
 
     @scope("attention")
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Patches) -> Patches:
+        """Return what each token gathers from all of them."""
         batch, tokens, width = x.shape
         qkv = tag(self.qkv(x), "qkv").reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        mixed = tag_context(self._mixed(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]), self.implementation)
+        mixed = tag_context(self._mix_values(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]), self.implementation)
         return tag(self.out(mixed.reshape(batch, tokens, width)), "attn_out")
 
     @scope("attention_core")
-    def _mixed(self, q: Heads, k: Heads, v: Heads) -> Heads:
+    def _mix_values(self, q: Heads, k: Heads, v: Heads) -> Heads:
         return jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
 
 
 class VitFeedForward(nnx.Module):
-    """Two linear maps around a GELU."""
+    """Two linear maps around an exact GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
 
     def __init__(self, option: Vit, rngs: nnx.Rngs):
         almost_zero = nnx.initializers.normal(1e-6)
@@ -46,7 +47,8 @@ class VitFeedForward(nnx.Module):
         self.down = nnx.Linear(option.hidden, option.width, kernel_init=XAVIER, bias_init=almost_zero, rngs=rngs)
 
     @scope("ffn")
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Patches) -> Patches:
+        """Return what is added to each token."""
         return self.down(jax.nn.gelu(tag(self.up(x), "ffn_pre"), approximate=False))
 
 
@@ -61,7 +63,8 @@ class VitBlock(nnx.Module):
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
     @scope("block")
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Patches) -> Patches:
+        """Return the stream after this block."""
         x = x + self.dropout(self.attention(self.norm_attention(x)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
@@ -98,12 +101,12 @@ class ViT(nnx.Module):
         self.head = nnx.Linear(option.width, num_classes, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        """Logits of the classes."""
+        """Return the logits of the classes."""
         x = self.norm(layers(self.blocks, self.dropout(self.embed(images)), self.num_layers))
         return self.head(x[:, 0] if self.cls is not None else x.mean(axis=1))
 
-    def embed(self, images: Float[Array, "batch height width channels"]) -> Tokens:
-        """Patches as tokens, row by row, a cls token before them, positions added."""
+    def embed(self, images: Float[Array, "batch height width channels"]) -> Patches:
+        """Return the patches as tokens, row by row, with a cls token before them, positions added."""
         patches = self.patches(images)
         x = patches.reshape(len(patches), -1, patches.shape[-1])
         if self.cls is not None:
@@ -111,12 +114,16 @@ class ViT(nnx.Module):
             x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
         if self.positions is not None:
             return x + self.positions[...]
+        # The table is for patches only: a cls token has no place in the image, and stays without a position.
         table = sine_cosine_positions(self.rows, self.columns, x.shape[-1]).astype(x.dtype)
         return x.at[:, x.shape[1] - len(table) :].add(table)
 
 
 def sine_cosine_positions(rows: int, columns: int, width: int) -> Float[Array, "tokens features"]:
-    """Fixed positions: sines and cosines of the row, then of the column (Vaswani et al. 2017, in two dimensions)."""
+    """Return fixed positions: sines and cosines of the row, then of the column.
+
+    It is the encoding of Vaswani et al. 2017 (arXiv:1706.03762) in two dimensions; `width` is a multiple of 4.
+    """
     frequency = 10_000.0 ** (-jnp.arange(width // 4) / max(width // 4 - 1, 1))
     row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
     angles = [place.reshape(-1, 1) * frequency for place in (row, column)]

@@ -1,9 +1,11 @@
-"""What each remat name recomputes: the scopes of the model that are traced again in the backward pass. No jax here.
+"""The remat policies: what each name makes the backward pass compute again instead of storing. Free of jax.
 
-A scope or a tag that the model does not have is an error (`offered.py` where the model says so, else `build.py`), and
-so is one that tracing never met (`programs.py`), or that changes nothing (`effect.py`): a policy recomputes what its
-name says, or it is refused. Where the policy is one of blocks and the model declares none, `block` names the class of
-its repeated module; null: it is found.
+A policy is turned into a plan (models/remat_plan.py), which the scopes of a model obey. It recomputes what its name
+says or it is refused, at the earliest place that can know: `check_model_supports` where the model says which scopes and
+tags it has, models/find_blocks.py when it is built, runner/train/compile.py when it is traced and compiled.
+
+Policies of whole blocks have a field `block`: the name of the class whose modules are the blocks of a model that
+declares none. Null: it is found.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ Tags = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OfBlocks:
-    """Blocks are recomputed, save what `keeps` says."""
+class _BlockPolicy:
+    """Blocks are recomputed, except for the results of the operations in `keeps`."""
 
     block: str | None = None
     keeps: ClassVar[KeptOperations] = "nothing"
@@ -36,7 +38,7 @@ class _OfBlocks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OfScope:
+class _ScopePolicy:
     """One part of every block is recomputed."""
 
     scope: ClassVar[str]
@@ -58,29 +60,29 @@ class NoRemat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(_OfBlocks):
+class Full(_BlockPolicy):
     """Recompute every block; store only what enters it (Chen et al. 2016, arXiv:1604.06174)."""
 
     kind: Literal["full"] = "full"
 
 
 @dataclass(frozen=True, kw_only=True)
-class NothingSaveable(_OfBlocks):
-    """The same by jax's name for it."""
+class NothingSaveable(_BlockPolicy):
+    """Recompute every block: `full` under the name that jax has for it."""
 
     kind: Literal["nothing_saveable"] = "nothing_saveable"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EverythingSaveable(_OfBlocks):
-    """Store every value of every block. To see what the barriers around a block cost; else choose none."""
+class EverythingSaveable(_BlockPolicy):
+    """Store every value of every block. It shows what the barriers around a block cost; else choose none."""
 
     kind: Literal["everything_saveable"] = "everything_saveable"
     keeps: ClassVar[KeptOperations] = "everything"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dots(_OfBlocks):
+class Dots(_BlockPolicy):
     """Of every block store the results of matrix products, convolutions and flash attention; recompute the rest."""
 
     kind: Literal["dots"] = "dots"
@@ -88,15 +90,18 @@ class Dots(_OfBlocks):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DotsNoBatch(_OfBlocks):
-    """The same without products over a batch, which attention scores are (and without convolutions)."""
+class DotsNoBatch(_BlockPolicy):
+    """Of every block store the results of flash attention and of matrix products without a batch dimension.
+
+    Attention scores have one, so they are recomputed, and so are convolutions (jax: dots_with_no_batch_dims_saveable).
+    """
 
     kind: Literal["dots_no_batch"] = "dots_no_batch"
     keeps: ClassVar[KeptOperations] = "dots_no_batch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EveryN(_OfBlocks):
+class EveryN(_BlockPolicy):
     """Recompute the first of every n blocks; store the others."""
 
     kind: Literal["every_n"] = "every_n"
@@ -104,24 +109,29 @@ class EveryN(_OfBlocks):
 
     @property
     def plan(self) -> RematPlan:
+        """What is recomputed."""
         return RematPlan(BLOCK, every=self.n)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Names(_OfBlocks):
-    """Recompute every block, but store what the model tagged with these names."""
+class Names(_BlockPolicy):
+    """Recompute every block, but store what the model tagged with the names in `save`."""
 
     kind: Literal["names"] = "names"
     save: Tags = ()
 
     @property
     def plan(self) -> RematPlan:
+        """What is recomputed, and which tags are stored."""
         return RematPlan(BLOCK, names=frozenset(self.save))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offload(_OfBlocks):
-    """The same, and what is tagged with the names in `offload` waits in the host's memory. Not on a CPU."""
+class Offload(_BlockPolicy):
+    """Recompute every block, but store the tags in `save`, and in the host's memory those in `offload`.
+
+    Not on a CPU, whose memory is the host's.
+    """
 
     kind: Literal["offload"] = "offload"
     offload: Tags = ()
@@ -129,11 +139,12 @@ class Offload(_OfBlocks):
 
     @property
     def plan(self) -> RematPlan:
+        """What is recomputed, and which tags are stored where."""
         return RematPlan(BLOCK, names=frozenset(self.save), offload=frozenset(self.offload))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionOnly(_OfScope):
+class AttentionOnly(_ScopePolicy):
     """Recompute attention with its projections; store the rest."""
 
     kind: Literal["attention_only"] = "attention_only"
@@ -141,7 +152,7 @@ class AttentionOnly(_OfScope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionCore(_OfScope):
+class AttentionCore(_ScopePolicy):
     """Recompute scores, softmax and the mixing of values (Korthikanti et al. 2022, arXiv:2205.05198)."""
 
     kind: Literal["attention_core"] = "attention_core"
@@ -149,7 +160,7 @@ class AttentionCore(_OfScope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FfnOnly(_OfScope):
+class FfnOnly(_ScopePolicy):
     """Recompute the feed-forward parts; store the rest."""
 
     kind: Literal["ffn_only"] = "ffn_only"
@@ -157,7 +168,7 @@ class FfnOnly(_OfScope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoRemat(_OfBlocks):
+class AutoRemat(_BlockPolicy):
     """The least recomputation that fits into a budget: `budget_bytes` (`8GB`), or `fraction` of the device's memory.
 
     The budget is for all that one device holds during a step: parameters, optimizer, batch and what is stored.
@@ -173,7 +184,7 @@ class AutoRemat(_OfBlocks):
 
     @property
     def budget(self) -> int:
-        """In bytes; 0 where none is given."""
+        """The budget in bytes; 0 where none is given."""
         return parse_size(self.budget_bytes or 0)
 
 
@@ -194,37 +205,39 @@ RematPolicy = (
 )
 
 
-def format_policy(option: RematPolicy) -> str:
-    """A remat option in a word: `dots`, `every_n(2)`, `names(qkv, ffn_pre)`, `offload(qkv; ffn_pre)`."""
-    match option:
+def format_policy(policy: RematPolicy) -> str:
+    """Return a policy in a word: `dots`, `every_n(2)`, `names(qkv, ffn_pre)`, `offload(qkv; ffn_pre)`."""
+    match policy:
         case EveryN():
-            return f"{option.kind}({option.n})"
+            return f"{policy.kind}({policy.n})"
         case Names():
-            return f"{option.kind}({', '.join(option.save)})"
+            return f"{policy.kind}({', '.join(policy.save)})"
         case Offload():
-            return f"{option.kind}({'; '.join(filter(None, (', '.join(option.offload), ', '.join(option.save))))})"
+            return f"{policy.kind}({'; '.join(filter(None, (', '.join(policy.offload), ', '.join(policy.save))))})"
         case _:
-            return option.kind
+            return policy.kind
 
 
-def check_model_supports(remat: RematPolicy, model: Model) -> None:
-    """Raises ValueError for a scope, a tag or a class of blocks that is not there, naming what is."""
-    what, plan, tags = f"model={model.kind}", remat.plan, ", ".join(model.tags)
-    if isinstance(remat, Names | Offload) and not plan.names | plan.offload:
-        key = "remat.save" if isinstance(remat, Names) else "remat.offload"
+def check_model_supports(policy: RematPolicy, model: Model) -> None:
+    """Raise ValueError for a scope, a tag or a class of blocks that the model does not have, naming what it has."""
+    what, plan, tags = f"model={model.kind}", policy.plan, ", ".join(model.tags)
+    if isinstance(policy, Names | Offload) and not plan.names | plan.offload:
+        key = "remat.save" if isinstance(policy, Names) else "remat.offload"
         there = f"{what} tags {tags}" if tags else "those your model tags"
         raise ValueError(f"{key}: no value is named; name at least one ({there})")
+    # What a model of the user's own has is seen only when it is built and traced.
     if model.kind == "external":
-        return  # it is seen when it is built, and traced
-    if remat.block is not None:
+        return
+    if policy.block is not None:
         raise ValueError(
-            f"remat.block={remat.block} is for a model that does not say what its blocks are; {what} does: leave it out"
+            f"remat.block={policy.block} is for a model that does not say what its blocks are; {what} does: "
+            "leave it out"
         )
     if unknown := sorted(plan.scopes - set(model.scopes)):
         raise ValueError(
-            f"remat={remat.kind} recomputes the scope '{unknown[0]}', which {what} does not declare "
+            f"remat={policy.kind} recomputes the scope '{unknown[0]}', which {what} does not declare "
             f"(it has: {', '.join(model.scopes)}); choose another remat"
         )
     if unknown := sorted((plan.names | plan.offload) - set(model.tags)):
         near = suggest_word(unknown[0], list(model.tags)) or f" (it has: {tags})"
-        raise ValueError(f"remat={remat.kind}: {what} tags no value '{unknown[0]}'{near}")
+        raise ValueError(f"remat={policy.kind}: {what} tags no value '{unknown[0]}'{near}")

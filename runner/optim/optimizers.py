@@ -1,8 +1,12 @@
-"""Optimizers: option, default and range of each. Free of jax until `build`.
+"""The catalogue of optimizers: options, defaults and ranges. Free of jax until `build`.
 
-Each `build` gives the transformation for a learning rate by steps. Everywhere the gradient is first clipped to a global
-norm (`clip_norm`, null: not at all), weight decay touches matrices and kernels only (runner/optim/parameter_groups.py), and `ema` keeps
-an average of the weights beside them (runner/train/step.py), which evaluations and exports can use; null: no average.
+All have these fields in common:
+
+- lr: the learning rate at the end of the warm-up; runner/optim/schedules.py says how it goes on.
+- clip_norm: the gradient is first clipped to this global norm; null: not at all.
+- weight_decay: touches matrices and kernels only (runner/optim/parameter_groups.py).
+- ema: keeps an average of the weights beside them, with this decay (runner/train/step.py), which evaluations and
+  exports can use; null: no average.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from annotated_types import Ge, Gt, Interval
 if TYPE_CHECKING:
     import optax
 
+    from runner.types import Params
+
 Positive = Annotated[float, Gt(0.0)]
-NotNegative = Annotated[float, Ge(0.0)]
+NonNegative = Annotated[float, Ge(0.0)]
 Momentum = Annotated[float, Interval(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Interval(gt=0.0, lt=1.0)]
 
@@ -27,19 +33,20 @@ class AdamW:
 
     kind: Literal["adamw"] = "adamw"
     lr: Positive = 4e-3
-    weight_decay: NotNegative = 0.1
+    weight_decay: NonNegative = 0.1
     b1: Momentum = 0.9
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Return the transformation of gradients into updates, for a learning rate by steps."""
         import optax
 
         from runner.optim.parameter_groups import decay_mask
 
         adamw = optax.adamw(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decay_mask)
-        return optax.chain(_clip(self.clip_norm), adamw)
+        return optax.chain(_clip_gradients(self.clip_norm), adamw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +59,20 @@ class Lion:
 
     kind: Literal["lion"] = "lion"
     lr: Positive = 4e-4
-    weight_decay: NotNegative = 1.0
+    weight_decay: NonNegative = 1.0
     b1: Momentum = 0.9
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Return the transformation of gradients into updates, for a learning rate by steps."""
         import optax
 
         from runner.optim.parameter_groups import decay_mask
 
         lion = optax.lion(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decay_mask)
-        return optax.chain(_clip(self.clip_norm), lion)
+        return optax.chain(_clip_gradients(self.clip_norm), lion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +84,20 @@ class Sgd:
 
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.1
-    weight_decay: NotNegative = 1e-4
+    weight_decay: NonNegative = 1e-4
     momentum: Momentum = 0.9
     nesterov: bool = True
     clip_norm: Positive | None = None
     ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Return the transformation of gradients into updates, for a learning rate by steps."""
         import optax
 
         from runner.optim.parameter_groups import decay_mask
 
         decayed = optax.add_decayed_weights(self.weight_decay, mask=decay_mask)
-        return optax.chain(_clip(self.clip_norm), decayed, optax.sgd(schedule, self.momentum, self.nesterov))
+        return optax.chain(_clip_gradients(self.clip_norm), decayed, optax.sgd(schedule, self.momentum, self.nesterov))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +111,20 @@ class Adafactor:
 
     kind: Literal["adafactor"] = "adafactor"
     lr: Positive = 1e-2
-    weight_decay: NotNegative = 0.0
+    weight_decay: NonNegative = 0.0
     decay_rate: OpenFraction = 0.8
     clip_update: Positive = 1.0
     clip_norm: Positive | None = None
     ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Return the transformation of gradients into updates, for a learning rate by steps."""
         import optax
 
         from runner.optim.parameter_groups import decay_mask
 
         return optax.chain(
-            _clip(self.clip_norm),
+            _clip_gradients(self.clip_norm),
             optax.scale_by_factored_rms(decay_rate=self.decay_rate),
             optax.clip_by_block_rms(self.clip_update),
             optax.scale_by_param_block_rms(),
@@ -134,7 +144,7 @@ class Muon:
 
     kind: Literal["muon"] = "muon"
     lr: Positive = 4e-3
-    weight_decay: NotNegative = 0.1
+    weight_decay: NonNegative = 0.1
     momentum: Momentum = 0.95
     update_rms: Positive = 0.2
     b1: Momentum = 0.9
@@ -143,38 +153,39 @@ class Muon:
     ema: OpenFraction | None = None
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Return the transformation of gradients into updates, for a learning rate by steps."""
         import jax
         import optax
         from optax import contrib
 
-        from runner.optim.parameter_groups import Tree, count_fans, decay_mask, muon_axes
+        from runner.optim.parameter_groups import ParamsLike, count_fans, decay_mask, muon_axes
 
-        def labels(params: Tree) -> Tree:
+        def label_parameters(params: Params) -> ParamsLike:
             return jax.tree.map(lambda _, axes: "adam" if axes is None else "muon", params, muon_axes(params))
 
-        def dimensions(params: Tree) -> Tree:
+        def find_dimensions(params: Params) -> ParamsLike:
             return jax.tree.map(lambda _, axes: contrib.MuonDimensionNumbers(*axes), params, muon_axes(params))
 
-        def even(updates: Tree, params: Tree | None) -> Tree:
-            """Every matrix with the same root mean square, whatever its shape."""
+        # An orthogonal matrix has a root mean square of 1/√(its longer side); this undoes it, whatever the shape.
+        def scale_to_rms(updates: Params, params: Params | None) -> Params:
             return jax.tree.map(
                 lambda update, axes: self.update_rms * max(count_fans(update, axes)) ** 0.5 * update,
                 updates,
                 muon_axes(updates),
             )
 
-        orthogonal = contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions)
-        orthogonal = optax.chain(orthogonal, optax.stateless(even))
+        orthogonal = contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=find_dimensions)
+        orthogonal = optax.chain(orthogonal, optax.stateless(scale_to_rms))
         adam = optax.scale_by_adam(b1=self.b1, b2=self.b2)
         return optax.chain(
-            _clip(self.clip_norm),
-            optax.partition({"muon": orthogonal, "adam": adam}, labels),
+            _clip_gradients(self.clip_norm),
+            optax.partition({"muon": orthogonal, "adam": adam}, label_parameters),
             optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
             optax.scale_by_learning_rate(schedule),
         )
 
 
-def _clip(norm: float | None) -> optax.GradientTransformation:
+def _clip_gradients(norm: float | None) -> optax.GradientTransformation:
     import optax
 
     return optax.identity() if norm is None else optax.clip_by_global_norm(norm)

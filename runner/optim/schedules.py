@@ -1,8 +1,8 @@
-"""Learning-rate schedules: option, default and range of each. Free of jax until `build`.
+"""The catalogue of learning-rate schedules: options, defaults and ranges. Free of jax until `build`.
 
-A schedule maps completed steps to a learning rate. Every one begins with a linear warm-up from lr / (warm-up + 1) to
-lr, so that the first update is not lost on a rate of zero. All are callables, the constant one too: what the optimizer
-keeps in the state is then the same under each of them, and a run can be continued under another.
+A schedule maps completed steps to a learning rate. Each begins with a linear warm-up from lr / (warm-up + 1) to lr, so
+that the first update is not lost on a rate of zero. All are callables, the constant one too: what the optimizer keeps
+in the state is then the same under each of them, and a run can be continued under another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WarmUp(ABC):
             )
 
     def build(self, lr: float, num_steps: int) -> optax.Schedule:
-        """Learning rate by completed steps: up to `lr` over the warm-up, then what comes `after` it."""
+        """Return the learning rate by completed steps: up to `lr` over the warm-up, then what comes `after` it."""
         import optax
 
         warmup = self.warmup(num_steps)
@@ -45,14 +45,14 @@ class WarmUp(ABC):
         return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
     def warmup(self, num_steps: int) -> int:
-        """The length of the warm-up, in steps: no longer than training."""
+        """Return the length of the warm-up in steps, no longer than training."""
         if self.warmup_fraction is not None:
             return round(self.warmup_fraction * num_steps)
         return min(self.warmup_steps or 0, num_steps)
 
     @abstractmethod
     def after(self, lr: float, warmup: int, num_steps: int) -> optax.Schedule:
-        """Learning rate by steps since the end of the warm-up."""
+        """Return the learning rate by steps since the end of the warm-up, which took `warmup` steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ class Constant(WarmUp):
     kind: Literal["constant"] = "constant"
 
     def after(self, lr: float, warmup: int, num_steps: int) -> optax.Schedule:
+        """Return lr at every step."""
         import optax
 
         return optax.constant_schedule(lr)
@@ -75,6 +76,7 @@ class Cosine(WarmUp):
     end_lr_fraction: Fraction = 0.1
 
     def after(self, lr: float, warmup: int, num_steps: int) -> optax.Schedule:
+        """Return half a cosine from lr down to its fraction at the last step."""
         import optax
 
         return optax.cosine_decay_schedule(lr, max(num_steps - warmup, 1), self.end_lr_fraction)
@@ -88,6 +90,7 @@ class Linear(WarmUp):
     end_lr_fraction: Fraction = 0.0
 
     def after(self, lr: float, warmup: int, num_steps: int) -> optax.Schedule:
+        """Return a straight line from lr down to its fraction at the last step."""
         import optax
 
         return optax.linear_schedule(lr, lr * self.end_lr_fraction, max(num_steps - warmup, 1))
@@ -115,16 +118,17 @@ class Wsd(WarmUp):
             )
 
     def after(self, lr: float, warmup: int, num_steps: int) -> optax.Schedule:
+        """Return lr, and over the last steps the way down."""
         import jax.numpy as jnp
 
         begin = max(num_steps - warmup - round(self.decay_fraction * num_steps), 0)
         length = max(num_steps - warmup - begin, 1)
 
-        def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        def find_rate(step: jax.typing.ArrayLike) -> jax.Array:
             passed = jnp.clip((step - begin) / length, 0.0, 1.0)
             return lr * (1.0 - (1.0 - self.end_lr_fraction) * jnp.sqrt(passed))
 
-        return rate
+        return find_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,7 @@ class InverseSqrt(WarmUp):
     kind: Literal["inverse_sqrt"] = "inverse_sqrt"
 
     def after(self, lr: float, warmup: int, num_steps: int) -> optax.Schedule:
+        """Return lr × √(warm-up / step)."""
         import jax.numpy as jnp
 
         begin = max(warmup, 1)

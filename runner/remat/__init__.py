@@ -1,1 +1,1 @@
-"""What to recompute in the backward pass."""
+"""What recomputation costs and saves for one model and batch: measured for a person, searched for `remat=auto`."""

@@ -1,8 +1,8 @@
-"""What `remat=auto` stands for in this run: as it chose before, as it was chosen elsewhere, or chosen now.
+"""Resolve `remat=auto` for one run: as the run chose before, as another run chose, or by a search now.
 
 What a run chose is kept in its directory (remat.json), so that it goes on bit for bit when the cache is gone; and
-beside the compiled programs, for other runs of the same shape. Both are only read as data, and checked: a file that is
-torn, or of another budget, device or model, counts as none.
+beside the compiled programs, for other runs of the same shape. Both files are only read as data, and checked: one that
+is torn, or of another budget, device or model, counts as none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from runner import files
 from runner.config import user_code
@@ -23,106 +23,114 @@ from runner.config.identity import hash_identity
 from runner.config.remat_policies import AutoRemat, Offload, RematPolicy, format_policy
 from runner.config.schema import BY_KIND, Config, validate_options
 from runner.errors import ConfigError
-from runner.remat.auto_search import Menu, MenuRow, budget_bytes, build_menu, choose_row, find_fastest, format_menu
-from runner.remat.candidates import read_memory, trace_candidate
+from runner.remat.auto_search import Menu, MenuRow, build_menu, choose_row, find_budget, find_fastest, format_menu
+from runner.remat.candidates import measure_memory, trace_candidate
 from runner.remat.remat_survey import suggest_changes
 from runner.rundir.provenance import hash_code
 from runner.text import format_size
-from runner.train.built import describe_hardware
-from runner.train.compile_cache import place
+from runner.train.built import Built, describe_hardware
+from runner.train.compile_cache import cache_folder
+from runner.values import Say
 
-if TYPE_CHECKING:
-    from runner.train.built import Built
-
-Say = Callable[[str], None]
-VERSIONS = ("jax", "jaxlib", "flax")
+# A choice depends on how these trace and compile.
+VERSIONED_PACKAGES = ("jax", "jaxlib", "flax")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RematChoice:
-    """An option, in words what it costs, and the circumstances it was chosen in."""
+    """A policy that was chosen. Its fields are those of remat.json.
+
+    Attributes:
+        option: The policy.
+        words: The policy and what it costs, for a person.
+        circumstances: What the choice depended on.
+    """
 
     option: Annotated[RematPolicy, BY_KIND]
     words: str
     circumstances: Mapping[str, str | int]
 
 
-def resolve_auto(config: Config, built: Built, run: Path, say: Say, alive: Callable[[], None]) -> RematChoice:
-    """What to recompute in a run whose configuration says auto; `run` is the file in which it is kept.
+def resolve_auto(config: Config, built: Built, own_file: Path, say: Say, show_life: Callable[[], None]) -> RematChoice:
+    """Return the policy of a run whose configuration says auto, and keep it in the file `own_file` of the run.
 
-    Raises ConfigError where nothing fits. Takes seconds to minutes where it was not chosen before: `alive` is called
-    before each compilation.
+    It takes seconds to minutes where it was not chosen before; `show_life` is called before each compilation. Raises
+    ConfigError where nothing fits.
     """
-    option = config.remat
-    assert isinstance(option, AutoRemat)
-    budget = budget_bytes(option, built.mesh.devices.flat[0])
-    circumstances = _circumstances(config, built, budget)
-    cache = _cached(config, circumstances)
-    for path, where in ((run, "as before"), (cache, "as chosen for these shapes before")):
-        if path is not None and (found := _read(path, config, circumstances)):
+    policy = config.remat
+    assert isinstance(policy, AutoRemat)
+    budget = find_budget(policy, built.mesh.devices.flat[0])
+    circumstances = _describe_circumstances(config, built, budget)
+    cache_file = _find_cache_file(config, circumstances)
+    for path, where in ((own_file, "as before"), (cache_file, "as chosen for these shapes before")):
+        if path is not None and (found := _read_choice(path, config, circumstances)):
             say(f"remat=auto: {found.words}, {where}")
             break
     else:
-        if changed := _changed(run, circumstances):
-            say(
-                f"remat=auto: chosen anew, because of another {' and '.join(changed)}; rounding may differ from here on"
-            )
-        taken, words = _chosen_now(config, built, budget, say, alive)
-        found = RematChoice(option=taken, words=words, circumstances=circumstances)
+        if changed := _list_changed_circumstances(own_file, circumstances):
+            what = " and ".join(changed)
+            say(f"remat=auto: chosen anew, because of another {what}; rounding may differ from here on")
+        chosen, words = _search_now(config, built, budget, say, show_life)
+        found = RematChoice(option=chosen, words=words, circumstances=circumstances)
     document = json.dumps(asdict(found), indent=1) + "\n"
-    files.replace_file(run, document)
-    if cache is not None:
-        with suppress(OSError):  # it only saves time
-            files.replace_file(cache, document, durable=False)
+    files.replace_file(own_file, document)
+    # The cache only saves time: where it cannot be written, the next run searches again.
+    if cache_file is not None:
+        with suppress(OSError):
+            files.replace_file(cache_file, document, durable=False)
     return found
 
 
-def _chosen_now(
-    config: Config, built: Built, budget: int, say: Say, alive: Callable[[], None]
+def _search_now(
+    config: Config, built: Built, budget: int, say: Say, show_life: Callable[[], None]
 ) -> tuple[RematPolicy, str]:
-    """The option, and in words what it costs."""
+    """Return the policy that a search chooses, and in words what it costs. Raises ConfigError where nothing fits."""
     say(f"remat=auto: looking for the least recomputation within {format_size(budget)} on {describe_hardware(built)} …")
-    found = build_menu(config, built.sources)
+    menu = build_menu(config, built.sources)
 
     def num_bytes(row: MenuRow) -> int:
-        alive()
-        return found.num_bytes(row)
+        show_life()
+        return menu.num_bytes(row)
 
-    def first(rows: Sequence[MenuRow]) -> MenuRow:
+    def choose_fastest(rows: Sequence[MenuRow]) -> MenuRow:
         return find_fastest(config, built.sources, rows, say)
 
+    # Not on a CPU: its step times depend on who else uses the cores, and so would the choice.
     is_cpu = built.mesh.devices.flat[0].platform == "cpu"
-    taken = choose_row(replace(found, num_bytes=num_bytes), budget, None if is_cpu else first)
+    taken = choose_row(replace(menu, num_bytes=num_bytes), budget, None if is_cpu else choose_fastest)
     if taken is None:
-        raise ConfigError(_nothing_fits(config, built, found, budget))
-    for line in format_menu(found, budget, taken):
+        raise ConfigError(_explain_nothing_fits(config, built, menu, budget))
+    for line in format_menu(menu, budget, taken):
         say(f"  {line}")
-    counted, more = " by count" if found.is_counted else "", 100 * (taken.flops / found.flops - 1)
-    words = f"{taken.name}, {format_size(found.num_bytes(taken))} of {format_size(budget)}{counted}, +{more:.1f}% FLOPs"
+    counted, more = " by count" if menu.is_counted else "", 100 * (taken.flops / menu.flops - 1)
+    words = f"{taken.name}, {format_size(menu.num_bytes(taken))} of {format_size(budget)}{counted}, +{more:.1f}% FLOPs"
     say(f"remat=auto: {words}")
-    return taken.option, words
+    return taken.policy, words
 
 
-def _nothing_fits(config: Config, built: Built, found: Menu, budget: int) -> str:
-    """How much is needed at least, and what else takes less, each with its number."""
-    least = min(found.rows, key=lambda row: (row.option not in found.known, found.known.get(row.option, row.counted)))
-    needed, ways = found.num_bytes(least), []
+def _explain_nothing_fits(config: Config, built: Built, menu: Menu, budget: int) -> str:
+    """Return an error that says how much is needed at least, and what else takes less, each with its number."""
+    # The smallest of those that were compiled; counted bytes only serve where none was.
+    least = min(menu.rows, key=lambda row: (row.policy not in menu.known, menu.known.get(row.policy, row.counted)))
+    needed, ways = menu.num_bytes(least), []
     for key, other in suggest_changes(config):
-        with suppress(ConfigError, ValueError):  # not for this model
-            traced = trace_candidate(other, least.option, built.sources)
-            if (less := traced.counted if found.is_counted else read_memory(traced).footprint) < needed:
+        # Not every change is one that this model and batch can have.
+        with suppress(ConfigError, ValueError):
+            traced = trace_candidate(other, least.policy, built.sources)
+            less = traced.counted if menu.is_counted else measure_memory(traced).footprint
+            if less < needed:
                 ways.append(f"{key} ({format_size(less)})")
     return (
-        f"remat=auto: nothing fits into {format_size(budget)}: the least is remat={format_policy(least.option)} with "
+        f"remat=auto: nothing fits into {format_size(budget)}: the least is remat={format_policy(least.policy)} with "
         f"{format_size(needed)}; raise remat.budget_bytes, or take a smaller model or batch"
         + (f"; what takes less beside it: {', '.join(ways)}" if ways else "")
     )
 
 
-def _circumstances(config: Config, built: Built, budget: int) -> dict[str, str | int]:
-    """What the memory of a step depends on, and so the choice: the seed and the number of steps are not in it."""
-    option, sources = config.remat, built.sources
-    assert isinstance(option, AutoRemat)
+def _describe_circumstances(config: Config, built: Built, budget: int) -> dict[str, str | int]:
+    """Return what the memory of a step, and so the choice, depends on; the seed and the number of steps are not."""
+    policy, sources = config.remat, built.sources
+    assert isinstance(policy, AutoRemat)
     return {
         "model": hash_identity({**config.document, "seed": 0}),
         "own": ",".join(origin.hash for origin in user_code.find_origins(config.document)),
@@ -131,36 +139,45 @@ def _circumstances(config: Config, built: Built, budget: int) -> dict[str, str |
         "precision": config.train.precision,
         "loss_chunks": getattr(config.model, "loss_chunks", 1),
         "attention": getattr(config.model, "attention", "xla"),
-        "block": option.block or "",
+        "block": policy.block or "",
         # A fraction of what differs by some bytes from start to start stays the same fraction.
-        "budget": option.budget or f"{option.fraction:g} of {round(budget / option.fraction / 2**30)} GiB",
+        "budget": policy.budget or f"{policy.fraction:g} of {round(budget / policy.fraction / 2**30)} GiB",
         "device": describe_hardware(built),
     }
 
 
-def _cached(config: Config, circumstances: Mapping[str, str | int]) -> Path | None:
-    """Where this choice is kept for other runs: with another jax, or other code of ours, another file."""
-    folder = place(config.compile_cache)
+def _find_cache_file(config: Config, circumstances: Mapping[str, str | int]) -> Path | None:
+    """Return where this choice is kept for other runs: with another jax, or other code of ours, another file."""
+    folder = cache_folder(config.compile_cache)
     if folder is None:
         return None
-    versions = [*map(importlib.metadata.version, VERSIONS), hash_code(), os.environ.get("XLA_FLAGS", "")]
-    facts = json.dumps([versions, circumstances], sort_keys=True)
+    versions = [importlib.metadata.version(package) for package in VERSIONED_PACKAGES]
+    facts = json.dumps(
+        [[*versions, hash_code(), os.environ.get("XLA_FLAGS", "")], circumstances],
+        sort_keys=True,
+    )
     return folder / "remat" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
 
 
-def _read(path: Path, config: Config, circumstances: Mapping[str, str | int]) -> RematChoice | None:
-    """What is written there, where it is whole and for these circumstances."""
-    with suppress(OSError, ValueError, TypeError, ConfigError):  # torn, or no such file
-        found: RematChoice = validate_options(RematChoice, json.loads(path.read_bytes()))
-        replace(config, remat=found.option)  # it has those scopes and tags
+def _read_choice(path: Path, config: Config, circumstances: Mapping[str, str | int]) -> RematChoice | None:
+    """Return the choice in a file, where it is whole and for these circumstances."""
+    # A file that is torn, missing, or of a model without those scopes and tags counts as none.
+    with suppress(OSError, ValueError, TypeError, ConfigError):
+        found = _parse_choice(path)
+        replace(config, remat=found.option)
         if found.circumstances == circumstances and not isinstance(found.option, AutoRemat | Offload):
             return found
     return None
 
 
-def _changed(path: Path, circumstances: Mapping[str, str | int]) -> list[str]:
-    """In what circumstances a choice was made that cannot be used any more."""
+def _list_changed_circumstances(path: Path, circumstances: Mapping[str, str | int]) -> list[str]:
+    """Return in what circumstances a choice was made that cannot be used any more; none where there is no choice."""
     with suppress(OSError, ValueError, TypeError, ConfigError):
-        found: RematChoice = validate_options(RematChoice, json.loads(path.read_bytes()))
+        found = _parse_choice(path)
         return [key for key, value in circumstances.items() if found.circumstances.get(key) != value]
     return []
+
+
+def _parse_choice(path: Path) -> RematChoice:
+    choice: RematChoice = validate_options(RematChoice, json.loads(path.read_bytes()))
+    return choice

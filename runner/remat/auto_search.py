@@ -1,9 +1,9 @@
-"""`remat=auto`: of everything that could be recomputed, the least that fits into a budget.
+"""Search for `remat=auto`: of everything that could be recomputed, the least that fits into a budget.
 
-Candidates are the sets of tags that are worth something, found by tracing one block of each kind, and every policy of
-the menu that the model offers. They are tried in ascending order of what they recompute, and the first that fits is
-taken: so none of the menu that fits recomputes less. Where the bytes of the blocks alone are above the budget there is
-no need to compile; that is certain only on a CPU, whose compiler keeps what a scan stores.
+Candidates are the sets of tags that are worth something, found by tracing one block of each kind, and every fixed
+policy that the model can be given. They are tried in ascending order of what they recompute, and the first that fits is
+taken: so no fixed policy that fits recomputes less. Where the counted bytes of the blocks alone are above the budget
+there is no need to compile; that is certain only on a CPU, whose compiler keeps what a scan stores.
 """
 
 from __future__ import annotations
@@ -16,237 +16,274 @@ from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from math import inf
 from statistics import median
-from typing import Any
 
 import jax
 
 from data.sources import Sources
 from models.remat_plan import RematPlan
-from runner.config import remat_policies
-from runner.config.remat_policies import AutoRemat, Names, RematPolicy, format_policy
+from runner.config.remat_policies import (
+    BLOCK,
+    AutoRemat,
+    EveryN,
+    Full,
+    Names,
+    RematPolicy,
+    format_policy,
+)
 from runner.config.schema import Config
 from runner.errors import ConfigError
+from runner.mesh import batch_share
 from runner.remat.block_costs import BlockKinds, RematCost, find_block_kinds, measure_loss
-from runner.remat.candidates import Candidate, compile_candidate, read_memory, trace_candidate
-from runner.remat.remat_survey import NO_ROOM, time_steps
-from runner.text import format_size
-from runner.text import format_table as lines
+from runner.remat.candidates import (
+    Candidate,
+    compile_candidate,
+    is_no_room,
+    list_fixed_policies,
+    measure_memory,
+    trace_candidate,
+)
+from runner.remat.step_times import time_steps
+from runner.text import format_size, format_table
+from runner.trace.pareto import find_pareto_front
+from runner.values import Say
 
-MOST_TAGS = 8  # all their sets are traced, 30 ms each; of more tags, those that a greedy choice meets
-NO_SUCH_DEVICE = sys.maxsize  # bytes
-FINALISTS, ROUNDS = 3, 10  # so many are timed, so often, where that means something
+# All sets of so many tags are traced, 30 ms each; of more tags only those sets that a greedy choice meets.
+MOST_TAGS = 8
+# More bytes than any device has: what a program needs that the compiler finds no room for.
+NO_SUCH_DEVICE = sys.maxsize
+# So many of the first that fit are timed, for so many steps each, where step times mean something.
+FINALISTS, ROUNDS = 3, 10
 
 
 @dataclass(frozen=True)
 class MenuRow:
-    """A candidate. `least`: bytes that it needs at any rate, 0 where nobody knows."""
+    """One candidate.
 
-    option: RematPolicy
+    Attributes:
+        policy: The policy.
+        counted: Bytes of state, batch and stored values on one device, counted in the trace.
+        least: Bytes that it needs at any rate; 0 where nobody knows.
+        flops: FLOPs of a step, on all devices.
+    """
+
+    policy: RematPolicy
     counted: int
     least: int
     flops: int
 
     @property
     def name(self) -> str:
-        """As a person calls it."""
-        return format_policy(self.option)
+        """The policy as a person calls it."""
+        return format_policy(self.policy)
 
 
 @dataclass(frozen=True)
 class Menu:
-    """Candidates, the least recomputation first, with the bytes that one device needs for each, once it is asked."""
+    """The candidates, and the bytes that one device needs for each.
+
+    Attributes:
+        rows: The candidates, the least recomputation first.
+        num_bytes: Returns the bytes of a row; it compiles, and may take minutes.
+        known: The bytes that were asked for already.
+        is_counted: Whether num_bytes counts in the trace, because the compiler cannot be believed here.
+    """
 
     rows: Sequence[MenuRow]
     num_bytes: Callable[[MenuRow], int]
-    known: dict[RematPolicy, int]  # what was asked already
-    is_counted: bool  # num_bytes is counted: the compiler cannot be believed here
+    known: dict[RematPolicy, int]
+    is_counted: bool
 
     @property
     def flops(self) -> int:
-        """Where nothing is recomputed."""
+        """FLOPs of a step where nothing is recomputed."""
         return self.rows[0].flops
 
 
 def build_menu(config: Config, sources: Sources) -> Menu:
-    """What there is to choose from for a configuration whose `remat` is auto. Raises ConfigError where that is nothing.
+    """Return what there is to choose from for a configuration whose `remat` is auto.
 
-    The model is traced once for all policies and tags of blocks, and once for each other policy.
+    The model is traced once for all policies and tags of blocks, and once for each other policy. Raises ConfigError
+    where the model has no blocks.
     """
+    # AutoRemat has the plan of `full`, which finds the blocks; all costs below are differences from it.
     base = trace_candidate(config, config.remat, sources)
-    device, inside = base.built.mesh.devices.flat[0], find_block_kinds(base, config)
-    is_cpu = device.platform == "cpu"
-    outside = base.num_bytes - inside.cost(base.option.plan).num_bytes // base.built.mesh.size
+    mesh, blocks = base.built.mesh, find_block_kinds(base, config)
+    is_cpu = base.platform == "cpu"
+    outside = base.num_bytes - batch_share(mesh, blocks.cost(base.policy.plan).num_bytes)
     is_sure = is_cpu and not base.is_loop
 
-    def row(option: RematPolicy, more: RematCost) -> MenuRow:
-        counted = base.counted + more.num_bytes // base.built.mesh.size
-        return MenuRow(option, counted, counted - outside if is_sure else 0, base.flops + more.flops)
+    def make_row(policy: RematPolicy, more: RematCost) -> MenuRow:
+        counted = base.counted + batch_share(mesh, more.num_bytes)
+        return MenuRow(policy, counted, counted - outside if is_sure else 0, base.flops + more.flops)
 
-    fixed = [row(option, more) for option, more in _fixed(config, sources, inside)]
-    sets = [row(option, more) for option, more in _sets(config, inside)]
-    rows = sorted([*fixed, *_frontier(sets, fixed)], key=lambda row: (row.flops, row.counted))
+    fixed = [make_row(policy, more) for policy, more in _measure_fixed_policies(config, sources, blocks)]
+    sets = [make_row(policy, more) for policy, more in _measure_tag_sets(config, blocks)]
+    rows = sorted([*fixed, *_drop_beaten_sets(sets, fixed)], key=lambda row: (row.flops, row.counted))
+    # XLA on a CPU undoes recomputation where blocks follow each other in the program (step_requirements.py).
+    is_blind = is_cpu and base.is_loop
     known: dict[RematPolicy, int] = {}
 
     def num_bytes(row: MenuRow) -> int:
-        if row.option not in known:
-            is_blind = is_cpu and base.is_loop
-            known[row.option] = row.counted if is_blind else _compiled(trace_candidate(config, row.option, sources))
-        return known[row.option]
+        if row.policy not in known:
+            known[row.policy] = (
+                row.counted if is_blind else _compile_bytes(trace_candidate(config, row.policy, sources))
+            )
+        return known[row.policy]
 
-    return Menu(rows, num_bytes, known, is_counted=is_cpu and base.is_loop)
+    return Menu(rows, num_bytes, known, is_counted=is_blind)
 
 
-def _compiled(traced: Candidate) -> int:
-    """What the compiler says, which may be that it finds no room at all."""
+def _compile_bytes(candidate: Candidate) -> int:
+    """Return the bytes that the compiler says; NO_SUCH_DEVICE where it finds no room at all."""
     try:
-        return read_memory(traced).footprint
+        return measure_memory(candidate).footprint
     except jax.errors.JaxRuntimeError as error:
-        if NO_ROOM not in str(error):
+        if not is_no_room(error):
             raise
         return NO_SUCH_DEVICE
 
 
 def iterate_fitting(menu: Menu, budget: int) -> Iterator[MenuRow]:
-    """What fits, the least recomputation first.
-
-    Where no row can be ruled out beforehand, sets of tags are tried only from where they begin to fit.
-    """
+    """Yield the rows that fit into a budget of bytes, the least recomputation first."""
     hopeless: Sequence[MenuRow] = ()
-    is_searched = build_menu.is_counted or any(row.least for row in build_menu.rows)
-    for row in build_menu.rows:
+    # Where rows can be ruled out beforehand, or cost nothing to ask, they are simply asked in their order.
+    is_searched = menu.is_counted or any(row.least for row in menu.rows)
+    for row in menu.rows:
         if row.least > budget or row in hopeless:
             continue
-        if build_menu.num_bytes(row) <= budget:
+        if menu.num_bytes(row) <= budget:
             yield row
+        # Elsewhere each answer is a compilation. Sets of tags are on a Pareto front: more recomputation, fewer bytes.
+        # So the first that fits is found by halves, and most of those before it are never compiled.
         elif not is_searched:
-            sets, is_searched = [row for row in build_menu.rows if isinstance(row.option, Names)], True
-            hopeless = sets[: bisect_left(sets, x=True, key=lambda row: build_menu.num_bytes(row) <= budget)]
+            sets, is_searched = [row for row in menu.rows if isinstance(row.policy, Names)], True
+            hopeless = sets[: bisect_left(sets, x=True, key=lambda row: menu.num_bytes(row) <= budget)]
 
 
 def choose_row(
-    menu: Menu, budget: int, fastest: Callable[[Sequence[MenuRow]], MenuRow] | None = None
+    menu: Menu, budget: int, choose_fastest: Callable[[Sequence[MenuRow]], MenuRow] | None = None
 ) -> MenuRow | None:
-    """The least recomputation that fits, or None; with `fastest`, whichever it says of the first few."""
-    finalists = list(islice(iterate_fitting(build_menu, budget), FINALISTS if find_fastest else 1))
-    return find_fastest(finalists) if find_fastest and len(finalists) > 1 else next(iter(finalists), None)
+    """Return the least recomputation that fits, or None; with `choose_fastest`, the one it picks of the first few."""
+    finalists = list(islice(iterate_fitting(menu, budget), FINALISTS if choose_fastest else 1))
+    if choose_fastest and len(finalists) > 1:
+        return choose_fastest(finalists)
+    return finalists[0] if finalists else None
 
 
-def find_fastest(config: Config, sources: Sources, rows: Sequence[MenuRow], tell: Callable[[str], None]) -> MenuRow:
-    """The one whose steps take least time: FLOPs do not tell what it costs to read and write what is stored."""
-    traced = [trace_candidate(config, row.option, sources) for row in rows]
+def find_fastest(config: Config, sources: Sources, rows: Sequence[MenuRow], say: Say) -> MenuRow:
+    """Return the row whose steps take least time: FLOPs do not tell what it costs to read and write stored values."""
+    traced = [trace_candidate(config, row.policy, sources) for row in rows]
     programs = {
-        row.name: each.built.train_step.with_lr(compile_candidate(each)[1])
-        for row, each in zip(rows, traced, strict=True)
+        row.name: candidate.built.train_step.with_lr(compile_candidate(candidate)[1])
+        for row, candidate in zip(rows, traced, strict=True)
     }
     with closing(traced[0].built.stream):
-        seconds = time_steps(traced[0], programs, ROUNDS, tell)
+        seconds = time_steps(traced[0], programs, ROUNDS, say)
     medians = {name: median(found) for name, found in seconds.items()}
-    tell("  a step takes " + ", ".join(f"{1000 * found:.3g} ms with {name}" for name, found in medians.items()))
+    say("  a step takes " + ", ".join(f"{1000 * found:.3g} ms with {name}" for name, found in medians.items()))
     return min(rows, key=lambda row: medians.get(row.name, inf))
 
 
-def budget_bytes(option: AutoRemat, device: Any) -> int:
-    """In bytes, on one device. Raises ConfigError where the device does not tell how much memory it has."""
-    if option.budget:
-        return option.budget
+def find_budget(policy: AutoRemat, device: jax.Device) -> int:
+    """Return the budget in bytes on one device.
+
+    Raises ConfigError where it is a fraction and the device does not tell how much memory it has.
+    """
+    if policy.budget:
+        return policy.budget
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if not limit:
         raise ConfigError(
             f"remat=auto: a {device.platform} does not tell how much memory there is, so remat.fraction="
-            f"{option.fraction:g} means nothing; say remat.budget_bytes=8GB"
+            f"{policy.fraction:g} means nothing; say remat.budget_bytes=8GB"
         )
-    return int(option.fraction * limit)
+    return int(policy.fraction * limit)
 
 
 def format_menu(menu: Menu, budget: int, taken: MenuRow) -> list[str]:
-    """What was chosen from: everything that recomputes less, what was chosen, and how many more there were."""
+    """Return a table of what was chosen from: what recomputes less, what was chosen, how many more there were."""
     last = max(
-        place
-        for place, row in enumerate(build_menu.rows)
-        if row == taken or build_menu.known.get(row.option, inf) <= budget
+        place for place, row in enumerate(menu.rows) if row == taken or menu.known.get(row.policy, inf) <= budget
     )
     rows = []
-    for row in build_menu.rows[: last + 1]:
-        found = build_menu.known.get(row.option)
+    for row in menu.rows[: last + 1]:
+        found = menu.known.get(row.policy)
         verdict = "too large" if max(row.least, found or 0) > budget else "not tried" if found is None else "fits"
-        share = f"+{100 * (row.flops / build_menu.flops - 1):.1f}%"
+        share = f"+{100 * (row.flops / menu.flops - 1):.1f}%"
         needs = "" if found is None else "no room" if found == NO_SUCH_DEVICE else format_size(found)
         rows.append((row.name, share, format_size(row.counted), needs, "chosen" if row == taken else verdict))
-    left = len(build_menu.rows) - len(rows)
-    head = ("recomputed", "FLOPs", "counted", "" if build_menu.is_counted else "compiled", "")
-    return [*lines(head, rows, right=head[1:4]), *([f"({left} others recompute more)"] if left else [])]
+    left = len(menu.rows) - len(rows)
+    head = ("recomputed", "FLOPs", "counted", "" if menu.is_counted else "compiled", "")
+    lines = format_table(head, rows, right=head[1:4])
+    if left:
+        lines.append(f"({left} others recompute more)")
+    return lines
 
 
-def _fixed(config: Config, sources: Sources, inside: BlockKinds) -> Iterator[tuple[RematPolicy, RematCost]]:
-    """The policies of the menu that this model offers, and what each costs more than `full`, on a whole batch."""
-    block, count, parts = config.remat.block, sum(times for _, times in inside.kinds), config.train.microbatches
-    full = inside.cost(remat_policies.Full().plan)
-    of_blocks: tuple[RematPolicy, ...] = (
-        remat_policies.Full(block=block),
-        remat_policies.Dots(block=block),
-        remat_policies.DotsNoBatch(block=block),
-    )
-    for option in of_blocks:
-        yield option, _batch(inside.cost(option.plan) - full, parts)
-    base = measure_loss(config, remat_policies.Full(block=block), sources)
-    every = [remat_policies.EveryN(n=n, block=block) for n in (2, 3) if n <= count]
-    others: tuple[RematPolicy, ...] = (
-        remat_policies.NoRemat(),
-        remat_policies.AttentionCore(),
-        remat_policies.AttentionOnly(),
-        remat_policies.FfnOnly(),
-        *every,
-    )
-    for option in others:
-        offers = config.model.kind == "external" or option.plan.scopes <= set(config.model.scopes)
-        if base and offers and (found := measure_loss(config, option, sources)):
-            yield option, _batch(found - base, parts)
+def _measure_fixed_policies(
+    config: Config, sources: Sources, blocks: BlockKinds
+) -> Iterator[tuple[RematPolicy, RematCost]]:
+    """Yield the fixed policies that fit this model, each with what it costs more than `full`, on a whole batch."""
+    block, num_blocks = config.remat.block, sum(times for _, times in blocks.kinds)
+    full_of_blocks = blocks.cost(Full().plan)
+    full_of_loss = measure_loss(config, Full(block=block), sources)
+    policies = list_fixed_policies(block, every=[n for n in (2, 3) if n <= num_blocks])
+    # The menu is sorted by cost, and of equals the first stays first: `full` before policies that save nothing more.
+    for policy in sorted(policies, key=lambda policy: not isinstance(policy, Full)):
+        plan = policy.plan
+        if plan.scopes == BLOCK and not isinstance(policy, EveryN):
+            yield policy, _for_whole_batch(blocks.cost(plan) - full_of_blocks, config)
+            continue
+        # The others change more than the inside of blocks: the whole loss is traced with each.
+        may_fit = config.model.kind == "external" or plan.scopes <= set(config.model.scopes)
+        if full_of_loss and may_fit and (found := measure_loss(config, policy, sources)):
+            yield policy, _for_whole_batch(found - full_of_loss, config)
 
 
-def _sets(config: Config, inside: BlockKinds) -> Iterator[tuple[RematPolicy, RematCost]]:
-    """The sets of tags that may be worth storing, likewise."""
-    full = inside.cost(remat_policies.Full().plan)
-    for save in _useful(inside):
-        option = Names(save=save, block=config.remat.block)
-        yield option, _batch(inside.cost(option.plan) - full, config.train.microbatches)
+def _measure_tag_sets(config: Config, blocks: BlockKinds) -> Iterator[tuple[RematPolicy, RematCost]]:
+    """Yield the sets of tags that may be worth storing, each with what it costs more than `full`, on a whole batch."""
+    full = blocks.cost(Full().plan)
+    for save in _list_useful_sets(blocks):
+        policy = Names(save=save, block=config.remat.block)
+        yield policy, _for_whole_batch(blocks.cost(policy.plan) - full, config)
 
 
-def _batch(cost: RematCost, parts: int) -> RematCost:
-    """What a microbatch costs, for a batch: each is computed, but only one is stored at a time."""
-    return replace(cost, flops=cost.flops * parts)
+def _for_whole_batch(cost: RematCost, config: Config) -> RematCost:
+    """Return what a microbatch costs for a batch: each is computed, but only one is stored at a time."""
+    return replace(cost, flops=cost.flops * config.train.microbatches)
 
 
-def _useful(inside: BlockKinds) -> list[tuple[str, ...]]:
-    """A tag is left out that saves nothing alone, nor as the last one missing."""
+def _list_useful_sets(blocks: BlockKinds) -> list[tuple[str, ...]]:
+    """Return the sets of tags to try; a tag is in none that saves no FLOPs, alone or as the last one missing."""
 
     def flops(save: Sequence[str]) -> int:
-        return inside.cost(_storing(save)).flops
+        return blocks.cost(_plan_storing(save)).flops
 
-    nothing, everything = flops(()), flops(inside.tags)
-    useful = [
-        tag
-        for tag in inside.tags
-        if flops((tag,)) < nothing or flops([other for other in inside.tags if other != tag]) > everything
-    ]
+    nothing, everything = flops(()), flops(blocks.tags)
+    useful = []
+    for tag in blocks.tags:
+        others = [other for other in blocks.tags if other != tag]
+        if flops((tag,)) < nothing or flops(others) > everything:
+            useful.append(tag)
     if len(useful) <= MOST_TAGS:
         return [save for size in range(1, len(useful) + 1) for save in combinations(useful, size)]
-    return _greedy(inside, useful)
+    return _grow_greedily(blocks, useful)
 
 
-def _storing(save: Sequence[str]) -> RematPlan:
-    return RematPlan(remat_policies.BLOCK, names=frozenset(save))
+def _plan_storing(save: Sequence[str]) -> RematPlan:
+    return RematPlan(BLOCK, names=frozenset(save))
 
 
-def _greedy(inside: BlockKinds, useful: Sequence[str]) -> list[tuple[str, ...]]:
-    """One set of each size: to the one before it is added what saves most FLOPs for a byte."""
+def _grow_greedily(blocks: BlockKinds, useful: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return one set of each size: to the one before it is added the tag that saves most FLOPs for a byte."""
     sets: list[tuple[str, ...]] = []
     save: tuple[str, ...] = ()
     while len(save) < len(useful):
-        before = inside.cost(_storing(save))
+        before = blocks.cost(_plan_storing(save))
         gains = {}
         for tag in useful:
             if tag not in save:
-                more = inside.cost(_storing((*save, tag))) - before
+                more = blocks.cost(_plan_storing((*save, tag))) - before
                 gains[tag] = -more.flops / max(more.num_bytes, 1)
         best = max(gains, key=lambda tag: gains[tag])
         save = tuple(sorted((*save, best)))
@@ -254,11 +291,11 @@ def _greedy(inside: BlockKinds, useful: Sequence[str]) -> list[tuple[str, ...]]:
     return sets
 
 
-def _frontier(sets: Sequence[MenuRow], fixed: Sequence[MenuRow]) -> list[MenuRow]:
-    """The sets that nothing beats both in bytes and in FLOPs. Compiled, equals may differ: all fixed ones stay."""
-    kept, best = [], inf
-    for row in sorted([*fixed, *sets], key=lambda row: (row.counted, row.flops)):
-        if row.flops < best:
-            best = row.flops
-            kept.append(row)
-    return [row for row in kept if isinstance(row.option, Names)]
+def _drop_beaten_sets(sets: Sequence[MenuRow], fixed: Sequence[MenuRow]) -> list[MenuRow]:
+    """Return the sets of tags that nothing beats in counted bytes and in FLOPs.
+
+    Fixed policies are not dropped so: compiled, two that are counted alike may differ.
+    """
+    rows = [*fixed, *sets]
+    front = find_pareto_front([(row.counted, row.flops) for row in rows], keep_ties=False)
+    return [rows[place] for place in front if isinstance(rows[place].policy, Names)]

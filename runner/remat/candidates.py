@@ -1,7 +1,7 @@
-"""What a remat option costs, for this model and this batch: counted in the trace, and told by the compiler.
+"""Trace and compile the train step under one remat policy, and count what it costs for this model and this batch.
 
-Counted bytes are those of the values that the backward pass finds stored: the same on every device, but no compiler
-fuses there, and the working set of a block is not in them. The compiler's numbers are those of its device.
+Counted bytes are those of the values that the backward pass finds stored. They are the same on every device, but no
+compiler fuses there, and the working set of a block is not in them. The compiler's numbers are those of its device.
 """
 
 from __future__ import annotations
@@ -9,45 +9,69 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr
 
 from data.sources import Sources
 from models.scopes import use_plan
-from runner.config.remat_policies import RematPolicy
+from runner.config.remat_policies import (
+    AttentionCore,
+    AttentionOnly,
+    Dots,
+    DotsNoBatch,
+    EveryN,
+    FfnOnly,
+    Full,
+    NoRemat,
+    RematPolicy,
+)
 from runner.config.schema import Config
 from runner.errors import ConfigError
+from runner.mesh import batch_share, bytes_per_device
 from runner.trace.flops import count_flops
 from runner.trace.remat_trace import ScopesAndTags, count_stored_bytes, find_scopes_and_tags
-from runner.trace.step_requirements import CompiledMemory, bytes_held, read_compiled_memory
+from runner.trace.step_requirements import CompiledMemory, read_compiled_memory
 from runner.train.build import build
+from runner.train.built import Built
 from runner.train.compile import abstract_batch, trace_step
+from runner.types import Batch, State
 
-if TYPE_CHECKING:
-    from runner.train.built import Built
+# How XLA begins an error that says the device has too little memory.
+NO_ROOM = "RESOURCE_EXHAUSTED"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An option, traced. `stored`: bytes that one device keeps for the backward pass, by tag (`""`: what has none)."""
+    """The train step, traced under one policy.
 
-    option: RematPolicy
+    Attributes:
+        policy: The policy.
+        built: The parts of the run under it.
+        traced: The trace, ready to be lowered.
+        stored: Bytes that one device keeps for the backward pass, by tag; `""` has none.
+        flops: FLOPs of a step, on all devices.
+        seen: The scopes and tags in the trace.
+        held: Bytes of the state and the batch on one device.
+    """
+
+    policy: RematPolicy
     built: Built
     traced: jax.stages.Traced
-    count_stored_bytes: Mapping[str, int]
+    stored: Mapping[str, int]
     flops: int
-    find_scopes_and_tags: ScopesAndTags
-    bytes_held: int  # bytes of the state and the batch on one device
+    seen: ScopesAndTags
+    held: int
 
     @property
     def num_bytes(self) -> int:
-        """Everything stored."""
+        """All bytes that one device keeps for the backward pass."""
         return sum(self.stored.values())
 
     @property
     def counted(self) -> int:
-        """State, batch and what is stored: less is only enough where the compiler itself computes something again."""
+        """Bytes of state, batch and stored values; a program needs no less unless the compiler recomputes too."""
         return self.held + self.num_bytes
 
     @property
@@ -58,58 +82,91 @@ class Candidate:
 
     @property
     def is_loop(self) -> bool:
-        """Blocks follow each other in the text of the program; under a scan they are one. Not known of `none`."""
+        """Whether blocks follow each other in the program; under a scan they are one. Not known of `none`."""
         return max(self.seen.scopes.values(), default=0) > 1
 
 
-def trace_candidate(
-    config: Config, option: RematPolicy, sources: Sources, devices: Sequence[jax.Device] | None = None
-) -> Candidate:
-    """Trace the train step and its forward pass, for these devices or those of this machine.
+def list_fixed_policies(block: str | None, every: Sequence[int] = (2,)) -> list[RematPolicy]:
+    """Return the policies that need no names, those that usually store most first.
 
-    Raises ConfigError where the option does not fit the model.
+    `block` is the class of the blocks where the model declares none; `every` has the n of `every_n`.
+    """
+    return [
+        NoRemat(),
+        AttentionCore(),
+        AttentionOnly(),
+        FfnOnly(),
+        *(EveryN(n=n, block=block) for n in every),
+        Dots(block=block),
+        DotsNoBatch(block=block),
+        Full(block=block),
+    ]
+
+
+def trace_candidate(
+    config: Config, policy: RematPolicy, sources: Sources, devices: Sequence[jax.Device] | None = None
+) -> Candidate:
+    """Trace the train step and its forward pass under a policy, for these devices or those of this machine.
+
+    Raises ConfigError where the policy does not fit the model.
     """
     try:
-        config = replace(config, remat=option)
+        config = replace(config, remat=policy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     built = build(config, sources, devices)
     traced = trace_step(built, config)
-    jaxpr, parts = traced.jaxpr.jaxpr, built.mesh.size
-    kept = {name: size // parts for name, size in _stored(built, config).items()}
-    size = bytes_held(jax.tree.leaves(built.abstract), abstract_batch(built, config)[0], parts)
-    return Candidate(option, built, traced, kept, count_flops(jaxpr), find_scopes_and_tags(jaxpr), size)
-
-
-def read_memory(candidate: Candidate) -> CompiledMemory:
-    """Compile it, and ask."""
-    return compile_candidate(trace_candidate)[0]
+    jaxpr, residuals = traced.jaxpr.jaxpr, trace_residuals(built, abstract_microbatch(built, config))
+    stored = count_stored_bytes(residuals, len(residuals.outvars))
+    return Candidate(
+        policy=policy,
+        built=built,
+        traced=traced,
+        stored={name: batch_share(built.mesh, size) for name, size in stored.items()},
+        flops=count_flops(jaxpr),
+        seen=find_scopes_and_tags(jaxpr),
+        held=bytes_per_device((built.abstract, abstract_batch(built, config)[0])),
+    )
 
 
 def compile_candidate(candidate: Candidate) -> tuple[CompiledMemory, jax.stages.Compiled]:
-    """Compile it, and ask; with the program."""
+    """Compile the train step, and return what the compiler says of its memory with the program.
+
+    Raises ConfigError where the compiler says nothing, and jax.errors.JaxRuntimeError where it fails (is_no_room).
+    """
     began = time.perf_counter()
-    program = trace_candidate.traced.lower().compile()
-    found = read_compiled_memory(program, trace_candidate.platform, time.perf_counter() - began)
+    program = candidate.traced.lower().compile()
+    found = read_compiled_memory(program, candidate.platform, time.perf_counter() - began)
     if found is None:
-        raise ConfigError(f"the compiler for {trace_candidate.platform} does not say what a program needs; only count")
+        raise ConfigError(f"the compiler for {candidate.platform} does not say what a program needs; only count")
     return found, program
 
 
-def _stored(built: Built, config: Config) -> Mapping[str, int]:
-    """What the forward pass on one microbatch keeps, by tag."""
+def measure_memory(candidate: Candidate) -> CompiledMemory:
+    """Compile the train step, and return what the compiler says of its memory."""
+    return compile_candidate(candidate)[0]
 
-    def kept(state: Any, batch: Any) -> list[Any]:
-        _, pull, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
-        return jax.tree.leaves(pull)
+
+def is_no_room(error: Exception) -> bool:
+    """Return whether an error of the compiler or the device says that there is too little memory."""
+    return NO_ROOM in str(error)
+
+
+def trace_residuals(built: Built, batch: Batch) -> Jaxpr:
+    """Return the jaxpr of the forward pass on a batch; its outputs are all that is kept for the backward pass."""
+
+    def compute_residuals(state: State, batch: Batch) -> list[Any]:
+        # The function that vjp returns is a pytree, whose leaves are the stored values (jax: residuals).
+        _, pull_back, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
+        return jax.tree.leaves(pull_back)
 
     with use_plan(built.plan):
-        traced = jax.make_jaxpr(kept)(built.abstract, abstract_microbatch(built, config)).jaxpr
-    return count_stored_bytes(traced, len(traced.outvars))
+        jaxpr: Jaxpr = jax.make_jaxpr(compute_residuals)(built.abstract, batch).jaxpr
+    return jaxpr
 
 
 def abstract_microbatch(built: Built, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of what goes through the model at once."""
+    """Return the shapes of what goes through the model at once."""
     parts = config.train.microbatches
     return {
         name: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)

@@ -1,8 +1,7 @@
-"""What a traced computation costs: the multiply-adds of its products, read from its jaxpr, by part of the model. Pure.
+"""Count the FLOPs of a traced computation from its jaxpr, also by part of the model. Pure; imports no jax.
 
-Data that meets the weights of a part belongs to that part, and so does all that follows (attention scores), until data
-meets the weights of another one. Counted are matrix products and convolutions, two operations for a multiply-add, the
-body of a scan times its length; everything else is small beside them.
+Matrix products and convolutions are counted, with two operations for a multiply-add, and the body of a scan times its
+length. Everything else is small beside them.
 """
 
 from __future__ import annotations
@@ -11,18 +10,31 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# cuDNN's flash attention is one operation: so many products of queries × keys × features of a head are in it; the
-# backward pass computes the scores again (Dao et al. 2022, arXiv:2205.14135).
+if TYPE_CHECKING:
+    from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+# cuDNN's flash attention is one operation. It holds so many products of queries × keys × features of a head: two in the
+# forward pass, and in the backward pass, which computes the scores again, five (Dao et al. 2022, arXiv:2205.14135).
 FLASH_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
-AGAIN = "rematted_computation"  # in the name of an operation that a checkpoint does a second time
-OUTSIDE = ""  # the part of what is there before any weights: the batch
+
+# What jax writes into the name of an operation that a checkpoint does a second time.
+RECOMPUTED = "rematted_computation"
+
+# The part of what is there before any weights: the batch.
+OUTSIDE = ""
 
 
 @dataclass
 class FlopsByPart:
-    """FLOPs by part, in the order of use; for each output of the jaxpr the part that made it (None: no data in it)."""
+    """The FLOPs of a computation by part of the model, in the order of their use.
+
+    Attributes:
+        flops: The FLOPs of each part.
+        made_by: For each output of the jaxpr the part that made it; None where it depends on no data.
+        last: The part that data met last.
+    """
 
     flops: Counter[str] = field(default_factory=Counter)
     made_by: list[str | None] = field(default_factory=list)
@@ -31,99 +43,123 @@ class FlopsByPart:
 
 @dataclass(frozen=True)
 class FromWeights:
-    """A value that depends on nothing but the weights of one part, and not on data."""
+    """The origin of a value that depends on nothing but the weights of one part."""
 
     part: str
 
 
 @dataclass(frozen=True)
 class FromData:
-    """A value that depends on data, made in a part."""
+    """The origin of a value that depends on data, and was made in a part."""
 
     part: str
 
 
-Origin = FromWeights | FromData | None  # None: a constant
+# Where a value comes from; None: it is a constant.
+Origin = FromWeights | FromData | None
 
 
-def count_flops(jaxpr: Any) -> int:
-    """The FLOPs of a jaxpr."""
+def count_flops(jaxpr: Jaxpr) -> int:
+    """Return the FLOPs of a jaxpr."""
     return attribute_flops(jaxpr, [FromData(OUTSIDE)] * len(jaxpr.invars)).flops.total()
 
 
-def count_recomputed_flops(jaxpr: Any, *, inside: bool = False) -> int:
-    """The FLOPs of what is computed again for the backward pass, as jax names it (a jaxpr with a backward pass)."""
+def count_recomputed_flops(jaxpr: Jaxpr, *, inside: bool = False) -> int:
+    """Return the FLOPs of a train step's jaxpr that are done again for the backward pass.
+
+    They are those that jax names so. `inside`: the jaxpr is the body of such an operation.
+    """
     total = 0
     for equation in jaxpr.eqns:
-        again = inside or AGAIN in str(equation.source_info.name_stack)
-        total += _own(equation) if again else 0
-        total += sum(length * count_recomputed_flops(inner, inside=again) for inner, length in inner_jaxprs(equation))
+        is_again = inside or RECOMPUTED in str(equation.source_info.name_stack)
+        total += _count_product(equation) if is_again else 0
+        total += sum(times * count_recomputed_flops(body, inside=is_again) for body, times in inner_jaxprs(equation))
     return total
 
 
-def attribute_flops(jaxpr: Any, origins: Sequence[Origin]) -> FlopsByPart:
-    """The FLOPs of a jaxpr by part, when its inputs come from there."""
+def attribute_flops(jaxpr: Jaxpr, origins: Sequence[Origin]) -> FlopsByPart:
+    """Return the FLOPs of a jaxpr by part of the model; `origins` says where each of its inputs comes from.
+
+    Data that meets the weights of a part belongs to that part. So does all that follows, as attention scores do, until
+    data meets the weights of another part.
+    """
     found = FlopsByPart()
     outputs = _walk(jaxpr, origins, 1, found)
     found.made_by = [origin.part if isinstance(origin, FromData) else None for origin in outputs]
     return found
 
 
-def _walk(jaxpr: Any, origins: Sequence[Origin], times: int, found: FlopsByPart) -> list[Origin]:
-    """Where the outputs come from; FLOPs are added to what was found."""
-    known: dict[Any, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
+def _walk(jaxpr: Jaxpr, origins: Sequence[Origin], times: int, found: FlopsByPart) -> list[Origin]:
+    """Add the FLOPs of a jaxpr that runs `times` times to what was found, and return the origins of its outputs."""
+    known: dict[Var, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
 
-    def origin(atom: Any) -> Origin:
-        return None if hasattr(atom, "val") else known.get(atom)  # a literal has a value
+    def origin_of(atom: Var | Literal) -> Origin:
+        return None if hasattr(atom, "val") else known.get(atom)  # only a literal has a value
 
     for equation in jaxpr.eqns:
-        inputs, inside = [origin(atom) for atom in equation.invars], list(inner_jaxprs(equation))
+        inputs, inside = [origin_of(atom) for atom in equation.invars], inner_jaxprs(equation)
         parts = [each.part for each in inputs if isinstance(each, FromWeights)]
         is_stack = equation.primitive.name == "scan"
-        if parts and is_stack:  # what goes round is made in the stack from its second layer on
+        # What goes round in a scan over layers is made inside of it from the second layer on, whatever entered it.
+        if parts and is_stack:
             inputs = [FromData(parts[0]) if isinstance(each, FromData) else each for each in inputs]
+        # An equation with a jaxpr inside (a jit, a checkpoint) is not where data meets weights: its body says where.
         if parts and (is_stack or not inside) and any(isinstance(each, FromData) for each in inputs):
             found.last = parts[0]
-        found.flops[found.last] += times * _own(equation)
-        outputs = [_joined(inputs, found.last)] * len(equation.outvars)
-        for inner, length in inside:
-            fits = len(inner.invars) == len(inputs)
-            made = _walk(inner, inputs if fits else [outputs[0]] * len(inner.invars), times * length, found)
-            outputs = made if fits and len(made) == len(outputs) else [_joined(inputs, found.last)] * len(outputs)
+        found.flops[found.last] += times * _count_product(equation)
+        outputs = [_join_origins(inputs, found.last)] * len(equation.outvars)
+        for body, length in inside:
+            # Where the inputs of the body are not those of the equation, one origin serves for all of them.
+            fits = len(body.invars) == len(inputs)
+            made = _walk(body, inputs if fits else [outputs[0]] * len(body.invars), times * length, found)
+            is_same = fits and len(made) == len(outputs)
+            outputs = made if is_same else [_join_origins(inputs, found.last)] * len(outputs)
         known.update(zip(equation.outvars, outputs, strict=True))
-    return [origin(atom) for atom in jaxpr.outvars]
+    return [origin_of(atom) for atom in jaxpr.outvars]
 
 
-def _joined(inputs: Sequence[Origin], part: str) -> Origin:
-    """What is made of these, in a part: data wins over weights, weights over constants."""
+def _join_origins(inputs: Sequence[Origin], part: str) -> Origin:
+    """Return the origin of what a part makes of these: data wins over weights, weights over constants."""
     if any(isinstance(each, FromData) for each in inputs):
         return FromData(part)
     weights = [each for each in inputs if isinstance(each, FromWeights)]
     return weights[0] if weights else None
 
 
-def inner_jaxprs(equation: Any) -> list[tuple[Any, int]]:
-    """The jaxprs inside an equation, each with how often it runs (a while loop: once, nobody knows)."""
+def inner_jaxprs(equation: JaxprEqn) -> list[tuple[Jaxpr, int]]:
+    """Return the jaxprs inside an equation, each with how often it runs (a while loop: once, nobody knows)."""
     length = equation.params["length"] if equation.primitive.name == "scan" else 1
-    values = [
-        value for each in equation.params.values() for value in (each if isinstance(each, list | tuple) else [each])
-    ]
-    jaxprs = [getattr(value, "jaxpr", value) for value in values]
-    return [(inner, length) for inner in jaxprs if hasattr(inner, "eqns")]
+    found: list[tuple[Jaxpr, int]] = []
+    # The branches of a condition are in a tuple, everything else is a parameter of its own.
+    for parameter in equation.params.values():
+        for value in parameter if isinstance(parameter, list | tuple) else [parameter]:
+            # A checkpoint has a bare jaxpr; others have a closed one, which holds a bare one.
+            jaxpr: Any = getattr(value, "jaxpr", value)
+            if hasattr(jaxpr, "eqns"):
+                found.append((jaxpr, length))
+    return found
 
 
-def _own(equation: Any) -> int:
-    """2 × the multiply-adds of one product."""
+def _count_product(equation: JaxprEqn) -> int:
+    """Return 2 × the multiply-adds of one operation, 0 where it is no product."""
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        left = _shape(equation.invars[0])
+        return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(left[i] for i in contracted)
     if equation.primitive.name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-        zeros = math.prod(equation.params["lhs_dilation"])  # put between the inputs; nothing is multiplied there
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // (outputs * zeros)
+        # The gradient of a strided convolution has zeros between its inputs; nothing is multiplied there.
+        zeros = math.prod(equation.params["lhs_dilation"])
+        return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // (outputs * zeros)
     if equation.primitive.name in FLASH_PRODUCTS:
-        queries, keys = (equation.invars[place].aval.shape for place in (0, 1))  # batch, sequence, heads, features
+        # Both have the shape [batch, sequence, heads, features].
+        queries, keys = _shape(equation.invars[0]), _shape(equation.invars[1])
         return FLASH_PRODUCTS[equation.primitive.name] * 2 * math.prod(queries) * keys[1]
     return 0
+
+
+def _shape(atom: Var | Literal) -> tuple[int, ...]:
+    # jax's type of abstract values is that of tokens too, which have no shape.
+    aval: Any = atom.aval
+    return tuple(aval.shape)

@@ -30,9 +30,9 @@ LOOP = ("model=mlp", "data=digits", "model.num_layers=4", *AUTO)
 
 
 def _sources(config: Config) -> Any:
-    from runner.train.dataset import read
+    from runner.train.dataset import read_sources
 
-    return read(config.data)
+    return read_sources(config.data)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_what_blocks_cost_is_what_the_whole_costs(words: tuple[str, ...]) -> Non
 
     config = composed(*words)
     sources = _sources(config)
-    rows = {row.option.kind: row for row in build_menu(config, sources).rows}  # of sets of tags, the last one
+    rows = {row.policy.kind: row for row in build_menu(config, sources).rows}  # of sets of tags, the last one
     for kind in ("names", "dots", "every_n", "none"):
-        whole, row = trace_candidate(config, rows[kind].option, sources), rows[kind]
+        whole, row = trace_candidate(config, rows[kind].policy, sources), rows[kind]
         assert whole.flops == row.flops
         assert row.counted == pytest.approx(whole.counted, rel=1e-3)
 
@@ -74,7 +74,7 @@ def _fake(needs: dict[str, tuple[int, int]], *, least: bool = False) -> Any:
     known: dict[RematPolicy, int] = {}
 
     def ask(row: MenuRow) -> int:
-        return known.setdefault(row.option, sizes[row.option])
+        return known.setdefault(row.policy, sizes[row.policy])
 
     return Menu(sorted(rows, key=lambda row: row.flops), ask, known, is_counted=False)
 
@@ -98,7 +98,7 @@ def test_the_first_that_fits_is_taken(budget: int, name: str, asked: int, *, lea
     assert taken.name == name
     assert least or len(menu.known) == asked
     ruled_out = [row for row in menu.rows if row.least > budget]
-    assert not {row.option for row in ruled_out} & menu.known.keys()
+    assert not {row.policy for row in ruled_out} & menu.known.keys()
     assert choose_row(menu, 9) is None
 
 
@@ -130,15 +130,15 @@ def test_what_the_compiler_finds_no_room_for_is_too_large(monkeypatch: pytest.Mo
         raise jax.errors.JaxRuntimeError(words)
 
     traced: Any = None
-    monkeypatch.setattr(auto_search, "memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
-    menu = _fake({"none": (auto_search._compiled(traced), 100), "full": (10, 130)})
+    monkeypatch.setattr(auto_search, "measure_memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
+    menu = _fake({"none": (auto_search._compile_bytes(traced), 100), "full": (10, 130)})
     taken = auto_search.choose_row(menu, 10**9)
     assert taken is not None
     assert taken.name == "full"
     assert any("no room" in line and "too large" in line for line in auto_search.format_menu(menu, 10**9, taken))
-    monkeypatch.setattr(auto_search, "memory", partial(fails, words="INTERNAL: a bug"))
+    monkeypatch.setattr(auto_search, "measure_memory", partial(fails, words="INTERNAL: a bug"))
     with pytest.raises(jax.errors.JaxRuntimeError):
-        auto_search._compiled(traced)
+        auto_search._compile_bytes(traced)
 
 
 def test_steps_of_the_finalists_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +171,14 @@ def test_many_tags_are_chosen_one_by_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
     config = composed(*GPT)
     inside = find_block_kinds(trace_candidate(config, config.remat, _sources(config)), config)
-    assert len(auto_search._useful(inside)) == 2**4 - 1
+    assert len(auto_search._list_useful_sets(inside)) == 2**4 - 1
     monkeypatch.setattr(auto_search, "MOST_TAGS", 2)
-    assert [len(save) for save in auto_search._useful(inside)] == [1, 2, 3, 4]
+    assert [len(save) for save in auto_search._list_useful_sets(inside)] == [1, 2, 3, 4]
 
 
 @pytest.fixture
 def asked(tmp_path: Path) -> Callable[..., tuple[Any, str]]:
-    """`settled` for a configuration: what it chose, and what it said."""
+    """`resolve_auto` for a configuration: what it chose, and what it said."""
 
     def ask(config: Config, run: Path) -> tuple[Any, str]:
         from runner.remat.auto_choice import resolve_auto
@@ -197,7 +197,7 @@ def test_what_was_chosen_is_read_and_never_trusted(
     from runner.remat import auto_search
 
     once = auto_search.build_menu(composed(*LOOP), _sources(composed(*LOOP)))
-    monkeypatch.setattr("runner.remat.auto_choice.menu", lambda config, sources: once)
+    monkeypatch.setattr("runner.remat.auto_choice.build_menu", lambda config, sources: once)
     config = replace(composed(*LOOP), compile_cache=str(tmp_path / "cache"))
     run, other = tmp_path / "run/remat.json", tmp_path / "other/remat.json"
     first, said = asked(config, run)
@@ -229,15 +229,15 @@ def test_what_was_chosen_is_read_and_never_trusted(
 def test_a_choice_is_for_a_model_that_is_computed_in_that_way() -> None:
     """Keys of the model that may change in a continued run are not in its identity, but decide how much is stored."""
     from runner.config.identity import FREE_KEYS
-    from runner.remat.auto_choice import _circumstances
+    from runner.remat.auto_choice import _describe_circumstances
     from runner.train.build import build
 
     config = composed(*GPT)
     built = build(config)
-    here = _circumstances(config, built, 1)
+    here = _describe_circumstances(config, built, 1)
     assert {key.removeprefix("model.") for key in FREE_KEYS if key.startswith("model.")} <= here.keys()
     chunked = replace(config, model=replace(config.model, loss_chunks=2))  # type: ignore[arg-type, call-arg]
-    assert _circumstances(chunked, built, 1) != here
+    assert _describe_circumstances(chunked, built, 1) != here
 
 
 def test_where_nothing_fits_it_is_told_what_would(asked: Callable[..., tuple[Any, str]], tmp_path: Path) -> None:

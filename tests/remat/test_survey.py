@@ -23,7 +23,7 @@ from runner.remat import memory_plot, remat_survey, tpu_target
 from runner.remat.candidates import trace_candidate
 from runner.remat.cost_table import PolicyCosts, SurveyReport, SurveySetting
 from runner.trace.step_requirements import CompiledMemory
-from runner.train.dataset import read
+from runner.train.dataset import read_sources
 from tests.config.test_config import changed
 from tests.conftest import HANG_SECONDS, REPO, composed
 
@@ -45,7 +45,7 @@ def config_of(**more: Any) -> Config:
 def counted() -> SurveyReport:
     config = config_of()
     return remat_survey.survey_policies(
-        config, read(config.data), remat_survey.SurveyRequest(compiles=False), None, lambda line: None
+        config, read_sources(config.data), remat_survey.SurveyRequest(compiles=False), None, lambda line: None
     )
 
 
@@ -93,7 +93,7 @@ def test_other_ways_out_are_counted_for_this_configuration(counted: SurveyReport
 def test_what_the_configuration_has_is_the_beginning_of_every_change() -> None:
     remat = {"kind": "names", "save": ["qkv"]}
     config = config_of(remat=remat)
-    trace = remat_survey.CandidateCache(config, read(config.data))
+    trace = remat_survey.CandidateCache(config, read_sources(config.data))
     options = remat_survey.list_policies(trace, [], whole=True)
     assert options[-1] == Names(save=("qkv",))
     assert [option.kind for option in options[:2]] == ["none", "everything_saveable"]
@@ -105,7 +105,7 @@ def test_what_the_configuration_has_is_the_beginning_of_every_change() -> None:
 def test_under_a_scan_the_compiler_agrees_with_what_was_counted() -> None:
     """On a CPU as well; there only where blocks are under a scan."""
     config = config_of()
-    trace = remat_survey.CandidateCache(config, read(config.data))
+    trace = remat_survey.CandidateCache(config, read_sources(config.data))
     options = [NoRemat(), Dots(), DotsNoBatch(), Full()]
     rows = list(remat_survey.measure_policies(trace, options, remat_survey.SurveyRequest(rounds=2), lambda line: None))
     temporaries = {row.name: row.memory.temporaries for row in rows if row.memory}
@@ -123,7 +123,9 @@ def test_under_a_scan_the_compiler_agrees_with_what_was_counted() -> None:
 
 def test_what_waits_in_the_memory_of_the_host_is_not_counted_on_the_device() -> None:
     config = config_of()
-    away, full = (trace_candidate(config, option, read(config.data)) for option in (Offload(offload=("qkv",)), Full()))
+    away, full = (
+        trace_candidate(config, option, read_sources(config.data)) for option in (Offload(offload=("qkv",)), Full())
+    )
     assert away.flops < full.flops
     assert away.num_bytes == full.num_bytes
 
@@ -155,7 +157,7 @@ def test_the_budget_is_what_is_asked_for_or_configured_or_a_part_of_the_device()
         built = SimpleNamespace(mesh=SimpleNamespace(devices=SimpleNamespace(flat=[device])))
         traced: Any = (SimpleNamespace(built=built), 0.0)
         trace = remat_survey.CandidateCache(replace(config_of(), remat=remat), None, devices, {NoRemat(): traced})  # type: ignore[arg-type]
-        return remat_survey._budget(trace, asked)
+        return remat_survey._find_budget(trace, asked)
 
     assert budget(7, AutoRemat(budget_bytes="8MB"), bytes_limit=1000) == 7
     assert budget(0, AutoRemat(budget_bytes="8MB"), bytes_limit=1000) == 8_000_000
@@ -194,7 +196,7 @@ def test_a_compiler_without_room_is_a_row_that_says_so(monkeypatch: pytest.Monke
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 16G hbm\nmore")
 
     monkeypatch.setattr(remat_survey, "compiled", refuse)
-    trace = remat_survey.CandidateCache(config, read(config.data))
+    trace = remat_survey.CandidateCache(config, read_sources(config.data))
     (found,) = remat_survey.measure_policies(trace, [NoRemat()], remat_survey.SurveyRequest(), lambda line: None)
     assert found.trouble == "does not fit: Used 20G of 16G hbm"
     report = replace(counted, rows=[found], budget=10)
@@ -282,7 +284,7 @@ def test_twelve_layers_compile_to_what_was_measured_before() -> None:
         *("data=synthetic", "data.gives=tokens", "data.seq_len=512", "data.batch_size=8", "data.size=32"),
         *("model.num_layers=12", "model.num_heads=8", "model.width=512", "model.hidden=2048", "model.activation=gelu"),
     )
-    trace = remat_survey.CandidateCache(config, read(config.data))
+    trace = remat_survey.CandidateCache(config, read_sources(config.data))
     options = [NoRemat(), AttentionOnly(), Dots(), DotsNoBatch(), Full()]
     rows = remat_survey.measure_policies(trace, options, remat_survey.SurveyRequest(), lambda line: None)
     found = [row.memory.temporaries for row in rows if row.memory]

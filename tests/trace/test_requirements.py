@@ -17,8 +17,8 @@ from runner.remat.candidates import Candidate, trace_candidate
 from runner.trace import step_requirements
 from runner.trace.flops import count_flops, count_recomputed_flops
 from runner.trace.remat_trace import count_bytes_kept_by_step
-from runner.train.compile import needed, trace_step
-from runner.train.dataset import read as read_data
+from runner.train.compile import measure_step, trace_step
+from runner.train.dataset import read_sources as read_data
 from tests import synthetic
 from tests.config.test_config import changed
 from tests.remat.test_survey import config_of
@@ -41,9 +41,9 @@ def test_bytes_and_flops_are_those_that_all_policies_are_weighed_by(config: Any,
     found = [traced(config, option) for option in options]
     for one in found:
         mine = count_bytes_kept_by_step(one.traced.jaxpr.jaxpr)
-        assert mine.total() == pytest.approx(one.num_bytes, abs=8), one.option  # a scalar or two
-        assert {**mine, "": 0} == {**one.stored, "": 0}, one.option  # by tag
-        assert count_recomputed_flops(one.traced.jaxpr.jaxpr) == one.flops - found[0].flops, one.option
+        assert mine.total() == pytest.approx(one.num_bytes, abs=8), one.policy  # a scalar or two
+        assert {**mine, "": 0} == {**one.stored, "": 0}, one.policy  # by tag
+        assert count_recomputed_flops(one.traced.jaxpr.jaxpr) == one.flops - found[0].flops, one.policy
     assert found[-1].flops > found[0].flops
 
 
@@ -84,7 +84,7 @@ SAID = SimpleNamespace(
 def test_what_is_written_down_is_read_again_and_a_silent_backend_tells_less() -> None:
     one = traced(LOOP, Full())
     config = replace(LOOP, remat=Full())
-    found = needed(one.built, config, Full(), Program(SAID))  # type: ignore[arg-type]
+    found = measure_step(one.built, config, Full(), Program(SAID))  # type: ignore[arg-type]
     assert (found.remat, found.backend, found.devices, found.blocks) == ("full", "cpu", 1, "loop")
     assert (found.held, found.flops) == (one.held, one.flops)
     assert found.compiled == step_requirements.CompiledMemory(100, 90, 80, 70, 0, None)  # a CPU's peak is no peak
@@ -93,7 +93,7 @@ def test_what_is_written_down_is_read_again_and_a_silent_backend_tells_less() ->
         100, 90, 80, 70, 0, 150
     )  # type: ignore[arg-type]
     assert step_requirements.parse_requirements(found.document()) == found
-    silent = needed(one.built, config, Full(), Program(None))  # type: ignore[arg-type]
+    silent = measure_step(one.built, config, Full(), Program(None))  # type: ignore[arg-type]
     assert silent == replace(found, compiled=None)
     assert step_requirements.parse_requirements(silent.document()) == silent
     scopes = {each.params["policy"].scope for each in _checkpoints(trace_step(one.built, config))}
