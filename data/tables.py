@@ -31,6 +31,7 @@ class InputFormat:
 def read_npz_shapes(path: Path, gives: str) -> dict[str, Header]:
     """Return shape and type of the arrays of an .npz, from their headers. Raises ValueError where one is wrong."""
     try:
+        # Only headers are read: this is done before jax starts, on files of any size.
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
             wanted = ["inputs", "label"]
@@ -151,6 +152,7 @@ def prepare_inputs(inputs: np.ndarray, gives: str) -> np.ndarray:
     """Return inputs as a model takes them: float32; bytes of an image scaled to [0, 1]; images with their channels."""
     if gives == "images" and inputs.ndim == 3:
         inputs = inputs[..., None]
+    # In float32, as encoded images are: the same pixels give the same numbers, whatever they were read from.
     if inputs.dtype == np.uint8 and gives == "images":
         return inputs.astype(np.float32) / np.float32(255.0)
     return inputs.astype(np.float32)

@@ -153,6 +153,7 @@ class Arrayrecord(LabelledFileOptions):
     """ArrayRecord files, read through grain where they lie. Each record is an .npz with `inputs` and `label`."""
 
     kind: Literal["arrayrecord"] = "arrayrecord"
+    # Not 0, as elsewhere: every batch is read from disk.
     prefetch: Number = 4
 
     def check_readable(self) -> None:
@@ -190,6 +191,7 @@ class Hub(LabelledFileOptions):
 
     def check_readable(self) -> None:
         """Raise ValueError where the data cannot be what it should be."""
+        # A name is not looked up on the hub: that would need the network for a command that may be wrong elsewhere.
         path = Path(self.path).expanduser()
         if path.is_dir() and not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             raise ValueError(

@@ -23,3 +23,6 @@ Batch: TypeAlias = "Mapping[str, Any]"
 
 # Scalars by name, still on the device: reading one waits for the step that computes it.
 Metrics: TypeAlias = "Mapping[str, jax.Array]"
+
+# A configuration as plain JSON values: as it is composed, validated, hashed and written to config.yaml.
+Document: TypeAlias = "Mapping[str, Any]"

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from runner.types import Document
+
 # Where a run lives, what it prints, how fast its batches come and when it gives up: not part of what it computes or of
 # the files it leaves, so they are in no hash and in no list of differences.
 UNHASHED_KEYS = (
@@ -83,7 +85,7 @@ def classify_key(key: str) -> KeyClass:
     return "resumable" if _is_within(key, RESUMABLE_KEYS) else "identity"
 
 
-def find_drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
+def find_drift(old: Document, new: Document) -> list[Drift]:
     """Return the keys in which two documents differ, except those of where a run lives and what it prints."""
     before, after = select_result_keys(old), select_result_keys(new)
     # In the order of the old document, new keys last; a key that only one of them has is None in the other.
@@ -91,17 +93,17 @@ def find_drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Drift]:
     return [Drift(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
-def select_result_keys(document: Mapping[str, Any]) -> dict[str, Any]:
+def select_result_keys(document: Document) -> dict[str, Any]:
     """Return every key that can change the result or the files of a run, as `optim.lr`, with its value."""
     return {key: value for key, value in _iter_leaves(document) if not _is_within(key, UNHASHED_KEYS)}
 
 
-def hash_config(document: Mapping[str, Any]) -> str:
+def hash_config(document: Document) -> str:
     """Return eight hex digits over every key that can change the result or the files of a run, in whatever order."""
     return _hash(select_result_keys(document))
 
 
-def hash_identity(document: Mapping[str, Any]) -> str:
+def hash_identity(document: Document) -> str:
     """Return eight hex digits over the identity keys alone: equal where one run could be continued as the other."""
     return _hash({key: value for key, value in _iter_leaves(document) if classify_key(key) == "identity"})
 

@@ -33,9 +33,11 @@ from runner.log.options import LogOptions
 from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
 from runner.optim.schedules import Schedule
-from runner.preempt.options import NoticeSource, Preempt
+from runner.preempt.preempt_options import NoticeSource, Preempt
+from runner.types import Document
 
 Count = Annotated[int, Ge(1)]
+# It becomes part of the names of metrics and of files.
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -176,6 +178,7 @@ def validate_config(document: Any) -> Config:
     Raises ConfigError, with every way out it knows.
     """
     config: Config = validate_options(Config, document)
+    # Only now: a misspelt key is told before a file that is not there.
     if isinstance(config.data, CheckableData):
         try:
             config.data.check_readable()
@@ -199,18 +202,19 @@ def read_document(path: Path) -> dict[str, Any]:
     Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
     """
     try:
+        # Not through omegaconf, which would resolve `${oc.env:…}`, and not with `yaml.load`, which makes any object.
         return validate_options(Config, yaml.safe_load(path.read_text())).document
     except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RefusedError(f"{path}: not a configuration of this version ({first_line}); restore it") from None
 
 
-def dump_yaml(document: Mapping[str, Any]) -> str:
+def dump_yaml(document: Document) -> str:
     """Return a document as YAML, its keys in their order."""
     return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True)
 
 
-def merge_typed_keys(saved: Mapping[str, Any], composed: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
+def merge_typed_keys(saved: Document, composed: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
     """Return the saved document with `keys` (those that the command line touched) as they are composed now.
 
     A key that is not in the composed document was deleted by the command line (`~ckpt.save.best`), and goes.
@@ -220,6 +224,7 @@ def merge_typed_keys(saved: Mapping[str, Any], composed: DictConfig, keys: Seque
         *path, leaf = key.split(".")
         source: Any = now
         target: Any = document
+        # Down both documents at once; a part that only one of them has is empty in the other.
         for part in path:
             source = source.get(part, {}) if isinstance(source, dict) else {}
             target = target.setdefault(part, {})

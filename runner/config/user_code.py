@@ -26,6 +26,7 @@ from models import REQUIRED_BATCH_KEYS, InvalidModelOrObjective
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, RefusedError
 from runner.text import display_path
+from runner.types import Document
 
 if TYPE_CHECKING:
     from data.sources import Source
@@ -60,12 +61,12 @@ class CodeOrigin:
         return hashlib.sha256(b"".join(path.read_bytes() for path in self.files)).hexdigest()[:8]
 
 
-def find_targets(document: Mapping[str, Any]) -> dict[str, str]:
+def find_targets(document: Document) -> dict[str, str]:
     """Return the user's own code that a document names: `{"model.target": "my_file:MyModel"}`."""
     return dict(_iter_targets(document, ""))
 
 
-def check_targets_exist(document: Mapping[str, Any]) -> None:
+def check_targets_exist(document: Document) -> None:
     """Raise ConfigError where a target cannot be read, or no module of that name can be found. Imports nothing."""
     for key, name in find_targets(document).items():
         _add_current_folder_to_path()
@@ -124,7 +125,7 @@ def as_config_error(part: str) -> Iterator[None]:
         raise ConfigError(f"{part}.target: {error}") from None
 
 
-def find_origins(document: Mapping[str, Any]) -> list[CodeOrigin]:
+def find_origins(document: Document) -> list[CodeOrigin]:
     """Return the files that the targets of a document come from. Imports nothing; what is not found is left out."""
     found = []
     for key, name in find_targets(document).items():
@@ -162,7 +163,7 @@ def list_changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return list(dict.fromkeys(lines))
 
 
-def require_trust(run: Path, document: Mapping[str, Any], typed: Mapping[str, Any], way_out: str) -> None:
+def require_trust(run: Path, document: Document, typed: Document, way_out: str) -> None:
     """Raise RefusedError where the document of a run names code that `typed`, a document composed here, does not."""
     asked = [f"{key}={name}" for key, name in find_targets(document).items() if _get_dotted(typed, key) != name]
     if asked:
@@ -171,7 +172,7 @@ def require_trust(run: Path, document: Mapping[str, Any], typed: Mapping[str, An
         )
 
 
-def trust_flag(document: Mapping[str, Any]) -> str:
+def trust_flag(document: Document) -> str:
     """Return ` --trust` where a command that names a run of this document needs it, else nothing."""
     return f" {TRUST_FLAG}" if find_targets(document) else ""
 

@@ -32,7 +32,7 @@ from runner.launch.restart_policy import (
     is_crash,
     shell_exit_code,
 )
-from runner.preempt.options import STOP_FILE
+from runner.preempt.preempt_options import STOP_FILE
 from runner.rundir.layout import SUPERVISOR, RunDir
 from runner.values import Say, VerbResult
 

@@ -14,7 +14,7 @@ from runner.preempt.metadata import MetadataClient, parse_json_object, parse_tim
 from runner.preempt.notice import NoAnswer, Notice, Poll
 
 if TYPE_CHECKING:
-    from runner.preempt.options import Aws
+    from runner.preempt.preempt_options import Aws
 
 TOKEN = "/latest/api/token"
 # The longest lifetime that the service grants.

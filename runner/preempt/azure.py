@@ -16,7 +16,7 @@ from runner.preempt.metadata import MetadataClient, parse_json_object, parse_tim
 from runner.preempt.notice import NoAnswer, Notice, Poll
 
 if TYPE_CHECKING:
-    from runner.preempt.options import Azure
+    from runner.preempt.preempt_options import Azure
 
 EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 MACHINE_NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"

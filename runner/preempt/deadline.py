@@ -19,7 +19,7 @@ from typing import NoReturn
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import CRASHED, STOPPED
 from runner.preempt.stop import StopFlag, Stopped
-from runner.rundir.attempts import AttemptLog
+from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
 from runner.values import Say

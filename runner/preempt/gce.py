@@ -17,7 +17,7 @@ from runner.preempt.metadata import MetadataClient
 from runner.preempt.notice import NoAnswer, Notice, Poll
 
 if TYPE_CHECKING:
-    from runner.preempt.options import Gce
+    from runner.preempt.preempt_options import Gce
 
 INSTANCE = "/computeMetadata/v1/instance/"
 # The service refuses requests without this header and sends it back itself; a stranger who answers does not.

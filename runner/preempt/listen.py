@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.preempt.notice import NoAnswer, Notice, Poll
-from runner.preempt.options import STOP_FILE, NoticeSource, Preempt, parse_walltime
+from runner.preempt.preempt_options import STOP_FILE, NoticeSource, Preempt, parse_walltime
 from runner.preempt.stop import StopFlag
 from runner.rundir.layout import RunDir
 from runner.text import utc_now

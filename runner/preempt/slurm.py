@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from runner.preempt.notice import NoAnswer, Notice, Poll
 
 if TYPE_CHECKING:
-    from runner.preempt.options import SlurmJobEnd
+    from runner.preempt.preempt_options import SlurmJobEnd
 
 END = "SLURM_JOB_END_TIME"
 # A job that is shorter than the wished lead would stop as it begins, be requeued, and stop again, for ever.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from runner.config.identity import classify_key, find_drift, hash_config, hash_identity
 from runner.config.schema import dump_yaml, merge_typed_keys, read_document, validate_config
 from runner.errors import ConfigError, RefusedError
+from runner.preempt.preempt_options import NoticeSource
 from runner.rundir.layout import slug_from_overrides
 
 DOCUMENT: dict[str, Any] = {
@@ -29,6 +30,7 @@ DOCUMENT: dict[str, Any] = {
     "log": {},
     "score": {},
 }
+NOTICES = ", ".join(option.kind for option in get_args(NoticeSource))
 GCE_HAS = (
     "preempt.notices.gce.grce: unknown key; preempt.notices.gce has: kind, url, preempted_seconds, "
     "maintenance_seconds, wait_seconds, timeout_seconds, poll_seconds"
@@ -71,7 +73,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"preempt__notices__gce": {"kind": "gce", "grce": 1}}, GCE_HAS),
         (
             {"preempt__notices__gce": {"kind": "gcp"}},
-            'preempt.notices.gce.kind: got "gcp"; expected one of gce, aws, azure, slurm, auto; did you mean gce?',
+            f'preempt.notices.gce.kind: got "gcp"; expected one of {NOTICES}; did you mean gce?',
         ),
         (
             {"preempt__notices__x": {"kind": "aws", "url": "https://x"}},

@@ -24,7 +24,16 @@ from runner.preempt import aws, azure, gce, slurm
 from runner.preempt.listen import listen_to_sources
 from runner.preempt.metadata import MetadataClient, parse_time
 from runner.preempt.notice import NoAnswer, Notice
-from runner.preempt.options import AutoDetect, Aws, Azure, Gce, NoticeSource, Preempt, SlurmJobEnd, parse_walltime
+from runner.preempt.preempt_options import (
+    AutoDetect,
+    Aws,
+    Azure,
+    Gce,
+    NoticeSource,
+    Preempt,
+    SlurmJobEnd,
+    parse_walltime,
+)
 from runner.preempt.signals import ECHO_SECONDS
 from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.layout import RunDir
