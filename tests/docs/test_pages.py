@@ -139,7 +139,7 @@ def test_the_first_page_is_short() -> None:
     assert len(example.splitlines()) <= 15
 
 
-def test_its_table_names_every_choice() -> None:
+def test_its_tables_name_every_choice() -> None:
     folders = [path for path in (REPO / "conf").glob("**") if len([*path.glob("*.yaml")]) > 1]  # `train` has one
     assert len(folders) == 14
     for folder in folders:

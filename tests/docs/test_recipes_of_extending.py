@@ -115,12 +115,25 @@ def a_logger_has_every_value(root: Path, said: list[str]) -> None:
     assert rows[-1][0] == "40"
 
 
+def a_notice_stops_the_run(root: Path, said: list[str]) -> None:
+    status = last_status(root)
+    assert status["state"] == "preempted"
+    assert "drain file" in (the_run(root) / "logs/run.log").read_text()
+
+
+def a_verb_says_what_was_measured(root: Path, said: list[str]) -> None:
+    rows = dict(line.split()[:2] for line in said[1].splitlines())
+    assert float(rows["eval/loss"]) == pytest.approx(last_status(root)["last"]["eval/loss"], rel=1e-4)
+
+
 # What each recipe has to show, from the copy and from what its commands said.
 SHOWS: dict[str, Callable[[Path, list[str]], None]] = {
     "Add a model": a_model_trains_and_is_recomputed,
     "Add a dataset": a_dataset_is_learned,
     "Add a retention rule": a_retention_rule_keeps,
+    "Add a preemption source": a_notice_stops_the_run,
     "Add a logger": a_logger_has_every_value,
+    "Add a verb": a_verb_says_what_was_measured,
 }
 
 
@@ -152,7 +165,8 @@ def test_the_repository_agrees_with_all_of_them(tmp_path: Path) -> None:
     tests = [
         "tests/config/test_every_choice.py::test_no_choice_is_left_out",
         "tests/laws/test_breadth.py::test_no_model_and_no_source_is_left_out",
-        "tests/docs/test_pages.py::test_its_table_names_every_choice",
+        "tests/docs/test_pages.py::test_its_tables_name_every_choice",
         "tests/docs/test_pages.py::test_every_verb_is_shown",
+        "tests/docs/test_pages.py::test_its_verbs_take_what_is_typed",
     ]
     type_command(f"pytest -p no:cacheprovider {' '.join(tests)}", root)
