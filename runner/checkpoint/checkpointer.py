@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from runner import hosts
 from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, find_best, list_records
 from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, select_survivors
 from runner.checkpoint.seal import seal_checkpoint
@@ -301,6 +302,9 @@ def _prune(checkpoints: Path, policy: SavePolicy, step: int) -> tuple[list[Recor
     # Only what is not newer than the step just proven is judged: the rest is not from this training.
     records = [record for record in list_records(checkpoints) if record.step <= step]
     kept = select_survivors(policy.keep, records, policy.score)
+    # One process deletes for all of them; the others only know what is gone.
+    if not hosts.is_lead():
+        return [record for record in records if record.step in kept], None
     try:
         link_best(checkpoints, records, policy.score)
         for record in records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runner import hosts
 from runner.errors import StorageError
 from runner.log.jsonl import open_json_lines
 from runner.log.options import LogOptions
@@ -16,6 +17,9 @@ def open_sinks(options: LogOptions, context: SinkContext, console: MetricSink) -
 
     Raises OSError where metrics.jsonl cannot be opened.
     """
+    # One process logs for all of them.
+    if not hosts.is_lead():
+        return MetricFanout(NoMetrics(), [], context.say)
     # First metrics.jsonl: the others are brought to what it holds after the cut.
     metrics = open_json_lines(context.metrics, context)
     sinks = [console]
@@ -36,6 +40,20 @@ def open_or_warn(name: str, option: SinkOption, context: SinkContext) -> MetricS
         context.say(f"warning: {name} is left out: {' '.join(str(error).split())}")
         return None
     return sink
+
+
+class NoMetrics:
+    """Take metrics and keep none: those of a process that another one logs for."""
+
+    def log(self, step: int, split: str, metrics: Values) -> None:
+        """Do nothing with a line."""
+
+    def flush(self) -> bool:
+        """Return True: no line of this process is missing."""
+        return True
+
+    def close(self) -> None:
+        """Let go of nothing."""
 
 
 class MetricFanout:

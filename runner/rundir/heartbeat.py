@@ -10,9 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,35 +80,3 @@ def read_heartbeat(path: Path) -> Heartbeat | None:
 def _beat(written: bytes) -> Heartbeat:
     _, step, changed, since, phase, writing = LAYOUT.unpack(written)
     return Heartbeat(step, changed, since, phase.rstrip(b"\0").decode(), writing.rstrip(b"\0").decode())
-
-
-class Stopwatch:
-    """Where the seconds of a process go: every moment since its beginning counts towards exactly one bucket."""
-
-    def __init__(self, heartbeat: HeartbeatWriter, began: float):
-        self._heartbeat, self._bucket = heartbeat, "startup"
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.seconds["import"] = max(time.time() - began, 0.0)
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def time_in(self, bucket: str) -> Iterator[None]:
-        """Count the time of a block towards a bucket, and not towards the one around it."""
-        outer = self._turn_to(bucket)
-        try:
-            yield
-        finally:
-            self._turn_to(outer)
-
-    def _turn_to(self, bucket: str) -> str:
-        now, outer = time.perf_counter(), self._bucket
-        self.seconds[outer] += now - self._since
-        self._since, self._bucket = now, bucket
-        self._heartbeat.set_phase(bucket)
-        return outer
-
-    def read(self) -> dict[str, float]:
-        """Seconds by bucket so far, and in total."""
-        seconds = dict(self.seconds)
-        seconds[self._bucket] = seconds.get(self._bucket, 0.0) + time.perf_counter() - self._since
-        return {bucket: round(spent, 3) for bucket, spent in {**seconds, "total": sum(seconds.values())}.items()}

@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner import hosts
 from runner.errors import RefusedError
 from runner.text import display_path
 
 SLUG_CHARS = 60
+# The processes of a run start at about the same time: so long they wait for the one that locks it.
+LOCK_SECONDS = 300.0
+# What a process has that holds no lock of its own.
+NO_HANDLE = -1
 SUPERVISOR = "HOLDFAST_SUPERVISOR"  # set by `supervise`: the file in which it reads where its command works
 
 
@@ -96,6 +101,11 @@ def lock_run(run: RunDir) -> Iterator[int]:
 
     Raises RefusedError, naming the holder, where another process has it.
     """
+    if not hosts.is_lead():
+        # The lead holds the run for all its processes: a second lock would refuse it to itself.
+        hosts.barrier("run is locked", LOCK_SECONDS)
+        yield NO_HANDLE
+        return
     run.path.mkdir(parents=True, exist_ok=True)
     handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -105,6 +115,7 @@ def lock_run(run: RunDir) -> Iterator[int]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         _tell_supervisor(run, held=True)
+        hosts.barrier("run is locked", LOCK_SECONDS)
         yield handle
     finally:
         os.close(handle)

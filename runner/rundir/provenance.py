@@ -65,7 +65,10 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _git() -> str | None:
     """The commit of the code that runs, marked where files differ from it; None outside a checkout."""
-    folder = Path(sys.argv[0]).resolve().parent
+    folder = Path(__file__).resolve().parents[2]
+    # An installed package may lie in somebody else's repository, whose commit says nothing about it.
+    if not (folder / "run.py").is_file():
+        return None
     try:
         described = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

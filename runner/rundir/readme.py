@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from runner.rundir.attempts import read_attempts
+from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.text import utc_now
 

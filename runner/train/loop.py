@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from runner import hosts
 from runner.errors import DivergedError
 from runner.log.sinks import MetricWriter
 from runner.preempt.stop import Stopped
@@ -199,7 +200,8 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
     state, step, owes = start.state, start.step, start.owes
     try:
         with suppress(Stopped):
-            while stop.reason is None and (owes or step < cadence.steps):
+            # The processes of a run stop, and save, at the same step: each of them asks what all have agreed on.
+            while hosts.agree(stop.reason) is None and (owes or step < cadence.steps):
                 # An evaluation that a stop cut short before this process began comes before the next batch.
                 late = owes
                 if not owes:
@@ -219,6 +221,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                     owes = False
                 info = StepInfo(step, measured, cadence.epoch_steps, pending.losses)
                 reason = _due(parts, info) or stop.pop_save_request() or ("evaluated after a stop" if late else None)
+                reason = hosts.agree(reason)
                 if reason:
                     pending.drain()
                     _save(parts, pending, Progress(state, step), info, reason)
