@@ -82,10 +82,9 @@ def run_console_script() -> NoReturn:
     if words and words[0].isidentifier():
         sys.exit(run_from_shell(words))
     # Imported for a run alone, as a verb is when it is asked for.
-    from runner.launch.main import exit_process
-    from runner.launch.main import main as work
+    import runner.launch.main
 
-    exit_process(work(words))
+    runner.launch.main.exit_process(runner.launch.main.main(words))
 
 
 def run_from_shell(words: Sequence[str]) -> int:

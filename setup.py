@@ -1,0 +1,10 @@
+"""What pyproject.toml cannot say: the wheel has conf/ inside the package `runner`, where no other package's is."""
+
+from setuptools import find_packages, setup
+
+PACKAGES = ("runner", "runner.*", "models", "models.*", "data", "data.*")
+
+setup(
+    packages=[*find_packages(include=PACKAGES), "runner.conf"],
+    package_dir={"runner.conf": "conf"},
+)
