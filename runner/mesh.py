@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError
-from runner.types import State
+from runner.types import State, Tree
 
 if TYPE_CHECKING:
     import jax
@@ -48,7 +48,7 @@ class Mesh:
         return jax.make_mesh((count,), ("data",), (jax.sharding.AxisType.Auto,), devices=devices[:count])
 
 
-def state_shardings(mesh: jax.sharding.Mesh, abstract_state: State) -> Any:
+def state_shardings(mesh: jax.sharding.Mesh, abstract_state: State) -> Tree:
     """Return a tree like the state with the sharding of every leaf: today each device holds the whole state."""
     import jax
 
@@ -69,7 +69,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def bytes_per_device(tree: Any) -> int:
+def bytes_per_device(tree: Tree) -> int:
     """Return how many bytes of a tree of arrays, abstract or real, lie on one device, as their shardings say."""
     import jax
 
@@ -81,7 +81,7 @@ def batch_share(mesh: jax.sharding.Mesh, num_bytes: int) -> int:
     return num_bytes // mesh.shape["data"]
 
 
-def _shard_bytes(leaf: Any) -> int:
+def _shard_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
     import math
 
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)

@@ -24,5 +24,14 @@ Batch: TypeAlias = "Mapping[str, Any]"
 # Scalars by name, still on the device: reading one waits for the step that computes it.
 Metrics: TypeAlias = "Mapping[str, jax.Array]"
 
+# Any pytree of arrays, abstract arrays or shardings (jax has no type for one).
+Tree: TypeAlias = "Any"
+
+# An object of plain JSON values that we made: a data position, a status, what a checkpoint says of itself.
+JsonObject: TypeAlias = "dict[str, Any]"
+
+# What a checkpoint holds, by item: a train state, and what is plain JSON.
+CheckpointItems: TypeAlias = "Mapping[str, State | JsonObject]"
+
 # A configuration as plain JSON values: as it is composed, validated, hashed and written to config.yaml.
 Document: TypeAlias = "Mapping[str, Any]"

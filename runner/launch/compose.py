@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,6 +41,7 @@ from runner.launch.submitit_sweep import SUBMITIT_LAUNCHERS, SubmititOptions
 from runner.launch.sweep_members import find_distinguishing_overrides
 from runner.rundir.layout import RunDir
 from runner.rundir.provenance import process_start_time
+from runner.text import display_path
 
 if TYPE_CHECKING:
     from runner.launch.hydra_plugin import SweepJobs
@@ -53,6 +55,21 @@ OTHER_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--pack
 FLAGS = (*EXCLUSIVE, *WHICH_CONFIG, *OTHER_FLAGS, user_code.TRUST_FLAG)
 
 
+@contextmanager
+def _name_replaced_config() -> Iterator[None]:
+    """Say with a ConfigError that the working directory has a config.yaml in place of the product's, where it has."""
+    try:
+        yield
+    except ConfigError as error:
+        first, *others = config_folders()
+        # The folder of another program, which uses Hydra as well, is likelier than a person who has meant it.
+        if others and (first / "config.yaml").is_file():
+            replaced = display_path(first / "config.yaml")
+            raise ConfigError(f"{error} ({replaced} is used in place of the product's own)") from None
+        raise
+
+
+@_name_replaced_config()
 def compose(argv: Sequence[str]) -> RunRequest | SweepRequest | SearchRequest | None:
     """Compose and validate what `argv` asks for; return None where Hydra has answered it (`--cfg`, `--info`).
 
@@ -125,7 +142,7 @@ class _Composed:
 
     run: tuple[DictConfig, DictConfig] | None = None  # the configuration, and Hydra's own
     sweep: SweepJobs | None = None
-    search: Any = None  # a sweeper with its arguments, not begun
+    search: Callable[[], None] | None = None  # not begun
 
     def keep_run(self, config: DictConfig) -> None:
         self.run = config, copy.deepcopy(HydraConfig.instance().cfg)  # type: ignore[assignment]
@@ -134,7 +151,7 @@ class _Composed:
         self.sweep = jobs
         return [None] * len(jobs.jobs)
 
-    def keep_search(self, search: Any) -> None:
+    def keep_search(self, search: Callable[[], None]) -> None:
         self.search = search
 
 
@@ -158,11 +175,19 @@ def _run_hydra(argv: Sequence[str], composed: _Composed) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Turn Hydra's complaints into ConfigError, of one line."""
+    """Turn what is wrong with a command or with a file of conf/ into ConfigError, of one line."""
     try:
         yield
     except HydraException as error:
         raise ConfigError(in_one_line(error)) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{display_path(Path(mark.name))}, line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{where}{error.problem}; it cannot be read as YAML") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"a file of conf/ is not written in UTF-8: {error}") from None
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
 
 
 @contextmanager
@@ -203,7 +228,7 @@ def _validate_sweep(sweep: SweepJobs, argv: Sequence[str]) -> SweepRequest:
     return SweepRequest(tuple(runs), launcher)
 
 
-def _search(search: Any, argv: Sequence[str], work_on_batch: WorkOnBatch) -> None:
+def _search(search: Callable[[], None], argv: Sequence[str], work_on_batch: WorkOnBatch) -> None:
     """Let a sweeper search; each batch of jobs that it asks for is validated and worked on."""
     from runner.launch import hydra_plugin
 
@@ -231,6 +256,11 @@ def _document_of(composed: DictConfig, task: list[str], *, trusted: bool) -> Any
 
     Raises RefusedError where there is no run, or where it names code of its own and was not trusted.
     """
+    if "experiment" in composed:
+        raise ConfigError(
+            f"experiment={HydraConfig.get().runtime.choices.get('experiment')}: its file sets a group of that name; "
+            "begin it with the line `# @package _global_`, and what it sets counts for all groups"
+        )
     if composed.get("dir") is None:
         return composed
     saved = RunDir(Path(str(composed.dir))).config

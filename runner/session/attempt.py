@@ -6,7 +6,6 @@ import gc
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from data.data_errors import UnreadableError
 from runner import files
@@ -27,6 +26,7 @@ from runner.train.compile_cache import enable_compile_cache
 from runner.train.evaluator import EvaluationRun
 from runner.train.loop import Progress, train
 from runner.train.run_context import RunContext
+from runner.types import State
 from runner.values import Outcome
 
 
@@ -50,12 +50,12 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         reached = None
         while reached is None:
             stop_flag.raise_if_stopped()
-            built.stream.skip([skipped["batch"] for skipped in attempt.skipped])
+            built.stream.skip([skipped["batch"] for skipped in attempt.status.skipped])
             with attempt.time_in("restore"):
                 start, best = stop_flag.wait_for(run_in_thread(partial(restore_or_begin, context, built), "restore"))
             with attempt.time_in("compile"):
                 stop_flag.wait_for(programs.train)
-            attempt.restored(start.step, best, describe_hardware(built))
+            attempt.begin_training(start.step, best, describe_hardware(built))
             files.replace_file(run_dir.readme, render_readme(run_dir))
             try:
                 with attempt.time_in("finish"), ExitStack() as opened:
@@ -119,12 +119,12 @@ def _roll_back(context: RunContext, built: Built, error: DivergedError) -> None:
     """Remember which batch to skip. Raises the error, complete, where that was done often enough."""
     attempt, allowed = context.attempt, context.config.train.max_rollbacks
     batch = built.stream.find_batch_number(error.position, error.behind)
-    if len(attempt.skipped) >= allowed:
+    if len(attempt.status.skipped) >= allowed:
         raise error.complete(
-            f"batch {batch}; {len(attempt.skipped)} of {allowed} rollbacks are used up; the newest checkpoint before "
-            "it stands: lower optim.lr, or look at the data; train.max_rollbacks=N allows more"
+            f"batch {batch}; {len(attempt.status.skipped)} of {allowed} rollbacks are used up; the newest checkpoint "
+            "before it stands: lower optim.lr, or look at the data; train.max_rollbacks=N allows more"
         ) from error
-    attempt.skip(batch, error.step, str(error))
+    attempt.skip_batch(batch, error.step, str(error))
     context.console.say(
         f"warning: {error}: going back to the newest checkpoint before it, and skipping batch {batch} from now on"
     )
@@ -143,7 +143,7 @@ def _finish(context: RunContext, built: Built, programs: CompiledPrograms, reach
         say("a sample:\n" + "\n".join(f"  | {line}" for line in text.splitlines()))
 
 
-def _restore_best(context: RunContext, built: Built, programs: CompiledPrograms, last: Any) -> Any:
+def _restore_best(context: RunContext, built: Built, programs: CompiledPrograms, last: State) -> State:
     """Return the state of the best checkpoint, proven; else the last one, and say why."""
     config, checkpoints, say = context.config, context.run_dir.checkpoints, context.console.say
     best = find_best(list_records(checkpoints), config.score)
@@ -154,7 +154,7 @@ def _restore_best(context: RunContext, built: Built, programs: CompiledPrograms,
     names = [name for name, option in config.eval.items() if isinstance(option, MetricsEvaluation)]
     how = EvaluationRun(programs.eval.result(), context.run_dir.path, file="")
     found = built.evaluator(names, state, how)
-    context.attempt.ends_on(best.step)
+    context.attempt.status.set_final_step(best.step)
     values = ", ".join(f"{split}/{name} {value:.4f}" for split in names for name, value in found[split].items())
     say(f"ends on the best weights, of step {best.step}: {values}")
     return state
@@ -164,7 +164,7 @@ def _tell_stopped(context: RunContext, trouble: str) -> Outcome:
     """Say what stands, and what is lost where there was no time to save or saving was not wanted."""
     config, attempt = context.config, context.attempt
     durable = newest_durable_step(context.run_dir.checkpoints)
-    lost = attempt.lost(durable)
+    lost = attempt.count_lost_steps(durable)
     reasons = [trouble, "" if config.ckpt.last else "ckpt.last=false"]
     reason = f" ({'; '.join(filter(None, reasons))})" if any(reasons) else ""
     saved = f"checkpoint {durable} stands" if durable else "nothing is saved"
@@ -174,12 +174,12 @@ def _tell_stopped(context: RunContext, trouble: str) -> Outcome:
         f"stopped by {context.stop_flag.reason} at step {durable + lost} of {config.train.steps}, {fate}; "
         f"the same command {then}"
     )
-    best = attempt.best
+    best = attempt.status.best
     return Outcome("preempted", durable, best["value"] if best else None, STOPPED)
 
 
 def _tell_complete(context: RunContext, step: int) -> Outcome:
-    best = context.attempt.best
+    best = context.attempt.status.best
     score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
     context.console.say(
         f"finished {step} steps in {context.attempt.seconds:.0f} s{score}\n"

@@ -21,7 +21,8 @@ from runner.preempt.deadline import Watchdog
 from runner.preempt.listen import listen_to_sources
 from runner.preempt.signals import listen_to_signals
 from runner.preempt.stop import StopFlag
-from runner.rundir.attempts import AttemptLog, read_attempts
+from runner.rundir.attempt_lines import read_attempts
+from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.crash_loop import find_repeated_failure, give_up
 from runner.rundir.layout import RunDir, iter_runs, lock_run, set_run_aside
 from runner.rundir.provenance import hash_code
@@ -201,7 +202,7 @@ def _record_crash(context: RunContext, error: Exception) -> Outcome:
 def _record_end(attempt: AttemptLog, state: str, why: str) -> None:
     """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
     with suppress(OSError):
-        attempt.end(state, attempt.step, why, newest_durable_step(attempt.run.checkpoints))
+        attempt.end(state, attempt.step, why, newest_durable_step(attempt.run_dir.checkpoints))
 
 
 def _remove_new_run(run_dir: RunDir) -> None:

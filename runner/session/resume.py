@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from runner.checkpoint.record import Record, locate_checkpoint, read_progress
 from runner.checkpoint.restore import restore_exactly, restore_newest, set_newer_aside
@@ -14,10 +13,10 @@ from runner.train.build import read_train_state, start_from_weights
 from runner.train.built import Built
 from runner.train.loop import Progress
 from runner.train.run_context import RunContext
-from runner.types import State
+from runner.types import JsonObject, State
 
 
-def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, dict[str, Any] | None]:
+def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonObject | None]:
     """Return where to go on, and the best score so far, with the data at its position; or a beginning at step 0.
 
     Raises RefusedError where the checkpoint was trained on other data, or where none is good.
@@ -39,15 +38,15 @@ def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | No
     """Return the checkpoint that `step=` names, or the newest good one, with its state; None where there is none."""
     config, run_dir, attempt, say = context.config, context.run_dir, context.attempt, context.console.say
     read, checksums = partial(read_train_state, built), config.ckpt.verify != "off"
-    if config.step is not None and config.step != attempt.taken_back_to:
+    if config.step is not None and config.step != attempt.status.taken_back_to:
         found = restore_exactly(locate_checkpoint(f"{run_dir.path}@{config.step}"), read, checksums=checksums)
         set_newer_aside(run_dir.checkpoints, run_dir.quarantine, found[0].step, say)
-        attempt.take_back(config.step)
+        attempt.status.set_taken_back_to(config.step)
         return found
     # The same command typed again goes on from where it was taken back to, and not from there once more.
     if config.step is not None:
         say(f"was taken back to step {config.step} already: going on from the newest checkpoint")
-    attempt.take_back(config.step)
+    attempt.status.set_taken_back_to(config.step)
     return restore_newest(run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums)
 
 

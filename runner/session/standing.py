@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.checkpoint.record import locate_checkpoint
 from runner.config.identity import UNHASHED_KEYS, Drift, find_drift, hash_config
 from runner.config.schema import Config, read_document
 from runner.errors import RefusedError
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
+from runner.types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Standing:
 
     exists: bool
     drifts: tuple[Drift, ...]
-    status: Mapping[str, Any]
+    status: JsonObject
     is_finished: bool
 
 
@@ -72,7 +72,7 @@ def inspect_run(run_dir: RunDir, config: Config) -> Standing:
     return Standing(exists=True, drifts=drifts, status=status, is_finished=is_finished(config, run_dir, status))
 
 
-def is_finished(config: Config, run_dir: RunDir, status: Mapping[str, Any]) -> bool:
+def is_finished(config: Config, run_dir: RunDir, status: JsonObject) -> bool:
     """Return whether nothing is left to do: all steps are done, and the last is on disk where that is wanted."""
     step = status.get("step", 0)
     if config.overwrite or status.get("state") != "finished" or step < config.train.steps:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 
@@ -30,17 +29,18 @@ from runner.log.jsonl import JsonLinesFile, open_json_lines
 from runner.log.sinks import CutPoint, SinkContext
 from runner.preempt.deadline import SaveBudget
 from runner.preempt.stop import run_in_thread
-from runner.rundir.attempts import AttemptLog, count_interruptions
+from runner.rundir.attempt_lines import count_interruptions
+from runner.rundir.attempt_log import AttemptLog
 from runner.train import step as steps
 from runner.train.built import Built, count_state_bytes
 from runner.train.compile import CompiledPrograms
 from runner.train.dataset import suggest_faster_data
 from runner.train.evaluator import EvaluationRun
-from runner.train.loop import Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
+from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
 from runner.train.starvation import StarvationMonitor
-from runner.types import State
+from runner.types import CheckpointItems, JsonObject, State
 from runner.values import Values
 
 
@@ -57,7 +57,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         attempt=attempt.number,
         document=config.document,
         # With another learning rate, or without a batch, steps that are done again come out different.
-        lineage=f"{hash_config(config.document)} {attempt.skipped}",
+        lineage=f"{hash_config(config.document)} {attempt.status.skipped}",
         say=say,
     )
     with ExitStack() as opened:
@@ -74,7 +74,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         )
         saver = opened.enter_context(closing(_open_checkpointer(context, timing, budget)))
         # A source or a stream that may make training wait is read one batch ahead, in a thread.
-        data: Any = built.stream
+        data: BatchStream | Prefetcher = built.stream
         if built.sources.waits or built.stream.waits:
             data = opened.enter_context(closing(Prefetcher(built.stream, context.stop_flag)))
         yield LoopParts(
@@ -96,12 +96,12 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         )
 
 
-def _checkpoint_items(built: Built, attempt: AttemptLog, at: Progress, position: Mapping[str, Any]) -> dict[str, Any]:
+def _checkpoint_items(built: Built, attempt: AttemptLog, at: Progress, position: JsonObject) -> CheckpointItems:
     """Return what a checkpoint holds: the train state, and where training is."""
     progress = {
         "position": position,
         "data": built.sources.fingerprint,
-        "best": attempt.best,
+        "best": attempt.status.best,
         "owes_evaluation": at.owes,
     }
     return {STATE: at.state, PROGRESS: progress}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
+import optax
 from flax import nnx
 
 from data.sources import Sources
@@ -25,7 +25,7 @@ from runner.train import step as steps
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources
 from runner.train.evaluator import Evaluator
-from runner.types import State
+from runner.types import Batch, State
 
 
 def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.Device] | None = None) -> Built:
@@ -57,8 +57,8 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     objective = config.objective.build(own)
     update = steps.UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
 
-    def make_optimizer(lr: Any) -> tuple[Any, Any]:
-        schedule = config.schedule.build(lr, config.train.steps)
+    def make_optimizer(lr: jax.Array | float) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        schedule = config.schedule.build(lr, config.train.steps)  # type: ignore[arg-type]
         return config.optim.build(schedule), schedule
 
     def fresh(key: jax.Array) -> State:
@@ -78,7 +78,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     def model(state: State) -> nnx.Module:
         return steps.merge_model(network.eval, network, state)
 
-    def put(batch: Any) -> Any:
+    def put(batch: Batch) -> Batch:
         return jax.device_put(batch, sharding)
 
     evaluator = Evaluator(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from flax import nnx
 
-from data.pipeline import BatchStream
+from data.pipeline import TrainingStream
 from data.sources import Sources
 from models.remat_plan import RematPlan
 from runner.checkpoint import store
 from runner.config.schema import Config
 from runner.train.evaluator import Evaluator
 from runner.train.step import MeanLoss, TrainStep
-from runner.types import State
+from runner.types import JsonObject, State, Tree
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Built:
     """
 
     sources: Sources
-    stream: BatchStream
-    beginning: Mapping[str, Any]
+    stream: TrainingStream
+    beginning: JsonObject
     mesh: jax.sharding.Mesh
     init: Callable[[], State]
     abstract: State
@@ -44,7 +43,7 @@ class Built:
     eval_step: jax.stages.Wrapped
     model: Callable[[State], nnx.Module]
     evaluator: Evaluator
-    put: Callable[[Any], Any]
+    put: Callable[[Tree], Tree]
     plan: RematPlan
 
 

@@ -24,7 +24,7 @@ from runner.config.user_code import as_config_error
 from runner.errors import ConfigError
 from runner.mesh import batch_sharding, bytes_per_device
 from runner.preempt.stop import run_in_thread
-from runner.rundir.attempts import AttemptLog
+from runner.rundir.attempt_log import AttemptLog
 from runner.trace.flops import count_flops
 from runner.trace.remat_trace import find_scopes_and_tags
 from runner.trace.step_requirements import StepRequirements, measure_requirements

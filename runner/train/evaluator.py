@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -27,13 +27,13 @@ from runner.config.evaluations import (
 from runner.errors import ConfigError
 from runner.train.evaluation_files import encode_mosaic, encode_pairs, format_samples
 from runner.train.step import with_weights
-from runner.types import State
+from runner.types import Batch, Metrics, State, Tree
 from runner.values import Values
 
 # The method that a model has for an evaluation that it makes something for.
 METHODS = {"text": "sample", "samples": "generate", "reconstructions": "reconstruct"}
 
-EvalStep: TypeAlias = Callable[[State, Any, Any], Any]
+EvalStep: TypeAlias = Callable[[State, Batch, jax.Array], Metrics]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Evaluator:
     named: Evaluations
     sources: Sources
     model: Callable[[State], nnx.Module]
-    put: Callable[[Any], Any]
+    put: Callable[[Tree], Tree]
     batch_size: int
     batches: int
     seed: int
@@ -98,7 +98,7 @@ class Evaluator:
 
     def _mean_metrics(self, source: Source, num_batches: int, state: State, how: EvaluationRun) -> Values:
         """Return the mean of every metric over batches of a source that lie evenly apart."""
-        sums: dict[str, Any] = {}
+        sums: dict[str, jax.Array] = {}
         for batch, weights in iterate_in_order(source, batch_size=self.batch_size, num_batches=num_batches):
             how.between_batches()
             # Sums stay on the device: nobody waits for a batch before the next one is dispatched.
@@ -146,7 +146,11 @@ class Evaluator:
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
 def _call_method(
-    graphdef: nnx.GraphDef, variables: nnx.State, method: str, count: int | None, *arrays: Any
+    graphdef: nnx.GraphDef,
+    variables: nnx.State,
+    method: str,
+    count: int | None,
+    *arrays: jax.Array | np.ndarray | float,
 ) -> jax.Array:
     """Call a method of a model with arrays, and with how many it is to make; compiled once for each."""
     counts = () if count is None else (count,)

@@ -17,15 +17,18 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runner import hosts
 from runner.errors import DivergedError
 from runner.log.sinks import MetricWriter
 from runner.preempt.stop import Stopped
 from runner.train.starvation import StarvationMonitor
-from runner.types import Batch, Metrics, State
-from runner.values import StepInfo
+from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
+from runner.values import StepInfo, Values
+
+if TYPE_CHECKING:
+    import jax
 
 # So many logged losses are remembered, for rules that look at them.
 NUM_REMEMBERED_LOSSES = 64
@@ -40,7 +43,7 @@ class BatchStream(Protocol):
 
     def __next__(self) -> Batch: ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """Return the position of the next batch, as plain JSON values."""
 
 
@@ -57,10 +60,10 @@ class Saver(Protocol):
     def due(self, info: StepInfo) -> str | None:
         """Return why to save now, or None."""
 
-    def save(self, reason: str, info: StepInfo, items: Mapping[str, Any]) -> None:
+    def save(self, reason: str, info: StepInfo, items: CheckpointItems) -> None:
         """Save a state, here or in the background."""
 
-    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], Mapping[str, Any]]) -> None:
+    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], CheckpointItems]) -> None:
         """Save what there is after an error, where a rule asks for it."""
 
 
@@ -131,8 +134,8 @@ class Cadence:
 class CompiledStep:
     """The compiled train step, and its learning rate, which lies on the device once for all steps."""
 
-    program: Callable[[State, Batch, Any], tuple[State, Metrics]]
-    lr: Any
+    program: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
+    lr: jax.Array
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Evaluating:
     `is_finite(state)`: whether the parameters are.
     """
 
-    evaluate: Callable[[State, int], Mapping[str, Mapping[str, Any]]]
+    evaluate: Callable[[State, int], Mapping[str, Values]]
     is_finite: Callable[[State], bool]
 
 
@@ -151,7 +154,7 @@ class Saving:
     """The saver, and `items(progress, data_position)`: what a checkpoint holds."""
 
     saver: Saver
-    items: Callable[[Progress, dict[str, Any]], Mapping[str, Any]]
+    items: Callable[[Progress, JsonObject], CheckpointItems]
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Outputs:
     """Where a step is told: the metrics, what it took (`timing`, one record a line), and to a person."""
 
     metrics: MetricWriter
-    timing: Callable[[Mapping[str, Any]], None]
+    timing: Callable[[JsonObject], None]
     display: ProgressDisplay
 
 
@@ -254,8 +257,8 @@ class PendingSteps:
         self.losses: deque[float] = deque(maxlen=NUM_REMEMBERED_LOSSES)
         self._pending: deque[tuple[int, Metrics]] = deque()
         # Complete since a step was last found to be finite.
-        self._unread: list[tuple[int, Mapping[str, Any]]] = []
-        self._last_loss: Any = None
+        self._unread: list[tuple[int, Metrics]] = []
+        self._last_loss: jax.Array | None = None
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -267,7 +270,7 @@ class PendingSteps:
 
     def are_complete(self) -> bool:
         """Return whether the step that was dispatched last is complete: then the device has nothing to do."""
-        return self._last_loss is None or self._last_loss.is_ready()
+        return self._last_loss is None or self._last_loss.is_ready()  # type: ignore[attr-defined]
 
     def drain(self) -> None:
         """Wait for every step, and log what is due: before anything that must come after these lines."""
@@ -311,7 +314,7 @@ class PendingSteps:
         outputs.timing({"step": step, "event": "train", "steps": steps, "seconds": round(elapsed, 6)})
 
 
-def _first_not_finite(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+def _first_not_finite(metrics: Metrics) -> tuple[str, float] | None:
     """Return the first watched metric that is not finite, and its value."""
     values = ((name, float(metrics[name])) for name in WATCHED_METRICS)
     return next(((name, value) for name, value in values if not math.isfinite(value)), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from runner.config.schema import Config
 from runner.log.console import Console
 from runner.preempt.stop import StopFlag
-from runner.rundir.attempts import AttemptLog
+from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.layout import RunDir
 
 

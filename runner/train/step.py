@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +24,16 @@ import optax
 from flax import nnx
 
 from runner.errors import ConfigError
-from runner.types import Batch, Metrics, Params, State
+from runner.types import Batch, Metrics, Params, State, Tree
 
 # (model, batch) → metrics, each with one value an example; "loss" is among them.
 Objective: TypeAlias = Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]
 # (params, state, batch) → (mean loss, (mean metrics, what the model changed beside its parameters))
-MeanLoss: TypeAlias = Callable[[Params, State, Batch], tuple[jax.Array, Any]]
+MeanLoss: TypeAlias = Callable[[Params, State, Batch], tuple[jax.Array, tuple[Metrics, State]]]
 # (params, state, batch) → ((mean loss, (mean metrics, changed)), gradients), as jax.value_and_grad returns them
-Gradients: TypeAlias = Callable[[Params, State, Batch], Any]
+Gradients: TypeAlias = Callable[[Params, State, Batch], tuple[tuple[jax.Array, tuple[Metrics, State]], Params]]
 # learning rate → (transformation, schedule)
-MakeOptimizer: TypeAlias = Callable[[Any], tuple[optax.GradientTransformation, optax.Schedule]]
+MakeOptimizer: TypeAlias = Callable[[jax.Array | float], tuple[optax.GradientTransformation, optax.Schedule]]
 TrainStepFunction: TypeAlias = Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 Weights: TypeAlias = Literal["params", "ema"]
@@ -96,7 +96,7 @@ def with_ema(state: State) -> State:
 
 
 def make_init(
-    init: Callable[[jax.Array], State], seed: int, shardings: Callable[[State], Any]
+    init: Callable[[jax.Array], State], seed: int, shardings: Callable[[State], Tree]
 ) -> tuple[Callable[[], State], State]:
     """Return a jitted `init` of this seed whose arrays are born where they belong, and the abstract state.
 
@@ -124,7 +124,7 @@ class UpdateOptions:
 def make_mean_loss(model: SplitModel, objective: Objective, precision: Precision) -> MeanLoss:
     """Return the function that is differentiated: (params, state, batch) → (loss, (metrics, changed))."""
 
-    def mean_loss(params: Params, state: State, batch: Batch) -> tuple[jax.Array, Any]:
+    def mean_loss(params: Params, state: State, batch: Batch) -> tuple[jax.Array, tuple[Metrics, State]]:
         params, batch = cast_floats(params, precision), cast_floats(batch, precision)
         live = merge_model(model.train, model, {**state, "params": params})
         means = {name: values.mean() for name, values in objective(live, batch).items()}
@@ -192,7 +192,9 @@ def accumulate_gradients(gradients: Gradients, num_parts: int) -> Gradients:
     if num_parts == 1:
         return gradients
 
-    def accumulated(params: Params, state: State, batch: Batch) -> Any:
+    def accumulated(
+        params: Params, state: State, batch: Batch
+    ) -> tuple[tuple[jax.Array, tuple[Metrics, State]], Params]:
         def add_part(carry: tuple[State, Params], part: Batch) -> tuple[tuple[State, Params], Metrics]:
             changed, total = carry
             (_, (means, changed)), grads = gradients(params, {**state, **changed}, part)
@@ -253,7 +255,7 @@ def make_eval_step(
     return eval_step
 
 
-def cast_floats(tree: Any, precision: Precision) -> Any:
+def cast_floats(tree: Tree, precision: Precision) -> Tree:
     """Cast floating-point arrays to what the model computes with. Gradients come back in the original type.
 
     A layer of flax computes in the type of what comes in. But its BatchNorm gives float32, like its statistics, and so
@@ -280,7 +282,7 @@ def is_finite(state: State) -> jax.Array:
     return jnp.stack(fine).all()
 
 
-def _float_leaves(tree: Any) -> list[jax.Array]:
+def _float_leaves(tree: Tree) -> list[jax.Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
 
 
@@ -300,11 +302,11 @@ def _fill_variables(variables: nnx.State, tree: Params) -> nnx.State:
     return filled
 
 
-def _with_string_keys(node: Any) -> Any:
+def _with_string_keys(node: Tree) -> Tree:
     return {str(key): _with_string_keys(value) for key, value in node.items()} if isinstance(node, dict) else node
 
 
-def _with_keys_of(template: Any, tree: Any) -> Any:
+def _with_keys_of(template: Tree, tree: Tree) -> Tree:
     """Undo `_with_string_keys`: layers in a list have numbers for keys."""
     if not isinstance(template, dict):
         return tree
