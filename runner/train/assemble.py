@@ -31,7 +31,6 @@ from runner.preempt.deadline import SaveBudget
 from runner.preempt.stop import run_in_thread
 from runner.rundir.attempt_lines import count_interruptions
 from runner.rundir.attempt_log import AttemptLog
-from runner.train import step as steps
 from runner.train.built import Built, count_state_bytes
 from runner.train.compile import CompiledPrograms
 from runner.train.dataset import suggest_faster_data
@@ -40,6 +39,7 @@ from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, Lo
 from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
 from runner.train.starvation import StarvationMonitor
+from runner.train.step import is_finite
 from runner.types import CheckpointItems, JsonObject, State
 from runner.values import Values
 
@@ -112,7 +112,7 @@ class FiniteCheck:
 
     def __init__(self, built: Built):
         self._names = built.abstract.keys() & {"params", "ema", "extra"}
-        self._is_finite = jax.jit(steps.is_finite)
+        self._is_finite = jax.jit(is_finite)
 
     def __call__(self, state: State) -> bool:
         return bool(self._is_finite({name: state[name] for name in self._names}))

@@ -21,10 +21,21 @@ from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.mesh import batch_sharding, replicated_sharding, state_shardings
 from runner.optim.parameter_groups import is_stacked
-from runner.train import step as steps
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources
 from runner.train.evaluator import Evaluator
+from runner.train.step import (
+    TrainStep,
+    UpdateOptions,
+    init_state,
+    make_eval_step,
+    make_init,
+    make_mean_loss,
+    make_train_step,
+    merge_model,
+    split_model,
+    with_ema,
+)
 from runner.types import Batch, State
 
 
@@ -53,30 +64,28 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
             raise ConfigError(f"model={config.model.kind}: {error}") from error
 
     with user_code.as_config_error("model"):
-        network = steps.split_model(lambda: make_model(jax.random.key(config.seed)), partial(_apply_remat, config))
+        network = split_model(lambda: make_model(jax.random.key(config.seed)), partial(_apply_remat, config))
     objective = config.objective.build(own)
-    update = steps.UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
+    update = UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
 
     def make_optimizer(lr: jax.Array | float) -> tuple[optax.GradientTransformation, optax.Schedule]:
         schedule = config.schedule.build(lr, config.train.steps)  # type: ignore[arg-type]
         return config.optim.build(schedule), schedule
 
     def fresh(key: jax.Array) -> State:
-        return steps.init_state(
-            partial(make_model, key), make_optimizer(config.optim.lr)[0], ema=update.ema is not None
-        )
+        return init_state(partial(make_model, key), make_optimizer(config.optim.lr)[0], ema=update.ema is not None)
 
-    init, abstract = steps.make_init(fresh, config.seed, partial(state_shardings, mesh))
+    init, abstract = make_init(fresh, config.seed, partial(state_shardings, mesh))
     sharding = batch_sharding(mesh)
     # The next state lies where the one before lay, or a resumed run would compile another program.
     train_step = jax.jit(
-        steps.make_train_step(network, objective, make_optimizer, update),
+        make_train_step(network, objective, make_optimizer, update),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
     )
 
     def model(state: State) -> nnx.Module:
-        return steps.merge_model(network.eval, network, state)
+        return merge_model(network.eval, network, state)
 
     def put(batch: Batch) -> Batch:
         return jax.device_put(batch, sharding)
@@ -92,9 +101,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         mesh=mesh,
         init=init,
         abstract=abstract,
-        loss=steps.make_mean_loss(network, objective, update.precision),
-        train_step=steps.TrainStep(train_step, config.optim.lr, replicated_sharding(mesh)),
-        eval_step=jax.jit(steps.make_eval_step(network, objective, update.precision)),
+        loss=make_mean_loss(network, objective, update.precision),
+        train_step=TrainStep(train_step, config.optim.lr, replicated_sharding(mesh)),
+        eval_step=jax.jit(make_eval_step(network, objective, update.precision)),
         model=model,
         evaluator=evaluator,
         put=put,
@@ -117,7 +126,7 @@ def read_train_state(built: Built, checkpoint: Path) -> State:
 def start_from_weights(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, TransferReport]:
     """Return a fresh state with the weights of another run's checkpoint, and what did not fit."""
     state, report = transfer_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
-    return steps.with_ema(state) if "ema" in state else state, report
+    return with_ema(state) if "ema" in state else state, report
 
 
 def sample_text(built: Built, state: State) -> str | None:
