@@ -23,7 +23,7 @@ from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
 from runner.inspect.digest_checkpoint import compute_digest
 from runner.inspect.lookup import Checkpoint, find_attempt, find_proven_checkpoint, read_config_document
-from runner.rundir.attempts import read_attempts
+from runner.rundir.attempt_lines import read_attempts
 from runner.text import format_count, format_size, format_time
 from runner.values import Say, VerbResult
 

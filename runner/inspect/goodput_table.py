@@ -15,7 +15,7 @@ from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
 from runner.inspect.lookup import find_runs, read_config_document
 from runner.inspect.time_account import BUCKETS, SHOWN_MILLISECONDS, TimeAccount, account_for_attempts
-from runner.rundir.attempts import line_of_killed, read_attempts
+from runner.rundir.attempt_lines import line_of_killed, read_attempts
 from runner.rundir.heartbeat import read_heartbeat
 from runner.rundir.layout import RunDir, is_in_use
 from runner.text import format_count, format_duration, format_percent, format_table, format_time, terminal_width

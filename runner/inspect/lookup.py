@@ -16,7 +16,7 @@ from runner.checkpoint.retention import RetentionRule
 from runner.checkpoint.seal import find_problem
 from runner.config.validation import Retention, validate_saved
 from runner.errors import RefusedError
-from runner.rundir.attempts import read_attempts
+from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 
 Proof = Literal["ok", "sizes ok", "not good"]

@@ -61,11 +61,11 @@ class Watchdog:
 
     def _run(self, done: threading.Event) -> None:
         # Ticks are counted, not seconds: a process that was suspended did not hang.
-        quiet_ticks, last = 0, self.attempt.last_heartbeat()
+        quiet_ticks, last = 0, self.attempt.heartbeat.read()
         while not done.wait(TICK_SECONDS):
             if self.stop_flag.deadline is not None and time.monotonic() > self.stop_flag.deadline - MARGIN_SECONDS:
                 self._leave()
-            heartbeat = self.attempt.last_heartbeat()
+            heartbeat = self.attempt.heartbeat.read()
             if heartbeat != last or heartbeat.phase in PATIENT_PHASES:
                 quiet_ticks, last = 0, heartbeat
             else:
@@ -75,7 +75,7 @@ class Watchdog:
 
     def _leave(self) -> NoReturn:
         """Stop because time is up: the newest durable checkpoint is what there is."""
-        heartbeat = self.attempt.last_heartbeat()
+        heartbeat = self.attempt.heartbeat.read()
         durable = newest_durable_step(self.run.checkpoints)
         lost = max(heartbeat.step - durable, 0)
         stands = f"checkpoint {durable} stands" if durable else "nothing was saved yet"

@@ -1,4 +1,4 @@
-"""A run's sign of life: which step, doing what, since when. No jax.
+"""A run's heartbeat (the file `.pulse`): which step, doing what, since when. No jax.
 
 Sixty-four bytes that the process maps into its memory: writing there costs less than a microsecond, no system call and
 no wait, and what a SIGKILL leaves is exact. It says how far a killed process was and what it was doing, tells a
@@ -21,10 +21,14 @@ STEP, CHANGED, SINCE, PHASE, WRITING = 8, 16, 24, 32, 48  # where each begins, i
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What was true when the process last changed it. Times are wall-clock seconds since 1970.
+    """Hold what was true when the process last changed it. Times are wall-clock seconds since 1970.
 
-    `phase` is what the training thread does: import, startup, restore, compile, step, data, eval, save, finish.
-    `writing` is what the thread that writes checkpoints does: "", write, seal, publish, prune.
+    Attributes:
+        step: completed updates.
+        changed: when `step` or `phase` last changed.
+        since: when `phase` began.
+        phase: what the training thread does: import, startup, restore, compile, step, data, eval, save, finish.
+        writing: what the thread that writes checkpoints does: write, seal, publish, prune, or "" for nothing.
     """
 
     step: int
@@ -35,48 +39,52 @@ class Heartbeat:
 
 
 class HeartbeatWriter:
-    """Written by the process that holds the run. Where the disk has no room for it there is none: nothing is lost."""
+    """Write the heartbeat of the process that holds the run.
+
+    Where the disk has no room for the file there is none, and nothing else changes.
+    """
 
     def __init__(self, path: Path):
         self._bytes: mmap.mmap | bytearray = bytearray(LAYOUT.size)
         with suppress(OSError), path.open("wb+") as out:
-            out.write(bytes(LAYOUT.size))  # the space is taken now: a hole would fail when it is touched
+            # The space is taken now: a hole in the file would kill the process when it is touched on a full disk.
+            out.write(bytes(LAYOUT.size))
             out.flush()
             self._bytes = mmap.mmap(out.fileno(), LAYOUT.size)
         now = time.time()
         LAYOUT.pack_into(self._bytes, 0, MARK, 0, now, now, b"startup", b"")
 
     def beat(self, step: int) -> None:
-        """This many steps are completed."""
+        """Write down how many steps are completed."""
         self._put(STEP, struct.pack("<qd", step, time.time()))
 
     def set_phase(self, name: str) -> None:
-        """What the training thread does from now on."""
+        """Write down what the training thread does from now on."""
         now = time.time()
         self._put(CHANGED, struct.pack("<dd16s", now, now, name.encode()))
 
     def set_writer_phase(self, name: str) -> None:
-        """What the thread that writes checkpoints does from now on."""
+        """Write down what the thread that writes checkpoints does from now on."""
         self._put(WRITING, struct.pack("<16s", name.encode()))
 
     def _put(self, offset: int, fresh: bytes) -> None:
-        """One copy: `struct.pack_into` clears the place first, and a kill (or a reader) between finds step 0."""
+        # In one copy: `struct.pack_into` clears the place first, and a kill (or a reader) between finds step 0.
         self._bytes[offset : offset + len(fresh)] = fresh
 
     def read(self) -> Heartbeat:
-        """What was written last."""
-        return _beat(bytes(self._bytes))
+        """Return what was written last. From any thread."""
+        return _decode(bytes(self._bytes))
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:
-    """The last sign of life of a run; None where there is none."""
+    """Return the last sign of life of a run; None where there is none."""
     try:
         written = path.read_bytes()
     except OSError:
         return None
-    return _beat(written) if len(written) == LAYOUT.size and written.startswith(MARK) else None
+    return _decode(written) if len(written) == LAYOUT.size and written.startswith(MARK) else None
 
 
-def _beat(written: bytes) -> Heartbeat:
+def _decode(written: bytes) -> Heartbeat:
     _, step, changed, since, phase, writing = LAYOUT.unpack(written)
     return Heartbeat(step, changed, since, phase.rstrip(b"\0").decode(), writing.rstrip(b"\0").decode())

@@ -24,7 +24,7 @@ from pathlib import Path
 from runner.inspect.goodput_table import read_account
 from runner.inspect.time_account import TimeAccount
 from runner.rundir import heartbeat
-from runner.rundir.attempts import read_attempts
+from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 
 REPO = Path(__file__).resolve().parents[2]

@@ -28,12 +28,12 @@ from models.objectives import OBJECTIVES
 from runner.config.schema import Config, validate_config
 from runner.log.console import choose_console
 from runner.preempt.stop import StopFlag
-from runner.rundir.attempts import AttemptLog
+from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.layout import RunDir
 from runner.train import assemble
 from runner.train import build as building
 from runner.train.compile import start_compiling
-from runner.train.compile_cache import Kept
+from runner.train.compile_cache import CacheStats
 from runner.train.loop import Cadence, Reached, train
 
 CASES = {
@@ -122,13 +122,13 @@ def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitSta
     console = choose_console(run.log, wanted=True)
     attempt = AttemptLog(run, config.score, config.train.steps, "bench")
     attempt.begin([], [])
-    attempt.restored(0, None, "bench")
+    attempt.begin_training(0, None, "bench")
     stop_flag = StopFlag()
     parts = stack.enter_context(
         assemble.live(
             config,
             built,
-            start_compiling(built, config, config.remat, attempt, Kept()),
+            start_compiling(built, config, config.remat, attempt, CacheStats()),
             run,
             attempt,
             console,

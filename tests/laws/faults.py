@@ -146,7 +146,7 @@ def _become(request: dict) -> None:
 
 
 def _die_at(step: int) -> None:
-    from runner.rundir.attempts import AttemptLog
+    from runner.rundir.attempt_log import AttemptLog
 
     beat = AttemptLog.beat
 

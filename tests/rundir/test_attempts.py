@@ -15,9 +15,11 @@ import pytest
 
 from runner.checkpoint.record import Score
 from runner.rundir import heartbeat
-from runner.rundir.attempts import AttemptLog, read_attempts
-from runner.rundir.heartbeat import HeartbeatWriter, Stopwatch
+from runner.rundir.attempt_lines import read_attempts
+from runner.rundir.attempt_log import AttemptLog
+from runner.rundir.heartbeat import HeartbeatWriter
 from runner.rundir.layout import RunDir, is_in_use, lock_run, run_state
+from runner.rundir.time_buckets import TimeBuckets
 from tests.conftest import REPO
 
 
@@ -33,7 +35,7 @@ def begun(run: RunDir, began: float | None = None) -> AttemptLog:
 
 
 def test_every_moment_counts_towards_one_bucket(tmp_path: Path) -> None:
-    watch = Stopwatch(HeartbeatWriter(tmp_path / "pulse"), time.time() - 2.0)
+    watch = TimeBuckets(HeartbeatWriter(tmp_path / "pulse"), time.time() - 2.0)
     start = time.perf_counter()
     with watch.time_in("step"):
         time.sleep(0.02)
@@ -55,7 +57,7 @@ def test_every_moment_counts_towards_one_bucket(tmp_path: Path) -> None:
 def test_a_killed_attempt_gets_its_line_from_the_next_one(run: RunDir) -> None:
     """Status says step 40 as of a second ago; the sign of life knows better."""
     first = begun(run, time.time() - 10)
-    first.restored(20, None, "cpu")
+    first.begin_training(20, None, "cpu")
     first.note(40, {}, 20)
     first.write("running")
     with first.time_in("eval"):
@@ -66,7 +68,7 @@ def test_a_killed_attempt_gets_its_line_from_the_next_one(run: RunDir) -> None:
     second = begun(run)  # killed before it restored anything: also that is on record
     assert read_attempts(run) == []
     third = begun(run)
-    third.restored(30, None, "cpu")
+    third.begin_training(30, None, "cpu")
     one, two = read_attempts(run)
     assert (one["ending"], one["during"], one["from_step"], one["to_step"]) == (
         "killed",
@@ -88,10 +90,10 @@ def test_a_killed_attempt_gets_its_line_from_the_next_one(run: RunDir) -> None:
 
 def test_an_attempt_ends_once_and_says_what_is_lost(run: RunDir) -> None:
     attempt = begun(run)
-    attempt.restored(10, None, "cpu")
+    attempt.begin_training(10, None, "cpu")
     attempt.note(25, {}, 20)
-    attempt.end("preempted", 25, "SIGTERM", durable=20)
-    attempt.end("failed", 25, "too late", durable=20)
+    attempt.end("preempted", 25, "SIGTERM", durable_step=20)
+    attempt.end("failed", 25, "too late", durable_step=20)
     (line,) = read_attempts(run)
     assert (line["ending"], line["to_step"], line["lost_steps"]) == ("preempted", 25, 5)
     assert (run.read_status()["state"], run.read_status()["step"]) == ("preempted", 20)
@@ -99,8 +101,8 @@ def test_an_attempt_ends_once_and_says_what_is_lost(run: RunDir) -> None:
 
 def test_what_a_start_that_was_refused_leaves(run: RunDir) -> None:
     attempt = begun(run)
-    attempt.restored(10, None, "cpu")
-    attempt.end("preempted", 10, "SIGTERM", durable=10)
+    attempt.begin_training(10, None, "cpu")
+    attempt.end("preempted", 10, "SIGTERM", durable_step=10)
     before = run.status.read_bytes()
     refused = begun(run)
     assert run.status.read_bytes() != before
@@ -112,11 +114,11 @@ def test_what_a_start_that_was_refused_leaves(run: RunDir) -> None:
 def test_a_stop_before_training_loses_nothing_of_its_own(run: RunDir) -> None:
     """The steps that are gone were lost by the one that was killed, and are counted there."""
     killed = begun(run)
-    killed.restored(0, None, "cpu")
+    killed.begin_training(0, None, "cpu")
     killed.note(25, {}, 20)
     killed.write("running")
     stopped = begun(run)
-    stopped.end("preempted", stopped.step, "SIGTERM", durable=20)
+    stopped.end("preempted", stopped.step, "SIGTERM", durable_step=20)
     first, second = read_attempts(run)
     assert (first["ending"], first["lost_steps"]) == ("killed", 5)
     assert (second["ending"], second["lost_steps"], second["to_step"]) == ("preempted", 0, 20)
@@ -215,13 +217,13 @@ def test_a_reader_of_a_pulse_never_finds_it_cleared(tmp_path: Path) -> None:
 def test_what_a_rollback_does_again_is_counted(run: RunDir) -> None:
     """Also in the line of an attempt that is killed later."""
     attempt = begun(run)
-    attempt.restored(10, None, "cpu")
+    attempt.begin_training(10, None, "cpu")
     attempt.note(35, {}, 20)
-    attempt.restored(20, None, "cpu")
+    attempt.begin_training(20, None, "cpu")
     attempt.note(40, {}, 40)
     attempt.write("running")
     later = begun(run)
-    later.restored(40, None, "cpu")
+    later.begin_training(40, None, "cpu")
     (line,) = read_attempts(run)
     assert (line["from_step"], line["redone_steps"], line["lost_steps"]) == (10, 15, 0)
     later.end("finished", 50, "")

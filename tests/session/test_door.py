@@ -239,7 +239,7 @@ def test_a_full_disk_at_the_end_is_exit_5(door: Door) -> None:
 def test_a_failed_save_does_not_keep_a_finished_run_from_ending(door: Door) -> None:
     """Planted: background saves see arrays that the next step has donated away. Only the last one can succeed."""
     (door.cwd / "sitecustomize.py").write_text(
-        "import runner.checkpoint.store as store\nstore.hold = lambda state: state\n"
+        "import runner.checkpoint.store as store\nstore.copy_to_host = lambda state: state\n"
     )
     process = door.start(*SMALL, "train.steps=25", PYTHONPATH=f"{door.cwd}{os.pathsep}{REPO}")
     out, err = process.communicate(timeout=300)  # it would wait for twenty minutes

@@ -1,0 +1,73 @@
+"""attempts.jsonl: one line for each process that worked on a run, whatever became of it. No jax.
+
+A line says who worked when on what, how it ended, from which step to which, where its seconds went, and what was lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from runner.rundir.heartbeat import Heartbeat
+from runner.rundir.layout import RunDir
+
+TRAINING_BUCKETS = ("step", "data", "eval", "save")  # what steps are paid from
+
+
+def read_attempts(run_dir: RunDir) -> list[dict[str, Any]]:
+    """Return every line of attempts.jsonl, oldest first; what is torn (power loss) is left out."""
+    if not run_dir.attempts.exists():
+        return []
+    lines = []
+    for line in run_dir.attempts.read_text().splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def count_interruptions(run_dir: RunDir) -> tuple[int, float]:
+    """Return how often a run was killed or crashed, and in how many seconds of work."""
+    past = [line for line in read_attempts(run_dir) if line.get("from_step") is not None and line.get("ended")]
+    spans = [datetime.fromisoformat(line["ended"]) - datetime.fromisoformat(line["started"]) for line in past]
+    count = sum(line["ending"] in ("killed", "failed") for line in past)
+    return count, sum(span.total_seconds() for span in spans)
+
+
+def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> dict[str, Any]:
+    """Return the line of an attempt that was killed and wrote none: what it lost is not in it yet.
+
+    Args:
+        status: status.json as that attempt left it.
+        heartbeat: its last sign of life; None where there is none.
+    """
+    line, seconds = dict(status["attempt"]), dict(status.get("seconds", {}))
+    last, ended = int(status.get("step", 0)), status["updated"]
+    # The sign of life is newer: status.json is written once a second at most.
+    if heartbeat is not None:
+        last, ended = max(heartbeat.step, last), format_timestamp(heartbeat.changed)
+        phase, writing = heartbeat.phase, heartbeat.writing
+        line["during"] = f"{phase}, {writing} a checkpoint" if writing else phase
+        # The time between the two belongs to what it was doing at the end.
+        began = datetime.fromisoformat(line["started"]).timestamp()
+        unseen = max(heartbeat.changed - began - seconds.get("total", 0.0), 0.0)
+        seconds = {**seconds, phase: round(seconds.get(phase, 0.0) + unseen, 3)}
+        seconds["total"] = round(seconds.get("total", 0.0) + unseen, 3)
+    return {**line, "ended": ended, "ending": "killed", "to_step": last, "seconds": seconds}
+
+
+def price_lost_steps(line: Mapping[str, Any], seconds: Mapping[str, float], steps: int) -> dict[str, Any]:
+    """Return how many steps are done again, and the seconds they had cost at the mean of their attempt.
+
+    `line` is the attempt's (`from_step`, where it trained at all, and `to_step`), `seconds` its time by bucket.
+    """
+    trained = sum(seconds.get(bucket, 0.0) for bucket in TRAINING_BUCKETS)
+    done = line["to_step"] - line.get("from_step", line["to_step"])
+    return {"lost_steps": steps, "lost_seconds": round(trained * min(steps / done, 1.0), 3) if done > 0 else 0.0}
+
+
+def format_timestamp(unix_seconds: float) -> str:
+    """Return a time of day for arithmetic: ISO 8601, UTC, milliseconds."""
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="milliseconds")
