@@ -1,39 +1,27 @@
-"""Holdfast's inside, in reading order.
+"""Holdfast's rooms, from the way in to the ground. A room imports only rooms below it (`lint-imports`).
 
-    compose.py       a command line becomes a document: Hydra merges, its complaints become plain lines
-    config.py        a document becomes a frozen, typed `Config`
-    identity.py      which keys identify a run, and which may change when it goes on
-    external.py      a user's own model, data and loss, found and checked · trust.py: whose code may run
-    experiment.py    run(config) → Outcome: open → build → restore → train → finish
-    rundir.py        the directory of a run: names, lock, atomic writes
-    build.py         Config → Parts: the only file that knows every concrete class
-    loop.py          the order of things in training, stated as a law
-    step.py          the train state, and the pure functions that map it to its successor
-    evaluate/        what is looked at while training, by name: numbers, texts, pictures; and again afterwards
-    optim.py  schedule.py  roles.py     how parameters move, how fast, and what each of them is
-    mesh.py          devices and shardings
-    summary.py flops.py                 what a model costs, part by part, read from its trace: nothing is computed
-    checkpoint/      strategy.py (WHEN) · retention.py (WHICH) · store.py arrays.py (BYTES) · digest.py (PROOF)
-                     checkpointer.py puts them in order: strategy → store → prove → publish → prune
-                     record.py: what is on disk · restore.py: what to go on from · transfer.py: weights of another run
-    remat/           policy.py: what each name recomputes · seen.py: what a trace tells · needs.py: what a run tells
-                     measure.py weigh.py: what one costs, and all of them, as facts (report.py) and a picture
-                     target.py: on another device
-    preempt/         one flag, raised by signals, a file, a clock or the machine; seen wherever a run may be
-    sweep/           many runs: local.py, one process each, here; array.py, one Slurm job array; slurm.py, one job;
-                     submitit.py, whatever that submits
-    child.py         a process of ours, that is asked to stop when we die
-    log/             jsonl, tensorboard, wandb, console: one small protocol, one fan-out
-    dataset.py       the data of a run: read, written down, compared · waiting.py: whether training waits for it
-    ledger.py        attempts, and where their seconds went
-    garbage.py       how often Python looks for garbage
-    errors.py        every way to end badly, with its exit code
-    drill/           a run untouched and again while it is killed: where to kill, what differs, why, and the picture
-    report/          runs as one page of HTML: facts.py differ.py frontier.py (WHAT) · page.py and template/ (HOW)
-    tools/           what is done with runs afterwards, one file a verb: `python -m runner VERB`, `runner.load`
-    recipes/         files that make a scheduler run the command again: `python -m runner recipe`
+    __main__.py   the verbs: `python -m runner VERB …`; and the command `holdfast`
+    drill/        a run untouched, and again while it is killed: every bit compared
+    report/       one page of HTML about runs
+    inspect/      the verbs that look at runs, one file each; `runner.load`
+    launch/       a command line becomes requests (Hydra lives here); sweeps, searches, Slurm, supervision
+    session/      one run in this process: find, lock, inspect, work, record how it ended
+    remat/        which policy to recompute with, and what each costs
+    train/        the step, the loop around it, and what they are built from
+    config/       the document of a run: schema, identity, a user's own code
+    preempt/      who may ask for a stop, and the one flag that they raise
+    rundir/       the directory of a run: names, lock, status, attempts, heartbeat
+    checkpoint/   when to save, which to keep, the bytes, the proof; what to restore
+    log/          where metrics go
+    optim/        optimizers, schedules, parameter groups
+    trace/        what a jaxpr stores and costs
+    mesh.py       where an array lies
+    hosts.py      what the processes of a run decide together
+    text.py files.py plots.py     sizes, durations and tables for people; atomic files; the style of pictures
+    values.py types.py errors.py  the ground: values that rooms hand on, names of pytrees, exit codes
+    recipes/      files that make a scheduler run the command again
 
-`step` is the number of completed updates, everywhere.
+`step` is the number of completed updates, everywhere. docs/architecture.md says why it is so.
 """
 
 from typing import TYPE_CHECKING, Any
