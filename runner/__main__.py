@@ -18,6 +18,7 @@ from typing import Any, NoReturn, cast
 
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError, StorageError
+from runner.installation import keep_own_packages_first
 from runner.values import Verb
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
@@ -81,6 +82,7 @@ def run_console_script() -> NoReturn:
     # No override of a run is a plain word: one that is no verb either is better compared with the verbs.
     if words and words[0].isidentifier():
         sys.exit(run_from_shell(words))
+    keep_own_packages_first()
     # Imported for a run alone, as a verb is when it is asked for.
     import runner.launch.main
 
@@ -92,6 +94,7 @@ def run_from_shell(words: Sequence[str]) -> int:
     # A terminal that has no arrow gets a question mark instead of a traceback.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    keep_own_packages_first()
     try:
         return main(words)
     except KeyboardInterrupt:

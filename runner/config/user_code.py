@@ -25,6 +25,7 @@ from data.data_errors import InvalidUserData
 from models import REQUIRED_BATCH_KEYS, InvalidModelOrObjective
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, RefusedError
+from runner.installation import OWN_PACKAGES, keep_own_packages_first
 from runner.text import display_path
 from runner.types import Document
 
@@ -222,7 +223,9 @@ def _explain_import_error(module: str, error: ImportError | SyntaxError) -> str:
     """Return what went wrong, and in which line of the user's code."""
     # `module` itself or one of its packages is missing, and not something that it imports.
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
-        return f"there is no module {error.name}"
+        top = module.partition(".")[0]
+        way_out = f"; {top} is a package of Holdfast's own: give yours another name" if top in OWN_PACKAGES else ""
+        return f"there is no module {error.name}{way_out}"
     if isinstance(error, SyntaxError):
         file = display_path(Path(error.filename or module))
         return f"cannot be imported: {error.msg} ({file}, line {error.lineno})"
@@ -238,6 +241,7 @@ def _add_current_folder_to_path() -> None:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+        keep_own_packages_first()
 
 
 def _suggest_target(name: str) -> str:

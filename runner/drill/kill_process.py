@@ -19,7 +19,7 @@ from statistics import median
 from runner.checkpoint.record import list_records
 from runner.drill.kill_plan import STARTING_PHASES, TRAINING_PHASES, Baseline, PlannedKill, phase_of
 from runner.errors import STOPPED
-from runner.launch.installation import find_run_program
+from runner.installation import find_run_program
 from runner.rundir.heartbeat import Heartbeat, read_heartbeat
 from runner.rundir.layout import RunDir
 

@@ -32,9 +32,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from runner.config import user_code
 from runner.config.schema import Config, merge_typed_keys, read_document, validate_config, validate_options
 from runner.errors import ConfigError, HoldfastError, RefusedError
+from runner.installation import find_product_conf
 from runner.launch.command_line import Command, RunRequest, SearchRequest, SweepRequest, WorkOnBatch
 from runner.launch.hydra_errors import in_one_line
-from runner.launch.installation import find_product_conf
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import SUBMITIT_LAUNCHERS, SubmititOptions

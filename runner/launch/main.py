@@ -15,13 +15,17 @@ from runner.errors import ConfigError, HoldfastError
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.compose import compose
 
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what a command line asks for: one run, a sweep or a search. Return the exit code; say errors on stderr."""
     try:
-        request = compose(argv)
+        try:
+            request = compose(argv)
+        except BrokenPipeError:
+            # Whoever read what Hydra prints (`--help | head`) has seen enough.
+            return EXIT_PIPE
         if isinstance(request, RunRequest) and request.job is None:
             # Imported when the command is known to be right: a wrong one is answered without it.
             from runner.session import experiment
@@ -70,8 +74,3 @@ def _submit_job(request: RunRequest) -> int:
     if run_dir is not None:
         slurm_job.submit_job(run_dir, request.command.words, job)
     return 0
-
-
-if __name__ == "__main__":
-    # How an installed program starts its own runs, where no run.py lies beside it.
-    exit_process(main(sys.argv[1:]))

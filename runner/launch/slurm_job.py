@@ -19,7 +19,7 @@ from annotated_types import Ge
 
 from runner import files
 from runner.errors import RefusedError
-from runner.launch.installation import find_typed_program
+from runner.installation import find_typed_program
 from runner.launch.slurm_queue import (
     JOBS_FOLDER,
     NO_TASK,

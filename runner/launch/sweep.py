@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import STOPPED, ConfigError, RefusedError
+from runner.installation import find_typed_program
 from runner.launch import local_sweep, slurm_array, status_table, submitit_sweep, sweep_members
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
-from runner.launch.installation import find_typed_program
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.slurm_queue import require_sbatch

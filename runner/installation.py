@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+OWN_PACKAGES = (PACKAGE.name, "models", "data")
 
 
 def find_product_conf() -> Path:
@@ -20,8 +22,8 @@ def find_run_program() -> tuple[str, ...]:
     script = PACKAGE.parent / "run.py"
     if find_product_conf().parent != PACKAGE and script.is_file():
         return (str(script),)
-    # -P: a folder called `runner`, `models` or `data` where the command is typed must not be imported in place of ours.
-    return ("-P", "-m", "runner.launch.main")
+    # -P: a folder called `runner` where the command is typed must not be imported in place of ours.
+    return ("-P", "-m", "runner.launch")
 
 
 def find_typed_program() -> tuple[str, ...]:
@@ -31,3 +33,18 @@ def find_typed_program() -> tuple[str, ...]:
     if script.is_relative_to(PACKAGE) or not script.is_file():
         return find_run_program()
     return (str(script),)
+
+
+def keep_own_packages_first() -> None:
+    """Have `models`, `data` and `runner` be ours in this process and in those that it starts with its search path.
+
+    A folder of that name may come before: of the working directory, or of PYTHONPATH.
+    """
+    for name in OWN_PACKAGES:
+        # Not importlib.util.find_spec: it answers with what is imported already, which a new process has not.
+        found = PathFinder.find_spec(name)
+        ours = PACKAGE.parent / name / "__init__.py"
+        # No origin: a folder without __init__.py, which hides a package that only an editable install knows.
+        if found is not None and (found.origin is None or Path(found.origin).resolve() != ours):
+            sys.path.insert(0, str(PACKAGE.parent))
+            return
