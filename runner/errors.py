@@ -1,4 +1,4 @@
-"""Every way a run can end badly, each with the exit code of the contract.
+"""Every way a run can end badly, each with the exit code that is promised for it.
 
     HoldfastError
     ├── GaveUpError    1   the same step failed again and again; nothing was tried this time
@@ -15,28 +15,30 @@ from typing import Any
 
 
 class HoldfastError(Exception):
-    """An error a user can act on; shown without a traceback."""
+    """Raised for what a user can act on; shown without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(HoldfastError):
-    """The configuration is wrong; nothing was written."""
+    """Raised where the configuration is wrong; nothing was written."""
 
     exit_code = 2
 
 
 class RefusedError(HoldfastError):
-    """The run belongs to another configuration, is in use, or has nothing left to restore."""
+    """Raised where a run belongs to another configuration, is in use, or has nothing left to restore."""
 
     exit_code = 3
 
 
 class DivergedError(HoldfastError):
-    """Training left the finite numbers; the last good checkpoint stands.
+    """Raised where training left the finite numbers; the last good checkpoint stands.
 
-    `step` is the first one that was not finite, `behind` the number of steps that were begun after it, `position` that
-    of the data after those.
+    Attributes:
+        step: the first step that was not finite.
+        behind: how many steps were begun after it, before it was known.
+        position: that of the data after those.
     """
 
     exit_code = 4
@@ -46,21 +48,21 @@ class DivergedError(HoldfastError):
         self.step, self.behind, self.position = step, behind, position
 
     def complete(self, rest: str) -> "DivergedError":
-        """The same, for a person: with what was done about it and the way out."""
+        """Return a copy whose message goes on, with what was done about it and the way out."""
         return DivergedError(f"{self}; {rest}", self.step, self.behind, self.position)
 
 
 class GaveUpError(HoldfastError):
-    """The same step failed again and again: another try would do the same."""
+    """Raised where the same step failed again and again: another try would do the same."""
 
     exit_code = 1
 
 
 class StorageError(HoldfastError):
-    """A state could not be made durable."""
+    """Raised where a state could not be made durable."""
 
     exit_code = 5
 
 
-CRASHED = 1
+CRASHED = 1  # a bug, ours or the user's
 STOPPED = 75  # EX_TEMPFAIL: stopped early on request with the state saved; run the same command again

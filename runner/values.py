@@ -1,4 +1,4 @@
-"""What is true after a step, and after a run: the values that rules, loggers and the door look at."""
+"""Values that the parts of the runner hand to each other: what is true after a step, after a run, after a verb."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-Say = Callable[[str], None]
+Say = Callable[[str], None]  # tells a person a line
 
 Ending = Literal["finished", "preempted", "diverged", "failed", "evaluated"]
-Values = Mapping[str, float | str]  # metrics by name; text is the name of a file in the run's directory
+# Metrics of one split by name, as `loss`. Text is the name of a file in the run's directory: a picture, a sample.
+MetricValues = Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """`step` completed updates; `metrics` holds what an evaluation measured at exactly this step, as `eval/loss`."""
+    """Hold what is true after a step, for the rules that decide whether to save.
+
+    Attributes:
+        step: completed updates.
+        metrics: what evaluations measured at exactly this step, with their split, as `eval/loss`; else empty.
+        epoch_steps: steps in one pass over the training data.
+        losses: the training loss at the last steps that were logged, oldest first.
+    """
 
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    epoch_steps: float = float("inf")  # steps in one pass over the training data
-    losses: Sequence[float] = ()  # the training loss at the last steps that were logged, oldest first
+    epoch_steps: float = float("inf")
+    losses: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its last completed step, and the best value of the score, as it was measured."""
+    """Say how a run ended.
+
+    Attributes:
+        ending: in one word.
+        step: its last completed step.
+        score: the best value of the metric that says what is best, as it was measured; None where none was.
+        exit_code: what the process ends with.
+    """
 
     ending: Ending
     step: int
@@ -37,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class VerbResult:
-    """What a verb found or did, for `--json`: plain JSON values, sizes in bytes, times in unix seconds."""
+    """Hold what a verb found or did, for `--json`: plain JSON values, sizes in bytes, times in unix seconds."""
 
     document: Any
     exit_code: int = 0

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from runner.log.sinks import MetricSink
 from runner.text import format_duration, utc_now
-from runner.values import Values
+from runner.values import MetricValues
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
 
@@ -55,7 +55,7 @@ class QuietConsole:
     def catch_up(self) -> None:
         """Do nothing: what a person has read stays read."""
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Tell what an evaluation measured; training tells of itself in `tick`."""
         if split != "train":
             self.say(f"step {step:>6}  {split}  {_format_values(metrics)}")
@@ -155,6 +155,6 @@ def _print_line(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _format_values(metrics: Values) -> str:
+def _format_values(metrics: MetricValues) -> str:
     ordered = sorted(metrics.items(), key=lambda item: (item[0] != "loss", item[0]))
     return "  ".join(value if isinstance(value, str) else f"{name} {value:.4f}" for name, value in ordered)

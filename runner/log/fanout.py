@@ -9,7 +9,7 @@ from runner.errors import StorageError
 from runner.log.jsonl import open_json_lines
 from runner.log.options import LogOptions
 from runner.log.sinks import MetricSink, MetricWriter, SinkContext, SinkOption
-from runner.values import Say, Values
+from runner.values import MetricValues, Say
 
 
 def open_sinks(options: LogOptions, context: SinkContext, console: MetricSink) -> MetricFanout:
@@ -45,7 +45,7 @@ def open_or_warn(name: str, option: SinkOption, context: SinkContext) -> MetricS
 class NoMetrics:
     """Take metrics and keep none: those of a process that another one logs for."""
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Do nothing with a line."""
 
     def flush(self) -> bool:
@@ -62,7 +62,7 @@ class MetricFanout:
     def __init__(self, metrics: MetricWriter, sinks: Sequence[MetricSink], say: Say):
         self._metrics, self._sinks, self._say = metrics, list(sinks), say
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Write one line: what a split measured at a step."""
         self._metrics.log(step, split, metrics)
         for sink in list(self._sinks):

@@ -16,7 +16,7 @@ from typing import Any
 
 from runner.files import sync_path
 from runner.log.sinks import CutPoint, SinkContext
-from runner.values import Say, Values
+from runner.values import MetricValues, Say
 
 BLOCK_BYTES = 1 << 16
 MetricLine = tuple[int, str, dict[str, float | str]]  # step, split, values
@@ -43,7 +43,7 @@ class JsonLinesFile:
         for directory in (path.parent, path.parent.parent):
             sync_path(directory)
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Append what a split measured at a step."""
         self.write({"step": step, "split": split, **metrics})
 

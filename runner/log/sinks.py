@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner.values import Say, Values
+from runner.values import MetricValues, Say
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class MetricSink(Protocol):
         `read_metric_lines` and `read_metric_lines_after` (jsonl.py) read it.
         """
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Take one line. A (step, split) comes once in a run, over all attempts, but for what was cut off."""
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class MetricSink(Protocol):
 class MetricWriter(Protocol):
     """Take metrics from training: metrics.jsonl, alone or with the sinks beside it."""
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Take one line: what a split measured at a step."""
 
     def flush(self) -> bool:

@@ -26,7 +26,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from runner.log.jsonl import read_metric_lines_after
 from runner.log.sinks import CutPoint, SinkContext
-from runner.values import Values
+from runner.values import MetricValues
 
 # At the end of a file, where a power loss may have left anything, checksums are looked at; before that, only lengths.
 PROVEN_BYTES = 1 << 16
@@ -58,7 +58,7 @@ class TensorBoardSink:
         for line in read_metric_lines_after(self._context.metrics, *held):
             self.log(*line)
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Write the values of one line as one event."""
         present = {name: value for name, value in metrics.items() if not self._is_deleted(value)}
         values = [self._encode_value(f"{split}/{name}", value) for name, value in present.items()]

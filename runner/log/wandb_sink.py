@@ -20,7 +20,7 @@ import wandb
 from runner import files
 from runner.log.jsonl import read_metric_lines
 from runner.log.sinks import SinkContext
-from runner.values import Values
+from runner.values import MetricValues
 
 
 class WandbSink:
@@ -54,7 +54,7 @@ class WandbSink:
         # Only now that all of it is written again: a kill before this leaves the old data to be set aside once more.
         shutil.rmtree(superseded, ignore_errors=True)
 
-    def log(self, step: int, split: str, metrics: Values) -> None:
+    def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Log the values of one line, unless wandb has it already."""
         if self._next_line >= self._num_held:
             values = {f"{split}/{name}": self._as_media(value) for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""The same step failing again and again: tried a few times, once more from an older checkpoint, then not any more.
+"""A run that fails at the same step again and again: tried a few times, then from an older checkpoint, then no more.
 
 Without this a supervisor that restarts what crashed would burn a machine for a week. What counts is on disk, in
 attempts.jsonl; changed code starts a new count. No jax.
@@ -9,47 +9,54 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from runner.errors import GaveUpError
 from runner.files import replace_file
 from runner.rundir.layout import RunDir
 
-Move = Literal["try", "step back", "give up"]
+NextMove = Literal["try", "step back", "give up"]
 
 
 @dataclass(frozen=True)
 class RepeatedFailure:
-    """The step that attempts failed at, the last ones all alike; how often, why, and whether one began further back."""
+    """Describe a failure that the last attempts have in common.
+
+    Attributes:
+        step: the last step that each of them completed.
+        count: how many there were in a row.
+        why: what the newest of them said.
+        stepped_back: whether one of them began at an older checkpoint than it had to.
+    """
 
     step: int
     count: int
     why: str
     stepped_back: bool
 
-    def move(self, allowed: int) -> Move:
-        """What to do about it where `allowed` failures in a row are nothing special."""
+    def move(self, allowed: int) -> NextMove:
+        """Return what to do about it where `allowed` failures in a row are nothing special."""
         if self.count > allowed:
             return "give up"
         return "step back" if self.count == allowed and not self.stepped_back else "try"
 
 
 def find_repeated_failure(lines: Sequence[Mapping[str, Any]], code: str) -> RepeatedFailure | None:
-    """What the last attempts of this code have in common; None where the last to fail was of another code.
+    """Return the failure that the last attempts have in common; None where there is none.
 
-    Attempts that were stopped or killed between say nothing about the step, and are passed over.
+    Args:
+        lines: attempts.jsonl, oldest first.
+        code: the hash of the code that is to be tried next; a failure of other code does not count.
     """
     failed: list[Mapping[str, Any]] = []
     stepped_back = False
     for line in reversed(lines):
+        # One that was stopped or killed says nothing about the step.
         if line["ending"] in ("preempted", "killed"):
             stepped_back |= "stepped_back" in line
             continue
-        if (
-            line["ending"] != "failed"
-            or line.get("code") != code
-            or (failed and line["to_step"] != failed[0]["to_step"])
-        ):
+        is_alike = line["ending"] == "failed" and line.get("code") == code
+        if not is_alike or (failed and line["to_step"] != failed[0]["to_step"]):
             break
         stepped_back |= "stepped_back" in line
         failed.append(line)
@@ -58,12 +65,12 @@ def find_repeated_failure(lines: Sequence[Mapping[str, Any]], code: str) -> Repe
     return RepeatedFailure(failed[0]["to_step"], len(failed), failed[0]["why"], stepped_back)
 
 
-def give_up(run: RunDir, again: RepeatedFailure) -> None:
-    """Say so in status.json, for supervisors, and raise GaveUpError."""
-    replace_file(run.status, json.dumps({**run.read_status(), "gave_up": True}, indent=1) + "\n")
-    back = ", the last time from an older checkpoint" if again.stepped_back else ""
+def give_up(run_dir: RunDir, failure: RepeatedFailure) -> NoReturn:
+    """Write into status.json that the run was given up, for supervisors, and raise GaveUpError."""
+    replace_file(run_dir.status, json.dumps({**run_dir.read_status(), "gave_up": True}, indent=1) + "\n")
+    back = ", the last time from an older checkpoint" if failure.stepped_back else ""
     raise GaveUpError(
-        f"{run}: training failed {again.count} times in a row after step {again.step}{back} ({again.why}): not tried "
-        "again. The traceback is in logs/run.log; changed code starts a new count; "
-        f"train.max_crashes={again.count + 1} tries once more"
+        f"{run_dir}: training failed {failure.count} times in a row after step {failure.step}{back} ({failure.why}): "
+        "not tried again. The traceback is in logs/run.log; changed code starts a new count; "
+        f"train.max_crashes={failure.count + 1} tries once more"
     )

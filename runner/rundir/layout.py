@@ -1,4 +1,4 @@
-"""The directory of a run: every path and file name in it, who may write it, and how a file is replaced. No jax."""
+"""The directory of a run: every path and file name in it, its lock, and how directories are found. No jax."""
 
 from __future__ import annotations
 
@@ -14,50 +14,104 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import hosts
 from runner.errors import RefusedError
 from runner.text import display_path
 
 SLUG_CHARS = 60
-# The processes of a run start at about the same time: so long they wait for the one that locks it.
-LOCK_SECONDS = 300.0
-# What a process has that holds no lock of its own.
-NO_HANDLE = -1
-SUPERVISOR = "HOLDFAST_SUPERVISOR"  # set by `supervise`: the file in which it reads where its command works
+# The environment variable that `supervise` sets: the file in which it reads where its command works.
+SUPERVISOR = "HOLDFAST_SUPERVISOR"
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The names of everything in one run directory."""
+    """Name everything in the directory of one run."""
 
     path: Path
 
-    config = property(lambda self: self.path / "config.yaml")
-    data = property(lambda self: self.path / "data.json")
-    remat = property(lambda self: self.path / "remat.json")
-    readme = property(lambda self: self.path / "README.md")
-    status = property(lambda self: self.path / "status.json")
-    attempts = property(lambda self: self.path / "attempts.jsonl")
-    lock = property(lambda self: self.path / ".lock")
-    heartbeat = property(lambda self: self.path / ".pulse")
-    stop = property(lambda self: self.path / "STOP")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    quarantine = property(lambda self: self.path / "quarantine")
-    logs = property(lambda self: self.path / "logs")
-    metrics = property(lambda self: self.path / "logs" / "metrics.jsonl")
-    timing = property(lambda self: self.path / "logs" / "timing.jsonl")
-    log = property(lambda self: self.path / "logs" / "run.log")
+    @property
+    def config(self) -> Path:
+        """Return where the configuration lies that the run was begun with; without it there is no run."""
+        return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Return where it is written down what the data were."""
+        return self.path / "data.json"
+
+    @property
+    def remat(self) -> Path:
+        """Return where the rematerialization policy lies that was chosen for this run."""
+        return self.path / "remat.json"
+
+    @property
+    def readme(self) -> Path:
+        """Return where the page about the run lies."""
+        return self.path / "README.md"
+
+    @property
+    def status(self) -> Path:
+        """Return where it is written down how far the run is (status_file.py)."""
+        return self.path / "status.json"
+
+    @property
+    def attempts(self) -> Path:
+        """Return where each attempt has its line (attempt_lines.py)."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Return the file that the process which works on the run has locked."""
+        return self.path / ".lock"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Return where the process gives its sign of life (heartbeat.py)."""
+        return self.path / ".pulse"
+
+    @property
+    def stop(self) -> Path:
+        """Return the file that stops the run when somebody makes it."""
+        return self.path / "STOP"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return where the checkpoints lie, each in a directory named like its step."""
+        return self.path / "checkpoints"
+
+    @property
+    def quarantine(self) -> Path:
+        """Return where checkpoints lie that were set aside."""
+        return self.path / "quarantine"
+
+    @property
+    def logs(self) -> Path:
+        """Return the folder of the logs."""
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """Return where the metrics lie, without any clock."""
+        return self.logs / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """Return where it is written down how long things took."""
+        return self.logs / "timing.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Return where every line lies that was said to a person."""
+        return self.logs / "run.log"
 
     def __str__(self) -> str:
-        """The path as a person would type it."""
         return display_path(self.path)
 
     def holds_checkpoints(self) -> bool:
-        """Whether there is anything in it that training has made."""
+        """Tell whether there is anything in it that training has made."""
         return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.checkpoints, self.quarantine))
 
     def read_status(self) -> dict[str, Any]:
-        """status.json, or nothing where it is missing or torn (only a power loss can tear it)."""
+        """Return status.json; empty where it is missing or torn (only a power loss can tear it)."""
         try:
             status = json.loads(self.status.read_bytes())
         except (OSError, ValueError):
@@ -66,27 +120,32 @@ class RunDir:
 
 
 def find_run_dir(parent: Path, slug: str, digest: str) -> RunDir:
-    """The run with this digest, whatever its readable part says; where there is none, the place for a new one."""
+    """Return the run with this digest, whatever its readable part says; where there is none, where a new one goes."""
     found = sorted(path for path in parent.glob(f"*-{digest}") if path.is_dir())
     return RunDir(found[0] if found else parent / f"{slug}-{digest}")
 
 
 def iter_runs(parent: Path) -> Iterator[tuple[RunDir, dict[str, Any]]]:
-    """Every run of one name with its status, the most recently touched first."""
+    """Yield every run of one name with its status, the most recently touched first."""
+    # Hidden directories hold what was set aside.
     statuses = [path for path in parent.glob("*/status.json") if not path.parent.name.startswith(".")]
     for path in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
-        run = RunDir(path.parent)
-        yield run, run.read_status()
+        run_dir = RunDir(path.parent)
+        yield run_dir, run_dir.read_status()
 
 
-def slug_from_overrides(overrides: Sequence[str], places: Sequence[str]) -> str:
-    """A readable, safe and short name for a run, from what was typed, in no order. The digest identifies, not this."""
+def slug_from_overrides(overrides: Sequence[str], unhashed: Sequence[str]) -> str:
+    """Return a readable, safe and short name for a run, from what was typed, in no order.
+
+    It identifies nothing: the digest does. `unhashed` are keys that do not belong to what a run computes.
+    """
     words = []
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
-        if key in places or key.split(".")[0].split("/")[0] in places or key.startswith("-"):
+        if key in unhashed or key.split(".")[0].split("/")[0] in unhashed or key.startswith("-"):
             continue
-        if value == "external":  # the target says more
+        # The target, which has a word of its own, says more.
+        if value == "external":
             continue
         key = "" if key.endswith(".target") else key
         words.append(re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key.rpartition('.')[2]}_{value}").strip("_.") or "x")
@@ -94,50 +153,35 @@ def slug_from_overrides(overrides: Sequence[str], places: Sequence[str]) -> str:
 
 
 @contextmanager
-def lock_run(run: RunDir) -> Iterator[int]:
-    """Hold the run for this process alone. The kernel lets go when the process ends, however it ends.
+def lock_run(run_dir: RunDir) -> Iterator[int]:
+    """Hold the run for this process alone while the context lasts; makes the directory. Yields the handle.
 
-    A child that is given the handle holds it as well, until both have ended.
-
-    Raises RefusedError, naming the holder, where another process has it.
+    The kernel lets go when the process ends, however it ends. A child that is given the handle holds the run as well,
+    until both have ended. Raises RefusedError, naming the holder, where another process has it.
     """
-    if not hosts.is_lead():
-        # The lead holds the run for all its processes: a second lock would refuse it to itself.
-        hosts.barrier("run is locked", LOCK_SECONDS)
-        yield NO_HANDLE
-        return
-    run.path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(run_dir.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _lock(handle):
-            _tell_supervisor(run, held=False)
-            raise RefusedError(f"{run}: in use by {_holder(handle)}; wait for it or stop it")
+        if not _try_lock(handle):
+            _tell_supervisor(run_dir, held=False)
+            raise RefusedError(f"{run_dir}: in use by {_read_holder(handle)}; wait for it or stop it")
+        # Who holds it is for people only: what counts is the lock, which no stale content can fake.
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        _tell_supervisor(run, held=True)
-        hosts.barrier("run is locked", LOCK_SECONDS)
+        _tell_supervisor(run_dir, held=True)
         yield handle
     finally:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool:
-    """Try for a moment: whoever only looks (`in_use`) has the lock for some microseconds."""
-    for pause in (0.01, 0.05, 0.0):
-        with suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(pause)
-    return False
-
-
-def is_in_use(run: RunDir) -> bool:
-    """Whether a process holds the run, on this machine or on any that shares its locks."""
+def is_in_use(run_dir: RunDir) -> bool:
+    """Tell whether a process holds the run, on this machine or on any that shares its locks."""
     try:
-        handle = os.open(run.lock, os.O_RDONLY)
+        handle = os.open(run_dir.lock, os.O_RDONLY)
     except OSError:
         return False
     try:
+        # A shared lock, so that two who look at the same time do not see each other.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -146,30 +190,41 @@ def is_in_use(run: RunDir) -> bool:
     return False
 
 
-def run_state(run: RunDir) -> str:
-    """How a run stands, in one word: what status.json says, and `killed` where that says running and nobody is."""
-    state = run.read_status().get("state", "unknown")
-    return "killed" if state == "running" and not is_in_use(run) else state
+def run_state(run_dir: RunDir) -> str:
+    """Return how a run stands, in one word: what status.json says, and `killed` where that says running and none is."""
+    state = run_dir.read_status().get("state", "unknown")
+    return "killed" if state == "running" and not is_in_use(run_dir) else state
 
 
-def _tell_supervisor(run: RunDir, *, held: bool) -> None:
-    """Which run this process has, or found in use. Where nobody supervises, and where he has gone, nobody is told."""
+def set_run_aside(run_dir: RunDir) -> Path:
+    """Move a whole run out of the way, next to its siblings, and return where it is now. Nothing is deleted."""
+    aside = run_dir.path.parent / ".overwritten" / f"{run_dir.path.name}-{time.time_ns()}"
+    aside.parent.mkdir(exist_ok=True)
+    run_dir.path.rename(aside)
+    return aside
+
+
+def _try_lock(handle: int) -> bool:
+    # For a moment: whoever only looks (`is_in_use`) has the lock for some microseconds.
+    for pause in (0.01, 0.05, 0.0):
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(pause)
+    return False
+
+
+def _tell_supervisor(run_dir: RunDir, *, held: bool) -> None:
+    """Tell which run this process has, or found in use; nobody where nobody supervises."""
     if file := os.environ.get(SUPERVISOR):
+        # The supervisor may have gone, and its file with it.
         with suppress(OSError), open(file, "a") as out:
-            out.write(json.dumps({"run": str(run.path.resolve()), "held": held}) + "\n")
+            out.write(json.dumps({"run": str(run_dir.path.resolve()), "held": held}) + "\n")
 
 
-def _holder(handle: int) -> str:
+def _read_holder(handle: int) -> str:
     try:
         holder = json.loads(os.pread(handle, 4096, 0))
         return f"pid {holder['pid']} on host {holder['host']}"
     except (ValueError, KeyError):
         return "another process"
-
-
-def set_run_aside(run: RunDir) -> Path:
-    """Move a whole run out of the way, next to its siblings, and say where. Nothing is deleted."""
-    aside = run.path.parent / ".overwritten" / f"{run.path.name}-{time.time_ns()}"
-    aside.parent.mkdir(exist_ok=True)
-    run.path.rename(aside)
-    return aside

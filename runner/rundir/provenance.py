@@ -1,4 +1,4 @@
-"""What a run was made by: packages, commit, the source itself, the machine; and when this process began. No jax."""
+"""What a run is made by: packages, commit, the source itself, the machine; and when this process began. No jax."""
 
 from __future__ import annotations
 
@@ -19,52 +19,56 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "hydr
 ROOMS = ("runner", "models", "data")
 
 
-def collect_provenance(own: Iterable[Path] = ()) -> dict[str, Any]:
-    """Everything about this process that may explain a difference later, as JSON values; `own`: files of the user's."""
+def collect_provenance(own_files: Iterable[Path] = ()) -> dict[str, Any]:
+    """Return what may explain a difference between two processes later, as JSON values; `own_files`: of the user's."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git": _git(),
-        "code": hash_code(own),
-        **_slurm(os.environ),
+        "git": _describe_commit(),
+        "code": hash_code(own_files),
+        **_describe_slurm_job(os.environ),
     }
 
 
-def hash_code(own: Iterable[Path] = ()) -> str:
-    """Eight hex digits over every source file of the runner, the models, the data and the user: other code, another."""
+def hash_code(own_files: Iterable[Path] = ()) -> str:
+    """Return eight hex digits over every source file of the runner, the models, the data and the user."""
     root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
-    for path in (*sorted(path for room in ROOMS for path in (root / room).rglob("*.py")), *own):
+    for path in (*sorted(path for room in ROOMS for path in (root / room).rglob("*.py")), *own_files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
 
 def process_start_time() -> float:
-    """When this process started, in seconds since 1970: what it took to import is part of a restart."""
+    """Return when this process started, in seconds since 1970: what it took to import is part of a restart."""
+    # The kernel counts from the boot, in ticks; the name of the program, which may hold anything, ends with a bracket.
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError, ValueError):  # not Linux
+    # Not Linux.
+    except (OSError, AttributeError, ValueError):
         return time.time()
     return time.time() - age
 
 
 def peak_host_memory() -> int:
-    """The most memory of the host that this process had at once, in bytes (its resident set)."""
+    """Return the most memory of the host that this process had at once, in bytes (its resident set)."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in KiB elsewhere.
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The job this process is part of, and how often Slurm has started it again; nothing outside Slurm."""
+def _describe_slurm_job(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the job this process is part of, and how often Slurm has started it again; nothing outside Slurm."""
     names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
     found = {name.lower(): int(environment[f"SLURM_{name}"]) for name in names if f"SLURM_{name}" in environment}
+    # Slurm sets the count from the second start on.
     return {"slurm": {"restart_count": 0, **found}} if "job_id" in found else {}
 
 
-def _git() -> str | None:
-    """The commit of the code that runs, marked where files differ from it; None outside a checkout."""
+def _describe_commit() -> str | None:
+    """Return the commit of the code that runs, marked where files differ from it; None outside a checkout."""
     folder = Path(__file__).resolve().parents[2]
     # An installed package may lie in somebody else's repository, whose commit says nothing about it.
     if not (folder / "run.py").is_file():

@@ -1,102 +1,120 @@
-"""README.md of a run: what it is, how it stands, and what to type next. Made from the files beside it."""
+"""README.md of a run: what it is, how it stands, and what to type next. Made from the files beside it. No jax."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.text import utc_now
 
+AttemptLine = Mapping[str, Any]  # a line of attempts.jsonl, or the running attempt as status.json has it
 
-def render_readme(run: RunDir) -> str:
-    """The page, from status.json and attempts.jsonl."""
-    status, past = run.read_status(), read_attempts(run)
+
+def render_readme(run_dir: RunDir) -> str:
+    """Return the page about a run, as Markdown, from status.json and attempts.jsonl."""
+    status, past = run_dir.read_status(), read_attempts(run_dir)
     current = status.get("attempt", {})
-    command = shlex.join(current["command"])
-    begun = (past[0] if past else current)["command"][2:]
-    changed = [word for word in begun if not word.startswith("-")]
+    sections = [
+        _render_head(run_dir, status),
+        _render_commands(run_dir, current),
+        _render_differences(status, past, current),
+        _render_makers(current),
+        _render_attempts(status, past, current),
+        [f"Written by the runner, {utc_now()}.", ""],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def _render_head(run_dir: RunDir, status: Mapping[str, Any]) -> list[str]:
+    why = f": {status['why']}" if status.get("why") else ""
+    state = f"**{status.get('state', 'new')}** at step {status.get('step', 0)} of {status.get('steps')}{why}"
+    lines = [f"# {run_dir.path.parent.name}/{run_dir.path.name}", "", state, ""]
+    if best := status.get("best"):
+        lines.append(f"- best: {best['metric']} {best['value']:.5g} at step {best['step']}")
+    if last := status.get("last"):
+        lines.append(f"- last: {', '.join(f'{name} {value:.5g}' for name, value in last.items())}")
+    return lines
+
+
+def _render_commands(run_dir: RunDir, current: AttemptLine) -> list[str]:
+    # A run with code of the user's own is only continued where he says that he trusts it.
     trust = " --trust" if current.get("external") else ""
-    drifts = {change: None for attempt in [*past, current] for change in attempt["drift"]}
-    best, last = status.get("best"), status.get("last")
-    lines = [
-        f"# {run.path.parent.name}/{run.path.name}",
-        "",
-        f"**{status.get('state', 'new')}** at step {status.get('step', 0)} of {status.get('steps')}"
-        + (f": {status['why']}" if status.get("why") else ""),
-        "",
-        *([f"- best: {best['metric']} {best['value']:.5g} at step {best['step']}"] if best else []),
-        *([f"- last: {', '.join(f'{name} {value:.5g}' for name, value in last.items())}"] if last else []),
-        "",
+    return [
         "## Go on",
         "",
         "```",
-        f"{command}    # resumes; a finished run says so",
-        f"python run.py dir={run} train.steps=N{trust}    # continue it under a changed configuration",
-        f"python -m runner ls {run}                # its checkpoints: why saved, why kept, whether good",
-        f"python -m runner eval {run}@best         # its evaluations on the best weights, or others",
-        f"python -m runner export {run}@best DIR   # the best weights, as safetensors, with a model card",
-        f"python -m runner goodput {run}           # where the time of all attempts went",
+        f"{shlex.join(current['command'])}    # resumes; a finished run says so",
+        f"python run.py dir={run_dir} train.steps=N{trust}    # continue it under a changed configuration",
+        f"python -m runner ls {run_dir}                # its checkpoints: why saved, why kept, whether good",
+        f"python -m runner eval {run_dir}@best         # its evaluations on the best weights, or others",
+        f"python -m runner export {run_dir}@best DIR   # the best weights, as safetensors, with a model card",
+        f"python -m runner goodput {run_dir}           # where the time of all attempts went",
         "```",
-        "",
-        "## What differs from the defaults",
-        "",
-        *([f"- `{line}`" for line in changed] or ["Nothing."]),
-        *[f"- later: {change}" for change in drifts],
-        *[f"- batch {one['batch']} is skipped ({one['why']})" for one in status.get("skipped", [])],
-        "",
+    ]
+
+
+def _render_differences(status: Mapping[str, Any], past: Sequence[AttemptLine], current: AttemptLine) -> list[str]:
+    """List what was typed when the run was begun, and what has changed since."""
+    begun = (past[0] if past else current)["command"][2:]
+    typed = [f"- `{word}`" for word in begun if not word.startswith("-")]
+    lines = ["## What differs from the defaults", "", *(typed or ["Nothing."])]
+    # In the order of their first appearance, each once: every later attempt drifts from the beginning as well.
+    drifts = dict.fromkeys(change for attempt in [*past, current] for change in attempt["drift"])
+    lines += [f"- later: {change}" for change in drifts]
+    lines += [f"- batch {one['batch']} is skipped ({one['why']})" for one in status.get("skipped", [])]
+    return lines
+
+
+def _render_makers(attempt: AttemptLine) -> list[str]:
+    lines = [
         "## Made by",
         "",
-        *_made_by(current),
-        "",
+        f"- command: `{shlex.join(attempt.get('command', []))}`",
+        f"- code: {attempt.get('git') or 'not in a git checkout'}",
+    ]
+    for key, origin in attempt.get("external", {}).items():
+        lines.append(f"- {key}: `{origin['target']}` from {origin['file']} ({origin['hash']})")
+    if "remat" in attempt:
+        lines.append(f"- remat: {attempt['remat']}")
+    packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
+    lines.append(f"- hardware: {attempt.get('hardware', 'unknown')}, host {attempt.get('host')}")
+    lines.append(f"- Python {attempt.get('python')}, {packages}")
+    return lines
+
+
+def _render_attempts(status: Mapping[str, Any], past: Sequence[AttemptLine], current: AttemptLine) -> list[str]:
+    lines = [
         "## Attempts",
         "",
         "| # | started (UTC) | host | from → to | ended | lost steps | seconds |",
         "|---|---|---|---|---|---|---|",
-        *[_row(attempt) for attempt in past],
-        *([_row({**current, "ending": "running"})] if status.get("state") == "running" else []),
-        "",
-        f"Written by the runner, {utc_now()}.",
-        "",
     ]
-    return "\n".join(lines)
+    lines += [_render_row(attempt) for attempt in past]
+    # A running attempt has no line yet.
+    if status.get("state") == "running":
+        lines.append(_render_row({**current, "ending": "running"}))
+    return lines
 
 
-def _made_by(attempt: dict[str, Any]) -> list[str]:
-    packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
-    own = attempt.get("external", {})
-    return [
-        f"- command: `{shlex.join(attempt.get('command', []))}`",
-        f"- code: {attempt.get('git') or 'not in a git checkout'}",
-        *[f"- {key}: `{one['target']}` from {one['file']} ({one['hash']})" for key, one in own.items()],
-        *([f"- remat: {attempt['remat']}"] if "remat" in attempt else []),
-        f"- hardware: {attempt.get('hardware', 'unknown')}, host {attempt.get('host')}",
-        f"- Python {attempt.get('python')}, {packages}",
-    ]
-
-
-def _row(attempt: dict[str, Any]) -> str:
+def _render_row(attempt: AttemptLine) -> str:
     spent = {bucket: round(seconds, 1) for bucket, seconds in attempt.get("seconds", {}).items()}
-    seconds = ", ".join(f"{bucket} {value:g}" for bucket, value in sorted(spent.items(), key=_largest) if value)
+    largest_first = sorted(spent.items(), key=lambda item: -item[1])
     during = f" during {attempt['during']}" if "during" in attempt else ""
-    ended = f"{attempt['ending']}{during} {_to_seconds(attempt.get('ended') or '')}".strip()
-    cells = (
+    cells = [
         attempt["attempt"],
-        _to_seconds(attempt["started"]),
+        _strip_fraction(attempt["started"]),
         attempt["host"],
         f"{attempt.get('from_step', '')} → {attempt.get('to_step', '')}",
-        ended,
+        f"{attempt['ending']}{during} {_strip_fraction(attempt.get('ended') or '')}".strip(),
         attempt.get("lost_steps", ""),
-        seconds,
-    )
+        ", ".join(f"{bucket} {value:g}" for bucket, value in largest_first if value),
+    ]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def _largest(spent: tuple[str, float]) -> float:
-    return -spent[1]
-
-
-def _to_seconds(time: str) -> str:
-    """An ISO time of day without its milliseconds and zone: all are UTC."""
-    return time.partition(".")[0].partition("+")[0]
+def _strip_fraction(timestamp: str) -> str:
+    """Return an ISO time of day without its milliseconds and zone: all are UTC."""
+    return timestamp.partition(".")[0].partition("+")[0]
