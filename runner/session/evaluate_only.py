@@ -18,7 +18,7 @@ from runner.train.built import describe_run
 from runner.train.compile import compile_eval
 from runner.train.compile_cache import enable_compile_cache
 from runner.train.evaluator import EvaluationRun
-from runner.values import Values
+from runner.values import MetricValues
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EvaluationResult:
 
     run: RunDir
     step: int
-    values: dict[str, Values]
+    values: dict[str, MetricValues]
 
     def score(self, metric: str) -> float | None:
         """Return the metric that says what is best, as `eval/loss`; None where it was not measured."""

@@ -41,7 +41,7 @@ from runner.train.run_context import RunContext
 from runner.train.starvation import StarvationMonitor
 from runner.train.step import is_finite
 from runner.types import CheckpointItems, JsonObject, State
-from runner.values import Values
+from runner.values import MetricValues
 
 
 @contextmanager
@@ -126,7 +126,7 @@ class DueEvaluations:
     built: Built
     programs: CompiledPrograms
 
-    def __call__(self, state: State, step: int) -> Mapping[str, Values]:
+    def __call__(self, state: State, step: int) -> Mapping[str, MetricValues]:
         """Return what each measured, by split. Raises Stopped where a stop is asked for before all are done."""
         config, stop_flag = self.context.config, self.context.stop_flag
         names = find_due_evaluations(config.eval, config.train.eval_steps, step, config.train.steps)

@@ -28,7 +28,7 @@ from runner.errors import ConfigError
 from runner.train.evaluation_files import encode_mosaic, encode_pairs, format_samples
 from runner.train.step import with_weights
 from runner.types import Batch, Metrics, State, Tree
-from runner.values import Values
+from runner.values import MetricValues
 
 # The method that a model has for an evaluation that it makes something for.
 METHODS = {"text": "sample", "samples": "generate", "reconstructions": "reconstruct"}
@@ -80,11 +80,11 @@ class Evaluator:
                     f"eval.{name}: {type(model).__name__} has no method `{method}`; leave eval.{name} out"
                 )
 
-    def __call__(self, names: Sequence[str], state: State, how: EvaluationRun) -> dict[str, Values]:
+    def __call__(self, names: Sequence[str], state: State, how: EvaluationRun) -> dict[str, MetricValues]:
         """Return what each evaluation measured, or the name of the file that it left."""
         return {name: self._evaluate(name, state, how) for name in names}
 
-    def _evaluate(self, name: str, state: State, how: EvaluationRun) -> Values:
+    def _evaluate(self, name: str, state: State, how: EvaluationRun) -> MetricValues:
         option = self.named[name]
         state = with_weights(state, option.weights)
         how.between_batches()
@@ -96,7 +96,7 @@ class Evaluator:
         files.replace_file(how.run_dir / file, content)
         return {"file": file}
 
-    def _mean_metrics(self, source: Source, num_batches: int, state: State, how: EvaluationRun) -> Values:
+    def _mean_metrics(self, source: Source, num_batches: int, state: State, how: EvaluationRun) -> MetricValues:
         """Return the mean of every metric over batches of a source that lie evenly apart."""
         sums: dict[str, jax.Array] = {}
         for batch, weights in iterate_in_order(source, batch_size=self.batch_size, num_batches=num_batches):

@@ -25,7 +25,7 @@ from runner.log.sinks import MetricWriter
 from runner.preempt.stop import Stopped
 from runner.train.starvation import StarvationMonitor
 from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
-from runner.values import StepInfo, Values
+from runner.values import MetricValues, StepInfo
 
 if TYPE_CHECKING:
     import jax
@@ -145,7 +145,7 @@ class Evaluating:
     `is_finite(state)`: whether the parameters are.
     """
 
-    evaluate: Callable[[State, int], Mapping[str, Values]]
+    evaluate: Callable[[State, int], Mapping[str, MetricValues]]
     is_finite: Callable[[State], bool]
 
 
