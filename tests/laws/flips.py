@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint.record import STATE, steps_in
-from runner.checkpoint.restore import newest_good
-from runner.checkpoint.seal import problem_of
+from runner.checkpoint.record import STATE, list_steps
+from runner.checkpoint.restore import restore_newest
+from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
 from tests.conftest import Door, assert_same
 from tests.laws.faults import LAST, TINY, Window, compiled, forks
@@ -91,17 +91,17 @@ def reader(state: Path) -> Any:
 
     from runner.checkpoint import arrays, store
 
-    def shape(leaf: arrays.Leaf) -> jax.ShapeDtypeStruct:
+    def shape(leaf: arrays.LeafSpec) -> jax.ShapeDtypeStruct:
         if leaf.generator is None:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
         kind = jax.eval_shape(lambda: jax.random.key(0, impl=leaf.generator)).dtype
         return jax.ShapeDtypeStruct(leaf.shape[:-1], kind, sharding=here)
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = {name: shape(leaf) for name, leaf in arrays.leaves(state).items()}
+    template = {name: shape(leaf) for name, leaf in arrays.read_leaf_specs(state).items()}
 
     def read(directory: Path) -> Bytes:
-        tree = store.read(directory, template)
+        tree = store.read_state(directory, template)
         keys = {name for name, leaf in template.items() if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)}
         words = {name: jax.random.key_data(leaf) if name in keys else leaf for name, leaf in tree.items()}
         return {name: np.asarray(leaf).tobytes() for name, leaf in words.items()}
@@ -121,7 +121,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.checkpoints, self.quarantine = self.run / "checkpoints", self.run / "quarantine"
-        *_, self.older, self.newest = steps_in(self.checkpoints)
+        *_, self.older, self.newest = list_steps(self.checkpoints)
         self.directory = self.checkpoints / str(self.newest)
         self.good = contents(self.directory)
         self.read = reader(self.directory / STATE)
@@ -130,7 +130,7 @@ class Trial:
         self.check_undamaged()
 
     def check_undamaged(self) -> None:
-        found = newest_good(self.checkpoints, self.quarantine, self.read, print)
+        found = restore_newest(self.checkpoints, self.quarantine, self.read, print)
         assert found is not None
         assert (found[0].step, found[1]) == (self.newest, self.values[self.newest])
 
@@ -149,12 +149,12 @@ class Trial:
 
     def _wrong(self) -> str | None:
         """What the damage was not met with; None where all is as promised."""
-        if problem_of(self.directory) is None:
+        if find_problem(self.directory) is None:
             return "not detected"
         said: list[str] = []
         left = contents(self.directory)
         try:
-            found = newest_good(self.checkpoints, self.quarantine, self.read, said.append)
+            found = restore_newest(self.checkpoints, self.quarantine, self.read, said.append)
         except RefusedError as error:
             return f"refused: {error}"
         if found is None or found[0].step != self.older:
@@ -176,7 +176,7 @@ def typed_again(killed: Path, whole: Path, harm: Damage, cwd: Path) -> None:
     try:
         door = Door(cwd)
         checkpoints = door.the_run / "checkpoints"
-        *_, older, newest = steps_in(checkpoints)
+        *_, older, newest = list_steps(checkpoints)
         harm.strike(checkpoints / str(newest))
         done = door.run(*KEPT)
         assert done.returncode == 0, done
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--commands", type=int, default=5, metavar="N", help="so often the real command is typed again")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
-    if asked.run is not None and len(steps_in(asked.run / "checkpoints")) < 2:
+    if asked.run is not None and len(list_steps(asked.run / "checkpoints")) < 2:
         parser.error(f"{asked.run} does not have two checkpoints")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.getLogger("absl").setLevel(logging.ERROR)  # plain Orbax, as conftest uses it, has something to say

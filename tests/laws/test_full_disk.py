@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.record import steps_in
-from runner.checkpoint.seal import problem_of
+from runner.checkpoint.record import list_steps
+from runner.checkpoint.seal import find_problem
 from tests.conftest import Door, assert_same
 
 COMMAND = (
@@ -77,7 +77,7 @@ def checkpoints(door: Door) -> Path:
 
 
 def has_saved(door: Door) -> bool:
-    return any(steps_in(path) for path in door.cwd.glob("outputs/*/*/checkpoints"))
+    return any(list_steps(path) for path in door.cwd.glob("outputs/*/*/checkpoints"))
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ def test_training_goes_on_and_freeing_space_heals_it(door: Door, disk: Path, ref
     waits = "could not be written: No space" if leave else "metrics.jsonl cannot be written (No space"
     ballast = fill(disk, leave=leave)
     run.until(lambda: waits in run.said or not fill(disk, leave=leave))
-    there = steps_in(checkpoints(door))
+    there = list_steps(checkpoints(door))
     assert there
-    assert all(problem_of(checkpoints(door) / str(step)) is None for step in there)
+    assert all(find_problem(checkpoints(door) / str(step)) is None for step in there)
     ballast.unlink()
     assert run.process.wait() == 0, run.said
     assert run.said.count("could not be written: No space left on device") <= 1
@@ -117,9 +117,9 @@ def test_a_state_that_cannot_be_made_durable_is_exit_5_and_the_same_command_goes
     assert run.said.count("could not be written: No space left on device") == 1
     assert "error: step 1200 could not be made durable in outputs/" in run.said
     assert "Traceback" not in run.said
-    good = steps_in(checkpoints(door))
+    good = list_steps(checkpoints(door))
     assert good
-    assert all(problem_of(checkpoints(door) / str(step)) is None for step in good)
+    assert all(find_problem(checkpoints(door) / str(step)) is None for step in good)
     ballast.unlink()
     again = door.run(*COMMAND)
     assert again.returncode == 0, again.stderr

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.record import Score, best_of, load, records_in, steps_in
-from runner.checkpoint.seal import problem_of
+from runner.checkpoint.record import Score, find_best, list_records, list_steps, read_sidecar
+from runner.checkpoint.seal import find_problem
 from tests.conftest import Door, assert_same
 from tests.laws.faults import LAST, TINY, Event, Forks, Window, compiled, events_in, forks, missing
 
@@ -155,22 +155,22 @@ def _holds(lab: Laboratory, case: Case, start: Place, window: Window, at: int) -
 
 def _looks_right(place: Place, start: Place) -> None:
     """After the kill: every step is a good checkpoint, none that was promised is gone, and `best` leads to one."""
-    steps = steps_in(place.checkpoints)
-    assert {step: problem_of(place.checkpoints / str(step)) for step in steps} == dict.fromkeys(steps)
-    before, after, score = records_in(start.checkpoints), records_in(place.checkpoints), Score()
+    steps = list_steps(place.checkpoints)
+    assert {step: find_problem(place.checkpoints / str(step)) for step in steps} == dict.fromkeys(steps)
+    before, after, score = list_records(start.checkpoints), list_records(place.checkpoints), Score()
     if not before:
         return
     assert steps[-1] >= before[-1].step
-    known, best = best_of(before, score), best_of(after, score)
+    known, best = find_best(before, score), find_best(after, score)
     assert known is not None
     assert best is not None
     assert best.metrics[score.metric] <= known.metrics[score.metric]
-    assert load((place.checkpoints / "best").resolve())[0] in (known, best)
+    assert read_sidecar((place.checkpoints / "best").resolve())[0] in (known, best)
 
 
 def _resumes(lab: Laboratory, case: Case, place: Place) -> None:
     """The same command again goes on from the newest step there is, and ends where nothing was interrupted."""
-    newest, finished = steps_in(place.checkpoints)[-1:], _finished(place)
+    newest, finished = list_steps(place.checkpoints)[-1:], _finished(place)
     done = lab.forks.run(place.cwd, *case.overrides)
     assert done.returncode == 0, done.stdout
     restored = [int(step) for step in re.findall(r"^restored step (\d+)", done.stdout, re.MULTILINE)]
@@ -178,7 +178,7 @@ def _resumes(lab: Laboratory, case: Case, place: Place) -> None:
     assert "is not good" not in done.stdout, done.stdout
     assert not (place.run / "quarantine").exists()
     assert_same(place.run, lab.reference, LAST)
-    assert steps_in(place.checkpoints) == steps_in(lab.reference / "checkpoints")
+    assert list_steps(place.checkpoints) == list_steps(lab.reference / "checkpoints")
     assert (place.checkpoints / "best").readlink() == (lab.reference / "checkpoints/best").readlink()
     assert [path for name in (".trash", ".writing") for path in (place.checkpoints / name).glob("*")] == []
     attempts = [json.loads(line) for line in (place.run / "attempts.jsonl").read_text().splitlines()]
