@@ -10,7 +10,7 @@ from runner.config.user_code import require_trust
 from runner.inspect.lookup import find_attempt, find_proven_checkpoint, read_config_document
 from runner.mesh import Mesh
 from runner.train import dataset
-from runner.train.build import build, restore
+from runner.train.build import build, read_train_state
 from runner.train.step import Weights, with_weights
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_model(reference: str, weights: Weights = "params", *, trust: bool = Fal
         require_trust(checkpoint.run_dir.path, document, {}, "say trust=True")
     config = on_one_device(validate_options(Config, document))
     built = build(config, dataset.sources_as_recorded(checkpoint.run_dir))
-    return built.model(with_weights(restore(built, checkpoint.directory), weights)), config
+    return built.model(with_weights(read_train_state(built, checkpoint.directory), weights)), config
 
 
 def on_one_device(config: Config) -> Config:

@@ -11,9 +11,11 @@ import jax
 
 from models.scopes import use_plan
 from runner.config.schema import Config
+from runner.remat.candidates import trace_residuals
 from runner.trace.flops import OUTSIDE, FromData, FromWeights, Origin, attribute_flops, count_flops
+from runner.trace.remat_trace import count_bytes
 from runner.train.compile import abstract_batch
-from runner.types import Batch, State
+from runner.types import Batch
 
 if TYPE_CHECKING:
     from runner.train.built import Built
@@ -62,7 +64,7 @@ def summarize_model(built: Built, config: Config) -> ModelCost:
     batch, _ = abstract_batch(built, config)
     with use_plan(built.plan):
         step = built.train_step.trace(built.abstract, batch).jaxpr
-        flops, stored = _trace_forward(built, batch)
+    flops, stored = _trace_forward(built, batch)
     sizes = Counter[str]()
     for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract["params"]):
         sizes[_name_part(path)] += math.prod(leaf.shape)
@@ -75,21 +77,15 @@ def summarize_model(built: Built, config: Config) -> ModelCost:
 
 def _trace_forward(built: Built, batch: Batch) -> tuple[Counter[str], Counter[str]]:
     """Return by part the FLOPs of the forward pass on a batch, and the bytes it keeps for the backward pass."""
-
-    def kept_for_backward(state: State, batch: Batch) -> list[Any]:
-        # The pullback is a pytree: its leaves are exactly the values that jax keeps.
-        _, pullback, _ = jax.vjp(lambda params: built.loss(params, state, batch), state["params"], has_aux=True)
-        return jax.tree.leaves(pullback)
-
     leaves = jax.tree_util.tree_leaves_with_path((built.abstract, batch))
-    jaxpr = jax.make_jaxpr(kept_for_backward)(built.abstract, batch).jaxpr
+    jaxpr = trace_residuals(built, batch)
     found = attribute_flops(jaxpr, [_find_origin(path) for path, _ in leaves])
     # As a dictionary: a value counts once, however often the backward pass uses it. What was made by no part (weights,
     # constants) is there anyway.
     made_by = {var: part for var, part in zip(jaxpr.outvars, found.made_by, strict=True) if part is not None}
     stored = Counter[str]()
     for var, part in made_by.items():
-        stored[part] += math.prod(var.aval.shape) * var.aval.dtype.itemsize
+        stored[part] += count_bytes(var)
     return found.flops, stored
 
 

@@ -145,8 +145,8 @@ def _explain_policies(report: SurveyReport) -> list[str]:
     cheap = "time" if report.is_timed else "recomputation"
     notes = [
         f"stored: what the forward pass keeps for the backward pass, counted in the trace; in all: {in_all}; both on "
-        f"one device. recompute: of {_format_flops(report.base.flops)} a step. *: nothing else has both less memory and "
-        f"less {cheap}."
+        f"one device. recompute: of {_format_flops(report.base.flops)} a step. *: nothing else has both less memory "
+        f"and less {cheap}."
     ]
     if report.is_timed:
         notes.append("step: the median, and how far its quartiles are apart: smaller differences mean nothing")

@@ -1,10 +1,10 @@
 """Runs as one page of HTML, which needs no network: facts from their directories, and how they are drawn.
 
-    facts.py     what the files of a run say, as frozen values
-    differ.py    what differs between runs, in as few columns as tell them apart
-    frontier.py  memory against time and FLOPs, where runs differ in what they recompute
-    thin.py      a long curve in few points, without losing a spike
-    page.py      facts become the page; template/ is what it looks like
+    facts.py           what the files of a run say, as frozen values
+    config_diff.py     what differs between runs, in as few columns as tell them apart
+    remat_tradeoff.py  memory against time and FLOPs, where runs differ in what they recompute
+    page.py            facts become the page; template/ is what it looks like
+    report_verb.py     `python -m runner report`
 
 There is no plotting library in it: a page of six runs would be fifty times as large with one. The browser draws lines
 from the facts, in SVG, in the colours of its own light or dark style; Jinja2 escapes every name that came from a disk.

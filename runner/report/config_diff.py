@@ -15,7 +15,8 @@ from typing import Any
 from runner.config.identity import select_result_keys
 
 MOST_COLUMNS = 12
-DEFAULT = "default"  # of a group that was not named in this run's command
+# The word of a group that was not named in the command of a run.
+DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -28,76 +29,88 @@ class KeyColumn:
 
 @dataclass(frozen=True)
 class ConfigDiff:
-    """What tells runs apart; `more`: keys that differ as well, and for which there is no room."""
+    """The columns that tell runs apart; `more` names keys that differ as well, and for which there is no room."""
 
     columns: tuple[KeyColumn, ...]
     more: tuple[str, ...]
 
     def name(self, run: int) -> str:
-        """What makes it another run than the others: `ckpt=best lr=0.1`; nothing where it is the only one."""
+        """Return what makes a run another one than the others, `ckpt=best lr=0.1`; nothing where it is alone."""
         words = [(column.key, column.values[run]) for column in self.columns if column.values[run] is not None]
         return " ".join(f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in words)
 
-    def taken(self, order: Sequence[int]) -> ConfigDiff:
-        """The same for the runs in another order."""
+    def reorder(self, order: Sequence[int]) -> ConfigDiff:
+        """Return the columns for the runs in another order; `order[i]` is the run that is to be the i-th."""
         columns = (KeyColumn(column.key, tuple(column.values[run] for run in order)) for column in self.columns)
         return ConfigDiff(tuple(columns), self.more)
 
-    def order(self, runs: int) -> list[int]:
-        """The runs by what makes them others: the first column first, numbers as numbers, what is missing last."""
+    def order(self, num_runs: int) -> list[int]:
+        """Return the runs sorted by their values: the first column first, numbers as numbers, what is missing last."""
 
         def rank(run: int) -> list[tuple[bool, bool, float, str]]:
-            values = [column.values[run] for column in self.columns]
-            return [
-                (value is None, parse_number(value) is None, parse_number(value) or 0.0, format_value(value))
-                for value in values
-            ]
+            ranks = []
+            for column in self.columns:
+                value, number = column.values[run], parse_number(column.values[run])
+                ranks.append((value is None, number is None, number or 0.0, format_value(value)))
+            return ranks
 
-        return sorted(range(runs), key=rank)
+        return sorted(range(num_runs), key=rank)
 
 
 def compare_configs(documents: Sequence[Mapping[str, Any]], words: Sequence[Sequence[str]]) -> ConfigDiff:
-    """What differs between runs, from their configurations and from what was typed for each; what was typed first."""
+    """Return what differs between runs; what was typed comes first.
+
+    Args:
+        documents: the configuration of each run.
+        words: the words `key=value` that were typed for each run.
+    """
     leaves = [select_result_keys(document) for document in documents]
     keys = dict.fromkeys(key for run in leaves for key in run)
     columns = {key: tuple(run.get(key) for run in leaves) for key in keys}
     columns = {key: values for key, values in columns.items() if len({format_value(value) for value in values}) > 1}
-    typed = [dict(_split(word) for word in run) for run in words]
-    named = dict.fromkeys(key for run in typed for key in run)
-    for group in named:
-        below = {key: values for key, values in columns.items() if key.startswith(f"{group}.") and key not in named}
-        told = tuple(run.get(group, DEFAULT) for run in typed)
-        if below and _says(told, list(below.values())):
-            columns = {key: values for key, values in columns.items() if key not in below} | {group: told}
-    order = [*(key for key in named if key in columns), *(key for key in columns if key not in named)]
+    typed = [dict(_split_override(word) for word in run) for run in words]
+    typed_keys = dict.fromkeys(key for run in typed for key in run)
+    # A word for a group (`ckpt=best`) takes the place of the keys below it, where it says all that they say.
+    for group in typed_keys:
+        below = {
+            key: values for key, values in columns.items() if key.startswith(f"{group}.") and key not in typed_keys
+        }
+        group_words = tuple(run.get(group, DEFAULT) for run in typed)
+        if below and _words_determine_values(group_words, list(below.values())):
+            columns = {key: values for key, values in columns.items() if key not in below} | {group: group_words}
+    order = [*(key for key in typed_keys if key in columns), *(key for key in columns if key not in typed_keys)]
     shown, more = order[:MOST_COLUMNS], order[MOST_COLUMNS:]
     return ConfigDiff(tuple(KeyColumn(key, columns[key]) for key in shown), tuple(more))
 
 
 def format_value(value: Any) -> str:
-    """A value as it is typed."""
+    """Return a value as it is typed on a command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def parse_number(value: Any) -> float | None:
-    """A number, also where it was typed."""
+    """Return a value as a number, also where it was typed as text; None where it is none or not finite."""
+    # Python takes True for 1; in a configuration it is a word.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
     try:
-        found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        number = float(value)
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
-def _split(word: str) -> tuple[str, str]:
+def _split_override(word: str) -> tuple[str, str]:
     key, _, value = word.lstrip("+~").partition("=")
     return key.replace("/", "."), value
 
 
-def _says(words: Sequence[str], columns: Sequence[Sequence[Any]]) -> bool:
-    """Whether who has the same word has the same values everywhere."""
-    meanings: dict[str, str] = {}
-    return all(
-        meanings.setdefault(word, meaning) == meaning
-        for word, *values in zip(words, *columns, strict=True)
-        for meaning in ["\n".join(map(format_value, values))]
-    )
+def _words_determine_values(words: Sequence[str], columns: Sequence[Sequence[Any]]) -> bool:
+    """Return whether runs with the same word have the same value in every column."""
+    # They need not: the YAML that a word stands for may have been edited between two runs.
+    meanings: dict[str, list[str]] = {}
+    for word, *values in zip(words, *columns, strict=True):
+        meaning = [format_value(value) for value in values]
+        if meanings.setdefault(word, meaning) != meaning:
+            return False
+    return True

@@ -19,17 +19,26 @@ from runner.errors import RefusedError
 from runner.inspect.goodput_table import account_for_run
 from runner.inspect.lookup import parse_retention_settings, read_config_document
 from runner.inspect.time_account import TimeAccount
-from runner.rundir.attempts import read_attempts
+from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir, run_state
-from runner.trace import step_requirements as needed
-from runner.trace.step_requirements import StepRequirements
+from runner.trace.step_requirements import StepRequirements, parse_requirements
 
-Point = tuple[int, float]
+# Step and value.
+CurvePoint = tuple[int, float]
 
 
 @dataclass(frozen=True)
 class SaveEvent:
-    """One checkpoint that was made; `kept`: why it is still there, None where it was deleted."""
+    """A checkpoint that was made.
+
+    Attributes:
+        step: the step that it holds.
+        reason: why it was saved.
+        kept: why it is still there; None where it was deleted.
+        num_bytes: its size, where that is known.
+        score: what ranks it, where that was measured at its step.
+        is_best: whether it is the best of those that are there.
+    """
 
     step: int
     reason: str
@@ -40,135 +49,182 @@ class SaveEvent:
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """One run. `curves`: by `split/metric`, finite values only."""
+class RunStatus:
+    """How a run stands.
 
-    run: RunDir
+    Attributes:
+        state: `finished`, `running`, `killed`, …
+        why: why it is not finished, in one line.
+        step: completed updates.
+        steps: how many are wanted; None where no file says it.
+    """
+
     state: str
     why: str
     step: int
     steps: int | None
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step of a run costs.
+
+    Attributes:
+        seconds: the median over what was logged, without waiting for data, evaluating and saving.
+        needs: memory and FLOPs, of the newest attempt that wrote them down.
+        hardware: the devices that these are of.
+        remat_choice: what `remat=auto` chose, in its own words; else nothing.
+    """
+
+    seconds: float | None
+    needs: StepRequirements | None
+    hardware: str
+    remat_choice: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """All that the page tells of one run.
+
+    Attributes:
+        run_dir: where it lies.
+        status: how it stands.
+        score: the metric that ranks its checkpoints.
+        best: the step and the value of the best score.
+        document: its configuration; empty where that cannot be read.
+        words: what was typed for it after `python run.py`.
+        account: where its time went.
+        curves: finite values by `split/metric`.
+        saves: its checkpoints, in their order.
+        step_cost: memory, time and FLOPs of a step.
+    """
+
+    run_dir: RunDir
+    status: RunStatus
     score: Score
-    best: tuple[int, float] | None  # step, value
+    best: tuple[int, float] | None
     document: Mapping[str, Any]
-    words: tuple[str, ...]  # what was typed for it after `python run.py`
+    words: tuple[str, ...]
     account: TimeAccount
-    curves: Mapping[str, Sequence[Point]]
+    curves: Mapping[str, Sequence[CurvePoint]]
     saves: tuple[SaveEvent, ...]
-    step_seconds: float | None  # the median over what was logged, without waiting, evaluating and saving
-    remat: str  # what `remat=auto` chose, in its own words
-    needs: StepRequirements | None  # of the newest attempt that wrote it down
-    hardware: str  # that it ran on
+    step_cost: StepCost
 
 
-def read_facts(run: RunDir) -> RunFacts:
-    """Everything the page tells of a run."""
-    status, attempt = run.read_status(), {}
-    if isinstance(status.get("attempt"), dict):
-        attempt = status["attempt"]
+def read_facts(run_dir: RunDir) -> RunFacts:
+    """Read everything that the page tells of a run."""
+    status = run_dir.read_status()
+    attempt = status.get("attempt")
+    if not isinstance(attempt, dict):
+        attempt = {}
     try:
-        document = read_config_document(run, attempt.get("drift", ()))
-        settings = parse_retention_settings(document, run)
-        keep, score = settings.keep, settings.score
-    except (RefusedError, ValueError):  # a run without its configuration still has logs and checkpoints
-        document, keep, score = {}, {}, Score()
-    timing, records = list(_lines(run.timing)), list_records(run.checkpoints)
-    account = account_for_run(run, status, document)
-    kept = select_survivors(keep, records, score)
-    state, needs = run_state(run), _needs([*read_attempts(run), attempt])
+        document = read_config_document(run_dir, attempt.get("drift", ()))
+        settings = parse_retention_settings(document, run_dir)
+        rules, score = settings.keep, settings.score
+    except (RefusedError, ValueError):
+        # A run without its configuration still has logs and checkpoints.
+        document, rules, score = {}, {}, Score()
+    timing, records = list(_read_json_lines(run_dir.timing)), list_records(run_dir.checkpoints)
+    account = account_for_run(run_dir, status, document)
+    needs, hardware = _find_requirements([*read_attempts(run_dir), attempt])
+    state = run_state(run_dir)
     return RunFacts(
-        run=run,
-        state=state,
-        why=_why(state, str(status.get("why") or ""), account),
-        step=_whole(status.get("step")) or 0,
-        steps=_whole(status.get("steps")),
+        run_dir=run_dir,
+        status=RunStatus(
+            state=state,
+            why=_explain_state(state, str(status.get("why") or ""), account),
+            step=_int_or_none(status.get("step")) or 0,
+            steps=_int_or_none(status.get("steps")),
+        ),
         score=score,
-        best=_best(status.get("best")),
+        best=_parse_best(status.get("best")),
         document=document,
         words=tuple(str(word) for word in attempt.get("command", ())[2:]),
         account=account,
-        curves=_curves(run.metrics),
-        saves=tuple(_saves(timing, records, kept, score)),
-        step_seconds=_step_seconds(timing),
-        remat=_remat(run.remat),
-        needs=needs[0],
-        hardware=needs[1],
+        curves=_read_curves(run_dir.metrics),
+        saves=tuple(_list_saves(timing, records, select_survivors(rules, records, score), score)),
+        step_cost=StepCost(_measure_step_seconds(timing), needs, hardware, _read_remat_choice(run_dir.remat)),
     )
 
 
-def _why(state: str, why: str, account: TimeAccount) -> str:
-    """Why it is not finished, in one line."""
+def _explain_state(state: str, why: str, account: TimeAccount) -> str:
+    """Return why a run is not finished, in one line."""
+    # A killed run could not write down why; the account knows what it was doing.
     if state == "killed" and account.spans:
         return account.spans[-1].how
     return "" if state == "finished" else why
 
 
-def _best(found: Any) -> tuple[int, float] | None:
+def _parse_best(found: Any) -> tuple[int, float] | None:
     try:
         return int(found["step"]), float(found["value"])
     except (TypeError, KeyError, ValueError):
         return None
 
 
-def _curves(path: Path) -> dict[str, list[Point]]:
-    curves: dict[str, list[Point]] = {}
-    for line in _lines(path):
+def _read_curves(path: Path) -> dict[str, list[CurvePoint]]:
+    curves: dict[str, list[CurvePoint]] = {}
+    for line in _read_json_lines(path):
         step, split = line.pop("step", None), line.pop("split", None)
-        if isinstance(step, int) and isinstance(split, str):
-            for metric, value in line.items():
-                if isinstance(value, int | float) and math.isfinite(value):
-                    curves.setdefault(f"{split}/{metric}", []).append((step, float(value)))
+        if not isinstance(step, int) or not isinstance(split, str):
+            continue
+        for metric, value in line.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(f"{split}/{metric}", []).append((step, float(value)))
     return curves
 
 
-def _saves(
+def _list_saves(
     timing: Sequence[Mapping[str, Any]], records: Sequence[Record], kept: Mapping[int, str], score: Score
 ) -> Iterator[SaveEvent]:
-    """What timing.jsonl tells was saved, and what is on disk; a line may be missing for what is there."""
-    here, best = {record.step: record for record in records}, find_best(records, score)
-    told = {line.get("step"): line for line in timing if line.get("event") == "save"}
-    for step in sorted(step for step in {*here, *told} if isinstance(step, int)):
-        line, record = told.get(step, {}), here.get(step)
+    """Yield the checkpoints that timing.jsonl says were saved and those on disk, in the order of their steps."""
+    on_disk, best = {record.step: record for record in records}, find_best(records, score)
+    logged = {line.get("step"): line for line in timing if line.get("event") == "save"}
+    # Either may lack one that the other has: retention deletes, and a kill may come before the line is written.
+    for step in sorted(step for step in {*on_disk, *logged} if isinstance(step, int)):
+        line, record = logged.get(step, {}), on_disk.get(step)
         yield SaveEvent(
             step=step,
             reason=str(line.get("reason") or (record.reason if record else "")),
             kept=kept.get(step, "the next save lets it go") if record else None,
-            num_bytes=record.num_bytes if record else _whole(line.get("bytes")),
+            num_bytes=record.num_bytes if record else _int_or_none(line.get("bytes")),
             score=record.metrics.get(score.metric) if record else None,
             is_best=record is not None and record is best,
         )
 
 
-def _step_seconds(timing: Sequence[Mapping[str, Any]]) -> float | None:
-    found = [
+def _measure_step_seconds(timing: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the median of the seconds that a step took; None where none was logged."""
+    paces = [
         line["seconds"] / line["steps"]
         for line in timing
         if line.get("event") == "train" and line.get("steps") and isinstance(line.get("seconds"), int | float)
     ]
-    return statistics.median(found[1:] or found) if found else None  # the first step is slower than any other
+    # The first step is slower than any other.
+    return statistics.median(paces[1:] or paces) if paces else None
 
 
-def _remat(path: Path) -> str:
+def _read_remat_choice(path: Path) -> str:
     try:
         return str(json.loads(path.read_bytes())["words"])
     except (OSError, ValueError, TypeError, KeyError):
         return ""
 
 
-def _needs(lines: Sequence[Mapping[str, Any]]) -> tuple[StepRequirements | None, str]:
-    """What a step needs, and on what devices."""
+def _find_requirements(lines: Sequence[Mapping[str, Any]]) -> tuple[StepRequirements | None, str]:
+    """Return what a step needs by the newest attempt that says it, and on what hardware."""
     for attempt in reversed(lines):
-        if (found := needed.parse_requirements(attempt.get("needs"))) is not None:
-            return found, str(attempt.get("hardware") or "")
+        if (needs := parse_requirements(attempt.get("needs"))) is not None:
+            return needs, str(attempt.get("hardware") or "")
     return None, ""
 
 
-def _whole(value: Any) -> int | None:
+def _int_or_none(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every JSON object of a log; what is torn is left out."""
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield every JSON object of a log; a line that is torn is left out."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -181,15 +237,18 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def thin_curve(curve: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` (≥ 4) of the points, in order."""
+def thin_curve(curve: Sequence[CurvePoint], most: int) -> list[CurvePoint]:
+    """Return at most `most` (≥ 4) points of a curve, in order: both ends, and of each stretch its extremes.
+
+    A spike that is one step wide survives, which it would not where every n-th point is taken.
+    """
     if len(curve) <= most:
         return list(curve)
-    inner, stretches = curve[1:-1], (most - 2) // 2
-    chosen = [curve[0]]
-    for number in range(stretches):
-        begin, end = (len(inner) * edge // stretches for edge in (number, number + 1))
+    inner, num_stretches = curve[1:-1], (most - 2) // 2
+    thinned = [curve[0]]
+    for number in range(num_stretches):
+        begin, end = len(inner) * number // num_stretches, len(inner) * (number + 1) // num_stretches
         stretch = inner[begin:end]
         extremes = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
-        chosen += sorted(extremes)
-    return [*chosen, curve[-1]]
+        thinned += sorted(extremes)
+    return [*thinned, curve[-1]]

@@ -13,7 +13,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,109 +23,130 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from runner.inspect.time_account import BUCKETS, INTERRUPTED, SHOWN_MILLISECONDS, AttemptSpan
 from runner.report.config_diff import ConfigDiff, format_value, parse_number
-from runner.report.facts import RunFacts, SaveEvent, thin_curve
+from runner.report.facts import CurvePoint, RunFacts, SaveEvent, thin_curve
 from runner.report.remat_tradeoff import group_comparable_runs, list_figures, list_policy_tables, measure_memory
 from runner.text import format_count, format_duration, format_size, format_time
 
+# Files of template/, joined in this order into one script.
 SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
-MOST_POINTS, MOST_SAVES, FEWEST = 120_000, 40_000, 20  # on a page; of a run, however many there are
-MOST_METRICS = 12
-MOST_GROUPS = 8  # of runs whose remat policies are compared
-FAILED = ("failed", "diverged", "killed")
+# On a page; and so many each run has at least, however many runs there are.
+MOST_POINTS, MOST_SAVES, FEWEST_PER_RUN = 120_000, 40_000, 20
+MOST_METRICS, FEW_METRICS, MANY_RUNS = 12, 3, 100
+# So many groups of runs are compared by what they recompute.
+MOST_GROUPS = 8
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """What a cell of the table says, and what it is sorted by; None goes last."""
+    """The text of a cell, what it is sorted by (None goes last), and its class in the style sheet."""
 
-    format_value: str
+    text: str
     rank: float | str | None
-    kind: str = ""  # its class in the style sheet
+    kind: str = ""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One run in the table."""
+    """One run in the table, and a link to its directory."""
 
     name: str
     href: str
     cells: tuple[TableCell, ...]
 
 
+@dataclass(frozen=True)
+class _PageRuns:
+    """The runs of a page in their order: facts, what tells them apart, names and links to their directories."""
+
+    facts: Sequence[RunFacts]
+    differs: ConfigDiff
+    names: Sequence[str]
+    hrefs: Sequence[str]
+
+
 def render_page(facts: Sequence[RunFacts], differs: ConfigDiff, title: str, folder: Path) -> str:
-    """The page, to be written into `folder`: links are relative to it."""
-    hrefs = [_href(each.run.path, folder) for each in facts]
-    names = [differs.name(number) or each.run.path.name for number, each in enumerate(facts)]
-    head, rows = _table(facts, differs, names, hrefs)
-    found = group_comparable_runs(facts, differs)
-    compared, more = found[:MOST_GROUPS], max(len(found) - MOST_GROUPS, 0)
+    """Return the page as HTML, to be written into `folder`: links are relative to it."""
+    runs = _PageRuns(
+        facts,
+        differs,
+        names=[differs.name(number) or each.run_dir.path.name for number, each in enumerate(facts)],
+        hrefs=[_link_to(each.run_dir.path, folder) for each in facts],
+    )
+    head, rows = _make_table(runs)
+    groups = group_comparable_runs(facts, differs)
+    compared = groups[:MOST_GROUPS]
     environment = Environment(
         loader=PackageLoader("runner.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    source = environment.loader
-    assert source is not None
-    style, *scripts = (source.get_source(environment, name)[0] for name in ("page.css", *SCRIPTS))
+    loader = environment.loader
+    assert loader is not None
+    style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", *SCRIPTS))
     script = "".join(scripts)
     return environment.get_template("page.html").render(
         title=title,
         made=format_time(time.time()).replace(" UTC", "")[:-3] + " UTC",
-        tiles=_tiles(facts, names),
+        tiles=_make_tiles(runs),
         head=head,
         rows=rows,
         more=differs.more,
         remats=list_policy_tables(compared),
         counted=any(not group.compiled for group in compared),
         many=any(len(point.runs) > 1 for group in compared for point in group.points),
-        untold=more,
-        facts={**_document(facts, differs, names, hrefs), "frontiers": list_figures(compared)},
+        untold=len(groups) - len(compared),
+        facts={**_make_script_data(runs), "frontiers": list_figures(compared)},
         style=style,
         script=script,
+        # The page lets the browser run what has this hash (Content-Security-Policy), and nothing from a name.
         proof=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _href(run: Path, folder: Path) -> str:
-    """A link that holds when page and runs are moved together."""
-    relative = quote(os.path.relpath(run.resolve(), folder.resolve()).replace(os.sep, "/"))
+def _link_to(directory: Path, folder: Path) -> str:
+    """Return a link that holds when page and runs are moved together."""
+    relative = quote(os.path.relpath(directory.resolve(), folder.resolve()).replace(os.sep, "/"))
+    # `a:b` would be read as an address of the scheme `a`.
     return relative if relative.startswith(".") else f"./{relative}"
 
 
-def _tiles(facts: Sequence[RunFacts], names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """What one wants to know first: (label, value, and what it is about)."""
-    states = Counter(each.state for each in facts)
+def _make_tiles(runs: _PageRuns) -> list[tuple[str, str, str]]:
+    """Return what one wants to know first: (label, value, and what it is about)."""
+    facts = runs.facts
+    is_one = len(facts) == 1
+    if is_one:
+        status = facts[0].status
+        tiles = [("run", status.state, f"{status.step:,} of {status.steps:,} steps" if status.steps else "")]
+    else:
+        states = Counter(each.status.state for each in facts)
+        tiles = [("runs", f"{len(facts):,}", ", ".join(f"{count:,} {state}" for state, count in states.most_common()))]
+    if best := _find_best_run(facts):
+        number, step, value = best
+        about = f"at step {step:,}" if is_one else runs.names[number]
+        tiles.append((f"best {facts[number].score.metric}", f"{value:.4g}", about))
     accounts = [each.account for each in facts]
     clock, progress = sum(each.clock for each in accounts), sum(each.buckets["progress"] for each in accounts)
     stops, lost = sum(each.interruptions for each in accounts), sum(each.lost_steps for each in accounts)
-    tiles = [("runs", f"{len(facts):,}", ", ".join(f"{count:,} {state}" for state, count in states.most_common()))]
-    if len(facts) == 1:
-        (only,) = facts
-        tiles = [("run", only.state, f"{only.step:,} of {only.steps:,} steps" if only.steps else "")]
-    if best := _best(facts):
-        number, step, value = best
-        about = names[number] if len(facts) > 1 else f"at step {step:,}"
-        tiles.append((f"best {facts[number].score.metric}", f"{value:.4g}", about))
-    tiles.append(("wall-clock", format_duration(clock / 1000), "of all runs together" if len(facts) > 1 else ""))
+    tiles.append(("wall-clock", format_duration(clock / 1000), "" if is_one else "of all runs together"))
     tiles.append(("goodput", f"{100 * progress / clock:.0f} %" if clock else "–", "training whose result stands"))
     tiles.append(("interruptions", f"{stops:,}", f"{format_count(lost, 'step')} done again" if stops else "none"))
     return tiles
 
 
-def _best(facts: Sequence[RunFacts]) -> tuple[int, int, float] | None:
-    """(Which run has the best score, its step, its value), where all are ranked by the same."""
+def _find_best_run(facts: Sequence[RunFacts]) -> tuple[int, int, float] | None:
+    """Return which run has the best score, its step and its value; None where runs are ranked by different scores."""
     ranked = [(number, *each.best) for number, each in enumerate(facts) if each.best is not None]
     scores = {facts[number].score for number, _, _ in ranked}
     if len(scores) != 1:
         return None
-    return (min if scores.pop().mode == "min" else max)(ranked, key=lambda entry: entry[2])
+    choose = min if scores.pop().mode == "min" else max
+    return choose(ranked, key=lambda entry: entry[2])
 
 
-def _table(
-    facts: Sequence[RunFacts], differs: ConfigDiff, names: Sequence[str], hrefs: Sequence[str]
-) -> tuple[list[str], list[TableRow]]:
-    """The head, and a row for each run."""
-    metrics = {each.score.metric for each in facts}
+def _make_table(runs: _PageRuns) -> tuple[list[str], list[TableRow]]:
+    """Return the head and a row for each run, without the columns that are empty in all of them."""
+    metrics = {each.score.metric for each in runs.facts}
     best = f"best {metrics.pop()}" if len(metrics) == 1 else "best score"
-    facts_head = [
+    head = [
+        *(column.key for column in runs.differs.columns),
         "state",
         "step",
         best,
@@ -136,130 +157,162 @@ def _table(
         "goodput",
         "interrupted",
         "done again",
+        "why",
     ]
-    head = ["run", *(column.key for column in differs.columns), *facts_head, "why"]
-    sizes = measure_memory(facts, differs)
+    sizes = measure_memory(runs.facts, runs.differs)
+    cells = [
+        [*_make_config_cells(runs.differs, number), *_make_fact_cells(each, sizes[number])]
+        for number, each in enumerate(runs.facts)
+    ]
+    filled = [column for column in range(len(head)) if any(row[column].text for row in cells)]
     rows = [
-        TableRow(names[number], hrefs[number], (*_own(differs, number), *_cells(each, sizes[number])))
-        for number, each in enumerate(facts)
+        TableRow(name, href, tuple(row[column] for column in filled))
+        for name, href, row in zip(runs.names, runs.hrefs, cells, strict=True)
     ]
-    told = [0, *(index for index in range(1, len(head)) if any(row.cells[index - 1].text for row in rows))]
-    return [head[index] for index in told], [
-        TableRow(row.name, row.href, tuple(row.cells[index - 1] for index in told[1:])) for row in rows
-    ]
+    return ["run", *(head[column] for column in filled)], rows
 
 
-def _own(differs: ConfigDiff, run: int) -> Iterable[TableCell]:
+def _make_config_cells(differs: ConfigDiff, run: int) -> Iterator[TableCell]:
     for column in differs.columns:
         value = column.values[run]
-        rank = parse_number(value)
-        shown = "–" if value is None else format_value(value)
-        yield TableCell(shown, shown if rank is None else rank, "own" if rank is None else "own number")
+        number = parse_number(value)
+        text = "–" if value is None else format_value(value)
+        yield TableCell(text, text, "own") if number is None else TableCell(text, number, "own number")
 
 
-def _cells(each: RunFacts, size: int | None) -> list[TableCell]:
-    account, steps = each.account, "" if each.steps in (None, each.step) else f" / {each.steps:,}"
-    step, value = each.best or (None, None)
-    pace = None if each.step_seconds is None else each.step_seconds * 1000
-    ran = bool(account.spans)
+def _make_fact_cells(facts: RunFacts, size: int | None) -> list[TableCell]:
+    """Return the cells of a run in the order of the head; `size`: bytes that a step needs on one device."""
+    status, account = facts.status, facts.account
+    steps = "" if status.steps in (None, status.step) else f" / {status.steps:,}"
+    step, value = facts.best or (None, None)
+    seconds = facts.step_cost.seconds
+    pace = None if seconds is None else seconds * 1000
+    has_run = bool(account.spans)
     return [
-        TableCell(each.state, each.state, f"state {each.state if each.state.isalpha() else ''}"),
-        TableCell(f"{each.step:,}{steps}", each.step, "number"),
+        # A state comes from a disk; as the name of a class it must be a plain word.
+        TableCell(status.state, status.state, f"state {status.state if status.state.isalpha() else ''}"),
+        TableCell(f"{status.step:,}{steps}", status.step, "number"),
         TableCell("" if value is None else f"{value:.5g}", value, "number"),
         TableCell("" if step is None else f"{step:,}", step, "number"),
         TableCell("" if pace is None else f"{pace:.3g}", pace, "number"),
         TableCell("" if size is None else format_size(size), size, "number"),
-        TableCell(format_duration(account.clock / 1000) if ran else "", account.clock if ran else None, "number"),
-        TableCell(f"{100 * account.goodput:.1f} %" if ran else "", account.goodput if ran else None, "number"),
+        TableCell(
+            format_duration(account.clock / 1000) if has_run else "", account.clock if has_run else None, "number"
+        ),
+        TableCell(f"{100 * account.goodput:.1f} %" if has_run else "", account.goodput if has_run else None, "number"),
         TableCell(str(account.interruptions or ""), account.interruptions, "number"),
         TableCell(f"{account.lost_steps:,}" if account.lost_steps else "", account.lost_steps, "number"),
-        TableCell(each.why, each.why or None, "why"),
+        TableCell(status.why, status.why or None, "why"),
     ]
 
 
-def _document(
-    facts: Sequence[RunFacts], differs: ConfigDiff, names: Sequence[str], hrefs: Sequence[str]
-) -> dict[str, Any]:
-    """What the scripts draw."""
-    metrics = _metrics(facts)
-    grids, words = _Once(), _Once()
-    points = max(MOST_POINTS // max(len(metrics) * len(facts), 1), FEWEST)
-    saves = max(MOST_SAVES // len(facts), FEWEST)
+def _make_script_data(runs: _PageRuns) -> dict[str, Any]:
+    """Return what the scripts draw, as plain JSON values."""
+    facts, metrics = runs.facts, _choose_metrics(runs.facts)
+    # Long lists and sentences that many runs have alike: the page has each once, and names it by its index.
+    grids, words = _SharedValues(), _SharedValues()
+    most_points = max(MOST_POINTS // max(len(metrics) * len(facts), 1), FEWEST_PER_RUN)
+    most_saves = max(MOST_SAVES // len(facts), FEWEST_PER_RUN)
     longest = max((len(each.curves.get(name, ())) for each in facts for name in metrics), default=0)
+    entries = []
+    for name, href, each in zip(runs.names, runs.hrefs, facts, strict=True):
+        curves = {
+            str(index): _encode_curve(thin_curve(each.curves[metric], most_points), grids)
+            for index, metric in enumerate(metrics)
+            if metric in each.curves
+        }
+        entries.append(
+            {
+                "name": name,
+                "href": href,
+                "state": each.status.state,
+                "why": each.status.why,
+                "command": f"python run.py {shlex.join(each.words)}" if each.words else "",
+                "path": each.run_dir.path.name,
+                "step": each.status.step,
+                "steps": each.status.steps,
+                "metric": each.score.metric,
+                "curves": curves,
+                "saves": [_encode_save(save, words) for save in _choose_saves(each.saves, most_saves)],
+                "undrawn": max(len(each.saves) - most_saves, 0),
+                "spans": [_encode_span(span, words) for span in each.account.spans],
+            }
+        )
     return {
         "metrics": metrics,
-        "thinned": points if longest > points else None,
+        "thinned": most_points if longest > most_points else None,
         "keys": [
-            {"key": each.key, "values": [format_value(value) for value in each.values]} for each in differs.columns
+            {"key": column.key, "values": [format_value(value) for value in column.values]}
+            for column in runs.differs.columns
         ],
         "buckets": BUCKETS,
         "interrupted": INTERRUPTED,
-        "runs": [
-            {
-                **{"name": names[number], "href": hrefs[number], "state": each.state, "why": each.why},
-                "command": f"python run.py {shlex.join(each.words)}" if each.words else "",
-                **{"path": each.run.path.name, "step": each.step, "steps": each.steps, "metric": each.score.metric},
-                "curves": {
-                    str(index): _curve(thin_curve(each.curves[name], points), grids)
-                    for index, name in enumerate(metrics)
-                    if name in each.curves
-                },
-                "saves": [_save(save, words) for save in _drawn(each.saves, saves)],
-                "undrawn": max(len(each.saves) - saves, 0),
-                "spans": [_span(span, words) for span in each.account.spans],
-            }
-            for number, each in enumerate(facts)
-        ],
-        "grids": grids.items,
-        "words": words.items,
+        "runs": entries,
+        "grids": grids.values,
+        "words": words.values,
         "seen": SHOWN_MILLISECONDS,
     }
 
 
-class _Once:
-    """What many runs have alike, written once and named by its place."""
+class _SharedValues:
+    """Values that are written once, each named by its index."""
 
     def __init__(self) -> None:
-        self._places: dict[Any, int] = {}
+        self._indices: dict[Hashable, int] = {}
 
-    def of(self, item: Any) -> int:
-        return self._places.setdefault(item, len(self._places))
+    def index_of(self, value: Hashable) -> int:
+        return self._indices.setdefault(value, len(self._indices))
 
     @property
-    def items(self) -> list[Any]:
-        return list(self._places)
+    def values(self) -> list[Hashable]:
+        return list(self._indices)
 
 
-def _metrics(facts: Sequence[RunFacts]) -> list[str]:
-    """Which curves there are: the losses first, training before evaluations, then the scores, then the rest."""
-    counts = Counter(name for each in facts for name in each.curves)
+def _choose_metrics(facts: Sequence[RunFacts]) -> list[str]:
+    """Return which curves are drawn: losses first, training before evaluations, then the scores, then the rest."""
+    names = {name for each in facts for name in each.curves}
     scores = {each.score.metric for each in facts}
 
     def rank(name: str) -> tuple[bool, bool, bool, str]:
         return not name.endswith("/loss"), not name.startswith("train/"), name not in scores, name
 
-    return sorted(counts, key=rank)[: MOST_METRICS if len(facts) <= 100 else 3]
+    return sorted(names, key=rank)[: MOST_METRICS if len(facts) <= MANY_RUNS else FEW_METRICS]
 
 
-def _curve(curve: Sequence[tuple[int, float]], grids: _Once) -> list[Any]:
-    """The place of its steps, and its values in five digits: more cannot be seen."""
-    return [grids.of(tuple(step for step, _ in curve)), [float(f"{value:.5g}") for _, value in curve]]
+def _encode_curve(curve: Sequence[CurvePoint], grids: _SharedValues) -> list[Any]:
+    """Return the index of the steps, and the values in five digits: more cannot be seen."""
+    return [grids.index_of(tuple(step for step, _ in curve)), [float(f"{value:.5g}") for _, value in curve]]
 
 
-def _drawn(saves: Sequence[SaveEvent], most: int) -> list[SaveEvent]:
-    """All that are there, and of the deleted ones as many as there is room for, evenly."""
+def _choose_saves(saves: Sequence[SaveEvent], most: int) -> list[SaveEvent]:
+    """Return all checkpoints that are there, and of the deleted ones as many as there is room for, evenly spread."""
     gone = [save.step for save in saves if save.kept is None]
     room = max(most - (len(saves) - len(gone)), 0)
     chosen = {gone[index * len(gone) // room] for index in range(room)} if room < len(gone) else set(gone)
     return [save for save in saves if save.kept is not None or save.step in chosen]
 
 
-def _span(span: AttemptSpan, words: _Once) -> list[Any]:
-    steps = (span.from_step, span.to_step, span.lost_steps)
-    spent = [span.buckets.get(name, 0) for name in BUCKETS]
-    return [span.number, span.started, words.of(span.how), span.ending, *steps, span.start, span.end, spent]
+def _encode_span(span: AttemptSpan, words: _SharedValues) -> list[Any]:
+    return [
+        span.number,
+        span.started,
+        words.index_of(span.how),
+        span.ending,
+        span.from_step,
+        span.to_step,
+        span.lost_steps,
+        span.start,
+        span.end,
+        [span.buckets.get(name, 0) for name in BUCKETS],
+    ]
 
 
-def _save(save: SaveEvent, words: _Once) -> list[Any]:
-    kept = None if save.kept is None else words.of(save.kept)
-    return [save.step, words.of(save.reason), kept, save.num_bytes, save.score, int(save.is_best)]
+def _encode_save(save: SaveEvent, words: _SharedValues) -> list[Any]:
+    return [
+        save.step,
+        words.index_of(save.reason),
+        None if save.kept is None else words.index_of(save.kept),
+        save.num_bytes,
+        save.score,
+        int(save.is_best),
+    ]

@@ -14,175 +14,208 @@ from typing import Any
 from runner.report.config_diff import ConfigDiff, format_value
 from runner.report.facts import RunFacts
 from runner.text import format_size
+from runner.trace.pareto import find_pareto_front
 from runner.trace.step_requirements import StepRequirements, bytes_at_once, is_compiler_believable
 
-REMAT = "remat"
-OF_THE_STEP = ("model", "data", "mesh", "objective", "train.precision", "train.microbatches")  # and what is below
-Cost = Callable[["Point"], float | None]
+REMAT_KEY = "remat"
+# These keys, and what is below them, change the program of a step.
+STEP_KEYS = ("model", "data", "mesh", "objective", "train.precision", "train.microbatches")
 
 
 @dataclass(frozen=True)
 class PolicyPoint:
-    """The runs of one policy. `seconds` of a step: least, median and most over the runs, each by its own median."""
+    """The runs of one policy.
+
+    Attributes:
+        policy: the policy in a word.
+        runs: which runs, by their place on the page.
+        memory: bytes that a step needs on one device; None where no run says it.
+        seconds: least, median and most seconds of a step over the runs, each run by its own median.
+        extra: FLOPs that are recomputed ÷ the others.
+        words: what `remat=auto` said of its choice.
+    """
 
     policy: str
     runs: tuple[int, ...]
-    measure_memory: int | None  # bytes on one device
+    memory: int | None
     seconds: tuple[float, float, float] | None
-    extra: float | None  # what is recomputed ÷ the rest
-    words: str = ""  # what auto said
+    extra: float | None
+    words: str = ""
 
     @property
     def pace(self) -> float | None:
-        """Seconds of a step, the median over the runs."""
+        """Return the seconds of a step, the median over the runs."""
         return self.seconds and self.seconds[1]
 
 
+# What memory is paid with, or None where that is not known.
+Cost = Callable[[PolicyPoint], float | None]
 COSTS: dict[str, Cost] = {"pace": lambda point: point.pace, "extra": lambda point: point.extra}
 
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """Runs that can be compared, by policy; least memory first. `compiled`: it is the compiler's; else counted."""
+    """Runs that do the same work.
+
+    Attributes:
+        name: what makes them others than the runs of another group.
+        points: the runs by policy, the one with least memory first.
+        compiled: whether memory is what the compiler says; else it was counted in the trace.
+    """
 
     name: str
     points: tuple[PolicyPoint, ...]
     compiled: bool
 
     def is_drawn(self, cost: Cost) -> bool:
-        """Whether two policies have both a memory and a cost."""
+        """Return whether at least two policies have both a memory and a cost."""
         return sum(point.memory is not None and cost(point) is not None for point in self.points) > 1
 
     def best(self, cost: Cost) -> tuple[int, ...]:
-        """The points that no other one beats in memory and in cost, least memory first (Pareto)."""
-        known = [(point.memory, cost(point), place) for place, point in enumerate(self.points)]
-        ranked = sorted((size, own, place) for size, own, place in known if size is not None and own is not None)
-        found, least = [], float("inf")
-        for _, own, place in ranked:
-            if own < least:
-                found.append(place)
-                least = own
-        return tuple(found)
+        """Return the indices of the points that no other one beats in memory and in cost, least memory first."""
+        known = []
+        for index, point in enumerate(self.points):
+            if point.memory is not None and (value := cost(point)) is not None:
+                known.append((index, (point.memory, value)))
+        front = find_pareto_front([costs for _, costs in known], keep_ties=False)
+        return tuple(known[place][0] for place in front)
 
 
 def measure_memory(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[int | None]:
-    """Bytes that a step of each run needs on one device; told the same way for runs that can be compared."""
+    """Return the bytes that a step of each run needs on one device, told the same way for comparable runs."""
     found: list[int | None] = [None] * len(facts)
-    for runs in _alike(facts, differs):
-        compiled = _is_compiled(facts, runs)
+    for runs in _group_by_work(facts, differs):
+        compiled = _is_compiler_believed(facts, runs)
         for run in runs:
-            needs = facts[run].needs
+            needs = facts[run].step_cost.needs
             found[run] = None if needs is None else bytes_at_once(needs, compiled=compiled)
     return found
 
 
 def group_comparable_runs(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[ComparableRuns]:
-    """Runs by the work they do, where that was done under several policies; those with most policies first."""
-    members = [runs for runs in _alike(facts, differs) if len({_policy(facts, differs, run) for run in runs}) > 1]
-    sizes, found = measure_memory(facts, differs), []
-    for runs, name in zip(members, _names(facts, differs, members), strict=True):
-        policies = dict.fromkeys(_policy(facts, differs, run) for run in runs)
-        points = [
-            _point(policy, [run for run in runs if _policy(facts, differs, run) == policy], facts, sizes)
-            for policy in policies
-        ]
+    """Return the groups of runs that do the same work under several policies; those with most policies first."""
+    members = []
+    for runs in _group_by_work(facts, differs):
+        if len({_name_policy(facts, differs, run) for run in runs}) > 1:
+            members.append(runs)
+    sizes, groups = measure_memory(facts, differs), []
+    for runs, name in zip(members, _name_groups(facts, differs, members), strict=True):
+        by_policy: dict[str, list[int]] = {}
+        for run in runs:
+            by_policy.setdefault(_name_policy(facts, differs, run), []).append(run)
+        points = [_summarize_policy(policy, same, facts, sizes) for policy, same in by_policy.items()]
         points.sort(key=lambda point: point.memory if point.memory is not None else float("inf"))
-        found.append(ComparableRuns(name, tuple(points), _is_compiled(facts, runs)))
-    return sorted(found, key=lambda group: -len(group.points))
+        groups.append(ComparableRuns(name, tuple(points), _is_compiler_believed(facts, runs)))
+    return sorted(groups, key=lambda group: -len(group.points))
 
 
-def list_policy_tables(found: Sequence[ComparableRuns]) -> list[tuple[str, list[tuple[str, ...]], int | None]]:
-    """For each group its name, a line for each policy, and which figure it has; nothing where nothing was measured."""
-    drawn = [group for group in found if _frontiers(group)]
-    lines = [
-        (group.name, [_line(point) for point in group.points], drawn.index(group) if group in drawn else None)
-        for group in found
+def list_policy_tables(groups: Sequence[ComparableRuns]) -> list[tuple[str, list[tuple[str, ...]], int | None]]:
+    """Return for each group its name, a line for each policy, and the index of its figure in `list_figures`.
+
+    The index is None for a group without a figure. Nothing is returned where nothing was measured in any group.
+    """
+    drawn = [group for group in groups if _find_fronts(group)]
+    tables = [
+        (group.name, [_format_point(point) for point in group.points], drawn.index(group) if group in drawn else None)
+        for group in groups
     ]
-    return lines if any(any(line[2:5]) for _, points, _ in lines for line in points) else []
+    is_measured = any(any(line[2:5]) for _, lines, _ in tables for line in lines)
+    return tables if is_measured else []
 
 
-def list_figures(found: Sequence[ComparableRuns]) -> list[dict[str, Any]]:
-    """What the scripts draw: the points of each group, and the places of the best by each cost that is known."""
-    return [
-        {
-            "compiled": group.compiled,
-            "points": [[each.policy, each.runs, each.memory, each.seconds, each.extra] for each in group.points],
-            "best": best,
-        }
-        for group in found
-        if (best := _frontiers(group))
-    ]
+def list_figures(groups: Sequence[ComparableRuns]) -> list[dict[str, Any]]:
+    """Return what the scripts draw: the points of each group, and the indices of the best by each known cost."""
+    figures = []
+    for group in groups:
+        if fronts := _find_fronts(group):
+            points = [[each.policy, each.runs, each.memory, each.seconds, each.extra] for each in group.points]
+            figures.append({"compiled": group.compiled, "points": points, "best": fronts})
+    return figures
 
 
-def _frontiers(group: ComparableRuns) -> dict[str, tuple[int, ...]]:
+def _find_fronts(group: ComparableRuns) -> dict[str, tuple[int, ...]]:
     return {name: group.best(cost) for name, cost in COSTS.items() if group.is_drawn(cost)}
 
 
-def _line(point: PolicyPoint) -> tuple[str, ...]:
-    low, _, high = [f"{1000 * pace:.3g}" for pace in point.seconds or (0.0, 0.0, 0.0)]
-    pace = low if low == high else f"{low} – {high}"
+def _format_point(point: PolicyPoint) -> tuple[str, ...]:
+    """Return the cells of a policy: its name, runs, memory, recomputation, milliseconds of a step, words of auto."""
+    pace = ""
+    if point.seconds:
+        low, _, high = (f"{1000 * seconds:.3g}" for seconds in point.seconds)
+        pace = low if low == high else f"{low} – {high}"
     size = "" if point.memory is None else format_size(point.memory)
     extra = "" if point.extra is None else f"{100 * point.extra:.3g} %"
-    return point.policy, str(len(point.runs)), size, extra, pace if point.seconds else "", point.words
+    return point.policy, str(len(point.runs)), size, extra, pace, point.words
 
 
-def _point(policy: str, runs: Sequence[int], facts: Sequence[RunFacts], sizes: Sequence[int | None]) -> PolicyPoint:
-    paces = sorted(pace for run in runs if (pace := facts[run].step_seconds) is not None)
+def _summarize_policy(
+    policy: str, runs: Sequence[int], facts: Sequence[RunFacts], sizes: Sequence[int | None]
+) -> PolicyPoint:
+    costs = [facts[run].step_cost for run in runs]
+    paces = sorted(cost.seconds for cost in costs if cost.seconds is not None)
     known = [size for run in runs if (size := sizes[run]) is not None]
-    extra = [needs.extra for run in runs if (needs := facts[run].needs)]
+    # The same for all runs of the group: they do the same work under the same policy.
+    extra = [cost.needs.extra for cost in costs if cost.needs]
     return PolicyPoint(
         policy=policy,
         runs=tuple(runs),
         memory=max(known, default=None),
         seconds=(paces[0], statistics.median(paces), paces[-1]) if paces else None,
         extra=extra[0] if extra else None,
-        words="; ".join(sorted({facts[run].remat for run in runs if facts[run].remat})),
+        words="; ".join(sorted({cost.remat_choice for cost in costs if cost.remat_choice})),
     )
 
 
-def _alike(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[list[int]]:
-    """The runs that do the same work."""
-    found: dict[object, list[int]] = {}
+def _group_by_work(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[list[int]]:
+    """Return the runs in groups that do the same work on the same devices."""
+    groups: dict[object, list[int]] = {}
     for run, each in enumerate(facts):
-        found.setdefault((_typed(differs, run), _work(each.needs), each.hardware), []).append(run)
-    return list(found.values())
+        needs = each.step_cost.needs
+        # What a step does without recomputation, and what it works on: equal under every policy.
+        work = None if needs is None else (needs.flops - needs.recomputed, needs.held)
+        groups.setdefault((_format_step_keys(differs, run), work, each.step_cost.hardware), []).append(run)
+    return list(groups.values())
 
 
-def _work(needs: StepRequirements | None) -> tuple[int, int] | None:
-    return None if needs is None else (needs.flops - needs.recomputed, needs.held)
+def _format_step_keys(differs: ConfigDiff, run: int) -> str:
+    """Return what was chosen for a run, as far as it changes the program of a step: `model.width=64`."""
+    words = []
+    for column in differs.columns:
+        value = column.values[run]
+        if value is not None and _is_at_or_below(column.key, STEP_KEYS):
+            words.append(f"{column.key}={format_value(value)}")
+    return " ".join(words)
 
 
-def _typed(differs: ConfigDiff, run: int) -> str:
-    """What was chosen for a run, as far as it changes the program of a step."""
-    own = [(column.key, column.values[run]) for column in differs.columns if _is_below(column.key, OF_THE_STEP)]
-    return " ".join(f"{key}={format_value(value)}" for key, value in own if value is not None)
-
-
-def _is_below(key: str, above: Sequence[str]) -> bool:
+def _is_at_or_below(key: str, above: Sequence[str]) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in above)
 
 
-def _policy(facts: Sequence[RunFacts], differs: ConfigDiff, run: int) -> str:
-    """In a word; what auto stood for in this run."""
-    each = facts[run]
-    if each.needs is not None:
-        return f"auto: {each.needs.remat}" if each.remat else each.needs.remat
-    own = [column.values[run] for column in differs.columns if _is_below(column.key, (REMAT,))]
+def _name_policy(facts: Sequence[RunFacts], differs: ConfigDiff, run: int) -> str:
+    """Return the policy of a run in a word; where `remat=auto` chose it, with what it chose."""
+    cost = facts[run].step_cost
+    if cost.needs is not None:
+        return f"auto: {cost.needs.remat}" if cost.remat_choice else cost.needs.remat
+    # A run that wrote nothing down has what was typed for it.
+    own = [column.values[run] for column in differs.columns if _is_at_or_below(column.key, (REMAT_KEY,))]
     return " ".join(format_value(value) for value in own if value is not None)
 
 
-def _is_compiled(facts: Sequence[RunFacts], runs: Sequence[int]) -> bool:
-    return is_compiler_believable(needs for run in runs if (needs := facts[run].needs))
+def _is_compiler_believed(facts: Sequence[RunFacts], runs: Sequence[int]) -> bool:
+    """Return whether the compiler's bytes rank these runs; one that was counted is compared with counted ones only."""
+    needs: list[StepRequirements] = [found for run in runs if (found := facts[run].step_cost.needs)]
+    return is_compiler_believable(needs)
 
 
-def _names(facts: Sequence[RunFacts], differs: ConfigDiff, members: Sequence[Sequence[int]]) -> list[str]:
-    """What makes a group another than the others: what was chosen, else the devices, else its size."""
+def _name_groups(facts: Sequence[RunFacts], differs: ConfigDiff, members: Sequence[Sequence[int]]) -> list[str]:
+    """Return what makes each group another than the others: what was chosen, else the devices, else its size."""
     firsts = [runs[0] for runs in members]
-    needs = [facts[run].needs for run in firsts]
-    words = [_typed(differs, run) for run in firsts]
-    hardware = [facts[run].hardware for run in firsts]
+    needs = [facts[run].step_cost.needs for run in firsts]
+    words = [_format_step_keys(differs, run) for run in firsts]
+    hardware = [facts[run].step_cost.hardware for run in firsts]
     sizes = [f"{format_size(each.held)} of state and batch" if each else "" for each in needs]
     names = words if len(set(words)) > 1 else [""] * len(members)
+    # More is added only as long as two groups have one name.
     for more in (hardware, sizes):
         if len(set(names)) < len(names) and len(set(more)) > 1:
             names = [" · ".join(filter(None, pair)) for pair in zip(names, more, strict=True)]

@@ -128,7 +128,7 @@ def test_facts_are_what_the_files_say(tmp_path: Path) -> None:
     assert facts.best[0] == best
     assert [step for step, _ in facts.curves["train/loss"]] == list(range(10, 1001, 10))
     assert (facts.account.interruptions, facts.account.lost_steps) == (1, 50)
-    assert facts.step_seconds == pytest.approx(0.002)
+    assert facts.step_cost.seconds == pytest.approx(0.002)
 
 
 def test_a_run_of_which_little_is_left_is_shown_all_the_same(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_run_that_was_really_killed(served: Forks, door: Door) -> None:
     assert served.run(door.cwd, *words, kill_at=25).returncode == -signal.SIGKILL
     assert served.run(door.cwd, *words).returncode == 0
     assert main(["report", str(door.the_run)]) == 0
-    assert read_facts(RunDir(door.the_run)).needs is not None
+    assert read_facts(RunDir(door.the_run)).step_cost.needs is not None
     run = Page((door.the_run / "report.html").read_text()).facts["runs"][0]
     assert [(span[3], span[5]) for span in run["spans"]] == [("killed", 25), ("finished", 60)]
     there = {int(path.name) for path in (door.the_run / "checkpoints").iterdir() if path.name.isdecimal()}
