@@ -35,10 +35,12 @@ def commands() -> list[str]:
 
 
 def write_files(door: Door) -> None:
-    """Write the files that the pages show, as `# NAME.py` in their first line, where the commands are typed."""
+    """Write the files that the pages show, by their titles or first lines, where the commands are typed."""
     for block in BLOCKS:
-        if name := re.match(r"# (\w+\.py)\b", block.text):
-            (door.cwd / name[1]).write_text(block.text)
+        named = re.match(r"# (\w+\.py)\b", block.text)
+        if file := named[1] if named else block.file:
+            (door.cwd / file).parent.mkdir(parents=True, exist_ok=True)
+            (door.cwd / file).write_text(block.text)
 
 
 # --- commands ---
@@ -65,7 +67,7 @@ def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
         assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
     typed = {word.split("=")[0] for word in words} | {"train.steps"}
-    own = any(word.startswith(("dir=", "model=mlp", "model=tower:")) for word in words)
+    own = any(word.startswith(("dir=", "model=mlp", "model=tower:", "experiment=")) for word in words)
     words = [word for word in words if not word.startswith("train.steps=")]
     extra = [word for word in (*SHORT, *(() if own else TINY_GPT)) if word.split("=")[0] not in typed]
     done = served.run(door.cwd, *words, "train.steps=2", *extra)
