@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from runner.types import JsonObject
 
 
 def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -28,7 +28,7 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
     fresh.replace(path)
 
 
-def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+def append_json_line(path: Path, record: JsonObject) -> None:
     """Append one JSON line, durably. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as out:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+# For annotations alone: who runs an experiment parses no arguments of a verb.
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 

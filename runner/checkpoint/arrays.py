@@ -12,9 +12,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import tensorstore as ts
+
+from runner.types import JsonObject
+
+LeafHandle = ts.TensorStore  # of one leaf: reads parts of it
+PendingRead = ts.Future[np.ndarray]  # gives the values when it is waited for
 
 # Nothing is read twice, so nothing is cached. What is written is synced when it is sealed, all of it at once.
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False})
@@ -47,7 +52,7 @@ class LeafSpec:
         return f"{self.dtype}{list(self.shape)}{key}"
 
 
-def open_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, ts.TensorStore]:
+def open_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, LeafHandle]:
     """Return a handle of each leaf of a saved tree, of all leaves or of those named.
 
     Raises ValueError where one cannot be opened.
@@ -65,7 +70,7 @@ def open_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, ts
     return {name: future.result() for name, future in pending.items()}
 
 
-def write_leaves(state: Path, values: Mapping[str, Any], chunks: Mapping[str, tuple[int, ...]]) -> None:
+def write_leaves(state: Path, values: Mapping[str, np.ndarray], chunks: Mapping[str, tuple[int, ...]]) -> None:
     """Write arrays, uncompressed, each in chunks of the given shape: OCDBT and zarr 3, as Orbax does, in few files.
 
     All of them or none: nothing is there until the last byte is. Raises ValueError where the disk does not take it.
@@ -107,13 +112,13 @@ def read_leaf_specs(state: Path) -> dict[str, LeafSpec]:
     }
 
 
-def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Return the values of leaves, of all or of those named, as numpy arrays; a random key as its words."""
     pending = {name: store.read() for name, store in open_leaves(state, names).items()}
     return {name: future.result() for name, future in pending.items()}
 
 
-def compute_logical_digest(state: Path, progress: Any) -> str:
+def compute_logical_digest(state: Path, progress: JsonObject) -> str:
     """Return one SHA-256 of what a checkpoint means, in hexadecimal: names, shapes, dtypes and values.
 
     How and when it was written, and in which chunks, does not change it.

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from runner import hosts
 from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, find_best, list_records
@@ -25,22 +25,22 @@ from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, fin
 from runner.errors import StorageError
 from runner.files import sync_path
 from runner.text import format_size
+from runner.types import CheckpointItems, JsonObject, Tree
 from runner.values import Say, StepInfo
 
-Items = Mapping[str, Any]  # what a checkpoint holds: at STATE a tree of arrays, at PROGRESS a JSON value
 Verify = Literal["bytes", "values", "off"]
 
 
 class Store(Protocol):
     """Put bytes on disk: what is asked of store.py, the only file that knows Orbax."""
 
-    def copy_to_host(self, state: Any) -> Any:
+    def copy_to_host(self, state: Tree) -> Tree:
         """Return a copy of a tree of arrays that stays as it is while training goes on."""
 
-    def write_checkpoint(self, directory: Path, state: Any, progress: Any) -> None:
+    def write_checkpoint(self, directory: Path, state: Tree, progress: JsonObject) -> None:
         """Write a tree of arrays and a JSON value. Raises StorageError."""
 
-    def find_differing_leaf(self, directory: Path, state: Any) -> str | None:
+    def find_differing_leaf(self, directory: Path, state: Tree) -> str | None:
         """Return the name of a leaf that is on disk other than in memory; None where there is none."""
 
 
@@ -137,7 +137,7 @@ class Checkpointer:
             self._policy.save, info, History(self._records, self._tried_step, waited, self._failures)
         )
 
-    def save(self, reason: str, info: StepInfo, items: Items, mark: Mark = "") -> None:
+    def save(self, reason: str, info: StepInfo, items: CheckpointItems, mark: Mark = "") -> None:
         """Save. Waits for the disk if the policy says so; a failure is told once and tried again when next due."""
         start = time.perf_counter()
         # Cleaning up deletes what lies under `.writing/`, where this checkpoint is about to be written.
@@ -153,7 +153,7 @@ class Checkpointer:
         if not background:
             self._settle()
 
-    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], Items]) -> None:
+    def rescue(self, error: Exception, info: StepInfo, items: Callable[[], CheckpointItems]) -> None:
         """Leave what there is, marked, after an exception in training; if a rule asks for it, and if it can be done."""
         if not any(isinstance(rule, OnError) for rule in self._policy.save.values()) or self.holds(info.step):
             return
@@ -182,7 +182,7 @@ class Checkpointer:
             self._thread.shutdown()
 
     def _write(
-        self, record: Record, state: Any, progress: Any, start: float, stall: float | None
+        self, record: Record, state: Tree, progress: JsonObject, start: float, stall: float | None
     ) -> tuple[SavedCheckpoint, list[Record]]:
         """Write, prove and publish a checkpoint, and only then prune; in the background thread.
 

@@ -17,11 +17,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import xxhash
 
 from runner.errors import RefusedError
+from runner.types import JsonObject
 
 FORMAT = 2  # the layout of a checkpoint directory; raised when an older reader would misread it
 SIDECAR, PIN = "holdfast.json", "pinned"
@@ -78,7 +79,7 @@ class Record:
     format: int = FORMAT
 
 
-FileFacts = dict[str, Any]  # bytes: the size; xxh3: the checksum, where one was taken
+FileFacts = JsonObject  # bytes: the size; xxh3: the checksum, where one was taken
 FileTable = dict[str, FileFacts]  # by the name of the file, relative to the checkpoint
 
 
@@ -162,7 +163,7 @@ def find_best(records: Iterable[Record], score: Score) -> Record | None:
     return best[1] if best else None
 
 
-def read_progress(directory: Path) -> Any:
+def read_progress(directory: Path) -> JsonObject:
     """Return the JSON value saved beside the state: position of the data, its fingerprint, the best score so far."""
     return json.loads((directory / PROGRESS / "metadata").read_bytes())
 

@@ -26,11 +26,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from runner.checkpoint import arrays
-from runner.checkpoint.arrays import LeafSpec
+from runner.checkpoint.arrays import LeafHandle, LeafSpec, PendingRead
 from runner.checkpoint.record import PROGRESS, STATE
 from runner.errors import ConfigError, RefusedError, StorageError
+from runner.types import JsonObject, Tree
 
-Tree = Any  # a pytree of arrays, or of jax.ShapeDtypeStruct where only shapes are asked for
+Leaf = jax.Array | jax.ShapeDtypeStruct  # an array of a tree, or its abstract twin
+Index = tuple[slice, ...]  # a part of an array, as jax names it
+IndexKey = tuple[tuple[int | None, int | None], ...]  # a part of an array as the key of a dictionary
 
 READS_IN_FLIGHT = 8  # arrays: enough to keep the disk busy; all at once would hold the state twice in host memory
 
@@ -40,7 +43,7 @@ def copy_to_host(state: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), state)
 
 
-def write_checkpoint(directory: Path, state: Tree, progress: Any) -> None:
+def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> None:
     """Write a tree of arrays and a JSON value as a checkpoint. Raises StorageError; then nothing has that name."""
     arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler()))
@@ -91,7 +94,9 @@ async def _write_arrays(values: Sequence[jax.Array], infos: Any) -> None:
     (state / "_sharding").write_text(json.dumps(_note_shardings(words)))
 
 
-def _note_shapes(words: Mapping[str, Any], chunks: Mapping[str, Any], generators: Mapping[str, str]) -> list[Any]:
+def _note_shapes(
+    words: Mapping[str, jax.Array], chunks: Mapping[str, tuple[int, ...]], generators: Mapping[str, str]
+) -> list[JsonObject]:
     """Return what Orbax notes of each array: the shape of its chunks, and what kind of random key its words are."""
     notes = []
     for name in words:
@@ -106,7 +111,7 @@ def _note_shapes(words: Mapping[str, Any], chunks: Mapping[str, Any], generators
     return notes
 
 
-def _note_shardings(words: Mapping[str, Any]) -> dict[str, str]:
+def _note_shardings(words: Mapping[str, jax.Array]) -> dict[str, str]:
     """Return where each array lay, as Orbax notes it: for who restores without saying where to."""
     return {
         base64.b64encode(name.encode()).decode(): json.dumps(_note_sharding(leaf.sharding))
@@ -116,7 +121,7 @@ def _note_shardings(words: Mapping[str, Any]) -> dict[str, str]:
 
 # A state has hundreds of leaves and one or two shardings.
 @functools.cache
-def _note_sharding(sharding: jax.sharding.Sharding) -> dict[str, Any]:
+def _note_sharding(sharding: jax.sharding.Sharding) -> JsonObject:
     if not isinstance(sharding, jax.sharding.NamedSharding):
         device: Any = next(iter(sharding.device_set))
         return {"sharding_type": "SingleDeviceSharding", "device_str": f"{device.platform}:{device.id}"}
@@ -149,7 +154,7 @@ def read_state(directory: Path, template: Tree) -> Tree:
             "init_from=RUN init_from.partial=true to keep the weights that fit"
         )
     stores = arrays.open_leaves(state, wanted)
-    reading = deque[tuple[Any, Any]]()
+    reading = deque[tuple[dict[IndexKey, PendingRead], Leaf]]()
     loaded = []
     # A window of reads: the next ones go on while the oldest is put on its devices.
     for name, leaf in wanted.items():
@@ -182,7 +187,7 @@ def compare_leaves(
     return {name: (saved.get(name), wanted.get(name)) for name in names if saved.get(name) != wanted.get(name)}
 
 
-def describe_leaf(leaf: Any) -> LeafSpec:
+def describe_leaf(leaf: Leaf) -> LeafSpec:
     """Return how an array, or an abstract one, would lie on disk: a random key as its words."""
     if _is_key(leaf):
         words = jax.eval_shape(jax.random.key_data, leaf)
@@ -190,19 +195,19 @@ def describe_leaf(leaf: Any) -> LeafSpec:
     return LeafSpec(tuple(leaf.shape), str(leaf.dtype))
 
 
-def name_leaves(tree: Tree) -> dict[str, Any]:
+def name_leaves(tree: Tree) -> dict[str, jax.Array]:
     """Return the leaves of a tree under the names they have on disk, in the order of the tree."""
     return {_join_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _start_reading(store: Any, leaf: Any) -> dict[Any, Any]:
+def _start_reading(store: LeafHandle, leaf: Leaf) -> dict[IndexKey, PendingRead]:
     """Start to read the parts of an array that the devices of this process need: each once, however many need it."""
     words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     wanted = _words_sharding(leaf, words).addressable_devices_indices_map(tuple(words.shape)).values()
     return {_hashable(index): store[index or ()].read() for index in wanted}
 
 
-def _assemble_array(pieces: dict[Any, Any], leaf: Any) -> jax.Array:
+def _assemble_array(pieces: Mapping[IndexKey, PendingRead], leaf: Leaf) -> jax.Array:
     """Wait for the parts of an array, and put each on the devices that need it."""
     words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     made = jax.make_array_from_callback(
@@ -211,26 +216,27 @@ def _assemble_array(pieces: dict[Any, Any], leaf: Any) -> jax.Array:
     return jax.random.wrap_key_data(made, impl=_generator_name(leaf.dtype)) if _is_key(leaf) else made
 
 
-def _words_sharding(leaf: Any, words: Any) -> jax.sharding.Sharding:
+def _words_sharding(leaf: Leaf, words: Leaf) -> jax.sharding.Sharding:
     """Return where an array goes; the words of a key have one dimension more, which is never divided."""
-    if leaf is words or leaf.sharding.is_fully_replicated:
-        return leaf.sharding
-    return jax.sharding.NamedSharding(
-        leaf.sharding.mesh, jax.sharding.PartitionSpec(*leaf.sharding.spec, *[None] * (words.ndim - leaf.ndim))
-    )
+    sharding = leaf.sharding
+    if leaf is words or sharding.is_fully_replicated:
+        return sharding
+    assert isinstance(sharding, jax.sharding.NamedSharding)
+    spec = jax.sharding.PartitionSpec(*sharding.spec, *[None] * (words.ndim - leaf.ndim))
+    return jax.sharding.NamedSharding(sharding.mesh, spec)
 
 
-def _hashable(index: tuple[slice, ...] | None) -> tuple[tuple[int | None, int | None], ...]:
+def _hashable(index: Index | None) -> IndexKey:
     """Return a dictionary key for a part of an array; slices cannot be hashed before Python 3.12."""
     return tuple((part.start, part.stop) for part in index or ())
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: Leaf) -> bool:
     return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 @functools.cache
-def _generator_name(dtype: Any) -> str:
+def _generator_name(dtype: np.dtype) -> str:
     """Return the name of a random key's implementation, as Orbax notes it. Raises ConfigError for any other."""
     # By its type, for the leaf may be abstract: `jax.random.key_impl` wants an array.
     for name in ("threefry2x32", "rbg", "unsafe_rbg"):
@@ -239,7 +245,7 @@ def _generator_name(dtype: Any) -> str:
     raise ConfigError(f"random keys of type {dtype.name} cannot be saved; use threefry2x32, rbg or unsafe_rbg")
 
 
-def _join_path(path: tuple[Any, ...]) -> str:
+def _join_path(path: tuple[object, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
@@ -265,7 +271,7 @@ def _silence_echoes() -> None:
         logging.getLogger(name).addFilter(lambda record: not any(echo in str(record.msg) for echo in echoes))
     previous_hook = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             previous_hook(unraisable)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -122,7 +121,7 @@ def _describe_fate(plan: TakePlan, here: LeafSpec) -> str:
 
 
 def _replace_leaves(
-    state: State, fresh: Mapping[str, jax.Array], values: Mapping[str, Any], plans: Mapping[str, TakePlan]
+    state: State, fresh: Mapping[str, jax.Array], values: Mapping[str, np.ndarray], plans: Mapping[str, TakePlan]
 ) -> State:
     """Return the state with the values that were read, each cast to the type and put in the place of the fresh one."""
     names = list(name_leaves(state))

@@ -76,7 +76,7 @@ class PlainConsole(QuietConsole):
     def say(self, line: str) -> None:
         """Print a line, and append it to run.log."""
         super().say(line)
-        _print_line(line)
+        _print_unless_closed(line)
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         """Print how far training is, now and then; run.log does not get these lines."""
@@ -87,7 +87,7 @@ class PlainConsole(QuietConsole):
         left = format_duration((self._steps - step) / speed) if speed else "?"
         risk = step - (durable_step or 0)
         saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
-        _print_line(
+        _print_unless_closed(
             f"step {step:>6}/{self._steps}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left} left  {saved}"
         )
 
@@ -146,7 +146,7 @@ def choose_console(log: Path, *, wanted: bool) -> Console:
     return ProgressBarConsole(log) if sys.stdout.isatty() else PlainConsole(log)
 
 
-def _print_line(line: str) -> None:
+def _print_unless_closed(line: str) -> None:
     """Print, unless the reader of a pipe has gone: that must not end a run, and run.log has the lines."""
     try:
         print(line, flush=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from runner.files import sync_path
 from runner.log.sinks import CutPoint, SinkContext
+from runner.types import JsonObject
 from runner.values import MetricValues, Say
 
 BLOCK_BYTES = 1 << 16
@@ -47,7 +47,7 @@ class JsonLinesFile:
         """Append what a split measured at a step."""
         self.write({"step": step, "split": split, **metrics})
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: JsonObject) -> None:
         """Append a line."""
         self._waiting += json.dumps(record).encode() + b"\n"
         self._write_waiting()
@@ -141,7 +141,7 @@ def read_metric_lines_after(path: Path, step: int, split: str) -> list[MetricLin
     return found[::-1]
 
 
-def _split_record(record: dict[str, Any]) -> MetricLine:
+def _split_record(record: JsonObject) -> MetricLine:
     return record.pop("step"), record.pop("split"), record
 
 

@@ -7,11 +7,11 @@ at one step. To add a sink, write a module in this folder with a class that keep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from runner.types import Document
 from runner.values import MetricValues, Say
 
 
@@ -48,7 +48,7 @@ class SinkContext:
     metrics: Path
     cut_point: CutPoint
     attempt: int
-    document: Mapping[str, Any]
+    document: Document
     lineage: str
     say: Say
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
+from runner.types import JsonObject
 
 TRAINING_BUCKETS = ("step", "data", "eval", "save")  # what steps are paid from
 
 
-def read_attempts(run_dir: RunDir) -> list[dict[str, Any]]:
+def read_attempts(run_dir: RunDir) -> list[JsonObject]:
     """Return every line of attempts.jsonl, oldest first; what is torn (power loss) is left out."""
     if not run_dir.attempts.exists():
         return []
@@ -36,7 +37,7 @@ def count_interruptions(run_dir: RunDir) -> tuple[int, float]:
     return count, sum(span.total_seconds() for span in spans)
 
 
-def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> dict[str, Any]:
+def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> JsonObject:
     """Return the line of an attempt that was killed and wrote none: what it lost is not in it yet.
 
     Args:
@@ -58,7 +59,7 @@ def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> di
     return {**line, "ended": ended, "ending": "killed", "to_step": last, "seconds": seconds}
 
 
-def price_lost_steps(line: Mapping[str, Any], seconds: Mapping[str, float], steps: int) -> dict[str, Any]:
+def price_lost_steps(line: JsonObject, seconds: Mapping[str, float], steps: int) -> JsonObject:
     """Return how many steps are done again, and the seconds they had cost at the mean of their attempt.
 
     `line` is the attempt's (`from_step`, where it trained at all, and `to_step`), `seconds` its time by bucket.

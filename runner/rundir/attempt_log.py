@@ -22,6 +22,7 @@ from runner.rundir.layout import RunDir
 from runner.rundir.provenance import collect_provenance, peak_host_memory
 from runner.rundir.status_file import StatusFile
 from runner.rundir.time_buckets import TimeBuckets
+from runner.types import JsonObject
 
 
 class AttemptLog:
@@ -46,7 +47,7 @@ class AttemptLog:
         self.first_step = threading.Event()
         self._began = time.time() if began is None else began
         # What becomes the line of this attempt; until then it is part of status.json, for a kill leaves only that.
-        self._record: dict[str, Any] = {}
+        self._record: JsonObject = {}
         # Held again by the same thread: ending an attempt writes the status as well.
         self._writing = threading.RLock()
 
@@ -111,7 +112,7 @@ class AttemptLog:
             self._record["first_step_seconds"] = round(self.seconds, 3)
             self.first_step.set()
 
-    def begin_training(self, step: int, best: dict[str, Any] | None, hardware: str) -> None:
+    def begin_training(self, step: int, best: JsonObject | None, hardware: str) -> None:
         """Note that training goes on from a step: steps after it that an attempt had done are done again.
 
         Called again after a rollback. `best` is the best score as the checkpoint has it.
@@ -187,7 +188,7 @@ class AttemptLog:
                     lost = max(line["to_step"] - step, 0) if "from_step" in line else 0
                     self._append({**line, **price_lost_steps(line, line["seconds"], lost)})
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def _append(self, line: JsonObject) -> None:
         # One process writes for all of them.
         if hosts.is_lead():
             append_json_line(self.run_dir.attempts, line)

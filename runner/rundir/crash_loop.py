@@ -7,13 +7,14 @@ attempts.jsonl; changed code starts a new count. No jax.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from runner.errors import GaveUpError
 from runner.files import replace_file
 from runner.rundir.layout import RunDir
+from runner.types import JsonObject
 
 NextMove = Literal["try", "step back", "give up"]
 
@@ -38,17 +39,18 @@ class RepeatedFailure:
         """Return what to do about it where `allowed` failures in a row are nothing special."""
         if self.count > allowed:
             return "give up"
+        # Once, and last: what makes it fail may lie in the newest checkpoint, and the one before it costs more steps.
         return "step back" if self.count == allowed and not self.stepped_back else "try"
 
 
-def find_repeated_failure(lines: Sequence[Mapping[str, Any]], code: str) -> RepeatedFailure | None:
+def find_repeated_failure(lines: Sequence[JsonObject], code: str) -> RepeatedFailure | None:
     """Return the failure that the last attempts have in common; None where there is none.
 
     Args:
         lines: attempts.jsonl, oldest first.
         code: the hash of the code that is to be tried next; a failure of other code does not count.
     """
-    failed: list[Mapping[str, Any]] = []
+    failed: list[JsonObject] = []
     stepped_back = False
     for line in reversed(lines):
         # One that was stopped or killed says nothing about the step.

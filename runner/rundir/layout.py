@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.errors import RefusedError
 from runner.text import display_path
+from runner.types import JsonObject
 
 SLUG_CHARS = 60
 # The environment variable that `supervise` sets: the file in which it reads where its command works.
@@ -110,7 +110,7 @@ class RunDir:
         """Tell whether there is anything in it that training has made."""
         return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.checkpoints, self.quarantine))
 
-    def read_status(self) -> dict[str, Any]:
+    def read_status(self) -> JsonObject:
         """Return status.json; empty where it is missing or torn (only a power loss can tear it)."""
         try:
             status = json.loads(self.status.read_bytes())
@@ -125,7 +125,7 @@ def find_run_dir(parent: Path, slug: str, digest: str) -> RunDir:
     return RunDir(found[0] if found else parent / f"{slug}-{digest}")
 
 
-def iter_runs(parent: Path) -> Iterator[tuple[RunDir, dict[str, Any]]]:
+def iter_runs(parent: Path) -> Iterator[tuple[RunDir, JsonObject]]:
     """Yield every run of one name with its status, the most recently touched first."""
     # Hidden directories hold what was set aside.
     statuses = [path for path in parent.glob("*/status.json") if not path.parent.name.startswith(".")]

@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+from runner.types import JsonObject
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "hydra-core", "numpy")
 ROOMS = ("runner", "models", "data")
 
 
-def collect_provenance(own_files: Iterable[Path] = ()) -> dict[str, Any]:
+def collect_provenance(own_files: Iterable[Path] = ()) -> JsonObject:
     """Return what may explain a difference between two processes later, as JSON values; `own_files`: of the user's."""
     return {
         "host": socket.gethostname(),
@@ -59,7 +60,7 @@ def peak_host_memory() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _describe_slurm_job(environment: Mapping[str, str]) -> dict[str, Any]:
+def _describe_slurm_job(environment: Mapping[str, str]) -> JsonObject:
     """Return the job this process is part of, and how often Slurm has started it again; nothing outside Slurm."""
     names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
     found = {name.lower(): int(environment[f"SLURM_{name}"]) for name in names if f"SLURM_{name}" in environment}

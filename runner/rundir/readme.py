@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.text import utc_now
+from runner.types import JsonObject
 
-AttemptLine = Mapping[str, Any]  # a line of attempts.jsonl, or the running attempt as status.json has it
+AttemptLine = JsonObject  # a line of attempts.jsonl, or the running attempt as status.json has it
 
 
 def render_readme(run_dir: RunDir) -> str:
@@ -28,7 +28,7 @@ def render_readme(run_dir: RunDir) -> str:
     return "\n\n".join("\n".join(section) for section in sections)
 
 
-def _render_head(run_dir: RunDir, status: Mapping[str, Any]) -> list[str]:
+def _render_head(run_dir: RunDir, status: JsonObject) -> list[str]:
     why = f": {status['why']}" if status.get("why") else ""
     state = f"**{status.get('state', 'new')}** at step {status.get('step', 0)} of {status.get('steps')}{why}"
     lines = [f"# {run_dir.path.parent.name}/{run_dir.path.name}", "", state, ""]
@@ -56,7 +56,7 @@ def _render_commands(run_dir: RunDir, current: AttemptLine) -> list[str]:
     ]
 
 
-def _render_differences(status: Mapping[str, Any], past: Sequence[AttemptLine], current: AttemptLine) -> list[str]:
+def _render_differences(status: JsonObject, past: Sequence[AttemptLine], current: AttemptLine) -> list[str]:
     """List what was typed when the run was begun, and what has changed since."""
     begun = (past[0] if past else current)["command"][2:]
     typed = [f"- `{word}`" for word in begun if not word.startswith("-")]
@@ -85,7 +85,7 @@ def _render_makers(attempt: AttemptLine) -> list[str]:
     return lines
 
 
-def _render_attempts(status: Mapping[str, Any], past: Sequence[AttemptLine], current: AttemptLine) -> list[str]:
+def _render_attempts(status: JsonObject, past: Sequence[AttemptLine], current: AttemptLine) -> list[str]:
     lines = [
         "## Attempts",
         "",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from runner import hosts
 from runner.checkpoint.record import Score
 from runner.files import replace_file
 from runner.rundir.layout import RunDir
 from runner.text import utc_now
+from runner.types import JsonObject
 
 WRITE_SECONDS = 1.0  # it is replaced at most once in this time while training goes on
 
@@ -24,7 +24,7 @@ class StatusFile:
 
     def __init__(self, run_dir: RunDir, score: Score, steps: int, identity: str):
         self._run_dir, self._score = run_dir, score
-        self._fields: dict[str, Any] = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
+        self._fields: JsonObject = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
         self._as_found: str | None = None
         self._written = -WRITE_SECONDS
 
@@ -34,12 +34,12 @@ class StatusFile:
         return self._fields["step"]
 
     @property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> JsonObject | None:
         """Return the best score so far over all attempts: step, metric, value."""
         return self._fields["best"]
 
     @property
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[JsonObject]:
         """Return the batches that training skips, because the loss was not finite on them: batch, step, why."""
         return self._fields["skipped"]
 
@@ -60,9 +60,10 @@ class StatusFile:
         """Remember that a batch is skipped from now on."""
         self._fields["skipped"] = [*self.skipped, {"batch": batch, "step": step, "why": why}]
 
-    def take_over(self) -> dict[str, Any]:
+    def take_over(self) -> JsonObject:
         """Go on from what the attempt before has left, and return that; empty where there is nothing."""
         previous = self._run_dir.read_status()
+        # As text, so that `put_back` gives back every byte.
         if previous:
             self._as_found = self._run_dir.status.read_text()
         self._fields |= {"step": int(previous.get("step", 0)), "skipped": previous.get("skipped", [])}
@@ -75,16 +76,16 @@ class StatusFile:
         if self._as_found is not None:
             replace_file(self._run_dir.status, self._as_found)
 
-    def add_missing_line(self, line: Mapping[str, Any]) -> None:
+    def add_missing_line(self, line: JsonObject) -> None:
         """Keep the line of a killed attempt, until it is known from where training goes on and so what was lost."""
         self._fields["unburied"] = [*self._fields["unburied"], line]
 
-    def pop_missing_lines(self) -> list[dict[str, Any]]:
+    def pop_missing_lines(self) -> list[JsonObject]:
         """Return the lines of killed attempts that are still to be written, and forget them."""
         lines, self._fields["unburied"] = self._fields["unburied"], []
         return lines
 
-    def restart_from(self, step: int, best: dict[str, Any] | None) -> None:
+    def restart_from(self, step: int, best: JsonObject | None) -> None:
         """Note that training goes on from a durable step, with the best score as it was then; 0 for a beginning."""
         self._fields |= {"step": step, "best": best, "last_committed_step": step or None}
 
@@ -108,9 +109,10 @@ class StatusFile:
         """Tell whether it is time to write again."""
         return time.perf_counter() - self._written > WRITE_SECONDS
 
-    def write(self, state: str, attempt: Mapping[str, Any], seconds: Mapping[str, float], *, durable: bool) -> None:
+    def write(self, state: str, attempt: JsonObject, seconds: Mapping[str, float], *, durable: bool) -> None:
         """Replace status.json. `durable` waits for the disk. Raises OSError."""
         self._written = time.perf_counter()
+        # Once more by itself: a search reads it here without knowing what `best` looks like.
         self._fields["score"] = self.best["value"] if self.best else None
         # One process writes for all of them.
         if not hosts.is_lead():
@@ -118,7 +120,7 @@ class StatusFile:
         document = {"state": state, **self._fields, "attempt": attempt, "seconds": seconds, "updated": utc_now()}
         replace_file(self._run_dir.status, json.dumps(document, indent=1) + "\n", durable=durable)
 
-    def _rank(self, best: Mapping[str, Any]) -> float:
+    def _rank(self, best: JsonObject) -> float:
         # A run may be continued under another score: what was best by the old one does not rank by the new one.
         if best["metric"] != self._score.metric:
             return float("inf")
