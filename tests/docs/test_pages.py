@@ -194,3 +194,15 @@ def test_the_architecture_has_the_rooms_in_the_order_of_the_law() -> None:
     named = re.findall(r"`runner/(\w+)(?:/|\.py)`", table)
     assert set(named) == height.keys() - {"__main__"}
     assert [height[room] for room in named] == sorted(height[room] for room in named)
+
+
+def test_the_architecture_names_functions_and_values_that_exist() -> None:
+    page = PAGES["docs/architecture.md"]
+    road = re.findall(r"^\| \d \| `([\w/.]+)` \| `(\w+)` \|", page, re.MULTILINE)
+    assert len(road) == 4
+    for file, function in road:
+        assert f"\ndef {function}(" in (REPO / file).read_text()
+    values = re.findall(r"^\| `([A-Z]\w+)` \|", page, re.MULTILINE)
+    assert len(values) == 8
+    code = "".join(path.read_text() for path in (REPO / "runner").rglob("*.py"))
+    assert [name for name in values if not re.search(rf"^(class {name}\b|{name}(: TypeAlias)? = )", code, re.MULTILINE)] == []
