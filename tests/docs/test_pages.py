@@ -194,6 +194,8 @@ def test_the_architecture_has_the_rooms_in_the_order_of_the_law() -> None:
     named = re.findall(r"`runner/(\w+)(?:/|\.py)`", table)
     assert set(named) == height.keys() - {"__main__"}
     assert [height[room] for room in named] == sorted(height[room] for room in named)
+    for room, subject in re.findall(r"^\| `(runner/\w+)/` \| (.*) \|$", table, re.MULTILINE):
+        assert [name for name in re.findall(r"`(\w+\.py)`", subject) if not (REPO / room / name).is_file()] == []
 
 
 def test_the_architecture_names_functions_and_values_that_exist() -> None:
@@ -205,4 +207,6 @@ def test_the_architecture_names_functions_and_values_that_exist() -> None:
     values = re.findall(r"^\| `([A-Z]\w+)` \|", page, re.MULTILINE)
     assert len(values) == 8
     code = "".join(path.read_text() for path in (REPO / "runner").rglob("*.py"))
-    assert [name for name in values if not re.search(rf"^(class {name}\b|{name}(: TypeAlias)? = )", code, re.MULTILINE)] == []
+    assert [
+        name for name in values if not re.search(rf"^(class {name}\b|{name}(: TypeAlias)? = )", code, re.MULTILINE)
+    ] == []
