@@ -115,7 +115,7 @@ class Record:
 
 
 class Policy:
-    keep: dict[str, Any] = {}
+    keep: Any = ()
     score = Score()
 
 

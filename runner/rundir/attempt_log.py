@@ -67,7 +67,7 @@ class AttemptLog:
         return time.time() - self._began
 
     def begin(self, overrides: Sequence[str], drift: Sequence[str], own_files: Iterable[Path] = ()) -> None:
-        """Number this attempt, and say that it is running.
+        """Give this attempt its number, and say that it is running.
 
         Args:
             overrides: the words of the command.

@@ -130,7 +130,10 @@ def _tell_finished(config: Config, run_dir: RunDir, standing: Standing) -> Outco
 def _begin_attempt(
     config: Config, run_dir: RunDir, standing: Standing, overrides: Sequence[str], began: float, stop_flag: StopFlag
 ) -> RunContext:
-    """Number this attempt and open its console. Raises RefusedError where the same failure came too often before."""
+    """Give this attempt its number and open its console.
+
+    Raises RefusedError where the same failure came too often before.
+    """
     own = user_code.find_origins(config.document)
     own_files = [path for origin in own for path in origin.files]
     failure = find_repeated_failure(read_attempts(run_dir), hash_code(own_files))

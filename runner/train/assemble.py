@@ -115,6 +115,7 @@ class FiniteCheck:
         self._is_finite = jax.jit(is_finite)
 
     def __call__(self, state: State) -> bool:
+        """Return whether a state is finite; this waits for the step that computes it."""
         return bool(self._is_finite({name: state[name] for name in self._names}))
 
 

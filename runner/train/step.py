@@ -167,6 +167,7 @@ class TrainStep:
     lr_sharding: jax.sharding.Sharding
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """Do one update."""
         return self.jitted(state, batch, np.float32(self.lr))
 
     def trace(self, state: State, batch: Batch) -> jax.stages.Traced:
@@ -212,7 +213,7 @@ def accumulate_gradients(gradients: Gradients, num_parts: int) -> Gradients:
 
 
 def split_microbatches(batch: Batch, num_parts: int) -> Batch:
-    """Split [batch …] into [parts batch/parts …]: part i holds the examples i, i + parts, …
+    """Split [batch …] into [parts batch/parts …]: part i holds the examples i, i + parts, and so on.
 
     So each device of a mesh has its share of every part already; with consecutive examples, most would have to move.
     """
@@ -245,7 +246,10 @@ def with_weights(state: State, weights: Weights) -> State:
 def make_eval_step(
     model: SplitModel, objective: Objective, precision: Precision = "fp32"
 ) -> Callable[[State, Batch, jax.Array], Metrics]:
-    """Return (state, batch, weights) → weighted sums of every metric over the batch, and the sum of the weights."""
+    """Return the evaluation step: (state, batch, weights) → metrics.
+
+    They are weighted sums of every metric over the batch, and `weight`, the sum of the weights.
+    """
 
     def eval_step(state: State, batch: Batch, weights: jax.Array) -> Metrics:
         state = {**state, "params": cast_floats(state["params"], precision)}
