@@ -65,4 +65,6 @@ class StorageError(HoldfastError):
 
 
 CRASHED = 1  # a bug, ours or the user's
-STOPPED = 75  # EX_TEMPFAIL: stopped early on request with the state saved; run the same command again
+# EX_TEMPFAIL of sysexits.h: stopped early on request with the state saved. Schedulers and supervisors take it for "run
+# the same command again".
+STOPPED = 75

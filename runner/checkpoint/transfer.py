@@ -78,6 +78,7 @@ def transfer_weights(
     Raises:
         RefusedError: the checkpoint is not what was written, or, strictly, weights differ; the first is named.
     """
+    # Proven first: damaged weights would train as well, only worse.
     if problem := find_problem(checkpoint):
         raise RefusedError(
             f"init_from: {display_path(checkpoint)} is not good: {problem}; choose another step with @STEP"
@@ -98,6 +99,7 @@ def transfer_weights(
             report.reshaped[name] = f"{there[name]} there, {here[name]} here{fate}"
     if not partial and not report.exact:
         raise RefusedError(_explain_refusal(checkpoint, report))
+    # Only what is taken is read: the moments of an optimizer may be twice the size of the weights.
     values = arrays.read_leaves(checkpoint / STATE, [name for name, plan in plans.items() if plan is not None])
     return _replace_leaves(state, fresh, values, plans), report
 

@@ -70,6 +70,7 @@ class MetricSink(Protocol):
     said, the sink is left out, and training goes on. The next start of the run fills in what is missing.
     """
 
+    # A property, so that a plain class attribute satisfies it.
     @property
     def name(self) -> str:
         """Return the name of the sink, for warnings."""
