@@ -108,7 +108,7 @@ def test_an_evaluation_that_a_stop_and_a_kill_cut_short_is_there_once(killed: Pa
     stopped.terminate()
     stopped.communicate()
     assert stopped.returncode == 75
-    doomed = door.start(*command, **plant(tmp_path, slow("runner.checkpoint.seal", "seal", 600)))
+    doomed = door.start(*command, **plant(tmp_path, slow("runner.checkpoint.seal", "seal_checkpoint", 600)))
     wait_until(doomed, door, "save", "seal")
     doomed.kill()
     doomed.communicate()
