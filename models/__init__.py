@@ -32,6 +32,7 @@ Count = Annotated[int, Ge(1)]
 Counts = Annotated[tuple[Count, ...], MinLen(1)]  # one for each stage of a network
 Positive = Annotated[float, Gt(0.0)]
 Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
+# Who computes attention.
 Implementation = Literal["xla", "cudnn"]
 
 
@@ -91,6 +92,7 @@ class Gpt:
 
         Raises ValueError where the sequences are longer than learned positions, or `loss_chunks` does not divide them.
         """
+        # Checked here and not with the other fields: only the data knows how long a sequence is.
         if self.positions == "learned" and inputs[0] > self.context:
             raise ValueError(
                 f"positions are learned for model.context={self.context} tokens, but the data has sequences of "
@@ -218,6 +220,7 @@ class Vit:
     shows: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        # Raised while the configuration is validated, before jax starts.
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}")
         if self.positions == "sincos" and self.width % 4:
@@ -266,6 +269,7 @@ class Vae:
 
         Raises ValueError where the stages cannot halve the sides of an image evenly.
         """
+        # The decoder doubles what the encoder halved: with a remainder it would give another size.
         times = 2 ** len(self.widths)
         if inputs[0] % times or inputs[1] % times:
             raise ValueError(

@@ -65,7 +65,7 @@ def _choose_block_class(model: nnx.Module, block: str | None) -> type:
         return present[block]
     sizes = Counter[type]()
     for kind, module in _find_repeated_modules(model):
-        sizes[kind] += sum(math.prod(leaf.shape) for leaf in _parameters(module))
+        sizes[kind] += sum(math.prod(leaf.shape) for leaf in _find_parameters(module))
     if not sizes:
         raise RematPlanError(
             "the model declares no scope, and no module of its own is repeated in a list; mark one with "
@@ -85,7 +85,7 @@ def _find_repeated_modules(model: nnx.Module) -> list[tuple[type, nnx.Module]]:
     return [(kind, module) for where, kind, module in found if beside[where, kind] > 1]
 
 
-def _parameters(module: nnx.Module) -> list[Any]:
+def _find_parameters(module: nnx.Module) -> list[Any]:
     return [variable.get_value() for _, variable in nnx.iter_graph(module) if isinstance(variable, nnx.Param)]
 
 
@@ -111,7 +111,7 @@ def _with_block_scope(kind: Any) -> type:
 
 
 def _exempt_all_but_every_nth(model: nnx.Module, every: int) -> None:
-    """Number the blocks in their order, and exempt all but the first of each `every` from the plan."""
+    """Assign each block its number in their order, and exempt all but the first of each `every` from the plan."""
     blocks = [module for _, module in nnx.iter_modules(model) if "block" in _scopes_of_class(type(module))]
     # A single block may be a stack of many, which models.scopes.layers divides into groups itself.
     for number, module in enumerate(blocks if len(blocks) > 1 else []):

@@ -107,6 +107,7 @@ class VAE(nnx.Module):
     def __call__(self, images: Images) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
         """Return −log p(x|z) for one z drawn from q(z|x), and KL(q(z|x) ‖ p(z)), in nats per image."""
         mean, log_variance = self.encoder(images)
+        # Drawn in float32 and then rounded: every precision has the same noise.
         noise = jax.random.normal(self.noise(), mean.shape, jnp.float32).astype(mean.dtype)
         logits = self.decoder(mean + jnp.exp(0.5 * log_variance) * noise)
         return self.reconstruction_loss(logits, images), kl_from_standard_normal(mean, log_variance)
@@ -115,6 +116,7 @@ class VAE(nnx.Module):
         """Return −log p(x|z) in nats per image, in float32; the logits are those of the pixels' means."""
         logits, images = logits.astype(jnp.float32), images.astype(jnp.float32)
         if self.log_scale is None:
+            # −log of the Bernoulli probability, written so that no exponential overflows.
             nats = jax.nn.softplus(logits) - images * logits
         else:
             log_scale = jnp.maximum(self.log_scale[...].astype(jnp.float32), SMALLEST_LOG_SCALE)

@@ -33,7 +33,7 @@ class _BlockPolicy:
 
     @property
     def plan(self) -> RematPlan:
-        """What is recomputed, and what of that is stored all the same."""
+        """The plan that a model obeys."""
         return RematPlan(BLOCK, self.keeps)
 
 
@@ -42,11 +42,12 @@ class _ScopePolicy:
     """One part of every block is recomputed."""
 
     scope: ClassVar[str]
+    # No field, since a scope is declared and never searched for: to set it is an error.
     block: ClassVar[None] = None
 
     @property
     def plan(self) -> RematPlan:
-        """What is recomputed."""
+        """The plan that a model obeys."""
         return RematPlan(frozenset({self.scope}))
 
 
@@ -109,7 +110,7 @@ class EveryN(_BlockPolicy):
 
     @property
     def plan(self) -> RematPlan:
-        """What is recomputed."""
+        """The plan that a model obeys."""
         return RematPlan(BLOCK, every=self.n)
 
 
@@ -122,7 +123,7 @@ class Names(_BlockPolicy):
 
     @property
     def plan(self) -> RematPlan:
-        """What is recomputed, and which tags are stored."""
+        """The plan that a model obeys."""
         return RematPlan(BLOCK, names=frozenset(self.save))
 
 
@@ -139,7 +140,7 @@ class Offload(_BlockPolicy):
 
     @property
     def plan(self) -> RematPlan:
-        """What is recomputed, and which tags are stored where."""
+        """The plan that a model obeys."""
         return RematPlan(BLOCK, names=frozenset(self.save), offload=frozenset(self.offload))
 
 
@@ -175,6 +176,7 @@ class AutoRemat(_BlockPolicy):
     """
 
     kind: Literal["auto"] = "auto"
+    # A text is kept as it was typed, so that config.yaml says 8GB and not a number that nobody wrote.
     budget_bytes: Annotated[int, Ge(1)] | str | None = None
     fraction: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9
 
@@ -207,6 +209,7 @@ RematPolicy = (
 
 def format_policy(policy: RematPolicy) -> str:
     """Return a policy in a word: `dots`, `every_n(2)`, `names(qkv, ffn_pre)`, `offload(qkv; ffn_pre)`."""
+    # `block` is not in it: a run has one model, and with it one class of blocks.
     match policy:
         case EveryN():
             return f"{policy.kind}({policy.n})"

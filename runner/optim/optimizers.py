@@ -96,6 +96,7 @@ class Sgd:
 
         from runner.optim.parameter_groups import decay_mask
 
+        # Before the momentum, which makes it the L2 penalty and not a decoupled decay.
         decayed = optax.add_decayed_weights(self.weight_decay, mask=decay_mask)
         return optax.chain(_clip_gradients(self.clip_norm), decayed, optax.sgd(schedule, self.momentum, self.nesterov))
 
@@ -123,6 +124,7 @@ class Adafactor:
 
         from runner.optim.parameter_groups import decay_mask
 
+        # From its parts: optax.adafactor does not multiply the weight decay by the learning rate.
         return optax.chain(
             _clip_gradients(self.clip_norm),
             optax.scale_by_factored_rms(decay_rate=self.decay_rate),
@@ -177,6 +179,7 @@ class Muon:
         orthogonal = contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=find_dimensions)
         orthogonal = optax.chain(orthogonal, optax.stateless(scale_to_rms))
         adam = optax.scale_by_adam(b1=self.b1, b2=self.b2)
+        # Decay and learning rate come after both, so that they are the same for every parameter.
         return optax.chain(
             _clip_gradients(self.clip_norm),
             optax.partition({"muon": orthogonal, "adam": adam}, label_parameters),

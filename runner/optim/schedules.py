@@ -40,6 +40,7 @@ class WarmUp(ABC):
         import optax
 
         warmup = self.warmup(num_steps)
+        # join_schedules starts it at zero again when the warm-up ends.
         after = self.after(lr, warmup, num_steps)
         rise = optax.linear_schedule(lr / (warmup + 1), lr, warmup)
         return optax.join_schedules([rise, after], [warmup]) if warmup else after
@@ -79,6 +80,7 @@ class Cosine(WarmUp):
         """Return half a cosine from lr down to its fraction at the last step."""
         import optax
 
+        # At least 1, for optax refuses zero steps, and a run may be all warm-up.
         return optax.cosine_decay_schedule(lr, max(num_steps - warmup, 1), self.end_lr_fraction)
 
 
@@ -141,6 +143,7 @@ class InverseSqrt(WarmUp):
         """Return lr × √(warm-up / step)."""
         import jax.numpy as jnp
 
+        # Without a warm-up it is lr at the first step, and falls from there.
         begin = max(warmup, 1)
         return lambda step: lr * jnp.sqrt(begin / jnp.maximum(step + warmup, begin))
 

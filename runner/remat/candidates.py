@@ -76,13 +76,13 @@ class Candidate:
 
     @property
     def platform(self) -> str:
-        """What it is compiled for: `cpu`, `gpu`, `tpu`."""
+        """The platform it is compiled for: `cpu`, `gpu`, `tpu`."""
         platform: str = self.built.mesh.devices.flat[0].platform
         return platform
 
     @property
     def is_loop(self) -> bool:
-        """Whether blocks follow each other in the program; under a scan they are one. Not known of `none`."""
+        """True if blocks follow each other in the program; under a scan they are one. Not known of `none`."""
         return max(self.seen.scopes.values(), default=0) > 1
 
 
@@ -110,6 +110,7 @@ def trace_candidate(
 
     Raises ConfigError where the policy does not fit the model.
     """
+    # The configuration itself refuses scopes and tags that its model does not declare.
     try:
         config = replace(config, remat=policy)
     except ValueError as error:
@@ -122,6 +123,7 @@ def trace_candidate(
         policy=policy,
         built=built,
         traced=traced,
+        # Stored values grow with the batch, which the devices share.
         stored={name: batch_share(built.mesh, size) for name, size in stored.items()},
         flops=count_flops(jaxpr),
         seen=find_scopes_and_tags(jaxpr),

@@ -58,6 +58,7 @@ class PolicyCosts:
         """The quartiles of the seconds that a step took; the median is in the middle."""
         if not self.step_seconds:
             return None
+        # statistics.quantiles wants two values at least.
         if len(self.step_seconds) == 1:
             return (self.step_seconds[0],) * 3
         low, middle, high = quantiles(self.step_seconds, n=4, method="inclusive")
@@ -82,7 +83,7 @@ class TagWorth:
 
     @property
     def pays(self) -> bool:
-        """Whether any product is spared."""
+        """True if any product is spared."""
         return self.alone > 0 or self.last > 0
 
 
@@ -145,17 +146,17 @@ class SurveyReport:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the compiler was asked."""
+        """True if the compiler was asked."""
         return any(row.memory or row.trouble for row in self.rows)
 
     @property
     def is_believed(self) -> bool:
-        """Whether memory is what the compiler says."""
+        """True if memory is what the compiler says."""
         return self.is_compiled and not (self.setting.backend == "cpu" and self.setting.blocks == "loop")
 
     @property
     def is_timed(self) -> bool:
-        """Whether steps were taken."""
+        """True if steps were taken."""
         return any(row.step_seconds for row in self.rows)
 
     @property
@@ -179,6 +180,7 @@ class SurveyReport:
 
     def cost(self, row: PolicyCosts) -> float:
         """Return what should be low beside memory: the time of a step where it was measured, else its FLOPs."""
+        # A row without times among others that have some found no room on the device.
         if self.is_timed:
             return row.quartiles[1] if row.quartiles else inf
         return self.recompute(row)

@@ -99,7 +99,7 @@ def _count_bytes(jaxpr: Jaxpr, atoms: Iterable[Var | Literal]) -> Counter[str]:
         var, name = _trace_back(makers, atom)
         if var not in counted:
             counted.add(var)
-            found[name] += _num_bytes(atom.aval)
+            found[name] += count_bytes(atom)
     return found
 
 
@@ -131,5 +131,8 @@ def _is_literal(atom: Any) -> bool:
     return hasattr(atom, "val")
 
 
-def _num_bytes(aval: Any) -> int:
-    return math.prod(aval.shape) * aval.dtype.itemsize
+def count_bytes(atom: Var | Literal) -> int:
+    """Return the bytes of a value in a jaxpr."""
+    # jax's type of abstract values is that of tokens too, which have no shape.
+    aval: Any = atom.aval
+    return math.prod(aval.shape) * int(aval.dtype.itemsize)

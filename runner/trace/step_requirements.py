@@ -76,7 +76,7 @@ class StepRequirements:
 
     @property
     def extra(self) -> float:
-        """How much more is computed than without recomputation: 0.24 is 24 %."""
+        """The FLOPs that are done again, as a part of all others: 0.24 is 24 %."""
         own = self.flops - self.recomputed
         return self.recomputed / own if own > 0 else 0.0
 

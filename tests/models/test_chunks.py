@@ -31,7 +31,7 @@ from runner.trace.flops import count_flops
 from runner.trace.remat_trace import iterate_equations
 from runner.train.build import build
 from runner.train.compile import abstract_batch, trace_step
-from runner.train.step import cast
+from runner.train.step import cast_floats
 from tests.config.test_config import changed
 from tests.conftest import QUICK, REPO
 
@@ -169,9 +169,9 @@ def test_gradients_of_the_output_layer_are_summed_in_float32() -> None:
 
     def gradient(precision: Any, num_chunks: int) -> Any:
         def loss(weights: Any) -> Any:
-            head = nnx.merge(graphdef, cast(weights, precision), copy=True)
+            head = nnx.merge(graphdef, cast_floats(weights, precision), copy=True)
             return (
-                map_sequence_chunks(lambda head, x: head(x) ** 2, head, (cast(x, precision),), num_chunks)
+                map_sequence_chunks(lambda head, x: head(x) ** 2, head, (cast_floats(x, precision),), num_chunks)
                 .astype(float)
                 .sum()
             )

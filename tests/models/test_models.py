@@ -100,8 +100,8 @@ def test_every_declared_scope_is_entered(option: Model) -> None:
 def losses(option: Model, model: Any, precision: Any) -> Any:
     """The losses of a model cast to a precision."""
     graphdef, params, rest = model
-    model = nnx.merge(graphdef, steps.cast(params, precision), rest, copy=True)
-    return OBJECTIVES[option.objective](model, steps.cast(batch_for(option), precision))["loss"]
+    model = nnx.merge(graphdef, steps.cast_floats(params, precision), rest, copy=True)
+    return OBJECTIVES[option.objective](model, steps.cast_floats(batch_for(option), precision))["loss"]
 
 
 def shape_for(option: Model) -> tuple[int, ...]:

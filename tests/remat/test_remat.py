@@ -68,8 +68,8 @@ def losses_of(model: Any, precision: Any) -> tuple[Any, Any, Any]:
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params: nnx.State, rest: nnx.State, x: jax.Array) -> Any:
-        model = nnx.merge(graphdef, steps.cast(params, precision), rest, copy=True)
-        y = model(steps.cast(x, precision)).astype(jnp.float32)
+        model = nnx.merge(graphdef, steps.cast_floats(params, precision), rest, copy=True)
+        y = model(steps.cast_floats(x, precision)).astype(jnp.float32)
         after = nnx.split(model, nnx.Param, ...)[2]
         aim = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         return ((y - aim) ** 2).mean(), jax.tree.map(lambda new, old: new.astype(old.dtype), after, rest)

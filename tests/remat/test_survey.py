@@ -195,7 +195,7 @@ def test_a_compiler_without_room_is_a_row_that_says_so(monkeypatch: pytest.Monke
     def refuse(_: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 16G hbm\nmore")
 
-    monkeypatch.setattr(remat_survey, "compiled", refuse)
+    monkeypatch.setattr(remat_survey, "compile_candidate", refuse)
     trace = remat_survey.CandidateCache(config, read_sources(config.data))
     (found,) = remat_survey.measure_policies(trace, [NoRemat()], remat_survey.SurveyRequest(), lambda line: None)
     assert found.trouble == "does not fit: Used 20G of 16G hbm"
