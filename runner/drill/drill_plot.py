@@ -202,8 +202,9 @@ def _draw_processes(axes: Axes, result: DrillResult) -> None:
 def _colour_spans(process: DrilledProcess, later: Sequence[DrilledProcess]) -> Iterator[tuple[str, float, float]]:
     """Yield (colour, from, to) for what a process did; what it trained in vain has a colour of its own."""
     goes_on = _next_from_step(later)
-    nothing_lost = goes_on is None or process.step is None
-    lost_from = process.ended if nothing_lost else _time_of_step(process, goes_on)
+    lost_from = process.ended
+    if goes_on is not None and process.step is not None:
+        lost_from = _time_of_step(process, goes_on)
     for phase, begin, end in process.trace.spans:
         _, colour = PHASES.get(phase, ("", FINISH))
         if phase not in ("train", "eval") or lost_from >= end:

@@ -154,11 +154,11 @@ class HoldfastSearch(Sweeper):
 
     defer: ClassVar[Callable[[Callable[[], None]], None]]
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         self._options = options
         self._search: Sweeper
 
-    def setup(self, **parts: object) -> None:
+    def setup(self, **parts: Any) -> None:
         """Take what Hydra hands to a sweeper. Raises ConfigError where Optuna is not installed."""
         if not _has_optuna():
             raise ConfigError(f"hydra/sweeper=optuna: needs the extra `search`; {INSTALL_SEARCH}")
