@@ -13,10 +13,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import hosts
 from runner.errors import RefusedError
 from runner.text import display_path
 from runner.types import JsonObject
 
+# The processes of a run start at about the same time: so long they wait for the one that locks it.
+LOCK_SECONDS = 300.0
+# What a process has that holds no lock of its own.
+NO_HANDLE = -1
 SLUG_CHARS = 60
 # The environment variable that `supervise` sets: the file in which it reads where its command works.
 SUPERVISOR = "HOLDFAST_SUPERVISOR"
@@ -159,6 +164,11 @@ def lock_run(run_dir: RunDir) -> Iterator[int]:
     The kernel lets go when the process ends, however it ends. A child that is given the handle holds the run as well,
     until both have ended. Raises RefusedError, naming the holder, where another process has it.
     """
+    if not hosts.is_lead():
+        # The lead holds the run for all its processes: a second lock would refuse it to itself.
+        hosts.barrier("run is locked", LOCK_SECONDS)
+        yield NO_HANDLE
+        return
     run_dir.path.mkdir(parents=True, exist_ok=True)
     handle = os.open(run_dir.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -169,6 +179,7 @@ def lock_run(run_dir: RunDir) -> Iterator[int]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         _tell_supervisor(run_dir, held=True)
+        hosts.barrier("run is locked", LOCK_SECONDS)
         yield handle
     finally:
         os.close(handle)
