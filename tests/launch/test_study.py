@@ -52,7 +52,7 @@ def test_what_was_suggested_before_wins(tmp_path: Path) -> None:
     again = study_at(tmp_path)
     assert [again.recall_or_record(number, "optim.lr", 0.3) for number in range(3)] == [0.1, 0.2, 0.3]
     with again.lock:  # the first trial of a new start forgets none of the others
-        again.work([member(tmp_path / "a", "ok")], LocalOptions(), command(tmp_path))
+        again.work_on_batch([member(tmp_path / "a", "ok")], LocalOptions(), command(tmp_path))
     kept = json.loads((tmp_path / "study" / STUDY_JSON).read_text())
     assert kept["trials"] == [{"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.lr": 0.3}]
     assert kept["search"] == ["optim.lr=interval(1e-4,1e-1)", "model=mlp"]
@@ -146,7 +146,7 @@ class Searching:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         self.place, self.script = tmp_path, dict[str, str]()
         monkeypatch.setattr(sys, "argv", [command(tmp_path)[-1]])
-        monkeypatch.setattr(sweep, "_admitted", self._stand_ins)
+        monkeypatch.setattr(sweep, "_admit_members", self._stand_ins)
         monkeypatch.chdir(tmp_path)
 
     def type(self, *words: str) -> int:
