@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from runner.config.identity import Drift, find_drift
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, find_attempt, find_checkpoint, read_config_document
 from runner.text import format_count
+from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
 # Names of each kind that are listed for a person; --json has all.
@@ -133,7 +133,7 @@ def _measure_distance(a: np.ndarray, b: np.ndarray) -> tuple[str, float | int]:
     return "float", float(np.nan_to_num(distances.reshape(-1)[is_unequal], nan=np.inf, posinf=np.inf).max())
 
 
-def compare_progress(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+def compare_progress(a: JsonObject, b: JsonObject) -> JsonObject:
     """Return both values, `{"a": …, "b": …}`, of each key of two checkpoints' progress that are not the same."""
     keys = sorted(a.keys() | b.keys())
     return {key: {"a": a.get(key), "b": b.get(key)} for key in keys if a.get(key) != b.get(key)}
@@ -168,14 +168,14 @@ def _format_names(what: str, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _format_progress_changes(progress: Mapping[str, Any]) -> list[str]:
+def _format_progress_changes(progress: JsonObject) -> list[str]:
     if not progress:
         return ["progress: equal"]
     changes = (f"  {key}: {json.dumps(both['a'])} → {json.dumps(both['b'])}" for key, both in progress.items())
     return ["progress:", *changes]
 
 
-def _describe_comparison(found: ArrayComparison) -> dict[str, Any]:
+def _describe_comparison(found: ArrayComparison) -> JsonObject:
     return {
         "only_in_a": found.only_in_a,
         "only_in_b": found.only_in_b,

@@ -25,6 +25,7 @@ from runner.inspect.digest_checkpoint import compute_digest
 from runner.inspect.lookup import Checkpoint, find_attempt, find_proven_checkpoint, read_config_document
 from runner.rundir.attempt_lines import read_attempts
 from runner.text import format_count, format_size, format_time
+from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
 # Names in a checkpoint: trained variables and those that last beside them; the average of the trained ones.
@@ -67,7 +68,7 @@ class ExportedWeights:
 
     checkpoint: Checkpoint
     record: Record
-    attempt: Mapping[str, Any]
+    attempt: JsonObject
     format: WeightFormat
     specs: Mapping[str, LeafSpec]
     written: Mapping[str, str]

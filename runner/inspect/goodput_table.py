@@ -9,7 +9,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
@@ -19,6 +18,7 @@ from runner.rundir.attempt_lines import line_of_killed, read_attempts
 from runner.rundir.heartbeat import read_heartbeat
 from runner.rundir.layout import RunDir, is_in_use
 from runner.text import format_count, format_duration, format_percent, format_table, format_time, terminal_width
+from runner.types import Document, JsonObject
 from runner.values import Say, VerbResult
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -83,7 +83,7 @@ def read_account(run_dir: RunDir) -> TimeAccount:
     return account_for_run(run_dir, status, document)
 
 
-def account_for_run(run_dir: RunDir, status: Mapping[str, Any], document: Mapping[str, Any]) -> TimeAccount:
+def account_for_run(run_dir: RunDir, status: JsonObject, document: Document) -> TimeAccount:
     """Return the account of a run whose status.json and config.yaml were read already."""
     train = document.get("train")
     price = train.get("dollars_per_hour") if isinstance(train, dict) else None
@@ -91,7 +91,7 @@ def account_for_run(run_dir: RunDir, status: Mapping[str, Any], document: Mappin
     return account_for_attempts(lines, float(price) if isinstance(price, int | float) else None)
 
 
-def _collect_attempt_lines(run_dir: RunDir, status: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _collect_attempt_lines(run_dir: RunDir, status: JsonObject) -> list[JsonObject]:
     """Return the lines of attempts.jsonl, and those that it will have: of the killed and of the one that is at work."""
     written = read_attempts(run_dir)
     pending = list(status.get("unburied", []))
@@ -215,7 +215,7 @@ def format_dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}"
 
 
-def _describe_account(account: TimeAccount) -> dict[str, Any]:
+def _describe_account(account: TimeAccount) -> JsonObject:
     """Return an account as data, in seconds and unix seconds."""
     attempts = []
     for span in account.spans:

@@ -18,6 +18,7 @@ from runner.config.validation import Retention, validate_saved
 from runner.errors import RefusedError
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
+from runner.types import Document, JsonObject
 
 Proof = Literal["ok", "sizes ok", "not good"]
 
@@ -155,7 +156,7 @@ def read_checkpoint_status(directory: Path, *, checksums: bool) -> CheckpointSta
     return CheckpointStatus(int(directory.name), record, problem, len(files), "not good" if problem else proof)
 
 
-def find_attempt(checkpoint: Checkpoint) -> dict[str, Any]:
+def find_attempt(checkpoint: Checkpoint) -> JsonObject:
     """Return the line of the attempt that made a checkpoint, `{}` where none is known.
 
     It comes from attempts.jsonl, or from status.json while that attempt is at work.
@@ -176,7 +177,7 @@ def read_retention_settings(run_dir: RunDir) -> RetentionSettings:
     return parse_retention_settings(read_config_document(run_dir, drift), run_dir)
 
 
-def parse_retention_settings(document: Mapping[str, Any], run_dir: RunDir) -> RetentionSettings:
+def parse_retention_settings(document: Document, run_dir: RunDir) -> RetentionSettings:
     """Return the settings that a configuration has. Raises RefusedError where they are none of this version."""
     try:
         keep = validate_saved(Retention, document.get("retention") or {})
@@ -189,7 +190,7 @@ def parse_retention_settings(document: Mapping[str, Any], run_dir: RunDir) -> Re
         ) from None
 
 
-def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> dict[str, Any]:
+def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> Document:
     """Return config.yaml with the changes of an attempt, as plain values; no code is run and nothing is resolved.
 
     Raises RefusedError where it is missing or no configuration.
@@ -206,7 +207,7 @@ def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> dict[str
     return apply_drift(document, drift)
 
 
-def apply_drift(document: Mapping[str, Any], drift: Sequence[str]) -> dict[str, Any]:
+def apply_drift(document: Document, drift: Sequence[str]) -> JsonObject:
     """Return a copy of a document with changes as attempts.jsonl records them: `retention.last.n: 2 → 1`.
 
     Where the new value is null, the key is deleted.
@@ -222,7 +223,7 @@ def apply_drift(document: Mapping[str, Any], drift: Sequence[str]) -> dict[str, 
     return result
 
 
-def _set_key(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def _set_key(tree: JsonObject, path: Sequence[str], value: Any) -> None:
     *parents, leaf = path
     for name in parents:
         if not isinstance(tree.get(name), dict):
@@ -231,7 +232,7 @@ def _set_key(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     tree[leaf] = value
 
 
-def _delete_key(tree: dict[str, Any], path: Sequence[str]) -> None:
+def _delete_key(tree: JsonObject, path: Sequence[str]) -> None:
     name, *below = path
     child = tree.get(name)
     if below and isinstance(child, dict):

@@ -7,7 +7,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from runner.checkpoint.record import Score, find_best, list_steps
 from runner.checkpoint.restore import list_ignored_names
@@ -24,6 +23,7 @@ from runner.inspect.lookup import (
 )
 from runner.rundir.layout import RunDir, run_state
 from runner.text import format_age, format_count, format_size, format_table
+from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
 
@@ -45,7 +45,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 
 
 def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     for run_dir in runs:
         status = run_dir.read_status()
         updated = datetime.fromisoformat(status["updated"]).timestamp() if "updated" in status else None
@@ -90,6 +90,7 @@ def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResu
         say(line)
     say(_summarize_run(run_dir, entries))
 
+    # What is out of order goes below the table: most runs have none of it.
     ignored = list_ignored_names(run_dir.checkpoints)
     aside = [
         {"name": path.name, "reason": _read_quarantine_reason(path)}
@@ -119,9 +120,10 @@ def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResu
 
 def _describe_checkpoints(
     statuses: Sequence[CheckpointStatus], settings: RetentionSettings, *, known: bool
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Return the facts of each checkpoint as data; those without a believable record have few."""
     records = [status.record for status in statuses if status.record is not None]
+    # What the next save would let stay, and why: retention itself is asked.
     kept = select_survivors(settings.keep, records, settings.score) if known else {}
     best = find_best(records, settings.score)
     newest = max((record.step for record in records if not record.mark), default=None)
@@ -150,7 +152,7 @@ def _describe_checkpoints(
     return entries
 
 
-def _format_checkpoints(entries: Sequence[dict[str, Any]], metric: str) -> list[str]:
+def _format_checkpoints(entries: Sequence[JsonObject], metric: str) -> list[str]:
     if not entries:
         return []
     head = ("step", "age", "saved because", "kept because", metric, "size", "verified", "marks")
@@ -170,7 +172,7 @@ def _format_checkpoints(entries: Sequence[dict[str, Any]], metric: str) -> list[
     return format_table(head, rows, right=("step", "age", metric, "size"), flexible=("saved because", "kept because"))
 
 
-def _summarize_run(run_dir: RunDir, entries: Sequence[dict[str, Any]]) -> str:
+def _summarize_run(run_dir: RunDir, entries: Sequence[JsonObject]) -> str:
     """Return `6 checkpoints, 1.2 MB; finished at step 60 of 60`."""
     status = run_dir.read_status()
     summary = (
@@ -181,7 +183,7 @@ def _summarize_run(run_dir: RunDir, entries: Sequence[dict[str, Any]]) -> str:
     return summary
 
 
-def _check_best_link(run_dir: RunDir, entries: Sequence[dict[str, Any]]) -> list[str]:
+def _check_best_link(run_dir: RunDir, entries: Sequence[JsonObject]) -> list[str]:
     """Return a note where `RUN@best` names another checkpoint than the best, or none."""
     # The runner keeps the link right: only somebody at work by hand can have changed it.
     link = run_dir.checkpoints / "best"

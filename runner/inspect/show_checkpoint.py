@@ -7,7 +7,6 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from runner.checkpoint.arrays import LeafSpec, read_leaf_specs
 from runner.checkpoint.record import STATE, read_progress
@@ -20,6 +19,7 @@ from runner.inspect.lookup import (
     read_checkpoint_status,
 )
 from runner.text import format_age, format_count, format_metrics, format_size, format_table, format_time, wrap_labelled
+from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
 
@@ -43,6 +43,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     attempt = find_attempt(checkpoint)
     for line in [*_format_facts(checkpoint, status, progress, attempt), "", *_format_leaves(leaves)]:
         say(line)
+    # The keys of the sidecar, but a size is called `bytes` by every verb.
     record = {**asdict(status.record), "metrics": dict(status.record.metrics)}
     return VerbResult(
         {
@@ -59,7 +60,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 
 
 def _format_facts(
-    checkpoint: Checkpoint, status: CheckpointStatus, progress: Mapping[str, Any], attempt: Mapping[str, Any]
+    checkpoint: Checkpoint, status: CheckpointStatus, progress: JsonObject, attempt: JsonObject
 ) -> list[str]:
     """Return a line for each fact that there is, below the name of the checkpoint."""
     record = status.record
@@ -83,6 +84,7 @@ def _format_facts(
         "made by": made_by,
         "with": ", ".join(f"{name} {version}" for name, version in packages.items()),
     }
+    # Most checkpoints are neither marked nor pinned nor broken, and old ones lack what later versions write down.
     known = {name: fact for name, fact in facts.items() if fact}
     width = max(map(len, known))
     lines = [str(checkpoint)]
@@ -109,5 +111,5 @@ def _format_leaves(leaves: Mapping[str, LeafSpec]) -> list[str]:
     ]
 
 
-def _describe_leaf(leaf: LeafSpec) -> dict[str, Any]:
+def _describe_leaf(leaf: LeafSpec) -> JsonObject:
     return {**asdict(leaf), "shape": list(leaf.shape), "bytes": leaf.num_bytes}

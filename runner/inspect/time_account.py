@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from runner.types import JsonObject
+
 # Seconds as an attempt writes them down → bucket. Of these a part is lost where steps are.
 TRAINING_BUCKETS = {"step": "progress", "data": "data", "eval": "eval", "save": "save"}
 STARTING_BUCKETS = ("import", "startup", "restore", "compile")
@@ -134,7 +136,7 @@ class TimeAccount:
         return self.running / MILLISECONDS_PER_HOUR * self.dollars_per_hour
 
 
-def account_for_attempts(lines: Sequence[Mapping[str, Any]], dollars_per_hour: float | None = None) -> TimeAccount:
+def account_for_attempts(lines: Sequence[JsonObject], dollars_per_hour: float | None = None) -> TimeAccount:
     """Return the account of a run from the lines of attempts.jsonl, in any order.
 
     A line without a time of start and end is left out and counted; anything else may be missing or odd.
@@ -158,7 +160,7 @@ def account_for_attempts(lines: Sequence[Mapping[str, Any]], dollars_per_hour: f
     return TimeAccount(tuple(spans), len(lines) - len(believed), dollars_per_hour)
 
 
-def _find_kept_steps(lines: Sequence[Mapping[str, Any]]) -> list[int | None]:
+def _find_kept_steps(lines: Sequence[JsonObject]) -> list[int | None]:
     """Return for each attempt the step up to which its work is kept; None where no later one came to training."""
     limits: list[int | None] = []
     limit: int | None = None
@@ -171,7 +173,7 @@ def _find_kept_steps(lines: Sequence[Mapping[str, Any]]) -> list[int | None]:
     return limits[::-1]
 
 
-def _make_span(line: Mapping[str, Any], times: tuple[int, int, int], kept: int | None) -> AttemptSpan:
+def _make_span(line: JsonObject, times: tuple[int, int, int], kept: int | None) -> AttemptSpan:
     """Return an attempt on the clock. `times`: the end of the one before it, its start and its end."""
     before, start, end = times
     from_step, to_step = _get_step(line, "from_step"), _get_step(line, "to_step") or 0
@@ -238,7 +240,7 @@ def _has_times(line: Any) -> bool:
         return False
 
 
-def _get_step(line: Mapping[str, Any], key: str) -> int | None:
+def _get_step(line: JsonObject, key: str) -> int | None:
     value = line.get(key)
     return value if isinstance(value, int) else None
 

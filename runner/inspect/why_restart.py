@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from typing import Any
 
 from runner.checkpoint.restore import Verdict, iter_verdicts, list_ignored_names
 from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
 from runner.inspect.lookup import find_run, read_retention_settings
 from runner.rundir.layout import RunDir
+from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
 
@@ -34,6 +34,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         say(f"ignored (not a directory named like a step): {', '.join(ignored)}")
     state = run_dir.read_status().get("state")
     say(_format_conclusion(used, is_refused=any(entry["problem"] for entry in passed)))
+    # Such a run restores nothing however good its checkpoints are.
     if used and state == "finished":
         say("the run is finished: the same command does nothing, dir=RUN train.steps=N goes on")
     document = {
@@ -73,6 +74,6 @@ def _format_conclusion(used: Verdict | None, *, is_refused: bool) -> str:
     return "nothing to restore: a restart begins at step 0"
 
 
-def _describe_verdict(verdict: Verdict) -> dict[str, Any]:
+def _describe_verdict(verdict: Verdict) -> JsonObject:
     mark = verdict.record.mark if verdict.record else ""
     return {"step": verdict.step, "problem": verdict.problem, "mark": mark, "why": _explain_refusal(verdict)}

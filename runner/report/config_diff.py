@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from runner.config.identity import select_result_keys
+from runner.types import Document
 
 MOST_COLUMNS = 12
 # The word of a group that was not named in the command of a run.
@@ -57,7 +58,7 @@ class ConfigDiff:
         return sorted(range(num_runs), key=rank)
 
 
-def compare_configs(documents: Sequence[Mapping[str, Any]], words: Sequence[Sequence[str]]) -> ConfigDiff:
+def compare_configs(documents: Sequence[Document], words: Sequence[Sequence[str]]) -> ConfigDiff:
     """Return what differs between runs; what was typed comes first.
 
     Args:

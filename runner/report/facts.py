@@ -22,6 +22,7 @@ from runner.inspect.time_account import TimeAccount
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir, run_state
 from runner.trace.step_requirements import StepRequirements, parse_requirements
+from runner.types import Document, JsonObject
 
 # Step and value.
 CurvePoint = tuple[int, float]
@@ -103,7 +104,7 @@ class RunFacts:
     status: RunStatus
     score: Score
     best: tuple[int, float] | None
-    document: Mapping[str, Any]
+    document: Document
     words: tuple[str, ...]
     account: TimeAccount
     curves: Mapping[str, Sequence[CurvePoint]]
@@ -175,7 +176,7 @@ def _read_curves(path: Path) -> dict[str, list[CurvePoint]]:
 
 
 def _list_saves(
-    timing: Sequence[Mapping[str, Any]], records: Sequence[Record], kept: Mapping[int, str], score: Score
+    timing: Sequence[JsonObject], records: Sequence[Record], kept: Mapping[int, str], score: Score
 ) -> Iterator[SaveEvent]:
     """Yield the checkpoints that timing.jsonl says were saved and those on disk, in the order of their steps."""
     on_disk, best = {record.step: record for record in records}, find_best(records, score)
@@ -193,7 +194,7 @@ def _list_saves(
         )
 
 
-def _measure_step_seconds(timing: Sequence[Mapping[str, Any]]) -> float | None:
+def _measure_step_seconds(timing: Sequence[JsonObject]) -> float | None:
     """Return the median of the seconds that a step took; None where none was logged."""
     paces = [
         line["seconds"] / line["steps"]
@@ -211,7 +212,7 @@ def _read_remat_choice(path: Path) -> str:
         return ""
 
 
-def _find_requirements(lines: Sequence[Mapping[str, Any]]) -> tuple[StepRequirements | None, str]:
+def _find_requirements(lines: Sequence[JsonObject]) -> tuple[StepRequirements | None, str]:
     """Return what a step needs by the newest attempt that says it, and on what hardware."""
     for attempt in reversed(lines):
         if (needs := parse_requirements(attempt.get("needs"))) is not None:
@@ -223,10 +224,11 @@ def _int_or_none(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: Path) -> Iterator[JsonObject]:
     """Yield every JSON object of a log; a line that is torn is left out."""
     if not path.is_file():
         return
+    # As bytes: a line that a power cut tore need not even be text.
     with path.open("rb") as file:
         for raw in file:
             try:

@@ -26,6 +26,7 @@ from runner.report.config_diff import ConfigDiff, format_value, parse_number
 from runner.report.facts import CurvePoint, RunFacts, SaveEvent, thin_curve
 from runner.report.remat_tradeoff import group_comparable_runs, list_figures, list_policy_tables, measure_memory
 from runner.text import format_count, format_duration, format_size, format_time
+from runner.types import JsonObject
 
 # Files of template/, joined in this order into one script.
 SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
@@ -206,7 +207,7 @@ def _make_fact_cells(facts: RunFacts, size: int | None) -> list[TableCell]:
     ]
 
 
-def _make_script_data(runs: _PageRuns) -> dict[str, Any]:
+def _make_script_data(runs: _PageRuns) -> JsonObject:
     """Return what the scripts draw, as plain JSON values."""
     facts, metrics = runs.facts, _choose_metrics(runs.facts)
     # Long lists and sentences that many runs have alike: the page has each once, and names it by its index.
@@ -286,6 +287,7 @@ def _encode_curve(curve: Sequence[CurvePoint], grids: _SharedValues) -> list[Any
 
 def _choose_saves(saves: Sequence[SaveEvent], most: int) -> list[SaveEvent]:
     """Return all checkpoints that are there, and of the deleted ones as many as there is room for, evenly spread."""
+    # A long run with a short period has thousands of deleted ones, which a lane cannot show apart anyway.
     gone = [save.step for save in saves if save.kept is None]
     room = max(most - (len(saves) - len(gone)), 0)
     chosen = {gone[index * len(gone) // room] for index in range(room)} if room < len(gone) else set(gone)

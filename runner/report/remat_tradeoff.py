@@ -9,13 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from runner.report.config_diff import ConfigDiff, format_value
 from runner.report.facts import RunFacts
 from runner.text import format_size
 from runner.trace.pareto import find_pareto_front
 from runner.trace.step_requirements import StepRequirements, bytes_at_once, is_compiler_believable
+from runner.types import JsonObject
 
 REMAT_KEY = "remat"
 # These keys, and what is below them, change the program of a step.
@@ -123,7 +123,7 @@ def list_policy_tables(groups: Sequence[ComparableRuns]) -> list[tuple[str, list
     return tables if is_measured else []
 
 
-def list_figures(groups: Sequence[ComparableRuns]) -> list[dict[str, Any]]:
+def list_figures(groups: Sequence[ComparableRuns]) -> list[JsonObject]:
     """Return what the scripts draw: the points of each group, and the indices of the best by each known cost."""
     figures = []
     for group in groups:

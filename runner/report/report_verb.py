@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from runner.errors import ConfigError
 from runner.files import replace_file
@@ -16,6 +15,7 @@ from runner.report.page import render_page
 from runner.report.remat_tradeoff import measure_memory
 from runner.rundir.layout import RunDir
 from runner.text import display_path, format_count, format_size
+from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
 DEFAULT_NAME = "report.html"
@@ -38,6 +38,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     facts, differs = [found[number] for number in order], differs.reorder(order)
     title = " · ".join(display_path(Path(path).expanduser()) for path in arguments.paths)
     html = render_page(facts, differs, title, page.resolve().parent)
+    # Not worth a wait for the disk: it can be written again at any time.
     replace_file(page, html, durable=False)
     num_bytes = len(html.encode())
     say(f"{page}  {format_count(len(facts), 'run')}, {format_size(num_bytes)}; open it in a browser")
@@ -57,7 +58,7 @@ def _choose_page(to: str | None, paths: Sequence[str]) -> Path:
     return page
 
 
-def _describe_runs(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[dict[str, Any]]:
+def _describe_runs(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[JsonObject]:
     """Return the table of the page as data."""
     sizes = measure_memory(facts, differs)
     runs = []
