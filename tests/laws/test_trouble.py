@@ -108,16 +108,16 @@ def test_poisoned_parameters_are_never_saved(door: Door, tmp_path: Path) -> None
     """The loss of the step that overflows is finite still: only a look at the parameters tells."""
     planted = """
 import runner.train.step as module
-original = module.train_step
+original = module.make_train_step
 def poisoned(*words):
     import jax
     step = original(*words)
-    def train_step(state, batch):
-        new, metrics = step(state, batch)
+    def train_step(state, batch, lr):
+        new, metrics = step(state, batch, lr)
         bad = jax.numpy.where(state["step"] == 31, jax.numpy.inf, 1.0)
         return {**new, "params": jax.tree.map(lambda leaf: leaf * bad, new["params"])}, metrics
     return train_step
-module.train_step = poisoned
+module.make_train_step = poisoned
 """
     done = door.run(*RUN, "train.max_rollbacks=0", **plant(tmp_path, planted))
     assert done.returncode == 4
