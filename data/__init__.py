@@ -34,7 +34,13 @@ class CheckableData(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Stdlib(BatchOptions):
-    """The source of Python's standard library, as bytes. Real text that is already on the machine."""
+    """The source of Python's standard library, as bytes. Real text that is already on the machine.
+
+    Attributes:
+        seq_len: tokens in an example.
+        batch_size: examples in a step, on all devices together.
+        eval_fraction: share of the files that are held out for evaluation.
+    """
 
     kind: Literal["stdlib"] = "stdlib"
     seq_len: Count = 128
@@ -52,7 +58,12 @@ class Stdlib(BatchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(ImageOptions):
-    """scikit-learn's real handwritten digits: 1,797 images of 8 × 8 × 1 pixels in 10 classes."""
+    """scikit-learn's real handwritten digits: 1,797 images of 8 × 8 × 1 pixels in 10 classes.
+
+    Attributes:
+        batch_size: examples in a step, on all devices together.
+        eval_fraction: share of the images that are held out for evaluation.
+    """
 
     kind: Literal["digits"] = "digits"
     batch_size: Count = 64
@@ -71,7 +82,14 @@ class Digits(ImageOptions):
 class Synthetic(ImageOptions):
     """Random examples made on the spot, the same on every machine. For benchmarks.
 
-    `delay_seconds`: each batch takes that much longer, as from slow storage.
+    Attributes:
+        gives: what an example is; `features` and `images` are labelled, so that there is something to learn.
+        size: how many there are.
+        seq_len: tokens in an example, where it is tokens.
+        num_features: numbers in an example, where it is features.
+        image_size: side of an example in pixels, where it is an image.
+        batch_size: examples in a step, on all devices together.
+        delay_seconds: each batch takes that much longer, as from slow storage.
     """
 
     kind: Literal["synthetic"] = "synthetic"
@@ -98,7 +116,9 @@ class Synthetic(ImageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalData(BatchOptions):
-    """Data of your own. `target` is `module:function`, in a file of the current directory or in an installed package.
+    """Data of your own, from a function in a file of the current directory or in an installed package.
+
+    The target is called as
 
         target(**options) -> dict[str, np.ndarray]
 
@@ -106,6 +126,12 @@ class ExternalData(BatchOptions):
     or "tokens" (each row one longer than what the model sees), and whatever else your objective reads; the same at each
     call, for a run does not go on with other data. A fixed share is put aside for evaluation. What is no array, or too
     large, comes as data.sources.Sources, which says all by itself.
+
+    Attributes:
+        target: `module:function`.
+        options: what it is called with by name, as in `+data.options.size=1000`.
+        batch_size: examples in a step, on all devices together.
+        eval_fraction: share of the rows that are held out for evaluation.
     """
 
     kind: Literal["external"] = "external"

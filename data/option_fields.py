@@ -19,8 +19,9 @@ Strength = Annotated[float, Ge(0.0)]
 class BatchOptions:
     """How batches are prepared. None of it changes a batch, so a run may go on with other values.
 
-    `workers`: so many processes make them; 0: the training process does. `prefetch`: so many are made ahead, by each
-    worker, or by threads where there is no worker.
+    Attributes:
+        workers: so many processes make them; 0: the training process does.
+        prefetch: so many are made ahead, by each worker, or by threads where there is no worker.
     """
 
     workers: Number = 0
@@ -31,9 +32,12 @@ class BatchOptions:
 class Augmentation:
     """How training images are varied; what is 0 or false is off. Evaluation images stay as they are.
 
-    `crop`: pixels of black border to cut a random window from. `flip`: left and right, every second image. `erase`:
-    share of the images that lose a random square of a quarter of their area. `brightness`, `noise`: standard
-    deviation of what is added to an image, and to each value of it.
+    Attributes:
+        crop: pixels of black border to cut a random window from.
+        flip: left and right, every second image.
+        erase: share of the images that lose a random square of a quarter of their area.
+        brightness: standard deviation of what is added to an image.
+        noise: standard deviation of what is added to each value of it.
     """
 
     crop: Number = 0
@@ -58,7 +62,15 @@ class ImageOptions(BatchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFileOptions(ImageOptions):
-    """Inputs with a label each, from a file or folder of the user's."""
+    """Inputs with a label each, from a file or folder of the user's.
+
+    Attributes:
+        path: where they are.
+        batch_size: examples in a step, on all devices together.
+        eval_fraction: share of the examples that are held out for evaluation, where the files have none.
+        num_classes: null: as many as the largest label says.
+        gives: `images` (height × width × channels) or `features` (a vector).
+    """
 
     path: str
     batch_size: Count = 64

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Text(BatchOptions):
-    """A text file or a folder of the user's, as bytes; split by file, or by position where the files are few."""
+    """A text file or a folder of the user's, as bytes; split by file, or by position where the files are few.
+
+    Attributes:
+        path: a file, or a folder of them.
+        pattern: which files of a folder.
+        seq_len: tokens in an example; a token is a byte.
+        batch_size: examples in a step, on all devices together.
+        eval_fraction: share of the text that is held out for evaluation.
+    """
 
     kind: Literal["text"] = "text"
     path: str
@@ -48,7 +56,14 @@ class Text(BatchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(BatchOptions):
-    """Tokens that `python -m runner tokenize` has written, mapped from disk. `encoding`: refuse any other one."""
+    """Tokens that `python -m runner tokenize` has written, mapped from disk.
+
+    Attributes:
+        path: the folder it has written.
+        encoding: refuse any other one, such as `tiktoken:gpt2`; null: take what is there.
+        seq_len: tokens in an example.
+        batch_size: examples in a step, on all devices together.
+    """
 
     kind: Literal["tokens"] = "tokens"
     path: str
@@ -93,7 +108,15 @@ class Arrays(LabelledFileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Images(ImageOptions):
-    """A folder with a folder of PNG or JPEG files for each class; split by file. Decoded when needed, then kept."""
+    """A folder with a folder of PNG or JPEG files for each class; split by file. Decoded when needed, then kept.
+
+    Attributes:
+        path: the folder of folders.
+        size: side in pixels that images are scaled and cut to.
+        channels: 1 makes them grey.
+        batch_size: examples in a step, on all devices together.
+        eval_fraction: share of the files that are held out for evaluation.
+    """
 
     kind: Literal["images"] = "images"
     path: str
@@ -119,10 +142,13 @@ class Images(ImageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Parquet(LabelledFileOptions):
-    """A Parquet file, or a folder of them; the named columns are read into memory.
+    """A Parquet file, or a folder of them; the named columns are read into memory. Needs pyarrow.
 
-    `inputs`: a column of lists, or of encoded images; or several columns of numbers. `size` is that of an encoded
-    image. Needs pyarrow.
+    Attributes:
+        inputs: a column of lists, or of encoded images; or several columns of numbers.
+        label: the column of labels.
+        size: side in pixels that encoded images are scaled and cut to.
+        channels: of encoded images; 1 makes them grey.
     """
 
     kind: Literal["parquet"] = "parquet"
@@ -150,7 +176,11 @@ class Parquet(LabelledFileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Arrayrecord(LabelledFileOptions):
-    """ArrayRecord files, read through grain where they lie. Each record is an .npz with `inputs` and `label`."""
+    """ArrayRecord files, read through grain where they lie. Each record is an .npz with `inputs` and `label`.
+
+    Attributes:
+        prefetch: so many batches are made ahead. Not 0, as elsewhere: every batch is read from disk.
+    """
 
     kind: Literal["arrayrecord"] = "arrayrecord"
     # Not 0, as elsewhere: every batch is read from disk.
@@ -173,7 +203,18 @@ class Arrayrecord(LabelledFileOptions):
 class Hub(LabelledFileOptions):
     """A dataset of the Hugging Face hub, or one that `save_to_disk` left in a folder. Needs the extra `hub`.
 
-    `gives=tokens` reads the column `inputs` as text, byte by byte. Where there is no `eval_split`, a part is held out.
+    Attributes:
+        gives: `tokens` reads the column `inputs` as text, byte by byte.
+        subset: of the dataset, where it has several.
+        revision: a commit or a tag of it; null: the newest.
+        split: what to train on.
+        eval_split: what to evaluate on; null: a part of `split` is held out.
+        inputs: the column of inputs.
+        label: the column of labels.
+        size: side in pixels that images are scaled and cut to.
+        channels: of images; 1 makes them grey.
+        seq_len: tokens in an example, where it is text.
+        prefetch: so many batches are made ahead.
     """
 
     kind: Literal["hub"] = "hub"

@@ -40,13 +40,27 @@ Implementation = Literal["xla", "cudnn"]
 class Gpt:
     """A decoder-only transformer over tokens. Choose it for text.
 
-    `num_kv_heads` keys and values are shared by all heads (null: every head has its own). `context` is the longest
-    sequence where positions are `learned`. `biases` adds one to every linear map. With `tied` the embedding is the
-    output layer as well. tests/models/test_papers.py writes GPT-2, Llama 2 and others in these fields.
+    tests/models/test_papers.py writes GPT-2, Llama 2 and others in these fields. `loss_chunks` and `attention` change
+    how it is computed and nothing else.
 
-    Two fields change how it is computed and nothing else. With `loss_chunks` the output layer and the loss are computed
-    for one part of the sequence after the other, so that the logits of all positions never exist at once. `attention:
-    cudnn` is flash attention, on an NVIDIA GPU and in bfloat16.
+    Attributes:
+        num_layers: blocks, each attention and a feed-forward part.
+        num_heads: attention heads, which share the width.
+        num_kv_heads: heads with keys and values of their own, each shared by as many heads; null: all of them.
+        width: numbers for each token between the blocks.
+        hidden: numbers for each token within the feed-forward part.
+        activation: of the feed-forward part; `swiglu` has a third matrix, a gate.
+        norm: before each part and at the end.
+        norm_epsilon: what is added to the variance before its root is taken.
+        positions: `rotary` turns queries and keys; `learned` adds a vector for each of `context` positions.
+        rotary_base: wavelengths of rotary positions grow up to this, times 2π.
+        context: the longest sequence where positions are learned.
+        biases: add one to every linear map.
+        tied: the embedding is the output layer as well.
+        dropout: share of values that are set to zero in training.
+        loss_chunks: the output layer and the loss are computed for one part of the sequence after the other, in so many
+            parts, so that the logits of all positions never exist at once.
+        attention: `cudnn` is flash attention, on an NVIDIA GPU and in bfloat16.
     """
 
     kind: Literal["gpt"] = "gpt"
@@ -114,7 +128,13 @@ class Gpt:
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
-    """A plain multi-layer perceptron over feature vectors. Choose it for small tables and quick checks."""
+    """A plain multi-layer perceptron over feature vectors. Choose it for small tables and quick checks.
+
+    Attributes:
+        num_layers: hidden layers.
+        width: numbers in each.
+        dropout: share of values that are set to zero in training.
+    """
 
     kind: Literal["mlp"] = "mlp"
     num_layers: Count = 2
@@ -138,7 +158,12 @@ class Mlp:
 class Cnn:
     """A small convolutional network over images: stages of two convolutions and a pooling, each half as wide and high.
 
-    Choose it as the first thing to try on images. `widths` are the channels of the stages.
+    Choose it as the first thing to try on images.
+
+    Attributes:
+        widths: channels of each stage.
+        hidden: numbers in the layer between the last stage and the classes.
+        dropout: share of values that are set to zero in training.
     """
 
     kind: Literal["cnn"] = "cnn"
@@ -171,8 +196,13 @@ class Cnn:
 class Resnet:
     """A residual network with batch normalization over images. Choose it for accuracy without much data.
 
-    `stages` has the number of blocks of each stage. `width` is the channels of the first stage; each further stage has
-    twice as many and half the resolution. `stem: small` keeps the resolution, `imagenet` quarters it first.
+    With `stages=[2,2,2,2]`, `width=64` and the imagenet stem it is ResNet-18.
+
+    Attributes:
+        stages: the number of blocks of each stage.
+        width: channels of the first stage; each further stage has twice as many and half the resolution.
+        stem: `small` keeps the resolution, `imagenet` quarters it first.
+        momentum: of the running statistics that batch normalization uses in evaluation.
     """
 
     kind: Literal["resnet"] = "resnet"
@@ -198,8 +228,16 @@ class Resnet:
 class Vit:
     """A transformer over the patches of an image. Choose it where there is much data, or augmentation.
 
-    `pool` says what is classified: the mean of all patches, or a `cls` token of its own. `attention: cudnn` is flash
-    attention, on an NVIDIA GPU and in bfloat16.
+    Attributes:
+        patch_size: side of a patch in pixels; it divides both sides of an image.
+        num_layers: blocks, each attention and a feed-forward part.
+        num_heads: attention heads, which share the width.
+        width: numbers for each patch between the blocks.
+        hidden: numbers for each patch within the feed-forward part.
+        positions: sines and cosines of row and column, or a learned vector for each patch.
+        pool: what is classified: the mean of all patches, or a `cls` token of its own.
+        dropout: share of values that are set to zero in training.
+        attention: `cudnn` is flash attention, on an NVIDIA GPU and in bfloat16.
     """
 
     kind: Literal["vit"] = "vit"
@@ -248,8 +286,11 @@ class Vit:
 class Vae:
     """A variational autoencoder over images with values from 0 to 1. Choose it to generate, or for representations.
 
-    `widths` are the channels of the stages, each of which halves the resolution. `likelihood` is `bernoulli` for black
-    on white, `gaussian` (one learned variance) for photographs. `beta` is the weight of the KL divergence.
+    Attributes:
+        widths: channels of each stage, which halves the resolution.
+        latent: numbers that an image is encoded in.
+        likelihood: `bernoulli` for black on white, `gaussian` (one learned variance) for photographs.
+        beta: weight of the KL divergence.
     """
 
     kind: Literal["vae"] = "vae"
@@ -285,13 +326,17 @@ class Vae:
 class ExternalModel:
     """A model of your own, in a file of the current directory or in an installed package.
 
-    `target` is `module:attribute`: a class or a function, called as
+    The target is called as
 
         target(inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs, **options) -> nnx.Module
 
     `inputs` is the shape of one example. `num_outputs` is the number of classes; for tokens the size of the vocabulary,
     where the label is a number or a vector its length, without a label 0. The target may say what it takes, as in
     `takes = ("images",)`.
+
+    Attributes:
+        target: `module:attribute`, a class or a function.
+        options: what it is called with by name, as in `+model.options.width=64`.
     """
 
     kind: Literal["external"] = "external"
@@ -341,11 +386,15 @@ class NamedObjective:
 class ExternalObjective:
     """An objective of your own.
 
-    `target` is `module:function`, called as
+    The target is called as
 
         target(model: nnx.Module, batch: dict[str, Array], **options) -> dict[str, Float[Array, "batch"]]
 
     It returns "loss", which is minimized, and any other metric: each with one value per example, not a mean.
+
+    Attributes:
+        target: `module:function`.
+        options: what it is called with by name, as in `+objective.options.delta=0.1`.
     """
 
     kind: Literal["external"] = "external"

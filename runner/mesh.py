@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """How many devices share the batch; -1 takes every device of this machine."""
+    """How many devices share the batch.
+
+    Attributes:
+        data: how many; -1 takes every device of this machine.
+    """
 
     data: int = 1
 

@@ -37,7 +37,12 @@ Mark = Literal["", "error"]
 
 @dataclass(frozen=True)
 class Score:
-    """Define what "best" means: one metric, and whether less or more of it is better."""
+    """Define what "best" means: one metric, and whether less or more of it is better.
+
+    Attributes:
+        metric: what an evaluation measures, as `eval/loss` or `eval/accuracy`.
+        mode: whether the least (`min`) or the most (`max`) is best.
+    """
 
     metric: str = "eval/loss"
     mode: Mode = "min"

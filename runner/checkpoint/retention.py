@@ -20,7 +20,11 @@ Count = Annotated[int, Ge(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class KeepLast:
-    """Keep the newest n."""
+    """Keep the newest n.
+
+    Attributes:
+        n: how many.
+    """
 
     kind: Literal["last"] = "last"
     n: Count = 2
@@ -37,7 +41,13 @@ class KeepLast:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepBest:
-    """Keep the best n by a metric; a checkpoint whose metric is missing or not finite never ranks."""
+    """Keep the best n by a metric; a checkpoint whose metric is missing or not finite never ranks.
+
+    Attributes:
+        n: how many.
+        metric: what they are ranked by, as `eval/loss`.
+        mode: whether the least (`min`) or the most (`max`) is best.
+    """
 
     kind: Literal["best"] = "best"
     n: Count = 1
@@ -57,7 +67,11 @@ class KeepBest:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepEveryK:
-    """Keep milestones for good: the first checkpoint at or after each multiple of so many steps."""
+    """Keep milestones for good: the first checkpoint at or after each multiple of so many steps.
+
+    Attributes:
+        steps: how many.
+    """
 
     kind: Literal["every_k"] = "every_k"
     steps: Count = 1000
@@ -79,6 +93,10 @@ class KeepSpaced:
     """Keep checkpoints dense near the end and ever thinner towards the beginning: gaps grow by a factor of two.
 
     For windows of `steps`, 2 × `steps`, 4 × `steps` … the first checkpoint of each of the newest n windows stays.
+
+    Attributes:
+        steps: the narrowest window.
+        n: so many windows of each width.
     """
 
     kind: Literal["spaced"] = "spaced"
@@ -106,9 +124,13 @@ class KeepSpaced:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepInTime:
-    """Keep one in so many seconds of the clock (3600: an hour, 86400: a day): the first of each of the newest n.
+    """Keep one in so many seconds of the clock: the first of each of the newest n.
 
     The clock only decides how many stay, never which is the newest: a clock that jumps keeps one more or one less.
+
+    Attributes:
+        seconds: how many (3600: an hour, 86400: a day).
+        n: so many of them.
     """
 
     kind: Literal["time"] = "time"
@@ -157,7 +179,11 @@ class KeepAll:
 
 @dataclass(frozen=True, kw_only=True)
 class DiskBudget:
-    """Keep at most so many bytes (`20000000000` or `20GB`): drop the oldest of what the other rules keep."""
+    """Keep at most so many bytes: drop the oldest of what the other rules keep.
+
+    Attributes:
+        bytes: how many, as `20000000000`, `20GB` or `500MiB`.
+    """
 
     kind: Literal["disk_budget"] = "disk_budget"
     # As it was typed: this is part of the document that runs are compared by, so 20GB must not turn into a number.

@@ -58,7 +58,11 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class EverySteps:
-    """Save every so many steps: at each multiple, or as soon after it as the disk allows."""
+    """Save every so many steps: at each multiple, or as soon after it as the disk allows.
+
+    Attributes:
+        steps: how many.
+    """
 
     kind: Literal["steps"] = "steps"
     steps: Count
@@ -72,7 +76,11 @@ class EverySteps:
 
 @dataclass(frozen=True, kw_only=True)
 class EverySeconds:
-    """Save every so many seconds of training, counted from the last save or from the start of the process."""
+    """Save every so many seconds of training, counted from the last save or from the start of the process.
+
+    Attributes:
+        seconds: how many.
+    """
 
     kind: Literal["seconds"] = "seconds"
     seconds: Duration
@@ -84,7 +92,11 @@ class EverySeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class EveryEpochs:
-    """Save every so many passes over the training data; a part of one is allowed."""
+    """Save every so many passes over the training data; a part of one is allowed.
+
+    Attributes:
+        epochs: how many.
+    """
 
     kind: Literal["epochs"] = "epochs"
     epochs: Annotated[float, Gt(0.0)] = 1.0
@@ -109,7 +121,13 @@ class FirstStep:
 
 @dataclass(frozen=True, kw_only=True)
 class NewBest:
-    """Save when a metric measured at this step beats every checkpoint on disk; what is not finite never ranks."""
+    """Save when a metric measured at this step beats every checkpoint on disk; what is not finite never ranks.
+
+    Attributes:
+        metric: what is compared, as `eval/loss`.
+        mode: whether the least (`min`) or the most (`max`) is best.
+        min_improvement: it must be better by more than this.
+    """
 
     kind: Literal["best"] = "best"
     metric: str = "eval/loss"
@@ -137,9 +155,12 @@ class NewBest:
 class Adaptive:
     """Save as often as costs least: every √(2 × cost of a save × mean time between failures), as measured in this run.
 
-    The interval of Young (1974), in the form of Daly (2006). Saving never takes more than `max_overhead` of the time,
-    and never comes faster than a save takes. `mtbf_seconds` is what to expect of the machine before this run has a
-    history: it counts as one failure.
+    The interval of Young (1974), in the form of Daly (2006). It is never shorter than a save takes.
+
+    Attributes:
+        mtbf_seconds: mean time between failures to expect of the machine before this run has a history: it counts as
+            one failure.
+        max_overhead: saving never takes more than this share of the time.
     """
 
     kind: Literal["adaptive"] = "adaptive"
@@ -177,6 +198,13 @@ class Unstable:
 
     Unsteady is the standard deviation of the last `window` logged losses against `spread`: twice as unsteady, twice as
     often, between `min_steps` and `max_steps`; a loss that is not finite counts as very unsteady.
+
+    Attributes:
+        steps: so many between saves where the deviation is `spread`, or not known yet.
+        min_steps: never fewer.
+        max_steps: never more.
+        spread: the deviation that is usual.
+        window: so many logged losses are looked at.
     """
 
     kind: Literal["unstable"] = "unstable"
@@ -212,7 +240,11 @@ class Unstable:
 
 @dataclass(frozen=True, kw_only=True)
 class Continuous:
-    """Save whenever the last save is durable and `min_seconds` have passed, for machines that vanish without notice."""
+    """Save again as soon as the last save is durable, for machines that vanish without notice.
+
+    Attributes:
+        min_seconds: but leave at least so many between saves.
+    """
 
     kind: Literal["continuous"] = "continuous"
     min_seconds: Annotated[float, Ge(0.0)] = 1.0

@@ -23,9 +23,11 @@ RESERVED_NAMES = ("save", "train")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOption:
-    """What every evaluation has. `steps`: every so many (null: train.eval_steps).
+    """What every evaluation has.
 
-    `weights: ema` looks at the moving average of the weights (optim.ema).
+    Attributes:
+        steps: evaluate every so many; null: train.eval_steps.
+        weights: `ema` looks at the moving average of the weights (optim.ema).
     """
 
     steps: Count | None = None
@@ -34,9 +36,11 @@ class EvaluationOption:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsEvaluation(EvaluationOption):
-    """The mean of every metric of the objective, over data that is held out or (`split: train`) over training data.
+    """The mean of every metric of the objective, over data that is held out, or over training data.
 
-    `batches`: so many, evenly apart (null: train.eval_batches).
+    Attributes:
+        split: `eval` is what is held out, `train` is training data, without dropout.
+        batches: so many, evenly apart; null: train.eval_batches.
     """
 
     kind: Literal["metrics"] = "metrics"
@@ -46,7 +50,14 @@ class MetricsEvaluation(EvaluationOption):
 
 @dataclass(frozen=True, kw_only=True)
 class TextEvaluation(EvaluationOption):
-    """How a language model goes on after the first tokens of texts that are held out: a text file a time."""
+    """How a language model goes on after the first tokens of texts that are held out: a text file a time.
+
+    Attributes:
+        count: so many texts.
+        prompt_tokens: so many tokens of each are given.
+        new_tokens: so many are made.
+        temperature: less than 1 prefers what is likely.
+    """
 
     kind: Literal["text"] = "text"
     count: Count = 2
@@ -57,7 +68,11 @@ class TextEvaluation(EvaluationOption):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesEvaluation(EvaluationOption):
-    """Pictures that a generative model makes from noise, the same noise each time: one PNG a time."""
+    """Pictures that a generative model makes from noise, the same noise each time: one PNG a time.
+
+    Attributes:
+        count: so many pictures in it.
+    """
 
     kind: Literal["samples"] = "samples"
     count: Count = 64
@@ -65,7 +80,11 @@ class SamplesEvaluation(EvaluationOption):
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionsEvaluation(EvaluationOption):
-    """Held-out pictures, and below each what an autoencoder makes of it: one PNG a time."""
+    """Held-out pictures, and below each what an autoencoder makes of it: one PNG a time.
+
+    Attributes:
+        count: so many pictures in it.
+    """
 
     kind: Literal["reconstructions"] = "reconstructions"
     count: Count = 18

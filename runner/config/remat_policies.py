@@ -26,7 +26,12 @@ Tags = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class _BlockPolicy:
-    """Blocks are recomputed, except for the results of the operations in `keeps`."""
+    """Blocks are recomputed, except for the results of the operations in `keeps`.
+
+    Attributes:
+        block: the name of the class whose modules are the blocks, in a model of your own that marks none; null: find
+            it.
+    """
 
     block: str | None = None
     keeps: ClassVar[KeptOperations] = "nothing"
@@ -103,7 +108,11 @@ class DotsNoBatch(_BlockPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class EveryN(_BlockPolicy):
-    """Recompute the first of every n blocks; store the others."""
+    """Recompute the first of every n blocks; store the others.
+
+    Attributes:
+        n: 2 recomputes half of them.
+    """
 
     kind: Literal["every_n"] = "every_n"
     n: Annotated[int, Ge(2)] = 2
@@ -116,7 +125,11 @@ class EveryN(_BlockPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Names(_BlockPolicy):
-    """Recompute every block, but store what the model tagged with the names in `save`."""
+    """Recompute every block, but store what the model tagged with the names in `save`.
+
+    Attributes:
+        save: such names; `python -m runner remat` lists those of a model.
+    """
 
     kind: Literal["names"] = "names"
     save: Tags = ()
@@ -129,9 +142,13 @@ class Names(_BlockPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Offload(_BlockPolicy):
-    """Recompute every block, but store the tags in `save`, and in the host's memory those in `offload`.
+    """Recompute every block, but store some tags, and some others in the host's memory.
 
     Not on a CPU, whose memory is the host's.
+
+    Attributes:
+        offload: tags whose values wait in the host's memory.
+        save: tags whose values are stored on the device.
     """
 
     kind: Literal["offload"] = "offload"
@@ -170,9 +187,13 @@ class FfnOnly(_ScopePolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoRemat(_BlockPolicy):
-    """The least recomputation that fits into a budget: `budget_bytes` (`8GB`), or `fraction` of the device's memory.
+    """The least recomputation that fits into a budget: a number of bytes, or a fraction of the device's memory.
 
     The budget is for all that one device holds during a step: parameters, optimizer, batch and what is stored.
+
+    Attributes:
+        budget_bytes: as `8GB`; null: the fraction counts.
+        fraction: of the device's memory.
     """
 
     kind: Literal["auto"] = "auto"

@@ -45,13 +45,18 @@ Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 class Train:
     """How long to train, how often to look, which weights a finished run ends on, and when to give up.
 
-    `steps=0` evaluates a run that is there (with dir=RUN, or as `python -m runner eval`).
-    `hang_seconds`: without a sign of life for so long, the process ends (exit 1); null: never. `max_crashes`: a step
-    that failed so often in a row is tried once more from an older checkpoint, then no more. `max_rollbacks`: so often
-    a run goes back and skips a batch on which the loss was not finite. `dollars_per_hour` is for the goodput report.
-
-    `microbatches`: a batch is computed in so many parts, whose gradients are averaged: memory for one part at a time.
-    `precision`: bf16 computes in bfloat16; parameters, averages, statistics and the optimizer stay in float32.
+    Attributes:
+        steps: so many updates in all; 0 evaluates a run that is there (with dir=RUN, or as `python -m runner eval`).
+        log_steps: measure the training loss every so many.
+        eval_steps: evaluate every so many, where an evaluation does not say otherwise.
+        eval_batches: so many batches in an evaluation, where it does not say otherwise.
+        final: a finished run ends on the last weights, or on the best ones by the score.
+        microbatches: a batch is computed in so many parts, whose gradients are averaged: memory for one part at a time.
+        precision: bf16 computes in bfloat16; parameters, averages, statistics and the optimizer stay in float32.
+        hang_seconds: without a sign of life for so long, the process ends (exit 1); null: never.
+        max_crashes: a step that failed so often in a row is tried once more from an older checkpoint, then no more.
+        max_rollbacks: so often a run goes back and skips a batch on which the loss was not finite.
+        dollars_per_hour: what the machine costs, for the goodput report.
     """
 
     steps: Annotated[int, Ge(0)] = 600
@@ -71,8 +76,12 @@ class Train:
 class Ckpt:
     """The strategy: named rules, whether training waits for the disk, and whether the last state is saved as well.
 
-    `verify`: `bytes` takes a checksum of every file and compares it before a restore; `values` also reads each fresh
-    checkpoint back and compares it with the live state; `off` compares names and sizes only.
+    Attributes:
+        save: rules that say when to save, each under a name of its own.
+        write: whether training waits until a checkpoint is durable, or only for the copy that is written.
+        last: save the last state, finished or stopped.
+        verify: `bytes` takes a checksum of every file and compares it before a restore; `values` also reads each fresh
+            checkpoint back and compares it with the live state; `off` compares names and sizes only.
     """
 
     save: Mapping[str, Annotated[SaveRule, BY_KIND]] = field(default_factory=dict)
@@ -93,7 +102,12 @@ class PreemptByKind(Preempt):
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom:
-    """Begin with the weights of another run: `RUN`, `RUN@STEP` or `RUN@best`; with `partial`, those that fit."""
+    """Begin with the weights of another run.
+
+    Attributes:
+        run: whose: `RUN`, `RUN@STEP` or `RUN@best`; `init_from=RUN` is short for it.
+        partial: take those that fit, and leave the others as they are initialized.
+    """
 
     run: str | None = None
     partial: bool = False
@@ -105,7 +119,18 @@ class InitFrom:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run depends on. Each part checks itself; here is checked what several of them have to agree on."""
+    """Everything a run depends on. Each part checks itself; here is checked what several of them have to agree on.
+
+    Attributes:
+        name: runs live in ROOT/NAME/RUN.
+        root: the directory of all runs.
+        seed: of everything random: initial weights, the order of the data, dropout.
+        compile_cache: where compiled programs are kept: `auto` (yours alone), `off`, or a folder that machines share.
+        dir: continue this run directory under a changed configuration.
+        step: take the run back to this checkpoint, or to the best; what is newer is set aside.
+        resume: `auto` begins or goes on, `never` refuses where there is a run, `must` where there is none.
+        overwrite: with `resume=never`, set an existing run aside and start afresh.
+    """
 
     model: Annotated[Model, BY_KIND]
     data: Annotated[Data, BY_KIND]

@@ -22,7 +22,12 @@ class TensorBoardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbOptions:
-    """Weights & Biases. `auto` is online where there is an account and offline otherwise."""
+    """Weights & Biases.
+
+    Attributes:
+        project: where the run is listed.
+        mode: `auto` is online where there is an account and offline otherwise.
+    """
 
     project: str = "holdfast"
     mode: Literal["auto", "online", "offline"] = "auto"
@@ -37,7 +42,13 @@ class WandbOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What to log to, besides metrics.jsonl, timing.jsonl and run.log, which are always written."""
+    """What to log to, besides metrics.jsonl, timing.jsonl and run.log, which are always written.
+
+    Attributes:
+        console: a live line, and what happens.
+        tensorboard: event files in `logs/tensorboard`.
+        wandb: Weights & Biases; null: not.
+    """
 
     console: bool = True
     tensorboard: bool = True

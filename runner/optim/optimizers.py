@@ -29,7 +29,16 @@ OpenFraction = Annotated[float, Interval(gt=0.0, lt=1.0)]
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). The default that rarely disappoints."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). The default that rarely disappoints.
+
+    Attributes:
+        lr: learning rate at the end of the warm-up; the schedule says how it goes on.
+        weight_decay: of matrices and kernels only, times the learning rate.
+        b1: decay of the average of gradients.
+        b2: decay of the average of their squares.
+        clip_norm: the gradient is first clipped to this global norm; null: not at all.
+        ema: keep an average of the weights as well, with this decay, such as 0.999; null: none.
+    """
 
     kind: Literal["adamw"] = "adamw"
     lr: Positive = 4e-3
@@ -55,6 +64,10 @@ class Lion:
 
     Its updates are larger: as the paper says, a learning rate 3-10 times smaller than AdamW's, and a weight decay as
     many times larger.
+
+    Attributes:
+        b1: share of the momentum in what the sign is taken of.
+        b2: decay of the momentum itself.
     """
 
     kind: Literal["lion"] = "lion"
@@ -79,7 +92,10 @@ class Lion:
 class Sgd:
     """SGD with momentum (Sutskever et al. 2013), as ResNets are trained (He et al. 2016, arXiv:1512.03385).
 
-    Weight decay is the L2 penalty of those papers: added to the gradient, before the momentum.
+    Attributes:
+        weight_decay: the L2 penalty of those papers: added to the gradient, before the momentum.
+        momentum: decay of the sum of gradients.
+        nesterov: look one step of the momentum ahead.
     """
 
     kind: Literal["sgd"] = "sgd"
@@ -105,9 +121,13 @@ class Sgd:
 class Adafactor:
     """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235): rows and columns of second moments, hardly any memory.
 
-    `lr` is relative: each parameter moves by lr × its own root mean square (at least 1e-3). The second moment after t
-    steps decays by 1 - t^-`decay_rate`. Weight decay is decoupled, lr × weight_decay × w, as AdamW's is. Layers stacked
-    in one array share one root mean square, as optax has it.
+    Layers stacked in one array share one root mean square, as optax has it.
+
+    Attributes:
+        lr: relative: each parameter moves by lr × its own root mean square (at least 1e-3).
+        weight_decay: decoupled, lr × weight_decay × w, as AdamW's is.
+        decay_rate: the second moment after t steps decays by 1 - t^-decay_rate.
+        clip_update: an update whose root mean square is larger is scaled down to it.
     """
 
     kind: Literal["adafactor"] = "adafactor"
@@ -139,9 +159,14 @@ class Adafactor:
 class Muon:
     """Muon (Jordan et al. 2024): hidden matrices get their momentum orthogonalized, layer by layer; the rest AdamW.
 
-    Scaled as in Liu et al. 2025 (arXiv:2502.16982): an update of a matrix has the root mean square `update_rms` × lr,
-    about that of AdamW, so one learning rate and one weight decay serve both. A kernel that holds several maps side by
-    side (queries, keys and values) counts as one matrix.
+    Scaled as in Liu et al. 2025 (arXiv:2502.16982), so that one learning rate and one weight decay serve both. A kernel
+    that holds several maps side by side (queries, keys and values) counts as one matrix.
+
+    Attributes:
+        momentum: of hidden matrices.
+        update_rms: an update of a hidden matrix has the root mean square update_rms × lr, about that of AdamW.
+        b1: as AdamW's, for the rest.
+        b2: as AdamW's, for the rest.
     """
 
     kind: Literal["muon"] = "muon"

@@ -22,7 +22,12 @@ Fraction = Annotated[float, Interval(ge=0.0, le=1.0)]
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp(ABC):
-    """A linear rise first, `warmup_steps` long or the fraction `warmup_fraction` of train.steps; both null: none."""
+    """A linear rise first; with neither of its fields set there is none.
+
+    Attributes:
+        warmup_steps: how long it is, in steps.
+        warmup_fraction: how long it is, as a share of train.steps.
+    """
 
     kind: str
     warmup_steps: Annotated[int, Ge(0)] | None = None
@@ -71,7 +76,11 @@ class Constant(WarmUp):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(WarmUp):
-    """Half a cosine down to lr × end_lr_fraction at the last step (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    """Half a cosine down to lr × end_lr_fraction at the last step (Loshchilov & Hutter 2017, arXiv:1608.03983).
+
+    Attributes:
+        end_lr_fraction: what is left of lr at the last step.
+    """
 
     kind: Literal["cosine"] = "cosine"
     end_lr_fraction: Fraction = 0.1
@@ -86,7 +95,11 @@ class Cosine(WarmUp):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(WarmUp):
-    """A straight line down to lr × end_lr_fraction at the last step (as BERT has it; Devlin 2018, arXiv:1810.04805)."""
+    """A straight line down to lr × end_lr_fraction at the last step (as BERT has it; Devlin 2018, arXiv:1810.04805).
+
+    Attributes:
+        end_lr_fraction: what is left of lr at the last step.
+    """
 
     kind: Literal["linear"] = "linear"
     end_lr_fraction: Fraction = 0.0
@@ -100,11 +113,15 @@ class Linear(WarmUp):
 
 @dataclass(frozen=True, kw_only=True)
 class Wsd(WarmUp):
-    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): lr, and down over the last `decay_fraction` of steps.
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): lr, and a short way down at the end.
 
     The way down is lr × (1 - (1 - end_lr_fraction) × √x), x from 0 to 1, the best of several shapes in Hägele et al.
     2024 (arXiv:2405.18392). From a checkpoint before it begins, a run can be made longer as if it had been from the
     start.
+
+    Attributes:
+        decay_fraction: the share of train.steps, the last ones, that the way down takes.
+        end_lr_fraction: what is left of lr at the last step.
     """
 
     kind: Literal["wsd"] = "wsd"

@@ -48,7 +48,11 @@ def parse_walltime(walltime: str | float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataSource:
-    """A source that is asked over HTTP at `url`: the metadata service of a machine in a cloud."""
+    """A source that is asked over HTTP: the metadata service of a machine in a cloud.
+
+    Attributes:
+        url: where the service is.
+    """
 
     kind: str
     url: str = METADATA_URL
@@ -63,9 +67,15 @@ class MetadataSource:
 class Gce(MetadataSource):
     """On Google Compute Engine: spot machines are preempted 30 s after the notice, or taken down for maintenance.
 
-    `preempted_seconds`: 120 more where the machine was made with a preemption notice duration. `maintenance_seconds`:
-    3600 on machines with GPUs. The service is asked once and answers when something changes, after `wait_seconds` at
-    the latest.
+    The service is asked once and answers when something changes, after `wait_seconds` at the latest.
+
+    Attributes:
+        preempted_seconds: what a preemption leaves: 120 more where the machine was made with a preemption notice
+            duration.
+        maintenance_seconds: what maintenance leaves: 3600 on machines with GPUs.
+        wait_seconds: so long the service may take to say that nothing has changed.
+        timeout_seconds: it is given so long beyond that to answer.
+        poll_seconds: so long after one question comes the next.
     """
 
     kind: Literal["gce"] = "gce"
@@ -93,7 +103,13 @@ class Gce(MetadataSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Aws(MetadataSource):
-    """On Amazon EC2: spot machines are told two minutes ahead; at a hint (rebalance) the run saves and goes on."""
+    """On Amazon EC2: spot machines are told two minutes ahead; at a hint (rebalance) the run saves and goes on.
+
+    Attributes:
+        notice_seconds: what a notice leaves.
+        timeout_seconds: the service is given so long to answer.
+        poll_seconds: so long after one question comes the next.
+    """
 
     kind: Literal["aws"] = "aws"
     notice_seconds: Seconds = 120.0
@@ -121,9 +137,13 @@ class Aws(MetadataSource):
 class Azure(MetadataSource):
     """On Microsoft Azure: spot machines are told at least 30 s ahead, others up to days.
 
-    The run goes on until `lead_seconds` before the end.
-    `machine`: the name of the machine as events call it, if not what the service says. The first answer may take two
-    minutes: `first_timeout_seconds`.
+    Attributes:
+        machine: the name of the machine as events call it, if not what the service says.
+        notice_seconds: what a notice leaves at least.
+        lead_seconds: with more time than this the run goes on until so long before the end.
+        first_timeout_seconds: the first answer is given so long, for it may take two minutes.
+        timeout_seconds: each further answer is given so long.
+        poll_seconds: so long after one question comes the next.
     """
 
     kind: Literal["azure"] = "azure"
@@ -152,10 +172,15 @@ class Azure(MetadataSource):
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJobEnd:
-    """In a Slurm job: stop `lead_seconds` before its end, be that its time limit or a preemption with GraceTime.
+    """In a Slurm job: stop before its end, be that its time limit or a preemption with GraceTime.
 
-    Outside a job it does nothing. The end is read again every `poll_seconds`; no faster, since the answer comes from
-    the one controller of a whole cluster. A GraceTime that is shorter than that may be missed.
+    Outside a job it does nothing. A GraceTime that is shorter than `poll_seconds` may be missed.
+
+    Attributes:
+        lead_seconds: so long before the end the run stops.
+        timeout_seconds: Slurm is given so long to answer.
+        poll_seconds: so often the end is read again; not faster, since the answer comes from the one controller of a
+            whole cluster.
     """
 
     kind: Literal["slurm"] = "slurm"
@@ -183,7 +208,9 @@ class SlurmJobEnd:
 class AutoDetect:
     """Anywhere: finds out which of the others apply, from the firmware and the environment; elsewhere asks nobody.
 
-    `dmi`: where the firmware's names are; `url`: where the machine's service is, if not at the usual address.
+    Attributes:
+        dmi: where the firmware's names are.
+        url: where the machine's service is, if not at the usual address.
     """
 
     kind: Literal["auto"] = "auto"
@@ -222,8 +249,12 @@ NoticeSource = Gce | Aws | Azure | SlurmJobEnd | AutoDetect
 class Preempt:
     """What asks the run to save and stop: signals, the file RUN/STOP, a time limit, and notices of the machine.
 
-    `notice_seconds` is how long the machine leaves between SIGTERM and SIGKILL; `walltime` counts from the start of
-    the process.
+    Attributes:
+        signals: those that ask; a second one ends the process at once.
+        notice_seconds: how long the machine leaves between SIGTERM and SIGKILL.
+        stop_file: look for a file `STOP` in the run's directory.
+        walltime: stop in time for this limit, counted from the start of the process: `3h55m`, `90m` or seconds.
+        notices: sources of notices, each under a name of its own.
     """
 
     signals: list[Signal] = field(default_factory=lambda: ["TERM", "INT", "USR1", "USR2", "HUP"])
