@@ -26,6 +26,9 @@ def main(argv: Sequence[str]) -> int:
         except BrokenPipeError:
             # Whoever read what Hydra prints (`--help | head`) has seen enough.
             return EXIT_PIPE
+        except SystemExit as answered:
+            # Hydra has printed its help. Python's own way out would complain of a reader who has left by now.
+            return answered.code if isinstance(answered.code, int) else 0
         if isinstance(request, RunRequest) and request.job is None:
             # Imported when the command is known to be right: a wrong one is answered without it.
             from runner.session import experiment
