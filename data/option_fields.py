@@ -20,8 +20,8 @@ class BatchOptions:
     """How batches are prepared. None of it changes a batch, so a run may go on with other values.
 
     Attributes:
-        workers: so many processes make them; 0: the training process does.
-        prefetch: so many are made ahead, by each worker, or by threads where there is no worker.
+        workers: so many processes make batches; 0: the training process does.
+        prefetch: so many batches are made ahead, by each worker, or by threads where there is no worker.
     """
 
     workers: Number = 0

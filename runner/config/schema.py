@@ -92,11 +92,9 @@ class Ckpt:
 
 @dataclass(frozen=True, kw_only=True)
 class PreemptByKind(Preempt):
-    """The options of `Preempt`, with the mark by which pydantic tells the notices apart: their `kind`.
+    """What asks the run to save and stop: signals, the file RUN/STOP, a time limit, and notices of the machine."""
 
-    The mark is pydantic's, and what listens for a stop is imported without it.
-    """
-
+    # The mark by which pydantic tells them apart is added here: what listens for a stop is imported without pydantic.
     notices: Mapping[str, Annotated[NoticeSource, BY_KIND]] = field(default_factory=dict)
 
 
@@ -105,8 +103,8 @@ class InitFrom:
     """Begin with the weights of another run.
 
     Attributes:
-        run: whose: `RUN`, `RUN@STEP` or `RUN@best`; `init_from=RUN` is short for it.
-        partial: take those that fit, and leave the others as they are initialized.
+        run: the one whose weights they are: `RUN`, `RUN@STEP` or `RUN@best`; `init_from=RUN` is short for it.
+        partial: take the weights that fit, and leave the others as they are initialized.
     """
 
     run: str | None = None

@@ -51,8 +51,8 @@ class ArrayComparison:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the two checkpoints."""
-    parser.add_argument("a", metavar="RUN@A")
-    parser.add_argument("b", metavar="RUN@B", help="of the same run or of another")
+    parser.add_argument("a", metavar="RUN@A", help="a checkpoint")
+    parser.add_argument("b", metavar="RUN@B", help="another one, of the same run or of another")
 
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:

@@ -25,8 +25,8 @@ class WarmUp(ABC):
     """A linear rise first; with neither of its fields set there is none.
 
     Attributes:
-        warmup_steps: how long it is, in steps.
-        warmup_fraction: how long it is, as a share of train.steps.
+        warmup_steps: how long the warm-up is, in steps.
+        warmup_fraction: how long the warm-up is, as a share of train.steps.
     """
 
     kind: str
