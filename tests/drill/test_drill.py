@@ -339,10 +339,10 @@ def test_the_picture_is_one(identical: tuple[Door, str, dict[str, Any]]) -> None
 PLANTS = {
     "rng": """
 import runner.train.build as module
-original = module.restore
+original = module.read_train_state
 def planted(built, directory):
     return {**original(built, directory), "rng": built.init()["rng"]}
-module.restore = planted
+module.read_train_state = planted
 """,
     "data": """
 from data.pipeline import TrainingStream
@@ -352,14 +352,14 @@ TrainingStream.restore = lambda self, state: original(self, {**state, "next_inde
     "noise": """
 import os
 import runner.train.step as module
-original = module.train_step
+original = module.make_train_step
 def planted(*parts):
     inner, noise = original(*parts), 1e-7 * int.from_bytes(os.urandom(3))
-    def noisy(state, batch):
-        state, metrics = inner(state, batch)
+    def noisy(state, batch, lr):
+        state, metrics = inner(state, batch, lr)
         return state, {**metrics, "loss": metrics["loss"] + noise}
     return noisy
-module.train_step = planted
+module.make_train_step = planted
 """,
 }
 
