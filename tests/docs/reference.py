@@ -16,6 +16,7 @@ import itertools
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -303,7 +304,7 @@ def describe_choices(group: str, rules: str = "") -> str:
 
 
 def describe_kinds(prefix: str, options: Sequence[Any], group: str = "") -> Iterator[str]:
-    """Yield a section for each dataclass of a union, after a table of what several have from a base of theirs.
+    """Yield a section for each dataclass of a union, after a table of what at least half have from a base of theirs.
 
     With `group`, a file of conf/ chooses the kind: what that file sets is the default.
     """
@@ -317,7 +318,8 @@ def describe_kinds(prefix: str, options: Sequence[Any], group: str = "") -> Iter
         for row in tables[option]:
             if row.key.removeprefix(f"{prefix}.").partition(".")[0] not in option.__annotations__:
                 holders.setdefault(row, []).append(option)
-    shared = {row: have for row, have in holders.items() if len(have) > len(options) / 2}
+    inheriting = Counter(row.key for row, have in holders.items() for _ in have)
+    shared = {row: have for row, have in holders.items() if len(have) > 1 and 2 * inheriting[row.key] >= len(options)}
     if shared:
         names = {row: "all" if len(have) == len(options) else of_kinds(have) for row, have in shared.items()}
         yield format_rows(list(shared), list(names.values()))
