@@ -22,7 +22,7 @@ from annotated_types import Ge
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.child_process import handle_signals, spawn_child
 from runner.launch.sweep_members import MemberResult, SweepMember, classify_exit
-from runner.preempt.options import STOP_FILE
+from runner.preempt.preempt_options import STOP_FILE
 
 Item = TypeVar("Item")
 # The driver lists its GPUs here. CUDA itself would open a context on each of them to answer.

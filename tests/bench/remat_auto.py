@@ -50,22 +50,22 @@ class Line:
 def measured(words: Sequence[str]) -> Iterator[Line]:
     """A line for each budget. An option is compiled once; what it took counts for each budget that asks for it."""
     from runner.remat.auto_search import build_menu, choose_row
-    from runner.train.dataset import read
+    from runner.train.dataset import read_sources
 
     config = composed(*words, "remat=auto", "remat.budget_bytes=1GB")
     began = time.perf_counter()
-    whole = build_menu(config, read(config.data))
+    whole = build_menu(config, read_sources(config.data))
     tracing, took = time.perf_counter() - began, dict[Any, tuple[int, float]]()
 
     def num_bytes(row: Any) -> int:
-        if row.option not in took:
+        if row.policy not in took:
             began = time.perf_counter()
-            took[row.option] = whole.num_bytes(row), time.perf_counter() - began
-        asked[row.option] = took[row.option][0]
-        return asked[row.option]
+            took[row.policy] = whole.num_bytes(row), time.perf_counter() - began
+        asked[row.policy] = took[row.policy][0]
+        return asked[row.policy]
 
     asked: dict[Any, int] = {}
-    fixed = {row: num_bytes(row) for row in whole.rows if not isinstance(row.option, Names)}
+    fixed = {row: num_bytes(row) for row in whole.rows if not isinstance(row.policy, Names)}
     assert all(row.least <= needed for row, needed in fixed.items()), "what is ruled out might have fitted"
     (none,) = [needed for row, needed in fixed.items() if row.name == "none"]
     (full,) = [needed for row, needed in fixed.items() if row.name == "full"]
@@ -74,7 +74,7 @@ def measured(words: Sequence[str]) -> Iterator[Line]:
         asked.clear()
         taken = choose_row(replace(whole, num_bytes=num_bytes, known=asked), budget)
         assert taken is not None
-        needed, seconds = asked[taken.option], sum(took[option][1] for option in asked)
+        needed, seconds = asked[taken.policy], sum(took[option][1] for option in asked)
         best = min((row for row in fixed if fixed[row] <= budget), key=lambda row: row.flops)
         yield Line(
             *(budget, taken.name, needed, 100 * (taken.flops / whole.flops - 1)),

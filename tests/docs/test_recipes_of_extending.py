@@ -19,6 +19,7 @@ from tests.conftest import HANG_SECONDS, REPO
 from tests.docs.pages import PAGES, RECIPES, Block, find_blocks, shell_lines, split_sections
 
 SECTIONS = {title: part for title, part in split_sections(PAGES[RECIPES]).items() if title.startswith("Add ")}
+REFERENCE = "docs/reference.md"  # written by a program, for all recipes in the last test
 COPIED = ("conf", "data", "docs", "models", "runner", "tests", "run.py", "README.md", "pyproject.toml")
 
 
@@ -146,7 +147,9 @@ def test_a_recipe_works_as_written(title: str, tmp_path: Path) -> None:
     root = copy_repository(tmp_path / "copy")
     blocks = follow(title, root)
     listed = set(re.findall(r"^\| `([^`]+)` \|", SECTIONS[title], re.MULTILINE))
-    assert listed == {block.file for block in blocks if block.file}, "the list of files is not what the blocks change"
+    assert REFERENCE in listed
+    changed = {block.file for block in blocks if block.file}
+    assert listed == {*changed, REFERENCE}, "the list of files is not what the blocks change"
     said = []
     for line in shell_lines(blocks):
         said.append(type_command(line.replace("RUN", str(the_run(root))) if "RUN" in line else line, root))
@@ -162,7 +165,9 @@ def test_the_repository_agrees_with_all_of_them(tmp_path: Path) -> None:
     checked = [block.file for title in SHOWS for block in find_blocks(SECTIONS[title]) if block.file.endswith(".py")]
     type_command(f"ruff check --no-cache {' '.join(checked)}", root)
     type_command(f"ruff format --no-cache --check {' '.join(checked)}", root)
+    type_command("python -m tests.docs.reference --write", root)
     tests = [
+        "tests/docs/test_reference.py",
         "tests/config/test_every_choice.py::test_no_choice_is_left_out",
         "tests/laws/test_breadth.py::test_no_model_and_no_source_is_left_out",
         "tests/docs/test_pages.py::test_its_tables_name_every_choice",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.schema import read
+from runner.config.schema import read_document
 from tests.conftest import SMALL, Door, assert_same, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def test_a_grid_killed_at_random_ends_as_each_run_does_alone(door: Door, tmp_pat
     assert {place: attempts(place) for place in places} == before
     assert "9 runs: 9 finished" in again.stdout
     for number, place in enumerate(places):
-        config = read(place / "config.yaml")
+        config = read_document(place / "config.yaml")
         rules = sorted(config["ckpt"]["save"])
         ckpt = "combined" if len(rules) == 2 else rules[0]
         reference = alone(tmp_path / str(number), *SHORT, f"ckpt={ckpt}", f"remat={config['remat']['kind']}")
@@ -108,7 +108,7 @@ def test_neither_order_nor_neighbours_change_a_result(door: Door, tmp_path: Path
         assert done.returncode == 0, (done.stdout, done.stderr)
         runs = [path.parent for path in folder.glob("outputs/default/*/config.yaml")]
         assert all(json.loads((run / "status.json").read_text())["state"] == "finished" for run in runs)
-        return {read(run / "config.yaml")["seed"]: run for run in runs}
+        return {read_document(run / "config.yaml")["seed"]: run for run in runs}
 
     one, other = finished(tmp_path / "one", "0,1,2,3"), finished(tmp_path / "other", "3,2,1,0")
     assert one.keys() == other.keys() == {0, 1, 2, 3}
