@@ -135,11 +135,27 @@ def assert_same(run: Path, reference: Path, step: int) -> None:
     assert (run / "logs/metrics.jsonl").read_bytes() == (reference / "logs/metrics.jsonl").read_bytes()
 
 
+# Python only prints what goes wrong in sitecustomize: a fault planted under a name that is gone would test nothing.
+PLANTED = """
+import os, traceback
+try:
+    exec(compile({code!r}, "planted", "exec"), globals())
+except Exception:
+    traceback.print_exc()
+    os._exit(97)
+"""
+
+
+def fail_loudly(code: str) -> str:
+    """Code for a sitecustomize.py that ends the process where it cannot do what it is planted for."""
+    return PLANTED.format(code=code)
+
+
 def plant(folder: Path, code: str) -> dict[str, str]:
     """The environment in which every Python process first runs this code: a bug, a delay, a fault in our own rooms."""
     planted = folder / "planted"
     planted.mkdir(exist_ok=True)
-    (planted / "sitecustomize.py").write_text(code)
+    (planted / "sitecustomize.py").write_text(fail_loudly(code))
     return {"PYTHONPATH": f"{planted}{os.pathsep}{REPO}"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner.checkpoint.record import FORMAT, list_records, list_steps, read_sidecar
-from tests.conftest import REPO, Door, assert_same, checkpoint
+from tests.conftest import REPO, Door, assert_same, checkpoint, fail_loudly
 
 # Losses fall and the score asks for the highest: so the best is early, and the newest is not it.
 FAST = (
@@ -42,7 +42,7 @@ def best_step(run: Path) -> int:
 
 def planted(door: Door, code: str) -> dict[str, str]:
     """The environment in which a process runs this code before anything else."""
-    (door.cwd / "sitecustomize.py").write_text(code)
+    (door.cwd / "sitecustomize.py").write_text(fail_loudly(code))
     return {"PYTHONPATH": f"{door.cwd}{os.pathsep}{REPO}"}
 
 

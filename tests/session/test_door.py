@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import REPO, SMALL, Door, last_logged
+from tests.conftest import REPO, SMALL, Door, fail_loudly, last_logged
 
 WRONG = [
     "ckpt.evry=5",
@@ -142,7 +142,9 @@ def test_two_processes_never_write_one_run(door: Door) -> None:
 def test_a_bug_is_told_in_full_and_recorded(door: Door) -> None:
     """Here: a data file that vanishes between validation and reading."""
     (door.cwd / "sitecustomize.py").write_text(
-        "import data.text_files\ndef text(*_): raise RuntimeError('planted')\ndata.text_files.read_text = text\n"
+        fail_loudly(
+            "import data.text_files\ndef text(*_): raise RuntimeError('planted')\ndata.text_files.read_text = text\n"
+        )
     )
     (door.cwd / "sitecustomize.py").rename(door.cwd / "later.py")
     door.kill_at(20, *SMALL)
@@ -223,9 +225,11 @@ def test_changed_data_is_refused_and_the_run_left_as_it_was(door: Door) -> None:
 def test_a_full_disk_at_the_end_is_exit_5(door: Door) -> None:
     """A file size limit stands in for the full disk: every write beyond it fails in the kernel."""
     (door.cwd / "sitecustomize.py").write_text(
-        "import resource, signal\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        fail_loudly(
+            "import resource, signal\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+        )
     )
     done = door.run(*SMALL, "train.steps=10", PYTHONPATH=str(door.cwd), JAX_COMPILATION_CACHE_DIR="")
     assert done.returncode == 5, (done.stdout, done.stderr)
@@ -239,7 +243,7 @@ def test_a_full_disk_at_the_end_is_exit_5(door: Door) -> None:
 def test_a_failed_save_does_not_keep_a_finished_run_from_ending(door: Door) -> None:
     """Planted: background saves see arrays that the next step has donated away. Only the last one can succeed."""
     (door.cwd / "sitecustomize.py").write_text(
-        "import runner.checkpoint.store as store\nstore.copy_to_host = lambda state: state\n"
+        fail_loudly("import runner.checkpoint.store as store\nstore.copy_to_host = lambda state: state\n")
     )
     process = door.start(*SMALL, "train.steps=25", PYTHONPATH=f"{door.cwd}{os.pathsep}{REPO}")
     out, err = process.communicate(timeout=300)  # it would wait for twenty minutes

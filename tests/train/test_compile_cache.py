@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner.train import compile_cache
-from tests.conftest import REPO, SMALL, Door
+from tests.conftest import REPO, SMALL, Door, fail_loudly
 
 PROGRAM = """
 import sys
@@ -92,7 +92,7 @@ compile.measure_step = slow
 
 def test_a_restart_finds_its_programs_and_computes_the_same(door: Door, tmp_path: Path) -> None:
     run = (*SMALL, f"compile_cache={tmp_path / 'programs'}")
-    (door.cwd / "sitecustomize.py").write_text(SLOW_TO_COUNT)
+    (door.cwd / "sitecustomize.py").write_text(fail_loudly(SLOW_TO_COUNT))
     path = {"PYTHONPATH": f"{door.cwd}{os.pathsep}{REPO}"}
     assert door.run(*run, "train.steps=10", **path).returncode == 0
     (first,) = [json.loads(line) for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]
