@@ -527,7 +527,9 @@ def test_offloading_must_move_something() -> None:
         compile.refuse_offload_on_cpu(option, "cpu")
     with pytest.raises(ConfigError, match="moved nothing of qkv to the host's memory"):
         compile.refuse_not_offloaded(option, compiled(0))
-    compile.refuse_not_offloaded(option, compiled(0, "f32[8,8]{1,0:S(5)} copy-done(%start)"))  # not every backend counts it
+    compile.refuse_not_offloaded(
+        option, compiled(0, "f32[8,8]{1,0:S(5)} copy-done(%start)")
+    )  # not every backend counts it
     compile.refuse_offload_on_cpu(Names(save=("qkv",)), "cpu")
     compile.refuse_offload_on_cpu(option, "tpu")
     compile.refuse_not_offloaded(option, compiled(4096))

@@ -130,7 +130,9 @@ def test_what_the_compiler_finds_no_room_for_is_too_large(monkeypatch: pytest.Mo
         raise jax.errors.JaxRuntimeError(words)
 
     traced: Any = None
-    monkeypatch.setattr(auto_search, "measure_memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory"))
+    monkeypatch.setattr(
+        auto_search, "measure_memory", partial(fails, words="RESOURCE_EXHAUSTED: XLA ran out of memory")
+    )
     menu = _fake({"none": (auto_search._compile_bytes(traced), 100), "full": (10, 130)})
     taken = auto_search.choose_row(menu, 10**9)
     assert taken is not None
