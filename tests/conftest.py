@@ -180,10 +180,12 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if (
-        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # a shell's background job, whose children would ignore Ctrl-C
+    # Processes that we start inherit what is ignored, and a run respects it: in a shell's background job that would be
+    # Ctrl-C, and under nohup a hang-up. A test that sends one would wait for ever.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
