@@ -44,7 +44,7 @@ HEAD = """# Reference
 
 Every option there is. This page is generated from the code and from `conf/`: `python -m tests.docs.reference --write`.
 
-`GROUP=OPTION` chooses a file of `conf/GROUP/`, which sets some keys; `KEY=VALUE` sets a single one, as in
+`GROUP=OPTION` chooses a file of that folder of `conf/`, which sets some keys; `KEY=VALUE` sets a single one, as in
 `optim.lr=1e-3`. `python run.py --help` lists the groups, and `python run.py GROUP=OPTION --cfg job` prints what a command
 would run with. A `conf/` of your own where you type the command comes before ours: a file there adds an option, or
 replaces one of the same name.
