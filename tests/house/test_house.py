@@ -212,7 +212,8 @@ def test_road(tmp_path: Path) -> None:
     product = plant(
         tmp_path,
         {
-            "run.py": "import sys\nfrom runner.session import experiment\nfrom runner.session.experiment import Never\nLIMIT = 3\n"
+            "runner/launch/__init__.py": "",
+            "runner/launch/main.py": "import sys\nfrom runner.session import experiment\nfrom runner.session.experiment import Never\nLIMIT = 3\n"
             "def main(argv: Never):\n    x = sys.argv\n    return experiment.run(x, LIMIT)\n",
             "runner/session/__init__.py": "",
             "runner/session/experiment.py": "from runner.session.attempt import run_attempt\n"
