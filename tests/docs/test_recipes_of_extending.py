@@ -142,7 +142,13 @@ def test_each_recipe_is_followed() -> None:
     assert SECTIONS.keys() == SHOWS.keys()
 
 
-@pytest.mark.parametrize("title", SHOWS)
+# Each recipe trains something on a copy of its own. Two of them always; all with `pytest -m slow tests/docs`.
+ALWAYS = ("Add a retention rule", "Add a verb")
+
+
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=() if title in ALWAYS else pytest.mark.slow) for title in SHOWS]
+)
 def test_a_recipe_works_as_written(title: str, tmp_path: Path) -> None:
     root = copy_repository(tmp_path / "copy")
     blocks = follow(title, root)
