@@ -53,7 +53,18 @@ def test_there_are_commands_to_run() -> None:
     assert any(re.fullmatch(r"pip install .* && pytest( .*)?", line) for line in lines)
 
 
-@pytest.mark.parametrize("command", commands())
+# Always those of the first page and every third of the others; the rest with `pytest -m slow tests/docs`.
+ON_THE_FIRST_PAGE = [command for command in commands() if command.split(" -m ")[0] in README]
+OTHERS = [command for command in commands() if command not in ON_THE_FIRST_PAGE]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *ON_THE_FIRST_PAGE,
+        *(pytest.param(command, marks=pytest.mark.slow if at % 3 else ()) for at, command in enumerate(OTHERS)),
+    ],
+)
 def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
     words = shlex.split(command.replace("FOLDER", "."))[2:]
     if "--help" in words:
