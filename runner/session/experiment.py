@@ -50,9 +50,12 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         if config.overwrite and run_dir.config.exists():
             with lock_run(run_dir):
+                # Before anything is moved: a command that is refused leaves the run where it was.
+                inspect_run(run_dir, config)
                 print(f"{run_dir} was set aside as {set_run_aside(run_dir)}")
+        is_new = not run_dir.path.exists()
         with lock_run(run_dir):
-            standing = _inspect_locked(run_dir, config)
+            standing = _inspect_locked(run_dir, config, is_new=is_new)
             if standing.is_finished:
                 return _tell_finished(config, run_dir, standing)
             with listen_to_sources(config.preempt, run_dir, stop_flag, began):
@@ -105,12 +108,13 @@ def find_unfinished(config: Config, overrides: Sequence[str]) -> RunDir | None:
     return run_dir
 
 
-def _inspect_locked(run_dir: RunDir, config: Config) -> Standing:
-    """Inspect a run whose lock is held; where it is refused, take back the directory that the lock made."""
+def _inspect_locked(run_dir: RunDir, config: Config, *, is_new: bool) -> Standing:
+    """Inspect a run whose lock is held; where it is refused and is new, take back the directory that the lock made."""
     try:
         return inspect_run(run_dir, config)
     except HoldfastError:
-        if not run_dir.config.exists():
+        # Never a directory that was there: one that has lost its configuration may still hold checkpoints.
+        if is_new and not run_dir.config.exists():
             _remove_new_run(run_dir)
         raise
 

@@ -260,3 +260,27 @@ def test_a_reader_that_goes_away_does_not_end_a_run(door: Door) -> None:
     process.stdout.close()  # as `| head -1` does
     assert process.wait(timeout=300) == 0, process.stderr.read()
     assert "finished 60 steps" in (door.the_run / "logs/run.log").read_text()
+
+
+def test_a_refused_command_moves_and_removes_nothing(door: Door) -> None:
+    """Weights to begin with that are not there: with overwrite=true, and for a run that has lost its configuration."""
+    assert door.run(*SMALL, "train.steps=10").returncode == 0
+    run, wrong = door.the_run, "init_from=outputs/default/nothing"
+    kept = {path for path in door.tree() if "/checkpoints/" in path}
+    assert kept
+    done = door.run(f"dir={run}", "resume=never", "overwrite=true", wrong)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert "set aside" not in done.stdout
+    assert kept <= door.tree()
+    assert not (run.parent / ".overwritten").exists()
+    new = door.run(*SMALL, "train.steps=10", wrong, "name=other")
+    assert new.returncode == 3, new.stderr
+    assert not (door.cwd / "outputs/other").exists()
+    # The directory that the command with the wrong weights has, with checkpoints and without its configuration.
+    started = door.run(*SMALL, "train.steps=10", f"init_from={run}", "name=lost")
+    assert started.returncode == 0, started.stderr
+    (lost,) = (path.parent for path in door.cwd.glob("outputs/lost/*/config.yaml"))
+    (lost / "config.yaml").unlink()
+    run.rename(run.with_name("elsewhere"))
+    assert door.run(*SMALL, "train.steps=10", f"init_from={run}", "name=lost").returncode == 3
+    assert [*lost.glob("checkpoints/10/holdfast.json")]
