@@ -96,8 +96,10 @@ def encode_sidecar(record: Record, files: FileTable) -> bytes:
     return body + b',\n "xxh3": "%s"\n}\n' % xxhash.xxh3_128(body).hexdigest().encode()
 
 
-def read_sidecar(directory: Path) -> tuple[Record, FileTable]:
+def read_sidecar(directory: Path, step: int | None = None) -> tuple[Record, FileTable]:
     """Return the record of a checkpoint directory, and its files.
+
+    `step` is what it should hold, where the directory is not named after it.
 
     Raises:
         OSError: the sidecar is missing or cannot be read.
@@ -117,7 +119,7 @@ def read_sidecar(directory: Path) -> tuple[Record, FileTable]:
     document["pinned"] = (directory / PIN).exists()
     record = Record(**document)
     # A copied or renamed directory would put its state under a step that it is not of.
-    if str(record.step) != directory.name:
+    if str(record.step) != (directory.name if step is None else str(step)):
         raise ValueError(f"{SIDECAR} belongs to step {record.step}")
     return record, files
 

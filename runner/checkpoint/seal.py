@@ -39,16 +39,18 @@ def seal_checkpoint(directory: Path, record: Record, *, checksums: bool = True) 
         list(pool.map(sync_path, [sidecar, *(directory / name for name in files), *folders, directory]))
 
 
-def find_problem(directory: Path, *, checksums: bool = True) -> str | None:
+def find_problem(directory: Path, *, checksums: bool = True, step: int | None = None) -> str | None:
     """Return why this checkpoint is not what was written, in a few words; None when every byte is.
 
-    Without `checksums` no file is read: only their names and sizes are compared.
+    Without `checksums` no file is read: only their names and sizes are compared. `step` is what it should hold, where
+    the directory is not named after it. Raises OSError where something is there and cannot be read now (a disk in
+    trouble, too many open files, no permission): that says nothing about its bytes.
     """
     try:
-        _, sealed = read_sidecar(directory)
-    except FileNotFoundError:
+        _, sealed = read_sidecar(directory, step)
+    except (FileNotFoundError, NotADirectoryError):
         return f"no {SIDECAR}: it was never finished, or it is not a checkpoint of a run"
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         return f"{SIDECAR} cannot be believed ({error or type(error).__name__})"
     present = set(_list_names(directory))
     if missing := sorted(sealed.keys() - present):
@@ -58,8 +60,8 @@ def find_problem(directory: Path, *, checksums: bool = True) -> str | None:
         return f"{foreign[0]} does not belong to it"
     try:
         found = measure_files(directory, list(sealed), checksums=checksums)
-    except OSError as error:
-        return f"{error.filename or 'a file'} cannot be read ({error.strerror})"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     for name, expected in sealed.items():
         if found[name]["bytes"] != expected["bytes"]:
             return f"{name} has {found[name]['bytes']} bytes instead of {expected['bytes']}"
@@ -82,10 +84,15 @@ def measure_files(directory: Path, names: Sequence[str], *, checksums: bool) -> 
 
 def _list_names(directory: Path) -> Iterator[str]:
     """Yield every file of a checkpoint that is sealed, in order: all but the sidecar itself and the pin."""
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if not path.is_dir() and name not in (SIDECAR, PIN):
-            yield name
+    names = []
+    # Not `rglob`: it passes over a folder that cannot be read, and its files would seem to be missing.
+    for folder, _, files in os.walk(directory, onerror=_raise_error):
+        names += [(Path(folder) / file).relative_to(directory).as_posix() for file in files]
+    yield from sorted(name for name in names if name not in (SIDECAR, PIN))
+
+
+def _raise_error(error: OSError) -> None:
+    raise error
 
 
 def _measure_file(path: Path) -> FileFacts:

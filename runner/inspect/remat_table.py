@@ -10,7 +10,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from runner.errors import ConfigError
-from runner.files import replace_file
+from runner.files import make_folder, replace_file
 from runner.inspect.lookup import choose_new_folder
 from runner.launch.compose import compose_run
 from runner.remat.cost_table import Alternative, PolicyCosts, SurveyReport
@@ -92,6 +92,7 @@ def _write_results(report: SurveyReport, folder: Path) -> dict[str, str]:
     from runner.remat.memory_plot import draw_survey
 
     lines, picture = folder / LINES_FILE, folder / PICTURE_FILE
+    make_folder(folder)
     replace_file(lines, "".join(json.dumps(line) + "\n" for line in report.lines()))
     draw_survey(picture, report)
     return {"lines": str(lines), "picture": str(picture)}

@@ -109,6 +109,7 @@ def _submit_arrays(
         content = render_array(part, folder, options)
         # Named by its content, so that what a job in the queue was made from is never written over.
         script = folder / "slurm" / f"{hashlib.sha256(content.encode()).hexdigest()[:8]}.sbatch"
+        files.make_folder(script.parent)
         files.replace_file(script, content)
         # `parallel` is counted within an array: the next begins when the one before it is through.
         later = [f"--dependency=afterany:{previous}"] if previous and options.parallel else []

@@ -77,6 +77,7 @@ def resolve_auto(config: Config, built: Built, own_file: Path, say: Say, show_li
     # The cache only saves time: where it cannot be written, the next run searches again.
     if cache_file is not None:
         with suppress(OSError):
+            files.make_folder(cache_file.parent)
             files.replace_file(cache_file, document, durable=False)
     return found
 

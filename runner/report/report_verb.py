@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import ConfigError
-from runner.files import replace_file
+from runner.files import make_folder, replace_file
 from runner.inspect.lookup import find_runs
 from runner.report.config_diff import ConfigDiff, compare_configs
 from runner.report.facts import RunFacts, read_facts
@@ -37,9 +37,11 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     order = differs.order(len(found))
     facts, differs = [found[number] for number in order], differs.reorder(order)
     title = " · ".join(display_path(Path(path).expanduser()) for path in arguments.paths)
-    html = render_page(facts, differs, title, page.resolve().parent)
+    target = page.resolve()
+    html = render_page(facts, differs, title, target.parent)
+    make_folder(target.parent)
     # Not worth a wait for the disk: it can be written again at any time.
-    replace_file(page, html, durable=False)
+    replace_file(target, html, durable=False)
     num_bytes = len(html.encode())
     say(f"{page}  {format_count(len(facts), 'run')}, {format_size(num_bytes)}; open it in a browser")
     return VerbResult({"page": str(page), "bytes": num_bytes, "runs": _describe_runs(facts, differs)})

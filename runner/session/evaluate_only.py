@@ -54,6 +54,7 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     values = built.evaluator(list(config.eval), state, how)
     found = EvaluationResult(run, record.step, values)
     document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
+    files.make_folder(run.path / f"eval/{record.step}")
     files.replace_file(run.path / f"eval/{record.step}/results.json", json.dumps(document, indent=1) + "\n")
     for line in format_results(found):
         say(line)

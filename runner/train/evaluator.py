@@ -93,6 +93,7 @@ class Evaluator:
             return self._mean_metrics(source, option.batches or self.batches, state, how)
         content = self._make_content(option, self.model(state))
         file = how.file.format(name) + (".txt" if isinstance(content, str) else ".png")
+        files.make_folder((how.run_dir / file).parent)
         files.replace_file(how.run_dir / file, content)
         return {"file": file}
 
