@@ -4,6 +4,7 @@
     ├── GaveUpError    1   the same step failed again and again; nothing was tried this time
     ├── ConfigError    2   the configuration is wrong; nothing was written
     ├── RefusedError   3   the run belongs to another configuration, is in use, or nothing restorable is left
+    │   └── LostRunError   the run was taken away while this process worked on it; nothing more is written
     ├── DivergedError  4   the loss or the gradient is not finite
     └── StorageError   5   the state could not be made durable
 
@@ -30,6 +31,13 @@ class RefusedError(HoldfastError):
     """Raised where a run belongs to another configuration, is in use, or has nothing left to restore."""
 
     exit_code = 3
+
+
+class LostRunError(RefusedError):
+    """Raised where this process no longer holds its run: the directory or its lock was moved, removed or replaced.
+
+    Whoever meets it writes nothing more: another process may be at work there.
+    """
 
 
 class DivergedError(HoldfastError):

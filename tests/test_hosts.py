@@ -15,7 +15,8 @@ from runner.log.fanout import open_sinks
 from runner.log.options import LogOptions
 from runner.log.sinks import CutPoint, SinkContext
 from runner.rundir.attempt_log import AttemptLog
-from runner.rundir.layout import RunDir, is_in_use, lock_run
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import is_in_use, lock_run
 from tests.train.test_loop import World
 
 

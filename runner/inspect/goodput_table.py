@@ -16,7 +16,8 @@ from runner.inspect.lookup import find_runs, read_config_document
 from runner.inspect.time_account import BUCKETS, SHOWN_MILLISECONDS, TimeAccount, account_for_attempts
 from runner.rundir.attempt_lines import line_of_killed, read_attempts
 from runner.rundir.heartbeat import read_heartbeat
-from runner.rundir.layout import RunDir, is_in_use
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import is_in_use
 from runner.text import format_count, format_duration, format_percent, format_table, format_time, terminal_width
 from runner.types import Document, JsonObject
 from runner.values import Say, VerbResult

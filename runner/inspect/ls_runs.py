@@ -21,7 +21,8 @@ from runner.inspect.lookup import (
     read_checkpoint_status,
     read_retention_settings,
 )
-from runner.rundir.layout import RunDir, run_state
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import run_state
 from runner.text import format_age, format_count, format_size, format_table
 from runner.types import JsonObject
 from runner.values import Say, VerbResult

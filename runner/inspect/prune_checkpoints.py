@@ -14,7 +14,8 @@ from runner.checkpoint.restore import iter_verdicts
 from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError, StorageError
 from runner.inspect.lookup import find_run, read_retention_settings
-from runner.rundir.layout import RunDir, lock_run
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import lock_run
 from runner.text import format_count, format_size
 from runner.values import Say, VerbResult
 

@@ -28,8 +28,9 @@ from runner.launch.slurm_queue import (
     run_key,
 )
 from runner.launch.sweep_members import MemberResult, SweepMember
-from runner.rundir import layout
-from runner.rundir.layout import RunDir, is_in_use
+from runner.rundir import run_lock
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import RunLock, is_in_use
 
 
 def submit_array(
@@ -51,7 +52,7 @@ def submit_array(
     jobs_dir = RunDir(folder.parent.parent / JOBS_FOLDER)
     new_folders = [each for each in (folder, jobs_dir.path) if not each.exists()]
     # Two sweeps that share runs are submitted one after the other; sbatch keeps the lock where we die before it ends.
-    with layout.lock_run(jobs_dir) as lock, layout.lock_run(RunDir(folder)):
+    with run_lock.lock_run(jobs_dir) as lock, run_lock.lock_run(RunDir(folder)):
         try:
             results, jobs = _submit_under_lock(members, folder, options, lock)
         except RefusedError:
@@ -76,7 +77,7 @@ def render_array(tasks: Mapping[int, SweepMember], folder: Path, options: SlurmO
 
 
 def _submit_under_lock(
-    members: Sequence[SweepMember], folder: Path, options: SlurmOptions, lock: int
+    members: Sequence[SweepMember], folder: Path, options: SlurmOptions, lock: RunLock
 ) -> tuple[list[MemberResult], list[SlurmJob]]:
     if all(member.is_finished for member in members):
         return [MemberResult("finished")] * len(members), []
@@ -99,7 +100,7 @@ def _submit_under_lock(
 
 
 def _submit_arrays(
-    tasks: Mapping[int, SweepMember], folder: Path, options: SlurmOptions, lock: int
+    tasks: Mapping[int, SweepMember], folder: Path, options: SlurmOptions, lock: RunLock
 ) -> Iterator[tuple[int, SlurmJob]]:
     """Submit tasks in as many arrays as the cluster makes of them; yield who is in which job, array after array."""
     max_size, previous = read_max_array_size() if tasks else 1, ""
@@ -113,7 +114,7 @@ def _submit_arrays(
         files.replace_file(script, content)
         # `parallel` is counted within an array: the next begins when the one before it is through.
         later = [f"--dependency=afterany:{previous}"] if previous and options.parallel else []
-        previous = call_slurm("sbatch", "--parsable", *later, str(script), holding=[lock]).split(";")[0]
+        previous = call_slurm("sbatch", "--parsable", *later, str(script), holding=[lock.handle]).split(";")[0]
         for number in part:
             yield first + number, SlurmJob(f"{previous}_{number}", SUBMITTED, "", script)
 

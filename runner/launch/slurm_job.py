@@ -32,8 +32,9 @@ from runner.launch.slurm_queue import (
     require_sbatch,
     run_key,
 )
-from runner.rundir import layout
+from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import RunLock
 from runner.text import display_path
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "slurm.sbatch"
@@ -134,7 +135,7 @@ def submit_job(run_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> 
     is_new = not job_dir.path.exists()
     try:
         # Typed in two places at once, it is submitted once.
-        with layout.lock_run(job_dir) as lock:
+        with run_lock.lock_run(job_dir) as lock:
             if job := list_queued_runs().get(run_key(run_dir.path)):
                 reason = f" ({job.reason})" if job.reason else ""
                 what = f"has it already: {job.state}{reason}{NOTHING_SUBMITTED}"
@@ -196,16 +197,16 @@ def render_job(run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: 
 
 
 def _submit_under_lock(
-    run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: SlurmOptions, lock: int
+    run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: SlurmOptions, lock: RunLock
 ) -> SlurmJob:
     if run_dir.path.exists():
         # Raises where a process works on it, naming that process.
-        with layout.lock_run(run_dir):
+        with run_lock.lock_run(run_dir):
             pass
     script = job_dir.path / "job.sbatch"
     files.replace_file(script, render_job(run_dir, job_dir, words, options))
     # `--parsable` prints JOB, or JOB;CLUSTER.
-    number = call_slurm("sbatch", "--parsable", str(script), holding=[lock]).split(";")[0]
+    number = call_slurm("sbatch", "--parsable", str(script), holding=[lock.handle]).split(";")[0]
     return SlurmJob(number, SUBMITTED, "", script)
 
 

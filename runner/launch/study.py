@@ -24,7 +24,7 @@ from runner.errors import STOPPED, ConfigError, HoldfastError
 from runner.launch import local_sweep, status_table, sweep_members
 from runner.launch.local_sweep import LocalOptions, SweepDisplay
 from runner.launch.sweep_members import RESULTS_CSV, SWEEP_JSON, MemberResult, SweepMember
-from runner.rundir import layout
+from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
 from runner.text import display_path
 
@@ -101,7 +101,7 @@ class Study:
         # A sampler may suggest the same twice: each run is worked on once, and shown once.
         fresh = {member.run_dir.path: member for member in batch if member.run_dir.path not in self._known}
         if not self._known:
-            self.lock.enter_context(layout.lock_run(RunDir(self.folder)))
+            self.lock.enter_context(run_lock.lock_run(RunDir(self.folder)))
         # Before anything is started: what was suggested is never lost, however this process dies.
         files.replace_file(self.folder / STUDY_JSON, json.dumps(self._document(), indent=1) + "\n")
         members = list(fresh.values())

@@ -26,7 +26,7 @@ from runner.launch.local_sweep import read_last_line, sweep_exit_code
 from runner.launch.slurm_queue import call_slurm
 from runner.launch.sweep_members import MemberResult, SweepMember, classify_exit
 from runner.preempt import slurm
-from runner.rundir.layout import is_in_use
+from runner.rundir.run_lock import is_in_use
 from runner.text import display_path
 
 SUBMITIT_SLURM = "submitit_slurm"

@@ -33,7 +33,8 @@ from runner.launch.restart_policy import (
     shell_exit_code,
 )
 from runner.preempt.preempt_options import STOP_FILE
-from runner.rundir.layout import SUPERVISOR, RunDir
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import SUPERVISOR
 from runner.values import Say, VerbResult
 
 # The time between two looks, while waiting, whether somebody asked to stop.

@@ -17,7 +17,7 @@ from runner.launch.slurm_queue import require_sbatch
 from runner.launch.study import Study
 from runner.launch.submitit_sweep import SubmititOptions, WorkerTask
 from runner.launch.sweep_members import RESULTS_CSV, SWEEP_JSON, MemberResult, SweepMember
-from runner.rundir import layout
+from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
 from runner.session.standing import find_run, inspect_run
 from runner.text import display_path
@@ -63,7 +63,7 @@ def launch_search(request: SearchRequest) -> int:
 def _run_here(members: Sequence[SweepMember], options: LocalOptions) -> int:
     """Work on the runs in processes of this machine."""
     folder = sweep_members.sweep_folder(members)
-    with layout.lock_run(RunDir(folder)):
+    with run_lock.lock_run(RunDir(folder)):
         display = status_table.choose_display(members)
         command = [sys.executable, *find_typed_program()]
         try:
@@ -83,7 +83,7 @@ def _run_on_workers(members: Sequence[SweepMember], options: SubmititOptions, fi
         require_sbatch(options.name)
     # An absolute path: a worker need not start in this directory.
     task = WorkerTask(find_typed_program(), flags, (folder / "output").resolve())
-    with layout.lock_run(RunDir(folder)):
+    with run_lock.lock_run(RunDir(folder)):
         results, code = submitit_sweep.run_members_on_workers(members, options, task)
         sweep_members.write_results(folder, members, results)
     _print_results(members, results, folder)

@@ -15,7 +15,8 @@ from runner import files
 from runner.config.schema import Config
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.child_process import describe_signal
-from runner.rundir.layout import RunDir, is_in_use
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import is_in_use
 from runner.session.standing import is_finished
 from runner.text import display_path
 

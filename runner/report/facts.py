@@ -20,7 +20,8 @@ from runner.inspect.goodput_table import account_for_run
 from runner.inspect.lookup import parse_retention_settings, read_config_document
 from runner.inspect.time_account import TimeAccount
 from runner.rundir.attempt_lines import read_attempts
-from runner.rundir.layout import RunDir, run_state
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import run_state
 from runner.trace.step_requirements import StepRequirements, parse_requirements
 from runner.types import Document, JsonObject
 

@@ -1,30 +1,18 @@
-"""The directory of a run: every path and file name in it, its lock, and how directories are found. No jax."""
+"""The directory of a run: every path and file name in it, and how directories are found. No jax."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import hosts
-from runner.errors import RefusedError
 from runner.text import display_path
 from runner.types import JsonObject
 
-# The processes of a run start at about the same time: so long they wait for the one that locks it.
-LOCK_SECONDS = 300.0
-# What a process has that holds no lock of its own.
-NO_HANDLE = -1
 SLUG_CHARS = 60
-# The environment variable that `supervise` sets: the file in which it reads where its command works.
-SUPERVISOR = "HOLDFAST_SUPERVISOR"
 
 
 @dataclass(frozen=True)
@@ -67,6 +55,11 @@ class RunDir:
     def lock(self) -> Path:
         """Return the file that the process which works on the run has locked."""
         return self.path / ".lock"
+
+    @property
+    def lease(self) -> Path:
+        """Return where the process that works on the run has put its name (lease.py)."""
+        return self.path / ".lease"
 
     @property
     def heartbeat(self) -> Path:
@@ -157,85 +150,9 @@ def slug_from_overrides(overrides: Sequence[str], unhashed: Sequence[str]) -> st
     return "-".join(words)[:SLUG_CHARS].rstrip("-_.") or "default"
 
 
-@contextmanager
-def lock_run(run_dir: RunDir) -> Iterator[int]:
-    """Hold the run for this process alone while the context lasts; makes the directory. Yields the handle.
-
-    The kernel lets go when the process ends, however it ends. A child that is given the handle holds the run as well,
-    until both have ended. Raises RefusedError, naming the holder, where another process has it.
-    """
-    if not hosts.is_lead():
-        # The lead holds the run for all its processes: a second lock would refuse it to itself.
-        hosts.barrier("run is locked", LOCK_SECONDS)
-        yield NO_HANDLE
-        return
-    run_dir.path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(run_dir.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not _try_lock(handle):
-            _tell_supervisor(run_dir, held=False)
-            raise RefusedError(f"{run_dir}: in use by {_read_holder(handle)}; wait for it or stop it")
-        # Who holds it is for people only: what counts is the lock, which no stale content can fake.
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        _tell_supervisor(run_dir, held=True)
-        hosts.barrier("run is locked", LOCK_SECONDS)
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def is_in_use(run_dir: RunDir) -> bool:
-    """Tell whether a process holds the run, on this machine or on any that shares its locks."""
-    try:
-        handle = os.open(run_dir.lock, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        # A shared lock, so that two who look at the same time do not see each other.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
-def run_state(run_dir: RunDir) -> str:
-    """Return how a run stands, in one word: what status.json says, and `killed` where that says running and none is."""
-    state = run_dir.read_status().get("state", "unknown")
-    return "killed" if state == "running" and not is_in_use(run_dir) else state
-
-
 def set_run_aside(run_dir: RunDir) -> Path:
     """Move a whole run out of the way, next to its siblings, and return where it is now. Nothing is deleted."""
     aside = run_dir.path.parent / ".overwritten" / f"{run_dir.path.name}-{time.time_ns()}"
     aside.parent.mkdir(exist_ok=True)
     run_dir.path.rename(aside)
     return aside
-
-
-def _try_lock(handle: int) -> bool:
-    # For a moment: whoever only looks (`is_in_use`) has the lock for some microseconds.
-    for pause in (0.01, 0.05, 0.0):
-        with suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(pause)
-    return False
-
-
-def _tell_supervisor(run_dir: RunDir, *, held: bool) -> None:
-    """Tell which run this process has, or found in use; nobody where nobody supervises."""
-    if file := os.environ.get(SUPERVISOR):
-        # The supervisor may have gone, and its file with it.
-        with suppress(OSError), open(file, "a") as out:
-            out.write(json.dumps({"run": str(run_dir.path.resolve()), "held": held}) + "\n")
-
-
-def _read_holder(handle: int) -> str:
-    try:
-        holder = json.loads(os.pread(handle, 4096, 0))
-        return f"pid {holder['pid']} on host {holder['host']}"
-    except (ValueError, KeyError):
-        return "another process"

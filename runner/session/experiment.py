@@ -24,9 +24,10 @@ from runner.preempt.stop import StopFlag
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.crash_loop import find_repeated_failure, give_up
-from runner.rundir.layout import RunDir, iter_runs, lock_run, set_run_aside
+from runner.rundir.layout import RunDir, iter_runs, set_run_aside
 from runner.rundir.provenance import hash_code
 from runner.rundir.readme import render_readme
+from runner.rundir.run_lock import lock_run
 from runner.session.standing import Standing, find_run, inspect_run
 from runner.train.run_context import RunContext
 from runner.values import Outcome

@@ -20,7 +20,8 @@ from runner.inspect.goodput_table import LEGEND, draw_bar, read_account
 from runner.inspect.time_account import BUCKETS, account_for_attempts
 from runner.rundir import heartbeat
 from runner.rundir.attempt_lines import read_attempts
-from runner.rundir.layout import RunDir, lock_run
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import lock_run
 from runner.text import format_duration
 from tests.conftest import SMALL, Door, last_logged
 

@@ -20,7 +20,7 @@ from runner import text
 from runner.__main__ import VERBS, main
 from runner.checkpoint import record, seal
 from runner.inspect.lookup import apply_drift
-from runner.rundir import layout
+from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
 from tests.conftest import REPO, Door
 
@@ -553,7 +553,7 @@ def test_prune_dry_run_says_what_prune_would_do_and_changes_nothing(
     assert content(copy) == before
     assert promised["deleted"] == [step for step in STEPS if step not in stay]
 
-    with layout.lock_run(RunDir(copy)):
+    with run_lock.lock_run(RunDir(copy)):
         code, _, err = ask("prune", copy)
         assert code == 3
         assert f"in use by pid {os.getpid()}" in err

@@ -24,7 +24,7 @@ from runner.launch.hydra_plugin import SweepJobs
 from runner.launch.slurm_job import RECIPE, SlurmOptions
 from runner.launch.slurm_queue import SlurmJob, list_queued_runs, run_key
 from runner.launch.sweep_members import SweepMember
-from runner.rundir import layout
+from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door
 from tests.launch.test_sweep import member
@@ -119,7 +119,7 @@ def test_what_is_left_is_one_array_and_typed_again_nothing_is_submitted(tmp_path
     parent = tmp_path / "n"
     sweep, place = sweep_of(parent, "a", "b", "c", "d", "e"), parent / ".sweep/1234"
     finish(sweep[1].run_dir)
-    with layout.lock_run(sweep[3].run_dir):
+    with run_lock.lock_run(sweep[3].run_dir):
         assert states(sweep, place, SlurmOptions(parallel=2)) == [
             ("queued", "10_0 submitted"),
             ("finished", ""),

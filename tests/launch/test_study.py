@@ -27,7 +27,8 @@ from runner.launch.local_sweep import LocalOptions
 from runner.launch.main import main
 from runner.launch.study import STUDY_JSON, SearchOptions, Study, choose_direction, read_score
 from runner.launch.sweep_members import SweepMember
-from runner.rundir.layout import RunDir, lock_run
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import lock_run
 from tests.config.test_config import changed
 from tests.conftest import Door
 from tests.launch.test_sweep import STAND_IN, member, tries

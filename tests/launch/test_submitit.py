@@ -26,7 +26,8 @@ from runner.launch.hydra_errors import in_one_line
 from runner.launch.main import main
 from runner.launch.submitit_sweep import SubmititOptions, WorkerTask
 from runner.launch.sweep_members import SweepMember
-from runner.rundir.layout import RunDir, lock_run
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import lock_run
 from tests.config.test_config import changed
 from tests.launch.test_sweep import STAND_IN, member
 

@@ -32,7 +32,7 @@ from runner.launch.restart_policy import (
     backoff_seconds,
     decide_restart,
 )
-from runner.rundir import layout
+from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged
 
@@ -143,7 +143,8 @@ from runner import files
 from runner.checkpoint.record import Record
 from runner.checkpoint.seal import seal_checkpoint
 from runner.errors import RefusedError
-from runner.rundir.layout import RunDir, lock_run
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import lock_run
 
 plan, done = json.loads(Path("plan.json").read_text()), Path("done")
 with done.open("a") as out:
@@ -251,14 +252,14 @@ def test_what_an_earlier_attempt_said_is_no_reason_to_give_up(scripted: Scripted
 
 
 def test_a_run_in_use_is_waited_for_but_not_for_ever(scripted: Scripted, tmp_path: Path) -> None:
-    with layout.lock_run(RunDir(tmp_path / "run")):
+    with run_lock.lock_run(RunDir(tmp_path / "run")):
         code, times, said = scripted(*[{}] * 20)
     assert (code, times) == (3, 1 + MAX_IN_USE_TRIES)
     assert "the run is in use (try 1 of 5)" in said
     (tmp_path / "done").unlink()
 
     def hold() -> None:
-        with layout.lock_run(RunDir(tmp_path / "run")):
+        with run_lock.lock_run(RunDir(tmp_path / "run")):
             held.set()
             while not (tmp_path / "done").exists() or len((tmp_path / "done").read_text()) < 2:
                 time.sleep(0.002)
@@ -481,7 +482,7 @@ def test_a_terminated_supervisor_leaves_a_saved_run_and_nobody_behind(door: Door
     _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == STOPPED, err
     assert not Path(f"/proc/{trainer}").exists()
-    assert not layout.is_in_use(RunDir(door.the_run))
+    assert not run_lock.is_in_use(RunDir(door.the_run))
     status = json.loads((door.the_run / "status.json").read_text())
     assert status["state"] == "preempted"
     assert (door.the_run / "checkpoints" / str(status["step"])).is_dir()
@@ -498,7 +499,7 @@ def test_a_killed_supervisor_takes_the_run_along_with_its_state_saved(door: Door
     process.kill()
     assert process.wait(HANG_SECONDS) == -signal.SIGKILL
     end = time.monotonic() + HANG_SECONDS
-    while layout.is_in_use(RunDir(door.the_run)):
+    while run_lock.is_in_use(RunDir(door.the_run)):
         assert time.monotonic() < end, "still training, supervised by nobody"
         time.sleep(0.01)
     process.communicate()

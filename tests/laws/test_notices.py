@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from runner.rundir.layout import RunDir, lock_run
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import lock_run
 from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, Clouds, clouds
 from tests.conftest import SMALL, Door, assert_same, last_logged, plant
 from tests.preempt.test_preempt import FIRMWARE, write_firmware

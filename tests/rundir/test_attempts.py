@@ -18,7 +18,8 @@ from runner.rundir import heartbeat
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.heartbeat import HeartbeatWriter
-from runner.rundir.layout import RunDir, is_in_use, lock_run, run_state
+from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import is_in_use, lock_run, run_state
 from runner.rundir.time_buckets import TimeBuckets
 from tests.conftest import REPO
 
