@@ -5,28 +5,59 @@ A line says who worked when on what, how it ended, from which step to which, whe
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from runner import files
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
+from runner.rundir.side_files import is_attempt_line, parse_attempt
 from runner.types import JsonObject
 
 TRAINING_BUCKETS = ("step", "data", "eval", "save")  # what steps are paid from
 
 
 def read_attempts(run_dir: RunDir) -> list[JsonObject]:
-    """Return every line of attempts.jsonl, oldest first; what is torn (power loss) is left out."""
-    if not run_dir.attempts.exists():
+    """Return every line of attempts.jsonl, oldest first; what is no line of an attempt, whatever it is, is left out."""
+    try:
+        return parse_attempt_lines(files.read_file(run_dir.attempts))[0]
+    except OSError:
         return []
-    lines = []
-    for line in run_dir.attempts.read_text().splitlines():
+
+
+def parse_attempt_lines(content: bytes) -> tuple[list[JsonObject], int]:
+    """Return the lines of attempts.jsonl, oldest first, and how many others there are that are none."""
+    lines, num_damaged = [], 0
+    for line in content.splitlines():
         with suppress(ValueError):
-            lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict)]
+            document = files.parse_json(line)
+            if is_attempt_line(document):
+                lines.append(parse_attempt(document))
+                continue
+        num_damaged += bool(line.strip())
+    return lines, num_damaged
+
+
+def set_damaged_lines_aside(run_dir: RunDir) -> tuple[list[str], list[JsonObject]]:
+    """Return the lines of attempts.jsonl; where others are between them that are none, keep a copy and drop those.
+
+    The first list has a line for people where that was done. Raises OSError where the file cannot be read now.
+    """
+    try:
+        content = files.read_file(run_dir.attempts)
+    except FileNotFoundError:
+        return [], []
+    lines, num_damaged = parse_attempt_lines(content)
+    if not num_damaged:
+        return [], lines
+    aside = run_dir.attempts.with_name(f"attempts.damaged-{time.time_ns()}.jsonl")
+    files.replace_file(aside, content)
+    good = [line for line in content.splitlines() if parse_attempt_lines(line)[0]]
+    files.replace_file(run_dir.attempts, b"".join(line + b"\n" for line in good))
+    return [f"{num_damaged} of the lines in attempts.jsonl cannot be read; a copy is in {aside.name}"], lines
 
 
 def count_interruptions(run_dir: RunDir) -> tuple[int, float]:
@@ -34,7 +65,8 @@ def count_interruptions(run_dir: RunDir) -> tuple[int, float]:
     past = [line for line in read_attempts(run_dir) if line.get("from_step") is not None and line.get("ended")]
     spans = [datetime.fromisoformat(line["ended"]) - datetime.fromisoformat(line["started"]) for line in past]
     count = sum(line["ending"] in ("killed", "failed") for line in past)
-    return count, sum(span.total_seconds() for span in spans)
+    # A clock that was set back between the two makes a span negative: nothing is known of it then.
+    return count, sum(max(span.total_seconds(), 0.0) for span in spans)
 
 
 def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> JsonObject:
@@ -45,7 +77,7 @@ def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> Js
         heartbeat: its last sign of life; None where there is none.
     """
     line, seconds = dict(status["attempt"]), dict(status.get("seconds", {}))
-    last, ended = int(status.get("step", 0)), status["updated"]
+    last, ended = status.get("step", 0), status.get("updated", line["started"])
     # The sign of life is newer: status.json is written once a second at most.
     if heartbeat is not None:
         last, ended = max(heartbeat.step, last), format_timestamp(heartbeat.changed)

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from runner import hosts
 from runner.checkpoint.record import Score
 from runner.files import append_json_line
-from runner.rundir.attempt_lines import format_timestamp, line_of_killed, price_lost_steps, read_attempts
+from runner.rundir.attempt_lines import (
+    format_timestamp,
+    line_of_killed,
+    price_lost_steps,
+    read_attempts,
+    set_damaged_lines_aside,
+)
+from runner.rundir.decisions import Decisions, read_decisions, write_decisions
 from runner.rundir.heartbeat import HeartbeatWriter, read_heartbeat
 from runner.rundir.layout import RunDir
 from runner.rundir.provenance import collect_provenance, peak_host_memory
+from runner.rundir.side_files import parse_attempt
 from runner.rundir.status_file import StatusFile
 from runner.rundir.time_buckets import TimeBuckets
 from runner.types import JsonObject
@@ -28,8 +37,9 @@ from runner.types import JsonObject
 class AttemptLog:
     """Record this process's work on a run: how far it is, what it measured, where its seconds go, how it ends.
 
-    `began` is when the process started, in seconds since 1970. `begin` comes first. Two threads may end it: training,
-    and the watchdog that leaves in its place.
+    `began` is when the process started, in seconds since 1970. `check_held` raises LostRunError where the run is no
+    longer this process's; it is called before anything is written. `begin` comes first. Two threads may end it:
+    training, and the watchdog that leaves in its place.
 
     Attributes:
         run_dir: the run's directory.
@@ -40,9 +50,19 @@ class AttemptLog:
 
     heartbeat: HeartbeatWriter
     _times: TimeBuckets
+    _decisions: Decisions
+    _found: Decisions
 
-    def __init__(self, run_dir: RunDir, score: Score, steps: int, identity: str, began: float | None = None):
-        self.run_dir = run_dir
+    def __init__(
+        self,
+        run_dir: RunDir,
+        score: Score,
+        steps: int,
+        identity: str,
+        began: float | None = None,
+        check_held: Callable[[], None] = lambda: None,
+    ):
+        self.run_dir, self._check_held = run_dir, check_held
         self.status = StatusFile(run_dir, score, steps, identity)
         self.first_step = threading.Event()
         self._began = time.time() if began is None else began
@@ -66,35 +86,62 @@ class AttemptLog:
         """Return the seconds since the process began."""
         return time.time() - self._began
 
-    def begin(self, overrides: Sequence[str], drift: Sequence[str], own_files: Iterable[Path] = ()) -> None:
-        """Give this attempt its number, and say that it is running.
+    def begin(self, overrides: Sequence[str], drift: Sequence[str], own_files: Iterable[Path] = ()) -> list[str]:
+        """Give this attempt its number, and say that it is running. Return a line for each file that is damaged.
 
         Args:
             overrides: the words of the command.
             drift: what differs from the configuration that the run was begun with.
             own_files: files of the user's that take part.
+
+        Raises OSError where what the run has written about itself cannot be read now, or not be replaced.
         """
-        previous = self.status.take_over()
+        damage, lines = set_damaged_lines_aside(self.run_dir)
+        found = read_decisions(self.run_dir, self.run_dir.read_status(), lines)
+        previous = self.status.take_over(found.decisions)
+        self._found = self._decisions = found.decisions
+        damage += [found.trouble] if found.trouble else []
+        damage += ["status.json could not be read; it is written anew"] if self.status.is_damaged else []
         # What a killed attempt left behind is read here, before it is written over.
-        if previous.get("state") == "running":
-            self.status.add_missing_line(line_of_killed(previous, read_heartbeat(self.run_dir.heartbeat)))
+        for killed in self._list_unrecorded(previous, {line["attempt"] for line in lines}):
+            self.status.add_missing_line(killed)
         # This takes a while, so it comes before the heartbeat is written over: a kill between that and the new status
         # would be blamed on the attempt before.
         provenance = collect_provenance(own_files)
         self.heartbeat = HeartbeatWriter(self.run_dir.heartbeat)
         self._times = TimeBuckets(self.heartbeat, self._began)
+        numbers = [found.decisions.attempt, previous.get("attempt", {}).get("attempt", 0)]
         self._record = {
-            "attempt": int(previous.get("attempt", {}).get("attempt", 0)) + 1,
+            "attempt": max([*numbers, *(line["attempt"] for line in lines)]) + 1,
             "started": format_timestamp(self._began),
             "command": ["python", "run.py", *overrides],
             **provenance,
             "drift": list(drift),
         }
         self.write("running", durable=False)
+        return damage
+
+    def _list_unrecorded(self, previous: JsonObject, recorded: set[int]) -> list[JsonObject]:
+        """Return the lines of the attempts that have none: those that were killed."""
+        decisions, heartbeat = self._decisions, read_heartbeat(self.run_dir.heartbeat)
+        if previous.get("state") == "running" and "attempt" in previous:
+            return [line_of_killed(previous, heartbeat)]
+        # After a power loss status.json may be empty, or an older one. Its number says more than no line at all.
+        if decisions.attempt and decisions.started and decisions.attempt not in recorded and not previous:
+            known = {"attempt": decisions.attempt, "started": decisions.started, "from_step": decisions.from_step}
+            return [line_of_killed({"attempt": parse_attempt(known), "step": decisions.from_step}, heartbeat)]
+        return []
+
+    @property
+    def was_durable(self) -> bool:
+        """Return whether a checkpoint of this run was ever durable."""
+        return self._decisions.was_durable
 
     def withdraw(self) -> None:
-        """Take this attempt back, as if it had never been: status.json is what it was."""
+        """Take this attempt back, as if it had never been: what is written about the run is what it was."""
         self.status.put_back()
+        if self._decisions != self._found:
+            write_decisions(self.run_dir, self._found)
 
     def record(self, **facts: Any) -> None:
         """Add facts to this attempt's line: what compiling cost, what a step needs. From any thread."""
@@ -124,6 +171,14 @@ class AttemptLog:
         self._record.setdefault("from_step", step)
         self._record |= {"hardware": hardware}
         self.status.restart_from(step, best)
+        self._decide(
+            attempt=self.number,
+            started=self._record["started"],
+            from_step=self._record["from_step"],
+            taken_back_to=self.status.taken_back_to,
+            skipped=self.status.skipped,
+            was_durable=self.was_durable or step > 0,
+        )
         self.heartbeat.beat(step)
         self.write("running")
 
@@ -135,6 +190,10 @@ class AttemptLog:
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None:
         """Note how far training is and what it measured; write it down now and then, without waiting for the disk."""
         self.status.note(step, measured, durable_step)
+        if durable_step is not None and not self.was_durable:
+            # Once in the life of a run. A full disk is told by who needs it; the checkpoint itself says the same.
+            with suppress(OSError):
+                self._decide(was_durable=True)
         if self.status.is_due():
             # A full disk is told by who needs it; this comes again in a second.
             with suppress(OSError):
@@ -142,6 +201,7 @@ class AttemptLog:
 
     def write(self, state: str, *, durable: bool = True) -> None:
         """Replace status.json."""
+        self._check_held()
         with self._writing:
             self.status.write(state, self._record, self._times.read(), durable=durable)
 
@@ -188,7 +248,17 @@ class AttemptLog:
                     lost = max(line["to_step"] - step, 0) if "from_step" in line else 0
                     self._append({**line, **price_lost_steps(line, line["seconds"], lost)})
 
+    def _decide(self, **changes: Any) -> None:
+        """Change what a restart must know, durably. Raises OSError."""
+        with self._writing:
+            decided = replace(self._decisions, **changes)
+            if hosts.is_lead():
+                self._check_held()
+                write_decisions(self.run_dir, decided)
+            self._decisions = decided
+
     def _append(self, line: JsonObject) -> None:
+        self._check_held()
         # One process writes for all of them.
         if hosts.is_lead():
             append_json_line(self.run_dir.attempts, line)

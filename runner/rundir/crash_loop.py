@@ -28,19 +28,23 @@ class RepeatedFailure:
         count: how many there were in a row.
         why: what the newest of them said.
         stepped_back: whether one of them began at an older checkpoint than it had to.
+        trained: whether each of them went on from a checkpoint, and failed after that.
     """
 
     step: int
     count: int
     why: str
     stepped_back: bool
+    trained: bool = True
 
     def move(self, allowed: int) -> NextMove:
         """Return what to do about it where `allowed` failures in a row are nothing special."""
         if self.count > allowed:
             return "give up"
         # Once, and last: what makes it fail may lie in the newest checkpoint, and the one before it costs more steps.
-        return "step back" if self.count == allowed and not self.stepped_back else "try"
+        # Not where it was never restored: what failed before had nothing to do with its state.
+        is_due = self.count == allowed and self.trained and not self.stepped_back
+        return "step back" if is_due else "try"
 
 
 def find_repeated_failure(lines: Sequence[JsonObject], code: str) -> RepeatedFailure | None:
@@ -53,8 +57,8 @@ def find_repeated_failure(lines: Sequence[JsonObject], code: str) -> RepeatedFai
     failed: list[JsonObject] = []
     stepped_back = False
     for line in reversed(lines):
-        # One that was stopped or killed says nothing about the step.
-        if line["ending"] in ("preempted", "killed"):
+        # One that was stopped or killed says nothing about the step, nor does a machine that was in trouble.
+        if line["ending"] in ("preempted", "killed") or "machine_trouble" in line:
             stepped_back |= "stepped_back" in line
             continue
         is_alike = line["ending"] == "failed" and line.get("code") == code
@@ -64,7 +68,9 @@ def find_repeated_failure(lines: Sequence[JsonObject], code: str) -> RepeatedFai
         failed.append(line)
     if not failed:
         return None
-    return RepeatedFailure(failed[0]["to_step"], len(failed), failed[0]["why"], stepped_back)
+    return RepeatedFailure(
+        failed[0]["to_step"], len(failed), failed[0]["why"], stepped_back, all("from_step" in line for line in failed)
+    )
 
 
 def give_up(run_dir: RunDir, failure: RepeatedFailure) -> NoReturn:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import files
+from runner.rundir.side_files import parse_status
 from runner.text import display_path
 from runner.types import JsonObject
 
@@ -45,6 +46,11 @@ class RunDir:
     def status(self) -> Path:
         """Return where it is written down how far the run is (status_file.py)."""
         return self.path / "status.json"
+
+    @property
+    def decisions(self) -> Path:
+        """Return where it is written down what a restart must know (decisions.py)."""
+        return self.path / "decisions.json"
 
     @property
     def attempts(self) -> Path:
@@ -109,12 +115,11 @@ class RunDir:
         return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.checkpoints, self.quarantine))
 
     def read_status(self) -> JsonObject:
-        """Return status.json; empty where it is missing or torn (only a power loss can tear it)."""
+        """Return status.json, values of the right types only; empty where it is missing or cannot be read."""
         try:
-            status = json.loads(self.status.read_bytes())
-        except (OSError, ValueError):
+            return parse_status(files.read_json_object(self.status))
+        except OSError:
             return {}
-        return status if isinstance(status, dict) else {}
 
 
 def find_run_dir(parent: Path, slug: str, digest: str) -> RunDir:

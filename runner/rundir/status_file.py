@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
-from runner import hosts
+from runner import files, hosts
 from runner.checkpoint.record import Score
-from runner.files import replace_file
+from runner.rundir.decisions import Decisions
 from runner.rundir.layout import RunDir
 from runner.text import utc_now
 from runner.types import JsonObject
@@ -25,7 +26,7 @@ class StatusFile:
     def __init__(self, run_dir: RunDir, score: Score, steps: int, identity: str):
         self._run_dir, self._score = run_dir, score
         self._fields: JsonObject = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
-        self._as_found: str | None = None
+        self._as_found: bytes | None = None
         self._written = -WRITE_SECONDS
 
     @property
@@ -60,21 +61,29 @@ class StatusFile:
         """Remember that a batch is skipped from now on."""
         self._fields["skipped"] = [*self.skipped, {"batch": batch, "step": step, "why": why}]
 
-    def take_over(self) -> JsonObject:
-        """Go on from what the attempt before has left, and return that; empty where there is nothing."""
+    def take_over(self, decisions: Decisions) -> JsonObject:
+        """Go on from what the attempt before has left, and return that; empty where there is nothing.
+
+        What the decisions say counts, whatever stands in status.json. Raises OSError where it cannot be read now.
+        """
+        # As bytes, so that `put_back` gives back every one of them.
+        with suppress(FileNotFoundError):
+            self._as_found = files.read_file(self._run_dir.status)
         previous = self._run_dir.read_status()
-        # As text, so that `put_back` gives back every byte.
-        if previous:
-            self._as_found = self._run_dir.status.read_text()
-        self._fields |= {"step": int(previous.get("step", 0)), "skipped": previous.get("skipped", [])}
-        self._fields |= {key: previous.get(key) for key in ("best", "taken_back_to", "last_committed_step")}
-        self._fields["unburied"] = list(previous.get("unburied", []))
+        self._fields |= {key: previous.get(key) for key in ("best", "last_committed_step")}
+        self._fields |= {"step": previous.get("step", 0), "unburied": list(previous.get("unburied", []))}
+        self._fields |= {"skipped": list(decisions.skipped), "taken_back_to": decisions.taken_back_to}
         return previous
+
+    @property
+    def is_damaged(self) -> bool:
+        """Tell whether there was a status.json of which nothing could be read."""
+        return self._as_found is not None and not self._run_dir.read_status()
 
     def put_back(self) -> None:
         """Write status.json as it was found."""
         if self._as_found is not None:
-            replace_file(self._run_dir.status, self._as_found)
+            files.replace_file(self._run_dir.status, self._as_found)
 
     def add_missing_line(self, line: JsonObject) -> None:
         """Keep the line of a killed attempt, until it is known from where training goes on and so what was lost."""
@@ -118,7 +127,7 @@ class StatusFile:
         if not hosts.is_lead():
             return
         document = {"state": state, **self._fields, "attempt": attempt, "seconds": seconds, "updated": utc_now()}
-        replace_file(self._run_dir.status, json.dumps(document, indent=1) + "\n", durable=durable)
+        files.replace_file(self._run_dir.status, json.dumps(document, indent=1) + "\n", durable=durable)
 
     def _rank(self, best: JsonObject) -> float:
         # A run may be continued under another score: what was best by the old one does not rank by the new one.
