@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 
+from runner.errors import StorageError
 from runner.types import JsonObject
 
 LeafHandle = ts.TensorStore  # of one leaf: reads parts of it
 PendingRead = ts.Future[np.ndarray]  # gives the values when it is waited for
+
+HANDLES = Path("/proc/self/fd")  # where Linux shows the files that a process has open, by number
 
 # Nothing is read twice, so nothing is cached. What is written is synced when it is sealed, all of it at once.
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False})
@@ -52,22 +57,23 @@ class LeafSpec:
         return f"{self.dtype}{list(self.shape)}{key}"
 
 
-def open_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, LeafHandle]:
-    """Return a handle of each leaf of a saved tree, of all leaves or of those named.
+@contextmanager
+def open_leaves(state: Path, names: Iterable[str]) -> Iterator[dict[str, LeafHandle]]:
+    """Open the named leaves of a saved tree; their handles can be read while this is open.
 
     Raises ValueError where one cannot be opened.
     """
-    base = {"driver": "ocdbt", "base": f"file://{state.resolve()}/"}
-    if names is None:
-        # The names that are there, not those that Orbax notes in _METADATA: only what is there can be read.
-        listing = ts.KvStore.open(base, context=_CONTEXT).result().list().result()
-        names = sorted(key.decode().removesuffix("/zarr.json") for key in listing if key.endswith(b"/zarr.json"))
-    # All are begun before the first is waited for.
-    pending = {
-        name: ts.open({"driver": "zarr3", "kvstore": {**base, "path": f"{name}/"}}, context=_CONTEXT, read=True)
-        for name in names
-    }
-    return {name: future.result() for name, future in pending.items()}
+    with _open_base(state) as base:
+        # All are begun before the first is waited for.
+        pending = {
+            name: ts.open(
+                {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}},
+                context=_CONTEXT,
+                read=True,
+            )
+            for name in names
+        }
+        yield {name: future.result() for name, future in pending.items()}
 
 
 def write_leaves(state: Path, values: Mapping[str, np.ndarray], chunks: Mapping[str, tuple[int, ...]]) -> None:
@@ -75,13 +81,19 @@ def write_leaves(state: Path, values: Mapping[str, np.ndarray], chunks: Mapping[
 
     All of them or none: nothing is there until the last byte is. Raises ValueError where the disk does not take it.
     """
-    base = {"driver": "ocdbt", "base": f"file://{state.resolve()}/", "config": {"compression": None}}
+    with _open_base(state) as base:
+        _write_leaves_to({"driver": "ocdbt", "base": base, "config": {"compression": None}}, values, chunks)
+
+
+def _write_leaves_to(
+    store: JsonObject, values: Mapping[str, np.ndarray], chunks: Mapping[str, tuple[int, ...]]
+) -> None:
     transaction = ts.Transaction(atomic=True)
     opening = {}
     for name, value in values.items():
         spec = {
             "driver": "zarr3",
-            "kvstore": {**base, "path": f"{name}/"},
+            "kvstore": {**store, "path": f"{name}/"},
             "metadata": {
                 "shape": value.shape,
                 "data_type": ts.dtype(value.dtype).name,
@@ -94,8 +106,8 @@ def write_leaves(state: Path, values: Mapping[str, np.ndarray], chunks: Mapping[
         opening[name] = ts.open(spec, context=_CONTEXT, create=True, transaction=transaction)
     # Nobody changes the values before this returns, so TensorStore need not copy them once more.
     writing = [
-        store.result().write(values[name], can_reference_source_data_indefinitely=True)
-        for name, store in opening.items()
+        future.result().write(values[name], can_reference_source_data_indefinitely=True)
+        for name, future in opening.items()
     ]
     # A write that nobody waits for is dropped without a word when its handle goes.
     for pending in writing:
@@ -104,18 +116,28 @@ def write_leaves(state: Path, values: Mapping[str, np.ndarray], chunks: Mapping[
 
 
 def read_leaf_specs(state: Path) -> dict[str, LeafSpec]:
-    """Return name, shape, dtype and kind of every leaf of a saved tree, in order of their names."""
+    """Return name, shape, dtype and kind of every leaf of a saved tree, in order of their names.
+
+    What is there is listed, and not what Orbax notes in _METADATA: only what is there can be read. Raises ValueError
+    where it is no saved tree.
+    """
     generators = _read_generators(state)
+    with _open_base(state) as base:
+        store = ts.KvStore.open({"driver": "ocdbt", "base": base}, context=_CONTEXT).result()
+        keys = sorted(key for key in store.list().result() if key.endswith(b"/zarr.json"))
+        # All are begun before the first is waited for. To open each as an array takes three times as long (measured).
+        pending = [(key, store.read(key)) for key in keys]
+        found = {key.decode().removesuffix("/zarr.json"): json.loads(future.result().value) for key, future in pending}
     return {
-        name: LeafSpec(tuple(store.shape), store.dtype.name, generators.get(name))
-        for name, store in open_leaves(state).items()
+        name: LeafSpec(tuple(noted["shape"]), noted["data_type"], generators.get(name)) for name, noted in found.items()
     }
 
 
 def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Return the values of leaves, of all or of those named, as numpy arrays; a random key as its words."""
-    pending = {name: store.read() for name, store in open_leaves(state, names).items()}
-    return {name: future.result() for name, future in pending.items()}
+    with open_leaves(state, read_leaf_specs(state) if names is None else names) as leaves:
+        pending = {name: leaf.read() for name, leaf in leaves.items()}
+        return {name: future.result() for name, future in pending.items()}
 
 
 def compute_logical_digest(state: Path, progress: JsonObject) -> str:
@@ -129,6 +151,27 @@ def compute_logical_digest(state: Path, progress: JsonObject) -> str:
         digest.update(f"\n{name} {spec}\n".encode())
         digest.update(read_leaves(state, [name])[name].tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _open_base(state: Path) -> Iterator[JsonObject]:
+    """Tell TensorStore where the files of a saved tree lie; good while this is open.
+
+    A path is given to it as a path: in a URL, which it takes as well, `%41`, `#` and `?` mean something else. On any
+    system it takes a backslash for a slash, and it takes no name that is not UTF-8: then the directory is opened here
+    and named by its handle. Raises StorageError where the system has no such names.
+    """
+    path = str(state.resolve())
+    if "\\" not in path and path == path.encode(errors="ignore").decode():
+        yield {"driver": "file", "path": f"{path}/"}
+        return
+    if not HANDLES.is_dir():
+        raise StorageError(f"{path}: holds a backslash, or is not UTF-8: no array can be saved there")
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield {"driver": "file", "path": f"{HANDLES}/{handle}/"}
+    finally:
+        os.close(handle)
 
 
 def _read_generators(state: Path) -> dict[str, str]:

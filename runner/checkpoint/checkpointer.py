@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from runner import hosts
-from runner.checkpoint.record import PROGRESS, STATE, TRASH, WRITING, Mark, Record, Score, find_best, list_records
+from runner.checkpoint.record import (
+    PROGRESS,
+    STATE,
+    TRASH,
+    WRITING,
+    ArrayTable,
+    Mark,
+    Record,
+    Score,
+    find_best,
+    list_records,
+)
 from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, select_survivors
 from runner.checkpoint.seal import seal_checkpoint
 from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
@@ -37,8 +48,8 @@ class Store(Protocol):
     def copy_to_host(self, state: Tree) -> Tree:
         """Return a copy of a tree of arrays that stays as it is while training goes on."""
 
-    def write_checkpoint(self, directory: Path, state: Tree, progress: JsonObject) -> None:
-        """Write a tree of arrays and a JSON value. Raises StorageError."""
+    def write_checkpoint(self, directory: Path, state: Tree, progress: JsonObject) -> ArrayTable:
+        """Write a tree of arrays and a JSON value; return what the tree has. Raises StorageError."""
 
     def find_differing_leaf(self, directory: Path, state: Tree) -> str | None:
         """Return the name of a leaf that is on disk other than in memory; None where there is none."""
@@ -193,13 +204,13 @@ class Checkpointer:
         on_phase("write")
         try:
             fresh.parent.mkdir(parents=True, exist_ok=True)
-            self._store.write_checkpoint(fresh, state, progress)
+            arrays = self._store.write_checkpoint(fresh, state, progress)
             if self._policy.verify == "values" and (leaf := self._store.find_differing_leaf(fresh, state)):
                 raise StorageError(f"{leaf} reads back differently from what was to be saved")
             spent = time.perf_counter() - start
             record = replace(record, stall_seconds=spent if stall is None else stall, write_seconds=spent)
             on_phase("seal")
-            seal_checkpoint(fresh, record, checksums=self._policy.verify != "off")
+            seal_checkpoint(fresh, record, arrays, checksums=self._policy.verify != "off")
             on_phase("publish")
             _publish(fresh, self._checkpoints / str(record.step))
         except (OSError, StorageError) as error:

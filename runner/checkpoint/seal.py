@@ -12,7 +12,21 @@ from pathlib import Path
 
 import xxhash
 
-from runner.checkpoint.record import PIN, SIDECAR, FileFacts, FileTable, Record, encode_sidecar, read_sidecar
+from runner.checkpoint.record import (
+    PIN,
+    REASON,
+    SIDECAR,
+    STATE,
+    ArrayTable,
+    FileFacts,
+    FileTable,
+    Record,
+    Sidecar,
+    encode_sidecar,
+    read_sidecar,
+)
+from runner.checkpoint.trouble import find_errno
+from runner.errors import StorageError
 from runner.files import sync_path
 
 CHUNK_BYTES = 1 << 20  # what is read at once stays in the processor's cache
@@ -21,10 +35,15 @@ CHECKSUM_THREADS = min(4, os.cpu_count() or 1)
 SYNC_THREADS = 16  # files that wait for the disk at the same time
 
 
-def seal_checkpoint(directory: Path, record: Record, *, checksums: bool = True) -> None:
+def seal_checkpoint(
+    directory: Path, record: Record, arrays: ArrayTable | None = None, *, checksums: bool = True
+) -> None:
     """Write the sidecar with size and checksum of every file, and make all of the directory durable.
 
-    Call this before the directory gets its name. Without `checksums` only the sizes are kept. Raises OSError.
+    Call this before the directory gets its name. Without `checksums` only the sizes are kept. `arrays` is what was to
+    be written, by who has it in memory: a seal of what lies there proves nothing where something else does.
+
+    Raises OSError, and StorageError where the arrays on disk are not those.
     """
     # Imported here for the reason given in `measure_files`.
     from concurrent.futures import ThreadPoolExecutor
@@ -32,26 +51,35 @@ def seal_checkpoint(directory: Path, record: Record, *, checksums: bool = True) 
     # What is measured is read back from the files, not taken from memory: it is the files that are proven later.
     files = measure_files(directory, list(_list_names(directory)), checksums=checksums)
     sidecar = directory / SIDECAR
-    sidecar.write_bytes(encode_sidecar(record, files))
+    sidecar.write_bytes(encode_sidecar(Sidecar(record, files, arrays)))
     folders = [path for path in directory.rglob("*") if path.is_dir()]
     # Side by side the syncs share the disk's own commits: a third of the time of one after another (measured).
     with ThreadPoolExecutor(SYNC_THREADS) as pool:
-        list(pool.map(sync_path, [sidecar, *(directory / name for name in files), *folders, directory]))
+        syncing = pool.map(sync_path, [sidecar, *(directory / name for name in files), *folders, directory])
+        # While the disk is busy. There is time for it: the checkpoint has no name yet.
+        problem = _find_differing_array(directory, arrays) if arrays is not None else None
+        list(syncing)
+    if problem is not None:
+        raise StorageError(problem)
 
 
 def find_problem(directory: Path, *, checksums: bool = True, step: int | None = None) -> str | None:
     """Return why this checkpoint is not what was written, in a few words; None when every byte is.
 
     Without `checksums` no file is read: only their names and sizes are compared. `step` is what it should hold, where
-    the directory is not named after it. Raises OSError where something is there and cannot be read now (a disk in
-    trouble, too many open files, no permission): that says nothing about its bytes.
+    the directory is not named after it.
+
+    Raises:
+        OSError: something is there and cannot be read now (a disk in trouble, too many open files, no permission): that
+            says nothing about its bytes.
+        NewerFormatError: a later version has saved it, and only that one can tell.
     """
     try:
-        _, sealed = read_sidecar(directory, step)
+        _, sealed, arrays = read_sidecar(directory, step)
     except (FileNotFoundError, NotADirectoryError):
         return f"no {SIDECAR}: it was never finished, or it is not a checkpoint of a run"
-    except (ValueError, TypeError, KeyError) as error:
-        return f"{SIDECAR} cannot be believed ({error or type(error).__name__})"
+    except ValueError as error:
+        return f"{SIDECAR} cannot be believed ({error})"
     present = set(_list_names(directory))
     if missing := sorted(sealed.keys() - present):
         return f"{missing[0]} is missing"
@@ -68,7 +96,32 @@ def find_problem(directory: Path, *, checksums: bool = True, step: int | None = 
         # A checkpoint that was saved with ckpt.verify=off has no checksums to compare with.
         if checksums and expected.get("xxh3", found[name]["xxh3"]) != found[name]["xxh3"]:
             return f"{name} is not what was written (its checksum differs)"
-    return None
+    # Before the arrays were listed, this was sealed where they had been written somewhere else.
+    if f"{STATE}/_METADATA" in sealed and f"{STATE}/manifest.ocdbt" not in sealed:
+        return "it holds no arrays: they were written somewhere else"
+    return _find_differing_array(directory, arrays) if checksums and arrays is not None else None
+
+
+def _find_differing_array(directory: Path, arrays: ArrayTable) -> str | None:
+    """Return which array on disk is not what was to be written, in a few words; None where all are.
+
+    Raises OSError where they cannot be read now.
+    """
+    # Imported here: `python -m runner ls` asks for sizes only, and answers sooner without TensorStore.
+    from runner.checkpoint.arrays import read_leaf_specs
+
+    try:
+        found = {name: str(spec) for name, spec in read_leaf_specs(directory / STATE).items()}
+    # TensorStore says everything with a ValueError, also what the operating system had told it.
+    except (ValueError, TypeError, KeyError) as error:
+        if number := find_errno(error):
+            raise OSError(number, os.strerror(number), str(directory / STATE)) from error
+        return f"its arrays cannot be listed ({str(error).splitlines()[0]})"
+    differing = sorted(name for name in found.keys() | arrays.keys() if found.get(name) != arrays.get(name))
+    if not differing:
+        return None
+    name, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    return f"{name} is {found.get(name, 'absent')} on disk and was {arrays.get(name, 'absent')} in memory{more}"
 
 
 def measure_files(directory: Path, names: Sequence[str], *, checksums: bool) -> FileTable:
@@ -83,12 +136,12 @@ def measure_files(directory: Path, names: Sequence[str], *, checksums: bool) -> 
 
 
 def _list_names(directory: Path) -> Iterator[str]:
-    """Yield every file of a checkpoint that is sealed, in order: all but the sidecar itself and the pin."""
+    """Yield every file of a checkpoint that is sealed, in order: not the sidecar, nor what is put beside it later."""
     names = []
     # Not `rglob`: it passes over a folder that cannot be read, and its files would seem to be missing.
     for folder, _, files in os.walk(directory, onerror=_raise_error):
         names += [(Path(folder) / file).relative_to(directory).as_posix() for file in files]
-    yield from sorted(name for name in names if name not in (SIDECAR, PIN))
+    yield from sorted(name for name in names if name not in (SIDECAR, PIN, REASON))
 
 
 def _raise_error(error: OSError) -> None:

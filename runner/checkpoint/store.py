@@ -13,8 +13,6 @@ import base64
 import functools
 import json
 import logging
-import os
-import re
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -27,7 +25,8 @@ import orbax.checkpoint as ocp
 
 from runner.checkpoint import arrays
 from runner.checkpoint.arrays import LeafHandle, LeafSpec, PendingRead
-from runner.checkpoint.record import PROGRESS, STATE
+from runner.checkpoint.record import PROGRESS, STATE, ArrayTable
+from runner.checkpoint.trouble import short_reason
 from runner.errors import ConfigError, RefusedError, StorageError
 from runner.types import JsonObject, Tree
 
@@ -43,8 +42,11 @@ def copy_to_host(state: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), state)
 
 
-def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> None:
-    """Write a tree of arrays and a JSON value as a checkpoint. Raises StorageError; then nothing has that name."""
+def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> ArrayTable:
+    """Write a tree of arrays and a JSON value as a checkpoint. Returns what the tree has, for the seal to compare.
+
+    Raises StorageError; then nothing has that name.
+    """
     arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler()))
     options: Any = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False, "type_handler_registry": registry}
@@ -55,10 +57,11 @@ def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> None
             checkpointer.save(directory.resolve(), args=arguments)
     # Whatever it is that Orbax raises, the state is not on disk.
     except Exception as error:
-        raise StorageError(_short_reason(error)) from error
+        raise StorageError(short_reason(error)) from error
     # The name is the proof: `save` returns nothing to go by.
     if not directory.is_dir():
         raise StorageError(f"Orbax wrote nothing at {directory}")
+    return {name: str(describe_leaf(leaf)) for name, leaf in name_leaves(state).items()}
 
 
 class _OneTransactionHandler(ocp.type_handlers.ArrayHandler):
@@ -153,29 +156,29 @@ def read_state(directory: Path, template: Tree) -> Tree:
             f"configuration{more}; the model or the optimizer has changed since: start a new run, with "
             "init_from=RUN init_from.partial=true to keep the weights that fit"
         )
-    stores = arrays.open_leaves(state, wanted)
     reading = deque[tuple[dict[IndexKey, PendingRead], Leaf]]()
     loaded = []
-    # A window of reads: the next ones go on while the oldest is put on its devices.
-    for name, leaf in wanted.items():
-        reading.append((_start_reading(stores[name], leaf), leaf))
-        if len(reading) == READS_IN_FLIGHT:
-            loaded.append(_assemble_array(*reading.popleft()))
-    loaded += [_assemble_array(*one) for one in reading]
+    with arrays.open_leaves(state, wanted) as stores:
+        # A window of reads: the next ones go on while the oldest is put on its devices.
+        for name, leaf in wanted.items():
+            reading.append((_start_reading(stores[name], leaf), leaf))
+            if len(reading) == READS_IN_FLIGHT:
+                loaded.append(_assemble_array(*reading.popleft()))
+        loaded += [_assemble_array(*one) for one in reading]
     return jax.tree.unflatten(jax.tree.structure(template), loaded)
 
 
 def find_differing_leaf(directory: Path, state: Tree) -> str | None:
     """Return the first leaf whose value on disk is not, bit for bit, the one in memory; None where all are."""
     named = name_leaves(state)
-    stores = arrays.open_leaves(directory / STATE, named)
-    # One at a time, in order not to hold the state twice.
-    for name, leaf in named.items():
-        live = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        saved = np.asarray(stores[name].read().result())
-        # Bytes, not values: NaN differs from itself, and -0.0 is 0.0.
-        if (live.shape, live.dtype, live.tobytes()) != (saved.shape, saved.dtype, saved.tobytes()):
-            return name
+    with arrays.open_leaves(directory / STATE, named) as stores:
+        # One at a time, in order not to hold the state twice.
+        for name, leaf in named.items():
+            live = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+            saved = np.asarray(stores[name].read().result())
+            # Bytes, not values: NaN differs from itself, and -0.0 is 0.0.
+            if (live.shape, live.dtype, live.tobytes()) != (saved.shape, saved.dtype, saved.tobytes()):
+                return name
     return None
 
 
@@ -196,8 +199,17 @@ def describe_leaf(leaf: Leaf) -> LeafSpec:
 
 
 def name_leaves(tree: Tree) -> dict[str, jax.Array]:
-    """Return the leaves of a tree under the names they have on disk, in the order of the tree."""
-    return {_join_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Return the leaves of a tree under the names they have on disk, in the order of the tree.
+
+    Raises StorageError where two have the same: on disk the second would take the place of the first.
+    """
+    named: dict[str, jax.Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = _join_path(path)
+        if name in named:
+            raise StorageError(f"two arrays of the state are called {name}; rename one (a dot in a name joins a path)")
+        named[name] = leaf
+    return named
 
 
 def _start_reading(store: LeafHandle, leaf: Leaf) -> dict[IndexKey, PendingRead]:
@@ -247,16 +259,6 @@ def _generator_name(dtype: np.dtype) -> str:
 
 def _join_path(path: tuple[object, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
-def _short_reason(error: Exception) -> str:
-    """Return what the operating system said, where it did: TensorStore wraps that in three lines of its own."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).strip()
-    if code := re.search(r"os_error_code='(\d+)'", text):
-        return os.strerror(int(code[1]))
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 @functools.cache

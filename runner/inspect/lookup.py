@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from runner.checkpoint.record import Record, Score, is_step_name, locate_checkpoint, read_sidecar
+from runner.checkpoint.record import NewerFormatError, Record, Score, is_step_name, locate_checkpoint, read_sidecar
 from runner.checkpoint.retention import RetentionRule
 from runner.checkpoint.seal import find_problem
 from runner.config.validation import Retention, validate_saved
@@ -145,9 +145,12 @@ def read_checkpoint_status(directory: Path, *, checksums: bool) -> CheckpointSta
         problem = find_problem(directory, checksums=checksums)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
+    # One run of a later version must not keep a table of all runs from being shown.
+    except NewerFormatError as error:
+        problem = str(error)
     try:
-        record, files = read_sidecar(directory)
-    except (OSError, ValueError, TypeError, KeyError):
+        record, files, _ = read_sidecar(directory)
+    except (OSError, ValueError, NewerFormatError):
         record, files = None, {}
     # Asked last: a run that is training may have deleted it while its files were read, and then it has no fault.
     if not directory.is_dir():

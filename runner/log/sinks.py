@@ -7,6 +7,7 @@ at one step. To add a sink, write a module in this folder with a class that keep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +34,19 @@ class CutPoint:
 
 
 @dataclass(frozen=True)
+class LogDigest:
+    """Hold what a log was, byte for byte, when a step was saved: from its beginning up to that step.
+
+    Attributes:
+        bytes: its length.
+        xxh3: XXH3 of 128 bits of all of it, in hexadecimal.
+    """
+
+    bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
 class SinkContext:
     """Tell a sink about its run.
 
@@ -43,6 +57,7 @@ class SinkContext:
         document: the validated configuration.
         lineage: what the values that come depend on; where it is equal, steps that are done again come out the same.
         say: tells a person a line.
+        digests: what metrics.jsonl was at each saved step up to the cut point, where that is known, oldest first.
     """
 
     metrics: Path
@@ -51,6 +66,7 @@ class SinkContext:
     document: Document
     lineage: str
     say: Say
+    digests: Sequence[tuple[int, LogDigest]] = ()
 
     @property
     def logs(self) -> Path:
@@ -99,6 +115,9 @@ class MetricWriter(Protocol):
 
     def flush(self) -> bool:
         """Return whether every line so far is durable: only then may a checkpoint of this step be made."""
+
+    def digest(self) -> LogDigest | None:
+        """Return what every line so far adds up to, for the checkpoint of this step; None where none are kept."""
 
     def close(self) -> None:
         """Let go of the files."""

@@ -133,7 +133,7 @@ def test_the_sidecar_says_why_and_what_it_cost(tmp_path: Path) -> None:
     made, _, saves = saver(tmp_path, {"all": KeepAll()}, background=True)
     made.save("because", StepInfo(5, {"eval/loss": 2.0}), items(5))
     made.close()
-    record, files = read_sidecar(tmp_path / "5")
+    record, files, _ = read_sidecar(tmp_path / "5")
     assert (record.step, record.reason, record.metrics, record.mark) == (5, "because", {"eval/loss": 2.0}, "")
     assert 0 < record.stall_seconds <= record.write_seconds <= saves[0].durable_seconds
     assert any(name.startswith("state/d/") for name in files)

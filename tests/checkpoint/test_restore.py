@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.checkpoint.record import FORMAT, list_records, list_steps, read_sidecar
+from runner.checkpoint.record import READABLE_FORMATS, list_records, list_steps, read_sidecar
 from tests.conftest import REPO, Door, assert_same, checkpoint, fail_loudly
 
 # Losses fall and the score asks for the highest: so the best is early, and the newest is not it.
@@ -210,8 +210,9 @@ def test_an_exception_leaves_a_checkpoint_that_only_step_goes_back_to(door: Door
     )  # only that eval is missing
 
 
-def test_a_run_of_the_format_goes_on(door: Door) -> None:
-    run = Path(shutil.copytree(REPO / f"tests/fixtures/format{FORMAT}", door.cwd / "old"))
+@pytest.mark.parametrize("number", READABLE_FORMATS[:1])
+def test_a_run_of_each_format_goes_on(door: Door, number: int) -> None:
+    run = Path(shutil.copytree(REPO / f"tests/fixtures/format{number}", door.cwd / "old"))
     done = door.run(f"dir={run}", "train.steps=24")
     assert done.returncode == 0, done.stderr
     assert "restored step 20 " in done.stdout
