@@ -18,6 +18,7 @@
     mesh.py       where an array lies
     hosts.py      what the processes of a run decide together
     text.py files.py plots.py     sizes, durations and tables for people; atomic files; the style of pictures
+    screen.py     stdout and stderr, which are never part of a run
     values.py types.py errors.py  the ground: values that rooms hand on, names of pytrees, exit codes
     recipes/      files that make a scheduler run the command again
 

@@ -6,20 +6,20 @@ Neither jax nor flax is imported before the configuration is valid.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NoReturn
 
-from runner.errors import ConfigError, HoldfastError
+from runner.errors import ConfigError, HoldfastError, StorageError
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.compose import compose
+from runner.screen import decouple_screen, flush_screen, prepare_screen, print_error
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what a command line asks for: one run, a sweep or a search. Return the exit code; say errors on stderr."""
+    prepare_screen()
     try:
         try:
             request = compose(argv)
@@ -29,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
         except SystemExit as answered:
             # Hydra has printed its help. Python's own way out would complain of a reader who has left by now.
             return answered.code if isinstance(answered.code, int) else 0
+        if request is not None:
+            # What Hydra printed was the answer; from here on there is work, of which the terminal is no part.
+            decouple_screen()
         if isinstance(request, RunRequest) and request.job is None:
             # Imported when the command is known to be right: a wrong one is answered without it.
             from runner.session import experiment
@@ -37,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             return experiment.run(request.config, command.overrides, command.began).exit_code
         return _launch(request)
     except HoldfastError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         # Before there was anything to save; later the run listens for it.
@@ -46,8 +49,11 @@ def main(argv: Sequence[str]) -> int:
 
 def exit_process(code: int) -> NoReturn:
     """End the process now: all is saved and closed, and a thread that still compiles must not meet a dying Python."""
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
+    failed = flush_screen()
+    # A run's screen is decoupled, and never fails: here somebody asked for help, or for a configuration.
+    if failed is not None and not isinstance(failed, BrokenPipeError) and code == 0:
+        print_error(f"error: stdout: {failed.strerror}; what was asked for could not be printed")
+        code = StorageError.exit_code
     os._exit(code)
 
 

@@ -35,6 +35,7 @@ from runner.launch.restart_policy import (
 from runner.preempt.preempt_options import STOP_FILE
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import SUPERVISOR
+from runner.screen import decouple_screen, print_error
 from runner.values import Say, VerbResult
 
 # The time between two looks, while waiting, whether somebody asked to stop.
@@ -107,6 +108,8 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Run the command until it is done. Raises ConfigError where it cannot be started."""
     if arguments.crashes < 0 or not 0 <= arguments.wait < float("inf"):
         raise ConfigError(f"supervise: got --crashes {arguments.crashes} --wait {arguments.wait}; expected 0 or more")
+    # A terminal that goes, or is stopped, must not keep from being started again what is supervised.
+    decouple_screen()
     command = SupervisedCommand(arguments.command)
     with TemporaryDirectory(prefix="holdfast-") as folder, handle_signals(command.on_signal):
         return _supervise(command, Path(folder), arguments.crashes, arguments.wait)
@@ -161,8 +164,6 @@ def _describe_move(move: Restart | Exit) -> str:
 
 def _print_line(line: str) -> None:
     """Print on stderr: stdout is the command's."""
-    # A terminal that has gone must not end what it supervises.
-    with suppress(OSError):
-        # What was killed left half a progress bar behind, and hid the cursor.
-        fresh = "\r\x1b[2K\x1b[?25h" if sys.stderr.isatty() else ""
-        print(f"{fresh}supervise: {line}", file=sys.stderr, flush=True)
+    # What was killed left half a progress bar behind, and hid the cursor.
+    fresh = "\r\x1b[2K\x1b[?25h" if sys.stderr.isatty() else ""
+    print_error(f"{fresh}supervise: {line}")

@@ -1,20 +1,27 @@
-"""What a person sees: lines that stay, and on a terminal a progress bar below them. Every line also goes to run.log."""
+"""What a person sees: lines that stay, and on a terminal a progress bar below them. Every line also goes to run.log.
+
+What becomes of the terminal is no concern of the run: screen.py sees to it that printing neither raises nor blocks, and
+that lines did not arrive there is told in run.log, once.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from runner import screen
+from runner.files import append_text, make_folder
 from runner.log.sinks import MetricSink
 from runner.text import format_duration, utc_now
 from runner.values import MetricValues
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
+BAR_SECONDS = 0.2  # on a terminal: the bar is drawn at most once in this time
 
 
 class Console(MetricSink, Protocol):
@@ -36,14 +43,13 @@ class QuietConsole:
     name = "console"
 
     def __init__(self, log: Path):
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(log.parent)
         self._log = log
 
     def say(self, line: str) -> None:
         """Append a line to run.log, with the time of day."""
-        # Opened for each line, so that no line is in a buffer when a kill comes. A full disk is told by who needs it.
-        with suppress(OSError), self._log.open("a") as out:
-            out.write("".join(f"{utc_now()} {part}\n" for part in line.splitlines()))
+        self._append(line)
+        self._tell_losses()
 
     def begin(self, step: int, steps: int) -> None:
         """Take note that training goes on from a step, towards so many."""
@@ -61,7 +67,17 @@ class QuietConsole:
             self.say(f"step {step:>6}  {split}  {_format_values(metrics)}")
 
     def close(self) -> None:
-        """Do nothing: no file is open."""
+        """Tell in run.log what became of the lines for the terminal; no file is open."""
+        self._tell_losses()
+
+    def _append(self, line: str) -> None:
+        # At once, so that no line is in a buffer when a kill comes. A full disk is told by who needs it.
+        with suppress(OSError):
+            append_text(self._log, "".join(f"{utc_now()} {part}\n" for part in line.splitlines()))
+
+    def _tell_losses(self) -> None:
+        for loss in screen.take_screen_losses():
+            self._append(f"warning: what goes to {loss} does not arrive; every line is in this file")
 
     def _steps_per_second(self, step: int) -> float:
         """Return the mean speed since training began, or went on."""
@@ -75,25 +91,30 @@ class PlainConsole(QuietConsole):
 
     def say(self, line: str) -> None:
         """Print a line, and append it to run.log."""
-        super().say(line)
-        _print_unless_closed(line)
+        self._append(line)
+        print(line, flush=True)
+        self._tell_losses()
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         """Print how far training is, now and then; run.log does not get these lines."""
-        if time.monotonic() < self._next_tick:
+        # While nobody reads, what may still be kept for a reader is for lines that stay.
+        if time.monotonic() < self._next_tick or screen.stdout_state() == "waits":
             return
         self._next_tick = time.monotonic() + PLAIN_SECONDS
         speed = self._steps_per_second(step)
         left = format_duration((self._steps - step) / speed) if speed else "?"
         risk = step - (durable_step or 0)
         saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
-        _print_unless_closed(
-            f"step {step:>6}/{self._steps}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left} left  {saved}"
-        )
+        loss = f"{metrics['loss']:.4f}"
+        print(f"step {step:>6}/{self._steps}  loss {loss}  {speed:.1f} steps/s  {left} left  {saved}", flush=True)
 
 
 class ProgressBarConsole(QuietConsole):
-    """Show a live bar on a terminal, with lines that stay above it."""
+    """Show a live bar on a terminal, with lines that stay above it.
+
+    The bar is drawn by `tick`, in the training thread: nothing of it changes between two ticks. Where drawing fails the
+    bar is given up.
+    """
 
     def __init__(self, log: Path):
         # Imported here: a job without a terminal starts sooner without it.
@@ -102,7 +123,12 @@ class ProgressBarConsole(QuietConsole):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         super().__init__(log)
-        self._rich, self._escape = RichConsole(highlight=False), escape
+        # Whoever sets these to 0 says that nobody knows; rich would take it for a terminal that shows nothing.
+        width, height = (
+            (80 if os.environ.get("COLUMNS") == "0" else None),
+            (25 if os.environ.get("LINES") == "0" else None),
+        )
+        self._rich, self._escape = RichConsole(highlight=False, width=width, height=height), escape
         columns = (
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
@@ -111,48 +137,76 @@ class ProgressBarConsole(QuietConsole):
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[saved]}"),
         )
-        self._progress = Progress(*columns, console=self._rich, refresh_per_second=5, transient=True)
+        self._progress = Progress(*columns, console=self._rich, auto_refresh=False, transient=True)
+        self._next_draw, self._has_bar = 0.0, True
 
     def say(self, line: str) -> None:
         """Print a line above the bar, and append it to run.log."""
-        super().say(line)
+        self._append(line)
+        if screen.stdout_state() == "failed":
+            self._give_up_bar()
         style = "yellow" if line.startswith("warning") else None
-        self._rich.print(self._escape(line), style=style, soft_wrap=True)
+        with self._drawing():
+            self._rich.print(self._escape(line), style=style, soft_wrap=True)
+        self._tell_losses()
 
     def begin(self, step: int, steps: int) -> None:
         """Start the bar at a step."""
         super().begin(step, steps)
-        # After a rollback this comes a second time: the bar of before goes.
-        for task in self._progress.task_ids:
-            self._progress.remove_task(task)
-        self._task = self._progress.add_task("", total=steps, completed=step, loss="…", speed="…", saved="")
-        self._progress.start()
+        with self._drawing():
+            # After a rollback this comes a second time: the bar of before goes.
+            for task in self._progress.task_ids:
+                self._progress.remove_task(task)
+            self._task = self._progress.add_task("", total=steps, completed=step, loss="…", speed="…", saved="")
+            self._progress.start()
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         """Move the bar."""
+        state = screen.stdout_state()
+        if state == "failed":
+            self._give_up_bar()
+        # While the terminal is stopped (Ctrl-S), a bar of later is better than all those of now, one after the other.
+        if not self._has_bar or state == "waits" or time.monotonic() < self._next_draw:
+            return
+        self._next_draw = time.monotonic() + BAR_SECONDS
         saved = "nothing saved yet" if durable_step is None else f"saved {durable_step} · {step - durable_step} at risk"
         speed = f"{self._steps_per_second(step):.1f}"
-        self._progress.update(self._task, completed=step, loss=f"{metrics['loss']:.4f}", speed=speed, saved=saved)
+        with self._drawing():
+            self._progress.update(
+                self._task, completed=step, loss=f"{metrics['loss']:.4f}", speed=speed, saved=saved, refresh=True
+            )
 
     def close(self) -> None:
         """Take the bar away; may be called twice."""
-        self._progress.stop()
+        with self._drawing():
+            self._progress.stop()
+        super().close()
+
+    def _give_up_bar(self) -> None:
+        """Draw no bar from now on: the terminal has gone."""
+        if self._has_bar:
+            self._has_bar = False
+            with self._drawing():
+                self._progress.stop()
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Give the bar up where drawing fails: terminals, and what they say of themselves, are of many kinds."""
+        try:
+            yield
+        except Exception as error:
+            if self._has_bar:
+                self._has_bar = False
+                self._append(f"warning: the progress bar is left out: {type(error).__name__}: {error}")
 
 
 def choose_console(log: Path, *, wanted: bool) -> Console:
     """Return the console for this process: a bar on a terminal, plain lines elsewhere, nothing where none is wanted."""
     if not wanted:
         return QuietConsole(log)
-    return ProgressBarConsole(log) if sys.stdout.isatty() else PlainConsole(log)
-
-
-def _print_unless_closed(line: str) -> None:
-    """Print, unless the reader of a pipe has gone: that must not end a run, and run.log has the lines."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        # Into nothing from now on: Python would meet the broken pipe again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # One that calls itself dumb can move no cursor.
+    is_able = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return ProgressBarConsole(log) if is_able else PlainConsole(log)
 
 
 def _format_values(metrics: MetricValues) -> str:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import CRASHED, STOPPED
+from runner.files import open_file
 from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
+from runner.screen import flush_screen, print_error
 from runner.values import Say
 
 TICK_SECONDS = 0.1
@@ -64,17 +66,17 @@ class Watchdog:
         quiet_ticks, last = 0, self.attempt.heartbeat.read()
         while not done.wait(TICK_SECONDS):
             if self.stop_flag.deadline is not None and time.monotonic() > self.stop_flag.deadline - MARGIN_SECONDS:
-                self._leave()
+                _end_process(STOPPED, self._record_timeout)
             heartbeat = self.attempt.heartbeat.read()
             if heartbeat != last or heartbeat.phase in PATIENT_PHASES:
                 quiet_ticks, last = 0, heartbeat
             else:
                 quiet_ticks += 1
             if self.hang_seconds is not None and quiet_ticks * TICK_SECONDS > self.hang_seconds:
-                self._abort(heartbeat)
+                _end_process(CRASHED, partial(self._record_hang, heartbeat))
 
-    def _leave(self) -> NoReturn:
-        """Stop because time is up: the newest durable checkpoint is what there is."""
+    def _record_timeout(self) -> None:
+        """Write down that time is up: the newest durable checkpoint is what there is."""
         heartbeat = self.attempt.heartbeat.read()
         durable = newest_durable_step(self.run.checkpoints)
         lost = max(heartbeat.step - durable, 0)
@@ -82,24 +84,29 @@ class Watchdog:
         steps = "no step is lost" if not lost else f"{lost} steps are lost and done again"
         why = f"{self.stop_flag.reason}: time was up during {heartbeat.phase} at step {heartbeat.step}"
         self.say(f"stopped by {why}; {stands}, {steps}; the same command goes on from there")
-        self._end("preempted", heartbeat.step, why, durable, STOPPED)
+        self.attempt.end("preempted", max(heartbeat.step, durable), why, durable)
 
-    def _abort(self, heartbeat: Heartbeat) -> NoReturn:
-        """Fail because nothing moves, and leave the stacks of all threads in run.log."""
+    def _record_hang(self, heartbeat: Heartbeat) -> None:
+        """Write down that nothing moves, and the stacks of all threads in run.log."""
         why = f"no sign of life for {self.hang_seconds:g} s during {heartbeat.phase}, after step {heartbeat.step}"
         self.say(f"error: {why}: the process ends; the stacks are in {self.run.log}")
-        with self.run.log.open("a") as log:
+        # A full disk has no room for them.
+        with suppress(OSError), os.fdopen(open_file(self.run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as log:
             faulthandler.dump_traceback(log, all_threads=True)
-        self._end("failed", heartbeat.step, why, newest_durable_step(self.run.checkpoints), CRASHED)
+        durable = newest_durable_step(self.run.checkpoints)
+        self.attempt.end("failed", max(heartbeat.step, durable), why, durable)
 
-    def _end(self, state: str, reached: int, why: str, durable: int, exit_code: int) -> NoReturn:
-        # `_exit`: an ordinary exit would wait for threads and destructors, one of which may be what hangs. In
-        # `finally`, because time is up also where the disk does not let us write.
-        try:
-            self.attempt.end(state, max(reached, durable), why, durable)
-            sys.stdout.flush()
-        finally:
-            os._exit(exit_code)
+
+def _end_process(exit_code: int, record: Callable[[], None]) -> NoReturn:
+    """End the process once it is written down how, or where that fails: a disk may be what went wrong."""
+    try:
+        record()
+    except Exception as error:
+        print_error(f"error: how the attempt ended could not be written down: {type(error).__name__}: {error}")
+    finally:
+        # `_exit`: an ordinary exit would wait for threads and destructors, one of which may be what hangs.
+        flush_screen()
+        os._exit(exit_code)
 
 
 def describe_shortfall(save_seconds: float, notice_seconds: float, source: str) -> str | None:

@@ -14,10 +14,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.files import append_text
 from runner.preempt.notice import NoAnswer, Notice, Poll
 from runner.preempt.preempt_options import STOP_FILE, NoticeSource, Preempt, parse_walltime
 from runner.preempt.stop import StopFlag
 from runner.rundir.layout import RunDir
+from runner.screen import print_past_locks
 from runner.text import utc_now
 
 STOP_FILE_SECONDS = 1.0
@@ -125,16 +127,15 @@ class Listener:
         else:
             then = "saving at the next step boundary, then going on"
         if self._log_once(notice.reason, f"{notice.reason}: {then}"):
-            # Past sys.stderr, straight to the descriptor: the main thread may be inside a print and hold its lock.
-            os.write(2, f"\n{notice.reason}: {then}\n".encode())
             if not notice.is_final:
                 self.stop_flag.request_save(notice.reason)
+            print_past_locks(f"{notice.reason}: {then}")
 
     def _log_once(self, topic: str, line: str) -> bool:
         """Write a line to run.log if it is the first about its topic, and return whether it was."""
         if topic in self.logged:
             return False
         self.logged.add(topic)
-        with suppress(OSError), self.run.log.open("a") as log:
-            log.write(f"{utc_now()} {line}\n")
+        with suppress(OSError):
+            append_text(self.run.log, f"{utc_now()} {line}\n")
         return True

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from runner.preempt.stop import StopFlag
+from runner.screen import print_past_locks
 
 # A repeated signal within this time is the same request: faster than a person, and the two signals that `timeout`
 # sends (to the process, then to its group) come within microseconds (measured).
@@ -81,17 +82,21 @@ class _SignalListener:
             # `timeout` and service managers signal a process and then its group: one request, heard twice.
             if number in self.heard and time.monotonic() - heard_at < ECHO_SECONDS:
                 continue
+            # A hang-up is no person who cannot wait: a shell sends one more after that of its terminal, and a service
+            # manager one right after SIGTERM.
+            if self.heard and number == signal.SIGHUP:
+                continue
             # Slurm repeats its signals while it waits, and kills by itself when it has waited enough. A person who
             # cannot wait presses Ctrl-C.
             if self.heard and "SLURM_JOB_ID" in os.environ and number != signal.SIGINT:
                 continue
             if self.heard:
-                _write_line(f"{name} again: leaving at once, without saving")
+                print_past_locks(f"{name} again: leaving at once, without saving")
                 os._exit(128 + number)
             self.heard.append(number)
             heard_at = time.monotonic()
             self.stop_flag.request_stop(name, self.notice_seconds if number == signal.SIGTERM else None)
-            _write_line(f"{name}: saving at the next step boundary, then stopping; once more to leave at once")
+            print_past_locks(f"{name}: saving at the next step boundary, then stopping; once more to leave at once")
 
 
 def _call_handler(number: int, handler: Callable[[int, FrameType | None], object] | int | None) -> None:
@@ -106,8 +111,3 @@ def _is_ignored(number: int) -> bool:
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
     """Handle a signal by doing nothing: without a Python handler, nothing would be written to the socket."""
-
-
-def _write_line(line: str) -> None:
-    # Past sys.stderr, straight to the descriptor: the main thread may be inside a print and hold its lock.
-    os.write(2, f"\n{line}\n".encode())
