@@ -149,3 +149,11 @@ def parse_size(size: int | str) -> int:
         return TypeAdapter(ByteSize).validate_python(size)
     except ValidationError:
         return 0
+
+
+def mask_unprintable(text: str) -> str:
+    """Return a text with a dot for each character that is not printable: what comes from a disk commands no terminal.
+
+    So a line stays one line.
+    """
+    return "".join(char if char.isprintable() else "·" for char in text)

@@ -7,16 +7,22 @@ supervisor that one hangs, and lets the drill kill at a chosen moment.
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import files
+from runner.rundir.side_files import is_count
+
 LAYOUT = struct.Struct("<8sqdd16s16s")  # mark, step, when it last changed, when this phase began, phase, writer's phase
 MARK = b"holdfast"
 STEP, CHANGED, SINCE, PHASE, WRITING = 8, 16, 24, 32, 48  # where each begins, in bytes
+LATEST_SECONDS = 1e11  # the year 5138: what comes after it no clock has said
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class HeartbeatWriter:
 
     def __init__(self, path: Path):
         self._bytes: mmap.mmap | bytearray = bytearray(LAYOUT.size)
-        with suppress(OSError), path.open("wb+") as out:
+        with suppress(OSError), os.fdopen(files.open_file(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), "wb+") as out:
             # The space is taken now: a hole in the file would kill the process when it is touched on a full disk.
             out.write(bytes(LAYOUT.size))
             out.flush()
@@ -77,14 +83,24 @@ class HeartbeatWriter:
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:
-    """Return the last sign of life of a run; None where there is none."""
+    """Return the last sign of life of a run; None where there is none, or where its bytes are not what a run writes."""
     try:
-        written = path.read_bytes()
+        written = files.read_file(path, limit=LAYOUT.size)
     except OSError:
         return None
-    return _decode(written) if len(written) == LAYOUT.size and written.startswith(MARK) else None
+    if len(written) != LAYOUT.size or not written.startswith(MARK):
+        return None
+    # ValueError: names that are no text.
+    with suppress(ValueError):
+        found = _decode(written)
+        times = (found.changed, found.since)
+        are_times = all(math.isfinite(each) and 0.0 <= each < LATEST_SECONDS for each in times)
+        are_names = found.phase.isalpha() and (found.writing.isalpha() or not found.writing)
+        if is_count(found.step) and are_times and are_names:
+            return found
+    return None
 
 
 def _decode(written: bytes) -> Heartbeat:
     _, step, changed, since, phase, writing = LAYOUT.unpack(written)
-    return Heartbeat(step, changed, since, phase.rstrip(b"\0").decode(), writing.rstrip(b"\0").decode())
+    return Heartbeat(step, changed, since, phase.rstrip(b"\0").decode("ascii"), writing.rstrip(b"\0").decode("ascii"))
