@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pin": ("inspect.pin_checkpoint", "keep a checkpoint, whatever retention says"),
     "unpin": ("inspect.pin_checkpoint", "leave a checkpoint to retention again"),
     "prune": ("inspect.prune_checkpoints", "delete now what retention lets go"),
+    "restore": ("inspect.restore_checkpoint", "take back a checkpoint that was set aside, after proving every byte"),
     "digest": ("inspect.digest_checkpoint", "one SHA-256 of what a checkpoint means, however it was written"),
     "export": ("inspect.export_weights", "the weights alone, as safetensors or npz, with a model card"),
     "eval": ("inspect.eval_checkpoint", "what the evaluations of a run, or others, measure on one of its checkpoints"),

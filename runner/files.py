@@ -50,7 +50,7 @@ def open_folder(path: Path) -> Iterator[int]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it where they are missing, never through a link. Raises OSError."""
+    """Make a folder and those above it where they are missing, durably and never through a link. Raises OSError."""
     path = Path(os.path.abspath(path))
     missing = [path]
     while not os.path.lexists(missing[-1]) and missing[-1].parent != missing[-1]:
@@ -58,6 +58,8 @@ def make_folder(path: Path) -> None:
     for folder in reversed(missing[:-1]):
         with open_folder(folder.parent) as parent, suppress(FileExistsError):
             os.mkdir(folder.name, dir_fd=parent)
+            # Else a power loss takes the folder, with everything that is durable in it.
+            os.fsync(parent)
     # Whatever is there now has to be a folder, and no link to one.
     with open_folder(path):
         pass

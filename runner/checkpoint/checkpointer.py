@@ -8,6 +8,7 @@ time it changes, never remembered.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +34,11 @@ from runner.checkpoint.record import (
 from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, select_survivors
 from runner.checkpoint.seal import seal_checkpoint
 from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
+from runner.checkpoint.trouble import may_pass, short_reason
 from runner.errors import StorageError
 from runner.files import sync_path
-from runner.text import format_size
+from runner.log.sinks import LogDigest
+from runner.text import display_path, format_size
 from runner.types import CheckpointItems, JsonObject, Tree
 from runner.values import Say, StepInfo
 
@@ -102,11 +105,13 @@ class SaveListeners:
         say: tells a person a line; from the training thread.
         on_saved: takes each checkpoint once it is durable; from the training thread, so a step or more later.
         on_phase: takes what the background thread does: write, seal, publish, prune, or "" for nothing.
+        check_held: raises LostRunError where the run is no longer this process's; called before files are touched.
     """
 
     say: Say
     on_saved: Callable[[SavedCheckpoint], None]
     on_phase: Callable[[str], None] = lambda phase: None
+    check_held: Callable[[], None] = lambda: None
 
 
 class Checkpointer:
@@ -125,7 +130,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         # The save that is under way: itself once durable, and the records that are on disk after it.
         self._pending: Future[tuple[SavedCheckpoint, list[Record]]] | None = None
-        self._failing = False
+        self._trouble: str | None = None
         self._tried_step, self._since = 0, time.monotonic()
         self._records: list[Record] = list_records(checkpoints)
         # While the first steps compile and run.
@@ -135,6 +140,11 @@ class Checkpointer:
     def newest(self) -> int | None:
         """Return the newest durable step that a restart would use; None where there is none."""
         return next((record.step for record in reversed(self._records) if not record.mark), None)
+
+    @property
+    def trouble(self) -> str | None:
+        """Return why the last save failed, as the operating system said it; None where it did not."""
+        return self._trouble
 
     def due(self, info: StepInfo) -> str | None:
         """Return why to save now, or None. Call this after each step: it also notices how the last save ended."""
@@ -148,17 +158,30 @@ class Checkpointer:
             self._policy.save, info, History(self._records, self._tried_step, waited, self._failures)
         )
 
-    def save(self, reason: str, info: StepInfo, items: CheckpointItems, mark: Mark = "") -> None:
-        """Save. Waits for the disk if the policy says so; a failure is told once and tried again when next due."""
+    def save(
+        self, reason: str, info: StepInfo, items: CheckpointItems, log: LogDigest | None = None, mark: Mark = ""
+    ) -> None:
+        """Save. Waits for the disk if the policy says so.
+
+        A failure that may pass (a full disk) is told once, and tried again when next due. `log` is what metrics.jsonl
+        is up to this step. Raises StorageError where the save before this one, or this one, can never work.
+        """
         start = time.perf_counter()
         # Cleaning up deletes what lies under `.writing/`, where this checkpoint is about to be written.
         self._cleaning.result()
         self._settle()
         self._tried_step, self._since = info.step, time.monotonic()
-        record = Record(info.step, reason, dict(info.metrics), time.time(), mark=mark)
+        record = Record(info.step, reason, dict(info.metrics), time.time(), mark=mark, log=log)
         state, background = items[STATE], self._policy.background
         # The next step donates the arrays of this state to its own, so a thread needs a copy.
-        held = self._store.copy_to_host(state) if background else state
+        try:
+            held = self._store.copy_to_host(state) if background else state
+        # No memory for a copy now; what else goes wrong here is none of the disk.
+        except (RuntimeError, MemoryError) as error:
+            if not may_pass(error):
+                raise
+            self._tell_failure(error)
+            return
         stall = time.perf_counter() - start if background else None
         self._pending = self._thread.submit(self._write, record, held, items[PROGRESS], start, stall)
         if not background:
@@ -174,7 +197,7 @@ class Checkpointer:
             self._settle()
             saved = any(record.step == info.step for record in self._records)
         # The step that failed had been given the arrays, and took them with it: jax says so with a RuntimeError.
-        except RuntimeError as trouble:
+        except (RuntimeError, StorageError) as trouble:
             self._say(f"warning: nothing could be left to look at ({str(trouble).splitlines()[0]})")
             return
         if saved:
@@ -197,27 +220,33 @@ class Checkpointer:
     ) -> tuple[SavedCheckpoint, list[Record]]:
         """Write, prove and publish a checkpoint, and only then prune; in the background thread.
 
-        Returns the checkpoint, and the records that are on disk after it. Raises StorageError.
+        Returns the checkpoint, and the records that are on disk after it. Raises OSError, StorageError.
         """
         fresh = self._checkpoints / WRITING / str(record.step)
         on_phase = self._listeners.on_phase
         on_phase("write")
+        self._listeners.check_held()
         try:
-            fresh.parent.mkdir(parents=True, exist_ok=True)
+            # Not with its parents: a run whose directory is gone is not begun anew below that name.
+            for folder in (self._checkpoints, fresh.parent):
+                folder.mkdir(exist_ok=True)
             arrays = self._store.write_checkpoint(fresh, state, progress)
             if self._policy.verify == "values" and (leaf := self._store.find_differing_leaf(fresh, state)):
-                raise StorageError(f"{leaf} reads back differently from what was to be saved")
+                # As a disk that does not give back what it was given: the next save may be good.
+                raise OSError(errno.EIO, f"{leaf} reads back differently from what was to be saved")
             spent = time.perf_counter() - start
             record = replace(record, stall_seconds=spent if stall is None else stall, write_seconds=spent)
             on_phase("seal")
             seal_checkpoint(fresh, record, arrays, checksums=self._policy.verify != "off")
             on_phase("publish")
+            # Writing took a while. Under this name the step becomes the run's, and what had the name goes.
+            self._listeners.check_held()
             _publish(fresh, self._checkpoints / str(record.step))
-        except (OSError, StorageError) as error:
+        except (OSError, StorageError):
             # A disk that is full needs its space back at once.
             shutil.rmtree(fresh.parent, ignore_errors=True)
             on_phase("")
-            raise StorageError(_short_message(error)) from error
+            raise
         on_phase("prune")
         durable = time.perf_counter() - start
         records, trouble = _prune(self._checkpoints, self._policy, record.step)
@@ -226,26 +255,40 @@ class Checkpointer:
         return SavedCheckpoint(record, durable if stall is None else stall, durable, num_bytes, trouble), records
 
     def _settle(self) -> None:
-        """Wait for the pending save, and tell how it ended."""
+        """Wait for the pending save, and tell how it ended. Raises StorageError where saving can never work."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
         try:
             saved, self._records = pending.result()
-        except StorageError as error:
-            # Told once: on a full disk every save fails, and each would say the same.
-            if not self._failing:
-                self._say(
-                    f"warning: a checkpoint could not be written: {error}; training goes on, the next due save retries"
-                )
-            self._failing, self._records = True, list_records(self._checkpoints)
+        except (OSError, StorageError) as error:
+            # What is no trouble of the machine is the same at every later save: training on would only lose more.
+            if not may_pass(error):
+                raise StorageError(
+                    f"{display_path(self._checkpoints)}: step {self._tried_step} cannot be saved: "
+                    f"{short_reason(error)}; no later step could be, so training ends here; put that right, then run "
+                    "the same command"
+                ) from error
+            self._tell_failure(error)
             return
-        if self._failing:
+        if self._trouble is not None:
             self._say(f"checkpoints are written again: step {saved.record.step} is durable")
-        self._failing = False
+        self._trouble = None
         self._listeners.on_saved(saved)
         if saved.trouble:
             self._say(f"warning: old checkpoints could not be deleted: {saved.trouble}")
+
+    def _tell_failure(self, error: BaseException) -> None:
+        """Remember a failure that may pass, and tell it once: on a full disk every save would say the same."""
+        reason = short_reason(error)
+        if self._trouble is None:
+            self._say(
+                f"warning: a checkpoint could not be written: {reason}; training goes on, the next due save retries"
+            )
+        self._trouble = reason
+        # The disk that did not take the checkpoint may not list its directory either; then what was known stands.
+        with suppress(StorageError):
+            self._records = list_records(self._checkpoints)
 
 
 def warn_of_little_space(
@@ -355,7 +398,3 @@ def _clean_up(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None
     if newest is not None:
         # What cannot be deleted is told after the next save, which tries again.
         _prune(checkpoints, policy, newest)
-
-
-def _short_message(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

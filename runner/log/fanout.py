@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from runner import hosts
 from runner.errors import StorageError
-from runner.log.jsonl import open_json_lines
+from runner.log.jsonl import open_metrics
+from runner.log.lacking_sinks import LackingSinks
 from runner.log.options import LogOptions
-from runner.log.sinks import MetricSink, MetricWriter, SinkContext, SinkOption
+from runner.log.sinks import LogDigest, MetricSink, MetricWriter, SinkContext, SinkOption
 from runner.values import MetricValues, Say
 
 
@@ -21,13 +22,32 @@ def open_sinks(options: LogOptions, context: SinkContext, console: MetricSink) -
     if not hosts.is_lead():
         return MetricFanout(NoMetrics(), [], context.say)
     # First metrics.jsonl: the others are brought to what it holds after the cut.
-    metrics = open_json_lines(context.metrics, context)
-    sinks = [console]
+    metrics = open_metrics(context)
+    sinks, lacking = [console], LackingSinks(context.logs)
     for name, option in options.chosen_sinks().items():
         sink = open_or_warn(name, option, context)
         if sink is not None:
             sinks.append(sink)
-    return MetricFanout(metrics, sinks, context.say)
+        else:
+            lacking.names.add(name)
+    return MetricFanout(metrics, sinks, context.say, lacking)
+
+
+def fill_in_sinks(options: LogOptions, context: SinkContext) -> None:
+    """Give the sinks of a finished run the lines that they lack; does nothing where none of them lacks any."""
+    lacking = LackingSinks.read(context.logs)
+    for name in sorted(lacking.names):
+        option = options.chosen_sinks().get(name)
+        if option is None or (sink := open_or_warn(name, option, context)) is None:
+            continue
+        try:
+            sink.close()
+        except Exception as error:
+            context.say(f"warning: {name} did not close: {error}")
+            continue
+        context.say(f"{name} has every line now")
+        lacking.names.discard(name)
+        lacking.write()
 
 
 def open_or_warn(name: str, option: SinkOption, context: SinkContext) -> MetricSink | None:
@@ -52,6 +72,10 @@ class NoMetrics:
         """Return True: no line of this process is missing."""
         return True
 
+    def digest(self) -> LogDigest | None:
+        """Return None: another process knows."""
+        return None
+
     def close(self) -> None:
         """Let go of nothing."""
 
@@ -59,8 +83,10 @@ class NoMetrics:
 class MetricFanout:
     """Write every line to metrics.jsonl and then to every sink, in order. Only metrics.jsonl may stop a run."""
 
-    def __init__(self, metrics: MetricWriter, sinks: Sequence[MetricSink], say: Say):
-        self._metrics, self._sinks, self._say = metrics, list(sinks), say
+    def __init__(
+        self, metrics: MetricWriter, sinks: Sequence[MetricSink], say: Say, lacking: LackingSinks | None = None
+    ):
+        self._metrics, self._sinks, self._say, self._lacking = metrics, list(sinks), say, lacking
 
     def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Write one line: what a split measured at a step."""
@@ -71,11 +97,16 @@ class MetricFanout:
             # Whatever it is, training goes on. The sink is left out, or it would have a gap nobody knows of.
             except Exception as error:
                 self._sinks.remove(sink)
+                self._note_lack(sink)
                 self._say(f"warning: {sink.name} stopped logging at step {step}: {error}")
 
     def flush(self) -> bool:
         """Return whether metrics.jsonl holds every line durably: only then may a checkpoint of this step be made."""
         return self._metrics.flush()
+
+    def digest(self) -> LogDigest | None:
+        """Return what every line of metrics.jsonl adds up to."""
+        return self._metrics.digest()
 
     def close(self) -> None:
         """Let go of every sink. Raises StorageError where metrics.jsonl is not complete."""
@@ -86,6 +117,14 @@ class MetricFanout:
                 sink.close()
             except Exception as error:
                 self._say(f"warning: {sink.name} did not close: {error}")
+                self._note_lack(sink)
+        if self._lacking is not None:
+            self._lacking.write()
         # Said last, so that every sink is closed first.
         if not complete:
             raise StorageError("the last lines of metrics.jsonl could not be written; free space, run the same command")
+
+    def _note_lack(self, sink: MetricSink) -> None:
+        """Remember a sink that lacks lines, for the next time the command is typed."""
+        if self._lacking is not None:
+            self._lacking.names.add(sink.name)

@@ -7,7 +7,7 @@ at one step. To add a sink, write a module in this folder with a class that keep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,6 +58,7 @@ class SinkContext:
         lineage: what the values that come depend on; where it is equal, steps that are done again come out the same.
         say: tells a person a line.
         digests: what metrics.jsonl was at each saved step up to the cut point, where that is known, oldest first.
+        check_held: raises LostRunError where the run is no longer this process's; called before each write.
     """
 
     metrics: Path
@@ -67,6 +68,7 @@ class SinkContext:
     lineage: str
     say: Say
     digests: Sequence[tuple[int, LogDigest]] = ()
+    check_held: Callable[[], None] = lambda: None
 
     @property
     def logs(self) -> Path:

@@ -158,6 +158,6 @@ def slug_from_overrides(overrides: Sequence[str], unhashed: Sequence[str]) -> st
 def set_run_aside(run_dir: RunDir) -> Path:
     """Move a whole run out of the way, next to its siblings, and return where it is now. Nothing is deleted."""
     aside = run_dir.path.parent / ".overwritten" / f"{run_dir.path.name}-{time.time_ns()}"
-    aside.parent.mkdir(exist_ok=True)
-    run_dir.path.rename(aside)
+    files.make_folder(aside.parent)
+    files.rename_path(run_dir.path, aside)
     return aside

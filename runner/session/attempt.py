@@ -9,8 +9,9 @@ from functools import partial
 
 from data.data_errors import UnreadableError
 from runner import files
+from runner.checkpoint.quarantine import set_newer_aside
 from runner.checkpoint.record import find_best, list_records, newest_durable_step
-from runner.checkpoint.restore import restore_exactly, set_newer_aside
+from runner.checkpoint.restore import restore_exactly
 from runner.config.evaluations import MetricsEvaluation
 from runner.config.remat_policies import AutoRemat, RematPolicy
 from runner.errors import STOPPED, DivergedError, HoldfastError, StorageError

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import errno
 import gc
-import shutil
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from runner import files
 from runner.checkpoint.record import newest_durable_step
 from runner.config import user_code
 from runner.config.identity import find_drift, hash_identity
 from runner.config.schema import Config, dump_yaml, read_document
-from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, RefusedError, StorageError
+from runner.config.trust import trust_flag
+from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, LostRunError, RefusedError, StorageError
 from runner.log.console import choose_console
 from runner.preempt.deadline import Watchdog
 from runner.preempt.listen import listen_to_sources
@@ -27,12 +28,14 @@ from runner.rundir.crash_loop import find_repeated_failure, give_up
 from runner.rundir.layout import RunDir, iter_runs, set_run_aside
 from runner.rundir.provenance import hash_code
 from runner.rundir.readme import render_readme
-from runner.rundir.run_lock import lock_run
+from runner.rundir.run_lock import RunLock, lock_run
+from runner.session.mend import mend_finished
 from runner.session.standing import Standing, find_run, inspect_run
 from runner.train.run_context import RunContext
 from runner.values import Outcome
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+# Trouble of the machine, wherever it is met: no bug, and nothing that a traceback would help with.
+MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
@@ -50,17 +53,20 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
     stop_flag = StopFlag()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         if config.overwrite and run_dir.config.exists():
-            with lock_run(run_dir):
+            with lock_run(run_dir), _as_storage_error(run_dir):
                 # Before anything is moved: a command that is refused leaves the run where it was.
                 inspect_run(run_dir, config)
                 print(f"{run_dir} was set aside as {set_run_aside(run_dir)}")
         is_new = not run_dir.path.exists()
-        with lock_run(run_dir):
-            standing = _inspect_locked(run_dir, config, is_new=is_new)
-            if standing.is_finished:
-                return _tell_finished(config, run_dir, standing)
+        with lock_run(run_dir) as lock:
+            with _as_storage_error(run_dir):
+                standing = _inspect_locked(run_dir, config, is_new=is_new)
+                if standing.is_finished:
+                    mend_finished(config, run_dir, standing, print)
+                    return _tell_finished(config, run_dir, standing)
             with listen_to_sources(config.preempt, run_dir, stop_flag, began):
-                context = _begin_attempt(config, run_dir, standing, overrides, began, stop_flag)
+                with _as_storage_error(run_dir):
+                    context = _begin_attempt(config, lock, standing, overrides, began, stop_flag)
                 attempt = context.attempt
                 try:
                     _introduce(context, standing)
@@ -72,6 +78,9 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                         outcome, why = run_attempt(context, usual)
                     durable = None if outcome.ending == "finished" else newest_durable_step(run_dir.checkpoints)
                     attempt.end(outcome.ending, attempt.step, why, durable)
+                except LostRunError:
+                    # Somebody else may be at work there: nothing more is written, not even how this ended.
+                    raise
                 except HoldfastError as error:
                     _record_refusal(context, standing, error)
                     raise
@@ -79,8 +88,9 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                     outcome = _record_crash(context, error)
                 finally:
                     context.console.close()
-                    # The page is for people; the disk may be what went wrong.
-                    with suppress(OSError):
+                    # The page is for people; the disk may be what went wrong, or the run may be somebody else's by now.
+                    with suppress(OSError, LostRunError):
+                        lock.check()
                         if run_dir.status.exists():
                             files.replace_file(run_dir.readme, render_readme(run_dir))
     return outcome
@@ -127,30 +137,34 @@ def _tell_finished(config: Config, run_dir: RunDir, standing: Standing) -> Outco
     score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
     print(
         f"{run_dir} is finished: {step} steps{score}\nmore steps: python run.py dir={run_dir} train.steps={2 * step}"
-        f"{user_code.trust_flag(config.document)}"
+        f"{trust_flag(config)}"
     )
     return Outcome("finished", step, status.get("score"), 0)
 
 
 def _begin_attempt(
-    config: Config, run_dir: RunDir, standing: Standing, overrides: Sequence[str], began: float, stop_flag: StopFlag
+    config: Config, lock: RunLock, standing: Standing, overrides: Sequence[str], began: float, stop_flag: StopFlag
 ) -> RunContext:
     """Give this attempt its number and open its console.
 
     Raises RefusedError where the same failure came too often before.
     """
-    own = user_code.find_origins(config.document)
+    run_dir, own = lock.run_dir, user_code.find_origins(config.document)
     own_files = [path for origin in own for path in origin.files]
     failure = find_repeated_failure(read_attempts(run_dir), hash_code(own_files))
     move = failure.move(config.train.max_crashes) if failure else "try"
     if failure and move == "give up":
         give_up(run_dir, failure)
-    attempt = AttemptLog(run_dir, config.score, config.train.steps, hash_identity(config.document), began)
+    attempt = AttemptLog(run_dir, config.score, config.train.steps, hash_identity(config.document), began, lock.check)
+    files.make_folder(run_dir.logs)
     console = choose_console(run_dir.log, wanted=config.log.console)
-    attempt.begin(overrides, [str(change) for change in standing.drifts], own_files)
+    for damage in attempt.begin(overrides, [str(change) for change in standing.drifts], own_files):
+        console.say(f"warning: {damage}")
     if mine := user_code.describe_origins(own):
         attempt.record(external=mine)
-    return RunContext(config, run_dir, attempt, console, stop_flag, steps_back=move == "step back")
+    if trust_flag(config):
+        attempt.record(needs_trust=True)
+    return RunContext(config, run_dir, attempt, console, stop_flag, lock, steps_back=move == "step back")
 
 
 def _introduce(context: RunContext, standing: Standing) -> None:
@@ -185,6 +199,9 @@ def _record_refusal(context: RunContext, standing: Standing, error: HoldfastErro
     """Record how the attempt failed; what is only refused leaves a run as it was."""
     run_dir, attempt = context.run_dir, context.attempt
     if not isinstance(error, ConfigError | RefusedError):
+        if isinstance(error, StorageError):
+            # It says nothing about the step: trying again is right as often as it is typed.
+            attempt.record(machine_trouble=True)
         _record_end(attempt, "diverged" if isinstance(error, DivergedError) else "failed", str(error))
     elif standing.exists or run_dir.holds_checkpoints():
         attempt.withdraw()
@@ -193,29 +210,53 @@ def _record_refusal(context: RunContext, standing: Standing, error: HoldfastErro
 
 
 def _record_crash(context: RunContext, error: Exception) -> Outcome:
-    """Record a bug, ours or the user's, in full. Raises StorageError where it was the disk."""
+    """Record a bug, ours or the user's, in full. Raises StorageError where it was the machine."""
     run_dir, attempt = context.run_dir, context.attempt
-    if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+    if isinstance(error, OSError) and _is_machine_trouble(run_dir, error):
+        attempt.record(machine_trouble=True)
         _record_end(attempt, "failed", str(error))
-        raise StorageError(f"{run_dir}: {error.strerror}; free space, then run the same command") from error
+        raise _explain_storage(run_dir, error) from error
     context.console.close()
     trace = "".join(traceback.format_exception(error))
     sys.stderr.write(trace)
-    with run_dir.log.open("a") as log:
-        log.write(trace)
+    # The traceback was printed; a disk in trouble must not hide it behind another one.
+    with suppress(OSError):
+        files.append_text(run_dir.log, trace)
     _record_end(attempt, "failed", f"{type(error).__name__}: {error}")
     return Outcome("failed", attempt.step, None, CRASHED)
 
 
 def _record_end(attempt: AttemptLog, state: str, why: str) -> None:
     """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
-    with suppress(OSError):
+    with suppress(OSError, LostRunError):
         attempt.end(state, attempt.step, why, newest_durable_step(attempt.run_dir.checkpoints))
+
+
+@contextmanager
+def _as_storage_error(run_dir: RunDir) -> Iterator[None]:
+    """Turn an OSError into a StorageError: only files of the run are touched here, so it is the machine's trouble."""
+    try:
+        yield
+    except OSError as error:
+        raise _explain_storage(run_dir, error) from error
+
+
+def _is_machine_trouble(run_dir: RunDir, error: OSError) -> bool:
+    """Tell whether an error is about the machine or a file of the run, and not about what the user's code opens."""
+    if error.errno in MACHINE_TROUBLE:
+        return True
+    return isinstance(error.filename, str) and Path(error.filename).is_relative_to(run_dir.path)
+
+
+def _explain_storage(run_dir: RunDir, error: OSError) -> StorageError:
+    way_out = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    where = f" ({Path(error.filename).name})" if isinstance(error.filename, str) else ""
+    return StorageError(f"{run_dir}: {error.strerror or error}{where}; {way_out}, then run the same command")
 
 
 def _remove_new_run(run_dir: RunDir) -> None:
     """Take back a run that turned out wrong before anything was trained: nothing was written."""
-    shutil.rmtree(run_dir.path)
+    files.remove_tree(run_dir.path)
     for parent in (run_dir.path.parent, run_dir.path.parent.parent):
         # Not empty: it was there before.
         with suppress(OSError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from runner.checkpoint.quarantine import list_set_aside, set_newer_aside
 from runner.checkpoint.record import Record, locate_checkpoint, read_progress
-from runner.checkpoint.restore import restore_exactly, restore_newest, set_newer_aside
+from runner.checkpoint.restore import restore_exactly, restore_newest
 from runner.errors import RefusedError
 from runner.text import display_path
 from runner.train import dataset
@@ -23,6 +24,7 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
     """
     found = _read_chosen(context, built)
     if found is None:
+        _refuse_to_start_over(context)
         built.stream.restore(dict(built.beginning))
         return Progress(_begin(context, built), 0), None
     record, state = found
@@ -48,6 +50,21 @@ def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | No
         say(f"was taken back to step {config.step} already: going on from the newest checkpoint")
     attempt.status.set_taken_back_to(config.step)
     return restore_newest(run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums)
+
+
+def _refuse_to_start_over(context: RunContext) -> None:
+    """Raise RefusedError where nothing can be restored, but the run was durable once: then it does not begin again."""
+    run_dir = context.run_dir
+    aside = list_set_aside(run_dir.quarantine)
+    if not aside and not context.attempt.was_durable:
+        return
+    # Marked checkpoints are left by errors, before which nothing may have been durable.
+    what = f"{run_dir} had checkpoints, and none is left to go on from"
+    back = f"python -m runner restore {run_dir}@{aside[0].step} takes one back; " if aside else ""
+    raise RefusedError(
+        f"{what}: {back}bring {display_path(run_dir.checkpoints)} back, or start afresh with "
+        "resume=never overwrite=true"
+    )
 
 
 def _begin(context: RunContext, built: Built) -> State:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 
@@ -20,13 +21,13 @@ from runner.checkpoint.checkpointer import (
     SavePolicy,
     warn_of_little_space,
 )
-from runner.checkpoint.record import PROGRESS, STATE, newest_save_seconds
+from runner.checkpoint.record import PROGRESS, STATE, list_records, newest_save_seconds
 from runner.checkpoint.strategy import Failures
 from runner.config.evaluations import find_cadences, find_due_evaluations
 from runner.config.identity import hash_config
 from runner.log.fanout import open_sinks
 from runner.log.jsonl import JsonLinesFile, open_json_lines
-from runner.log.sinks import CutPoint, SinkContext
+from runner.log.sinks import CutPoint, LogDigest, SinkContext
 from runner.preempt.deadline import SaveBudget
 from runner.preempt.stop import run_in_thread
 from runner.rundir.attempt_lines import count_interruptions
@@ -59,6 +60,8 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         # With another learning rate, or without a batch, steps that are done again come out different.
         lineage=f"{hash_config(config.document)} {attempt.status.skipped}",
         say=say,
+        digests=_known_digests(run_dir.checkpoints, start.step),
+        check_held=context.lock.check,
     )
     with ExitStack() as opened:
         # The workers that make batches end last: a save must not wait for that.
@@ -94,6 +97,11 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             log=attempt,
             deadline=budget,
         )
+
+
+def _known_digests(checkpoints: Path, step: int) -> list[tuple[int, LogDigest]]:
+    """Return what metrics.jsonl was at each saved step up to this one, oldest first."""
+    return [(record.step, record.log) for record in list_records(checkpoints) if record.log and record.step <= step]
 
 
 def _checkpoint_items(built: Built, attempt: AttemptLog, at: Progress, position: JsonObject) -> CheckpointItems:
@@ -153,5 +161,6 @@ def _open_checkpointer(context: RunContext, timing: JsonLinesFile, budget: SaveB
         timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
     failures = Failures(*count_interruptions(run_dir))
-    listeners = SaveListeners(context.console.say, on_saved, context.attempt.heartbeat.set_writer_phase)
+    on_phase = context.attempt.heartbeat.set_writer_phase
+    listeners = SaveListeners(context.console.say, on_saved, on_phase, context.lock.check)
     return Checkpointer(run_dir.checkpoints, policy, store, listeners, failures)

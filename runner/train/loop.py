@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from runner import hosts
-from runner.errors import DivergedError
-from runner.log.sinks import MetricWriter
+from runner.errors import DivergedError, LostRunError
+from runner.log.sinks import LogDigest, MetricWriter
 from runner.preempt.stop import Stopped
 from runner.train.starvation import StarvationMonitor
 from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
@@ -60,8 +60,8 @@ class Saver(Protocol):
     def due(self, info: StepInfo) -> str | None:
         """Return why to save now, or None."""
 
-    def save(self, reason: str, info: StepInfo, items: CheckpointItems) -> None:
-        """Save a state, here or in the background."""
+    def save(self, reason: str, info: StepInfo, items: CheckpointItems, log: LogDigest | None = None) -> None:
+        """Save a state, here or in the background, with what the log is up to this step."""
 
     def rescue(self, error: Exception, info: StepInfo, items: Callable[[], CheckpointItems]) -> None:
         """Save what there is after an error, where a rule asks for it."""
@@ -201,6 +201,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
     cadence, log, saver = parts.cadence, parts.log, parts.saving.saver
     pending = PendingSteps(parts, start.step)
     state, step, owes = start.state, start.step, start.owes
+    evaluated = StepInfo(step)  # the newest step that was evaluated, with what was measured
     try:
         with suppress(Stopped):
             # The processes of a run stop, and save, at the same step: each of them asks what all have agreed on.
@@ -221,7 +222,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                     # The lines of a step come in order: its training metrics before its evaluation.
                     pending.drain()
                     measured = _evaluate(parts, state, step)
-                    owes = False
+                    evaluated, owes = StepInfo(step, measured), False
                 info = StepInfo(step, measured, cadence.epoch_steps, pending.losses)
                 reason = _due(parts, info) or stop.pop_save_request() or ("evaluated after a stop" if late else None)
                 reason = hosts.agree(reason)
@@ -235,8 +236,10 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
             saved = step == start.step or not cadence.save_last or saver.holds(step)
         if not saved:
             parts.deadline.raise_if_hopeless()
-            _save(parts, pending, Progress(state, step, owes), StepInfo(step), stop.reason or "end of training")
-    except Stopped:
+            # Where the save after the last evaluation failed, this one must still be able to be the best.
+            info = evaluated if evaluated.step == step else StepInfo(step)
+            _save(parts, pending, Progress(state, step, owes), info, stop.reason or "end of training")
+    except (Stopped, LostRunError):
         raise
     except Exception as error:
         # Where a rule asks for it, what there is is saved to be looked at; the error goes on its way all the same.
@@ -333,9 +336,10 @@ def _save(parts: LoopParts, pending: PendingSteps, at: Progress, info: StepInfo,
         if not parts.evaluating.is_finite(at.state):
             raise pending.diverged(at.step, "the parameters are not finite")
         # A restored step is never missing from the log: where the disk has no room for its lines, it is not saved.
-        if not parts.outputs.metrics.flush():
+        metrics = parts.outputs.metrics
+        if not metrics.flush():
             return
-        parts.saving.saver.save(reason, info, parts.saving.items(at, parts.data.state()))
+        parts.saving.saver.save(reason, info, parts.saving.items(at, parts.data.state()), metrics.digest())
 
 
 def _evaluate(parts: LoopParts, state: State, step: int) -> dict[str, float]:

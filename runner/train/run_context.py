@@ -9,13 +9,15 @@ from runner.log.console import Console
 from runner.preempt.stop import StopFlag
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import RunLock
 
 
 @dataclass(frozen=True)
 class RunContext:
     """One attempt at a run: its configuration and directory, its record, a person's terminal, the request to stop.
 
-    `steps_back`: training failed in the same way before, so go on from the checkpoint before the newest.
+    `lock` says whether the run is still this process's. `steps_back`: training failed in the same way before, so go on
+    from the checkpoint before the newest.
     """
 
     config: Config
@@ -23,4 +25,5 @@ class RunContext:
     attempt: AttemptLog
     console: Console
     stop_flag: StopFlag
+    lock: RunLock
     steps_back: bool = False
