@@ -1,8 +1,9 @@
 """metrics.jsonl, the truth about metrics, and timing.jsonl, the truth about seconds: one JSON object a line.
 
 metrics.jsonl holds no clock, and after a resume exactly what an uninterrupted run would hold: it is cut back to the
-restored step, and what was cut off is kept beside it. A step's lines are durable before its checkpoint is made; what
-other sinks lack is filled in from here.
+restored step, and what was cut off is kept beside it. A step's lines are durable before its checkpoint is made, and the
+checkpoint carries a digest of all of them; what other sinks lack is filled in from here. A line that is no longer what
+was written stays where it is, and readers pass over it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path, PurePosixPath
 
-from runner.files import sync_path
-from runner.log.sinks import CutPoint, SinkContext
+import xxhash
+
+from runner.files import parse_json, sync_path
+from runner.log.sinks import CutPoint, LogDigest, SinkContext
+from runner.text import format_count
 from runner.types import JsonObject
 from runner.values import MetricValues, Say
 
@@ -22,10 +29,48 @@ BLOCK_BYTES = 1 << 16
 MetricLine = tuple[int, str, dict[str, float | str]]  # step, split, values
 
 
+def open_metrics(context: SinkContext) -> JsonLinesFile:
+    """Open metrics.jsonl, cut back to where training goes on from; what is cut off is kept beside it.
+
+    Where it is not what the checkpoint says, that is said: the state is proven, so training goes on all the same.
+    Raises OSError.
+    """
+    path, known = context.metrics, context.digests
+    aside = path.with_name(f"{path.stem}.cut-{context.attempt}.jsonl")
+    damage = find_log_damage(path, known[-1:]) and find_log_damage(path, known)
+    if damage is None and known and known[-1][0] == context.cut_point.step:
+        # To the byte, whatever the lines after it have become. What is owed was not in the log when it was saved.
+        cut_to_length(path, known[-1][1].bytes, aside)
+    else:
+        cut_json_lines(path, context.cut_point, aside)
+    if damage:
+        context.say(f"warning: {damage}; training goes on, for the state is proven")
+        if num_lines := sum(parse_metric_line(line) is None for line in _iter_lines(path)):
+            context.say(f"warning: {path.name}: {format_count(num_lines, 'line')} cannot be read and count for nothing")
+    return JsonLinesFile(path, context.say)
+
+
 def open_json_lines(path: Path, context: SinkContext) -> JsonLinesFile:
     """Open a log, cut back to where training goes on from; what is cut off is kept beside it. Raises OSError."""
     cut_json_lines(path, context.cut_point, path.with_name(f"{path.stem}.cut-{context.attempt}.jsonl"))
     return JsonLinesFile(path, context.say)
+
+
+class LogHash:
+    """Add up a log from its beginning, as it grows."""
+
+    def __init__(self) -> None:
+        self.num_bytes, self.ends_line, self._hash = 0, True, xxhash.xxh3_128()
+
+    def update(self, content: bytes) -> None:
+        """Take in what follows."""
+        self._hash.update(content)
+        self.num_bytes += len(content)
+        self.ends_line = content.endswith(b"\n")
+
+    def digest(self) -> LogDigest:
+        """Return what it adds up to so far."""
+        return LogDigest(self.num_bytes, self._hash.hexdigest())
 
 
 class JsonLinesFile:
@@ -37,8 +82,10 @@ class JsonLinesFile:
     def __init__(self, path: Path, say: Say):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered: a kill loses nothing that was written, and no line is torn by a buffer that is full.
-        self._out, self._name, self._say = path.open("ab", buffering=0), path.name, say
-        self._waiting, self._failing = b"", False
+        self._out, self._name, self._say = path.open("a+b", buffering=0), path.name, say
+        self._waiting, self._trouble = b"", ""
+        # What is there already, once: 100 MB in 10 ms.
+        self._hash = hash_log(path)
         # The name of a new file is durable only when its folder is, and that folder may be new as well.
         for directory in (path.parent, path.parent.parent):
             sync_path(directory)
@@ -59,8 +106,12 @@ class JsonLinesFile:
         try:
             os.fsync(self._out.fileno())
         except OSError as error:
-            return self._report_failure(f"is not durable ({error.strerror}); no checkpoint is made")
+            return self._report_failure(error, "is not durable ({}); no checkpoint is made")
         return True
+
+    def digest(self) -> LogDigest:
+        """Return what every line that is in the file adds up to: as they were written, and not as they are read."""
+        return self._hash.digest()
 
     def close(self) -> None:
         """Close the file; what waits in memory is lost (see `flush`)."""
@@ -71,23 +122,70 @@ class JsonLinesFile:
         if not self._waiting:
             return True
         size = os.fstat(self._out.fileno()).st_size
+        # Where the file ends in the middle of a line, the next one must not become part of it.
+        content = b"\n" * self._ends_torn(size) + self._waiting
         try:
-            count = self._out.write(self._waiting) or 0
+            count = self._out.write(content) or 0
             # A disk that is almost full takes a part and raises nothing.
-            if count < len(self._waiting):
+            if count < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             # No torn line may stay: all of it is written later.
-            os.ftruncate(self._out.fileno(), size)
-            return self._report_failure(f"cannot be written ({error.strerror}); its lines wait in memory")
-        self._waiting, self._failing = b"", False
+            with suppress(OSError):
+                os.ftruncate(self._out.fileno(), size)
+            return self._report_failure(error, "cannot be written ({}); its lines wait in memory")
+        self._hash.update(content)
+        self._waiting, self._trouble = b"", ""
         return True
 
-    def _report_failure(self, what: str) -> bool:
-        if not self._failing:
-            self._say(f"warning: {self._name} {what}")
-        self._failing = True
+    def _ends_torn(self, size: int) -> bool:
+        """Tell whether the file does not end with the end of a line. Its last byte is known, unless others wrote."""
+        is_known = size == self._hash.num_bytes and self._hash.ends_line
+        return size > 0 and not is_known and os.pread(self._out.fileno(), 1, size - 1) != b"\n"
+
+    def _report_failure(self, error: OSError, what: str) -> bool:
+        if not self._trouble:
+            self._say(f"warning: {self._name} {what.format(error.strerror)}")
+        self._trouble = error.strerror or str(error)
         return False
+
+
+def hash_log(path: Path) -> LogHash:
+    """Return what all of a log adds up to; nothing where there is none."""
+    found = LogHash()
+    if path.exists():
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                found.update(block)
+    return found
+
+
+def find_log_damage(path: Path, known: Sequence[tuple[int, LogDigest]]) -> str | None:
+    """Return where a log is not what it was when steps were saved, in words; None where it is.
+
+    It is read once, up to the last of them. `known` holds what it was at each step.
+    """
+    good, found = 0, LogHash()
+    with path.open("rb") if path.exists() else BytesIO() as file:
+        for step, digest in sorted(known, key=lambda one: one[1].bytes):
+            while block := file.read(min(BLOCK_BYTES, digest.bytes - found.num_bytes)):
+                found.update(block)
+            if found.digest() != digest:
+                since = f"after step {good}" if good else "from its beginning"
+                return f"{path.name} is not what was written, {since} up to step {step}"
+            good = step
+    return None
+
+
+def cut_to_length(path: Path, num_bytes: int, aside: Path) -> None:
+    """Drop from a log what comes after so many bytes; append that to `aside`."""
+    if not path.exists() or path.stat().st_size <= num_bytes:
+        return
+    with path.open("r+b") as file, aside.open("ab") as out:
+        file.seek(num_bytes)
+        shutil.copyfileobj(file, out)
+        out.flush()
+        file.truncate(num_bytes)
 
 
 def cut_json_lines(path: Path, cut_point: CutPoint, aside: Path) -> None:
@@ -101,7 +199,7 @@ def cut_json_lines(path: Path, cut_point: CutPoint, aside: Path) -> None:
     # A line of training comes in order, after everything older. Others may come late: timing.jsonl tells of a save when
     # it is durable. So the end goes back to the first line of training that stays, and no further.
     for offset, line in _read_backwards(path):
-        step, kind = _parse_place(line)
+        step, kind, _ = _parse_place(line)
         if step is None or not cut_point.holds(step, kind):
             dropped.append(line.rstrip(b"\n") + b"\n")
         elif kind == "train":
@@ -121,11 +219,10 @@ def cut_json_lines(path: Path, cut_point: CutPoint, aside: Path) -> None:
 
 
 def read_metric_lines(path: Path) -> Iterator[MetricLine]:
-    """Yield every line of metrics.jsonl, in order; none where there is no file."""
-    if path.exists():
-        with path.open("rb") as file:
-            for line in file:
-                yield _split_record(json.loads(line))
+    """Yield every line of metrics.jsonl that can be read, in order; none where there is no file."""
+    for raw in _iter_lines(path):
+        if line := parse_metric_line(raw):
+            yield line
 
 
 def read_metric_lines_after(path: Path, step: int, split: str) -> list[MetricLine]:
@@ -133,7 +230,9 @@ def read_metric_lines_after(path: Path, step: int, split: str) -> list[MetricLin
     found: list[MetricLine] = []
     if path.exists():
         for _, raw in _read_backwards(path):
-            line = _split_record(json.loads(raw))
+            line = parse_metric_line(raw)
+            if line is None:
+                continue
             # The line may be missing (nothing was measured by that split): an older step ends the search as well.
             if line[:2] == (step, split) or line[0] < step:
                 break
@@ -141,20 +240,38 @@ def read_metric_lines_after(path: Path, step: int, split: str) -> list[MetricLin
     return found[::-1]
 
 
-def _split_record(record: JsonObject) -> MetricLine:
-    return record.pop("step"), record.pop("split"), record
+def parse_metric_line(line: bytes) -> MetricLine | None:
+    """Return step, split and values of a line of metrics.jsonl; None where it is none, whatever its bytes are."""
+    step, split, values = _parse_place(line)
+    return (step, split, values) if step is not None and split and all(map(_is_value, values.values())) else None
 
 
-def _parse_place(line: bytes) -> tuple[int | None, str]:
-    """Return the step of a line, and what it tells of: a split or an event. No step: it is torn."""
+def _is_value(value: object) -> bool:
+    """Tell whether a value is what a split measures: a number, or the name of a file in the run's directory."""
+    if isinstance(value, str):
+        return "\0" not in value and not value.startswith("/") and ".." not in PurePosixPath(value).parts
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)
+
+
+def _parse_place(line: bytes) -> tuple[int | None, str, JsonObject]:
+    """Return the step of a line, what it tells of (a split or an event), and the rest. No step: it is torn."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
-        return None, ""
+        return None, "", {}
     # The end of a longer line may be valid JSON by itself: a number, a string.
     if not line.endswith(b"\n") or not isinstance(record, dict):
-        return None, ""
-    return record.get("step"), record.get("split") or record.get("event", "")
+        return None, "", {}
+    step, kind = record.pop("step", None), record.pop("split", "") or record.get("event", "")
+    is_step = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 63
+    return (step, kind, record) if is_step and isinstance(kind, str) else (None, "", {})
+
+
+def _iter_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file; none where there is no file."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from file
 
 
 def _read_backwards(path: Path) -> Iterator[tuple[int, bytes]]:

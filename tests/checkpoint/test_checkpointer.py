@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from runner.checkpoint import arrays, checkpointer, store
 from runner.checkpoint.checkpointer import Checkpointer, SaveListeners, SavePolicy, warn_of_little_space
+from runner.checkpoint.quarantine import set_newer_aside
 from runner.checkpoint.record import (
     PIN,
     PROGRESS,
@@ -35,12 +37,11 @@ from runner.checkpoint.restore import (
     list_ignored_names,
     restore_exactly,
     restore_newest,
-    set_newer_aside,
 )
 from runner.checkpoint.retention import DiskBudget, KeepAll, KeepBest, KeepEveryK, KeepLast, KeepPinned, RetentionRule
 from runner.checkpoint.seal import find_problem
 from runner.checkpoint.strategy import EverySteps, Failures, NewBest, OnError, SaveRule
-from runner.errors import RefusedError, StorageError
+from runner.errors import RefusedError
 from runner.text import display_path, format_size
 from runner.values import StepInfo
 
@@ -77,7 +78,7 @@ class Fake:
         directory.mkdir(parents=True)
         (directory / "data").write_text(str(state))
         if self.fails(int(directory.name)):
-            raise StorageError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def find_differing_leaf(self, directory: Path, state: Any) -> str | None:
         return None if (directory / "data").read_text() == str(state) else "w"

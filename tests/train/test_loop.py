@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from runner.errors import DivergedError
+from runner.log.sinks import LogDigest
 from runner.preempt.stop import Stopped
 from runner.train.loop import (
     MAX_PENDING_STEPS,
@@ -97,7 +98,8 @@ class World:
         self.moments.append((moment, list(moment.losses)))
         return "due" if moment.step % self.save_every == 0 else None
 
-    def save(self, reason: str, moment: StepInfo, items: Mapping[str, Any]) -> None:
+    def save(self, reason: str, moment: StepInfo, items: Mapping[str, Any], log: LogDigest | None = None) -> None:
+        assert log == self.digest()
         assert items["state"]["step"] == moment.step
         self.events.append(("save", moment.step))
         self.saved[moment.step] = (items["state"]["step"], items["data"]["next"], reason)
@@ -111,6 +113,9 @@ class World:
 
     def flush(self) -> bool:
         return self.log_is_whole
+
+    def digest(self) -> LogDigest:
+        return LogDigest(len(self.events), "")
 
     def close(self) -> None: ...
 
