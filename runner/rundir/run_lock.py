@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,13 +50,15 @@ class RunLock:
         if self.lease is None:
             return
         try:
+            # A link in its place leads to the same lock, but no write of a run goes through one.
+            is_link = stat.S_ISLNK(os.stat(self.run_dir.path, follow_symlinks=False).st_mode)
             there = os.stat(self.run_dir.lock, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             raise self._lost("its directory or its lock was moved or removed") from None
         except OSError:
             # A disk in trouble is no proof; what is to be written will meet the trouble itself.
             return
-        if not os.path.samestat(there, os.fstat(self.handle)):
+        if is_link or not os.path.samestat(there, os.fstat(self.handle)):
             raise self._lost("its directory or its lock was replaced")
         if holder := self.lease.find_other_holder():
             raise self._lost(f"{holder} has taken it over")
