@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import shlex
 import shutil
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +14,12 @@ from pathlib import Path
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 GAP, NARROWEST = "  ", 12
 WIDTH_WITHOUT_TERMINAL = 100
+# What Hydra reads as a text without quotes, but for the words that it takes for a number, a truth value or nothing.
+_PLAIN_WORD = re.compile(r"(\.{0,2}/)?[A-Za-z_][A-Za-z0-9_./-]*")
+_WORDS_WITH_MEANING = ("null", "true", "false", "nan", "inf")
+# Times that are further ahead than this are not the difference of two clocks.
+CLOCK_SLACK_SECONDS = 60.0
+LONGEST_SECONDS = 100 * 365.25 * 86400
 
 
 def format_table(
@@ -74,6 +83,9 @@ def shorten(text: str, length: int) -> str:
 
 def format_age(seconds: float) -> str:
     """Return how long ago something was in one unit, `3m ago`; `now` below a second, or after a clock jumped back."""
+    # A clock that is set right again leaves times that are yet to come; those of two machines differ by less.
+    if seconds < -CLOCK_SLACK_SECONDS:
+        return "in the future"
     # Two days are still told in hours: `30h ago` says more than `1d ago`.
     for length, unit, limit in ((1, "s", 60), (60, "m", 60), (3600, "h", 48), (86400, "d", 1000000)):
         if seconds < length * limit:
@@ -83,17 +95,28 @@ def format_age(seconds: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a length of time in three digits or so: `0.4 s`, `12.3 s`, `2m05s`, `3h07m`."""
+    """Return a length of time in three digits or so: `0.4 s`, `12.3 s`, `2m05s`, `3h07m`.
+
+    Less than nothing is `0.0 s`, what is no number `?`, and more than a hundred years `forever`.
+    """
     # From here on the text would round to `60.0 s`.
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{max(seconds, 0.0):.1f} s"
+    if math.isnan(seconds):
+        return "?"
+    if seconds > LONGEST_SECONDS:
+        return "forever"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
 def format_time(unix_seconds: float) -> str:
-    """Return a time of the clock: `2026-11-21 03:28:26 UTC`."""
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    """Return a time of the clock: `2026-11-21 03:28:26 UTC`; `no time` for a number that stands for none."""
+    # A year that the calendar does not have, or no number at all.
+    try:
+        return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return "no time"
 
 
 def utc_now() -> str:
@@ -130,6 +153,22 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def quote_override(key: str, value: object) -> str:
+    """Return `key=value` as it is typed into a shell: quoted for Hydra where it needs that, and then for the shell.
+
+    A value that is no text is written as it is.
+    """
+    text = str(value)
+    if isinstance(value, str) and (not _PLAIN_WORD.fullmatch(text) or text.lower() in _WORDS_WITH_MEANING):
+        # `${…}` is a reference to another key; a backslash before it makes it a text, as does one more before each.
+        text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+        # Within quotes Hydra takes a backslash for itself only before a quote, or in a row that ends at one:
+        # https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values
+        escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+        text = f"'{escaped}'"
+    return quote_words([f"{key}={text}"])
+
+
 def format_size(num_bytes: float) -> str:
     """Return a size for people, with three digits in powers of 1000: `1.2 GB`, `830 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -157,3 +196,37 @@ def mask_unprintable(text: str) -> str:
     So a line stays one line.
     """
     return "".join(char if char.isprintable() else "·" for char in text)
+
+
+def escape_markdown(text: str) -> str:
+    """Return a text as Markdown that shows it, in one line, also in a cell of a table: no link, no HTML, no code."""
+    # Only what would be taken for markup within a line: a page is also read as it is.
+    return re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", mask_unprintable(text))
+
+
+def format_code_span(text: str) -> str:
+    """Return a text as a span of code in Markdown, in one line, whatever backticks are in it."""
+    shown = mask_unprintable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    # A backtick at an end would belong to the fence; of an empty text the two halves of the fence would be one.
+    space = " " if not shown or "`" in (shown[0], shown[-1]) else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def quote_words(words: Sequence[str]) -> str:
+    """Return words as they are typed into a shell, in one line: one that cannot be printed as `$'…'`, with escapes."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _quote_unprintable(word) for word in words)
+
+
+def _quote_unprintable(word: str) -> str:
+    return "$'" + "".join(map(_escape_char, word)) + "'"
+
+
+def _escape_char(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    # A byte that is no text, as Python keeps it in a word of the command line.
+    number = ord(char) - 0xDC00 if "\udc80" <= char <= "\udcff" else ord(char)
+    return f"\\x{number:02x}" if number < 0x100 and (number < 0x80 or number != ord(char)) else f"\\U{number:08x}"

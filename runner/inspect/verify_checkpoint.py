@@ -1,12 +1,14 @@
-"""`verify`: compare every byte of a checkpoint with what was written. Reads all of it, and changes nothing."""
+"""`verify`: compare every byte of a checkpoint, and of the log up to it, with what was written. Changes nothing."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.checkpoint.record import list_steps
+from runner.checkpoint.record import list_records, list_steps
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, CheckpointStatus, find_checkpoint, find_run, read_checkpoint_status
+from runner.log.jsonl import find_log_damage
+from runner.rundir.layout import RunDir
 from runner.text import format_count, format_size
 from runner.values import Say, VerbResult
 
@@ -18,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
-    """Verify, and say one line for each checkpoint. The exit code is 3 where one is not good."""
+    """Verify, and say one line for each checkpoint. The exit code is 3 where one is not good, or the log is not."""
     checkpoints = _select_checkpoints(arguments.checkpoint, whole=arguments.all)
     entries = []
     for checkpoint in checkpoints:
@@ -32,8 +34,25 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     bad = [entry["step"] for entry in entries if entry["problem"]]
     if len(entries) > 1:
         say(f"{format_count(len(entries), 'checkpoint')}: {f'{len(bad)} not good' if bad else 'all good'}")
-    document = {"run": str(checkpoints[0].run_dir), "good": not bad, "checkpoints": entries}
-    return VerbResult(document, RefusedError.exit_code if bad else 0)
+    run_dir = checkpoints[0].run_dir
+    damage = _find_damage(run_dir, checkpoints[-1].step)
+    if damage:
+        say(f"log: {damage}; the checkpoints stand without it")
+    good = not bad and damage is None
+    document = {"run": str(run_dir), "good": good, "checkpoints": entries, "log_problem": damage}
+    return VerbResult(document, 0 if good else RefusedError.exit_code)
+
+
+def _find_damage(run_dir: RunDir, step: int) -> str | None:
+    """Return where metrics.jsonl is not what it was when steps up to this one were saved; None where it is."""
+    damage = None
+    # Twice: the run may be training, and have cut its log back between the look at its checkpoints and the log.
+    for _ in range(2):
+        known = [(each.step, each.log) for each in list_records(run_dir.checkpoints) if each.log and each.step <= step]
+        damage = find_log_damage(run_dir.metrics, known)
+        if damage is None:
+            break
+    return damage
 
 
 def _select_checkpoints(reference: str, *, whole: bool) -> list[Checkpoint]:

@@ -171,6 +171,8 @@ def find_log_damage(path: Path, known: Sequence[tuple[int, LogDigest]]) -> str |
             while block := file.read(min(BLOCK_BYTES, digest.bytes - found.num_bytes)):
                 found.update(block)
             if found.digest() != digest:
+                if not path.exists():
+                    return f"{path.name} is missing"
                 since = f"after step {good}" if good else "from its beginning"
                 return f"{path.name} is not what was written, {since} up to step {step}"
             good = step
