@@ -153,20 +153,24 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def quote_override(key: str, value: object) -> str:
-    """Return `key=value` as it is typed into a shell: quoted for Hydra where it needs that, and then for the shell.
+def format_override(key: str, value: object) -> str:
+    """Return `key=value` as one word that Hydra reads back as this value. A value that is no text is written as it is.
 
-    A value that is no text is written as it is.
+    See https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values
     """
     text = str(value)
-    if isinstance(value, str) and (not _PLAIN_WORD.fullmatch(text) or text.lower() in _WORDS_WITH_MEANING):
-        # `${…}` is a reference to another key; a backslash before it makes it a text, as does one more before each.
-        text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
-        # Within quotes Hydra takes a backslash for itself only before a quote, or in a row that ends at one:
-        # https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values
-        escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
-        text = f"'{escaped}'"
-    return quote_words([f"{key}={text}"])
+    if not isinstance(value, str) or (_PLAIN_WORD.fullmatch(text) and text.lower() not in _WORDS_WITH_MEANING):
+        return f"{key}={text}"
+    # `${…}` is a reference to another key; a backslash before it makes it a text, as does one more before each.
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+    # Within quotes a backslash stands for itself, but for those before a quote and at the end.
+    text = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"{key}='{text}'"
+
+
+def quote_override(key: str, value: object) -> str:
+    """Return `key=value` as it is typed into a shell: quoted for Hydra where it needs that, and then for the shell."""
+    return quote_words([format_override(key, value)])
 
 
 def format_size(num_bytes: float) -> str:

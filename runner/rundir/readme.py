@@ -1,13 +1,18 @@
-"""README.md of a run: what it is, how it stands, and what to type next. Made from the files beside it. No jax."""
+"""README.md of a run: what it is, how it stands, and what to type next. Made from the files beside it. No jax.
+
+Those may come from somebody else. Their values have the right types when they come here, and any text in them: it is
+escaped, so that no word of theirs becomes markup, and none that is to be typed leaves its quotes.
+"""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
-from runner.text import utc_now
+from runner.rundir.side_files import is_number
+from runner.text import escape_markdown, format_code_span, quote_words, utc_now
 from runner.types import JsonObject
 
 AttemptLine = JsonObject  # a line of attempts.jsonl, or the running attempt as status.json has it
@@ -29,42 +34,51 @@ def render_readme(run_dir: RunDir) -> str:
 
 
 def _render_head(run_dir: RunDir, status: JsonObject) -> list[str]:
-    why = f": {status['why']}" if status.get("why") else ""
-    state = f"**{status.get('state', 'new')}** at step {status.get('step', 0)} of {status.get('steps')}{why}"
-    lines = [f"# {run_dir.path.parent.name}/{run_dir.path.name}", "", state, ""]
+    why = f": {escape_markdown(status['why'])}" if status.get("why") else ""
+    progress = f"at step {status.get('step', 0)} of {status.get('steps', '?')}"
+    lines = [
+        f"# {escape_markdown(f'{run_dir.path.parent.name}/{run_dir.path.name}')}",
+        "",
+        f"**{escape_markdown(status.get('state', 'new'))}** {progress}{why}",
+        "",
+    ]
     if best := status.get("best"):
-        lines.append(f"- best: {best['metric']} {best['value']:.5g} at step {best['step']}")
+        lines.append(f"- best: {escape_markdown(best['metric'])} {best['value']:.5g} at step {best['step']}")
     if last := status.get("last"):
-        lines.append(f"- last: {', '.join(f'{name} {value:.5g}' for name, value in last.items())}")
+        values = (f"{escape_markdown(name)} {value:.5g}" for name, value in last.items())
+        lines.append(f"- last: {', '.join(values)}")
     return lines
 
 
 def _render_commands(run_dir: RunDir, current: AttemptLine) -> list[str]:
-    # A run with code of the user's own is only continued where he says that he trusts it.
-    trust = " --trust" if current.get("external") else ""
+    # What a run's own document may not decide: code, and where to connect to.
+    trust = " --trust" if current.get("needs_trust") else ""
+    run, best, where = (quote_words([word]) for word in (str(run_dir), f"{run_dir}@best", f"dir={run_dir}"))
+    again = [f"{quote_words(current['command'])}    # resumes; a finished run says so"] if "command" in current else []
     return [
         "## Go on",
         "",
         "```",
-        f"{shlex.join(current['command'])}    # resumes; a finished run says so",
-        f"python run.py dir={run_dir} train.steps=N{trust}    # continue it under a changed configuration",
-        f"python -m runner ls {run_dir}                # its checkpoints: why saved, why kept, whether good",
-        f"python -m runner eval {run_dir}@best         # its evaluations on the best weights, or others",
-        f"python -m runner export {run_dir}@best DIR   # the best weights, as safetensors, with a model card",
-        f"python -m runner goodput {run_dir}           # where the time of all attempts went",
+        *again,
+        f"python run.py {where} train.steps=N{trust}    # continue it under a changed configuration",
+        f"python -m runner ls {run}                # its checkpoints: why saved, why kept, whether good",
+        f"python -m runner eval {best}         # its evaluations on the best weights, or others",
+        f"python -m runner export {best} DIR   # the best weights, as safetensors, with a model card",
+        f"python -m runner goodput {run}           # where the time of all attempts went",
         "```",
     ]
 
 
 def _render_differences(status: JsonObject, past: Sequence[AttemptLine], current: AttemptLine) -> list[str]:
     """List what was typed when the run was begun, and what has changed since."""
-    begun = (past[0] if past else current)["command"][2:]
-    typed = [f"- `{word}`" for word in begun if not word.startswith("-")]
+    begun = (past[0] if past else current).get("command", [])[2:]
+    typed = [f"- {format_code_span(word)}" for word in begun if not word.startswith("-")]
     lines = ["## What differs from the defaults", "", *(typed or ["Nothing."])]
     # In the order of their first appearance, each once: every later attempt drifts from the beginning as well.
-    drifts = dict.fromkeys(change for attempt in [*past, current] for change in attempt["drift"])
-    lines += [f"- later: {change}" for change in drifts]
-    lines += [f"- batch {one['batch']} is skipped ({one['why']})" for one in status.get("skipped", [])]
+    drifts = dict.fromkeys(change for attempt in [*past, current] for change in attempt.get("drift", ()))
+    lines += [f"- later: {format_code_span(change)}" for change in drifts]
+    skipped = status.get("skipped", [])
+    lines += [f"- batch {one['batch']} is skipped ({escape_markdown(one['why'])})" for one in skipped]
     return lines
 
 
@@ -72,16 +86,18 @@ def _render_makers(attempt: AttemptLine) -> list[str]:
     lines = [
         "## Made by",
         "",
-        f"- command: `{shlex.join(attempt.get('command', []))}`",
-        f"- code: {attempt.get('git') or 'not in a git checkout'}",
+        f"- command: {format_code_span(quote_words(attempt.get('command', [])))}",
+        f"- code: {escape_markdown(attempt.get('git') or 'not in a git checkout')}",
     ]
     for key, origin in attempt.get("external", {}).items():
-        lines.append(f"- {key}: `{origin['target']}` from {origin['file']} ({origin['hash']})")
+        target, file = format_code_span(origin["target"]), escape_markdown(origin["file"])
+        lines.append(f"- {escape_markdown(key)}: {target} from {file} ({escape_markdown(origin['hash'])})")
     if "remat" in attempt:
-        lines.append(f"- remat: {attempt['remat']}")
+        lines.append(f"- remat: {escape_markdown(attempt['remat'])}")
     packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
-    lines.append(f"- hardware: {attempt.get('hardware', 'unknown')}, host {attempt.get('host')}")
-    lines.append(f"- Python {attempt.get('python')}, {packages}")
+    hardware, host = attempt.get("hardware", "unknown"), attempt.get("host", "unknown")
+    lines.append(f"- hardware: {escape_markdown(hardware)}, host {escape_markdown(host)}")
+    lines.append(f"- Python {escape_markdown(attempt.get('python', 'unknown'))}, {escape_markdown(packages)}")
     return lines
 
 
@@ -94,25 +110,26 @@ def _render_attempts(status: JsonObject, past: Sequence[AttemptLine], current: A
     ]
     lines += [_render_row(attempt) for attempt in past]
     # A running attempt has no line yet.
-    if status.get("state") == "running":
+    if status.get("state") == "running" and current:
         lines.append(_render_row({**current, "ending": "running"}))
     return lines
 
 
 def _render_row(attempt: AttemptLine) -> str:
-    spent = {bucket: round(seconds, 1) for bucket, seconds in attempt.get("seconds", {}).items()}
+    # Of a damaged line less may be left than a run writes.
+    spent = {bucket: round(seconds, 1) for bucket, seconds in attempt.get("seconds", {}).items() if is_number(seconds)}
     largest_first = sorted(spent.items(), key=lambda item: -item[1])
     during = f" during {attempt['during']}" if "during" in attempt else ""
-    cells = [
-        attempt["attempt"],
-        _strip_fraction(attempt["started"]),
-        attempt["host"],
+    cells: list[Any] = [
+        attempt.get("attempt", "?"),
+        _strip_fraction(attempt.get("started", "")),
+        attempt.get("host", "unknown"),
         f"{attempt.get('from_step', '')} → {attempt.get('to_step', '')}",
-        f"{attempt['ending']}{during} {_strip_fraction(attempt.get('ended') or '')}".strip(),
+        f"{attempt.get('ending', '')}{during} {_strip_fraction(attempt.get('ended', ''))}".strip(),
         attempt.get("lost_steps", ""),
         ", ".join(f"{bucket} {value:g}" for bucket, value in largest_first if value),
     ]
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    return f"| {' | '.join(escape_markdown(str(cell)) for cell in cells)} |"
 
 
 def _strip_fraction(timestamp: str) -> str:
