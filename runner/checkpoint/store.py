@@ -47,6 +47,8 @@ def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> Arra
 
     Raises StorageError; then nothing has that name.
     """
+    # Before anything is written: two arrays of one name are refused here.
+    listed = {name: str(describe_leaf(leaf)) for name, leaf in name_leaves(state).items()}
     arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler()))
     options: Any = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False, "type_handler_registry": registry}
@@ -61,7 +63,7 @@ def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> Arra
     # The name is the proof: `save` returns nothing to go by.
     if not directory.is_dir():
         raise StorageError(f"Orbax wrote nothing at {directory}")
-    return {name: str(describe_leaf(leaf)) for name, leaf in name_leaves(state).items()}
+    return listed
 
 
 class _OneTransactionHandler(ocp.type_handlers.ArrayHandler):

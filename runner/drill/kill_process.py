@@ -22,6 +22,7 @@ from runner.errors import STOPPED
 from runner.installation import find_run_program
 from runner.rundir.heartbeat import Heartbeat, read_heartbeat
 from runner.rundir.layout import RunDir
+from runner.text import format_override
 
 # What a drill changes in the configuration beside the root: what is printed, which is no part of what is computed.
 QUIET = ("log.console=false", "log.wandb=null")
@@ -50,8 +51,10 @@ class DrillRun:
         """Return what to execute for the process that is to be killed so."""
         # A process that is to be killed while it compiles must have something to compile.
         cache = ["compile_cache=off"] if planned and planned.moment == "compile" else []
-        quoted = str(self.root).replace("\\", "\\\\").replace("'", "\\'")
-        return [sys.executable, *find_run_program(), *self.overrides, *QUIET, *cache, f"root='{quoted}'"]
+        return [
+            *(sys.executable, *find_run_program(), *self.overrides, *QUIET, *cache),
+            format_override("root", str(self.root)),
+        ]
 
     @property
     def run_dir(self) -> RunDir | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from data.encodings import EncodingChoice
 from data.token_writer import find_documents, write_token_files
 from runner.errors import ConfigError
-from runner.text import format_size
+from runner.text import format_size, quote_override
 from runner.values import Say, VerbResult
 
 # The line of progress is drawn at most so often.
@@ -65,7 +65,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     say(
         f"{seconds:.1f} s, {format_size(int(text_bytes / max(seconds, 1e-9)))}/s, "
         f"{text_bytes / max(tokens, 1):.2f} bytes a token; "
-        f"train on it: python run.py data=tokens data.path={target}"
+        f"train on it: python run.py data=tokens {quote_override('data.path', str(target))}"
     )
     return VerbResult({"path": str(target), "seconds": round(seconds, 3), **asdict(header)})
 
