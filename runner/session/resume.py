@@ -8,6 +8,7 @@ from runner.checkpoint.quarantine import list_set_aside, set_newer_aside
 from runner.checkpoint.record import Record, locate_checkpoint, read_progress
 from runner.checkpoint.restore import restore_exactly, restore_newest
 from runner.errors import RefusedError
+from runner.session.standing import refuse_to_start_over
 from runner.text import display_path
 from runner.train import dataset
 from runner.train.build import read_train_state, start_from_weights
@@ -24,7 +25,8 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
     """
     found = _read_chosen(context, built)
     if found is None:
-        _refuse_to_start_over(context)
+        if context.attempt.was_durable or list_set_aside(context.run_dir.quarantine):
+            refuse_to_start_over(context.run_dir)
         built.stream.restore(dict(built.beginning))
         return Progress(_begin(context, built), 0), None
     record, state = found
@@ -50,21 +52,6 @@ def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | No
         say(f"was taken back to step {config.step} already: going on from the newest checkpoint")
     attempt.status.set_taken_back_to(config.step)
     return restore_newest(run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums)
-
-
-def _refuse_to_start_over(context: RunContext) -> None:
-    """Raise RefusedError where nothing can be restored, but the run was durable once: then it does not begin again."""
-    run_dir = context.run_dir
-    aside = list_set_aside(run_dir.quarantine)
-    if not aside and not context.attempt.was_durable:
-        return
-    # Marked checkpoints are left by errors, before which nothing may have been durable.
-    what = f"{run_dir} had checkpoints, and none is left to go on from"
-    back = f"python -m runner restore {run_dir}@{aside[0].step} takes one back; " if aside else ""
-    raise RefusedError(
-        f"{what}: {back}bring {display_path(run_dir.checkpoints)} back, or start afresh with "
-        "resume=never overwrite=true"
-    )
 
 
 def _begin(context: RunContext, built: Built) -> State:

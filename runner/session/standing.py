@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from runner.checkpoint.record import locate_checkpoint
+from runner.checkpoint.quarantine import list_set_aside
+from runner.checkpoint.record import list_steps, locate_checkpoint
 from runner.config.identity import UNHASHED_KEYS, Drift, find_drift, hash_config
 from runner.config.schema import Config, read_document
 from runner.errors import RefusedError
+from runner.rundir.attempt_lines import read_attempts
+from runner.rundir.decisions import read_decisions
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
+from runner.text import display_path
 from runner.types import JsonObject
 
 
@@ -53,8 +58,10 @@ def find_run(config: Config, overrides: Sequence[str]) -> RunDir:
 def inspect_run(run_dir: RunDir, config: Config) -> Standing:
     """Read how a run stands. Changes nothing.
 
-    Raises RefusedError where it is the run of another configuration, or where a checkpoint that the command names is
-    not there.
+    Raises:
+        RefusedError: it is the run of another configuration, a checkpoint that the command names is not there, or it
+            had checkpoints and has none.
+        OSError: what it says about itself cannot be read now.
     """
     if not run_dir.config.exists() or config.overwrite:
         if config.init_from.run is not None:
@@ -69,7 +76,28 @@ def inspect_run(run_dir: RunDir, config: Config) -> Standing:
         raise RefusedError(
             f"{run_dir} is another run: {', '.join(others)}; change these back, or start a new run by leaving dir out"
         )
+    # Before jax starts, where it can be told by names alone; what turns out when bytes are read is refused later.
+    if not list_steps(run_dir.checkpoints) and _was_durable(run_dir, status):
+        refuse_to_start_over(run_dir)
     return Standing(exists=True, drifts=drifts, status=status, is_finished=is_finished(config, run_dir, status))
+
+
+def refuse_to_start_over(run_dir: RunDir) -> NoReturn:
+    """Raise RefusedError: there is nothing to go on from, but there was once; a run does not start over by itself."""
+    aside = list_set_aside(run_dir.quarantine)
+    back = f"python -m runner restore {run_dir}@{aside[0].step} takes one back from quarantine" if aside else ""
+    back = back or f"bring {display_path(run_dir.checkpoints)} back"
+    raise RefusedError(
+        f"{run_dir} had checkpoints, and none is left to go on from; {back}, or start afresh with resume=never "
+        "overwrite=true"
+    )
+
+
+def _was_durable(run_dir: RunDir, status: JsonObject) -> bool:
+    """Tell whether something of this run was ever durable."""
+    if list_set_aside(run_dir.quarantine):
+        return True
+    return read_decisions(run_dir, status, read_attempts(run_dir)).decisions.was_durable
 
 
 def is_finished(config: Config, run_dir: RunDir, status: JsonObject) -> bool:

@@ -129,7 +129,7 @@ def test_any_mutation_of_any_side_file_leaves_a_run_that_begins(
     generator = random.Random(16)
     whole = {path: path.read_bytes() for path in run_dir.path.iterdir() if path.is_file()}
     whole |= {run_dir.heartbeat: run_dir.heartbeat.read_bytes()}
-    for _ in range(300):
+    for _ in range(80):
         for path, content in whole.items():
             path.write_bytes(content)
         for path in generator.sample(sorted(whole), generator.randint(1, len(whole))):
