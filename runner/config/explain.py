@@ -14,6 +14,7 @@ _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a number that ends",
     "bool_type": "true or false",
     "string_type": "text",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', 64 at most",

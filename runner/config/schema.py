@@ -8,6 +8,7 @@ starts and before anything is written.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from runner.checkpoint.record import Score
 from runner.checkpoint.strategy import SaveRule
 from runner.config.evaluations import Evaluation, MetricsEvaluation, check_evaluations, check_score_metric
 from runner.config.explain import explain_problems
+from runner.config.read_yaml import read_yaml
 from runner.config.remat_policies import RematPolicy, check_model_supports
 from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
 from runner.errors import ConfigError, RefusedError
@@ -34,6 +36,7 @@ from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
 from runner.optim.schedules import Schedule
 from runner.preempt.preempt_options import NoticeSource, Preempt
+from runner.text import display_path, shorten
 from runner.types import Document
 
 Count = Annotated[int, Ge(1)]
@@ -207,16 +210,44 @@ def validate_config(document: Any) -> Config:
             config.data.check_readable()
         except ValueError as error:
             raise ConfigError(f"data.{error}") from None
+        # A pattern that begins with `/`, as pathlib answers it.
+        except NotImplementedError as error:
+            raise ConfigError(f"data.pattern: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"data.path: {error.filename}: {error.strerror}") from None
     return config
 
 
 def validate_options(schema: Any, document: Any) -> Any:
     """Return a document as `schema`, a dataclass of options. Raises ConfigError, with every way out it knows."""
-    plain = _to_plain(document)
+    plain = to_plain(document)
+    _check_numbers_and_text(plain, "")
     try:
         return validate_plain(schema, plain)
     except ValidationError as error:
         raise ConfigError(explain_problems(error.errors(include_url=False), plain, schema)) from None
+
+
+def _check_numbers_and_text(node: Any, key: str) -> None:
+    """Raise ConfigError where a value is nothing that a machine's number, or a file's name, can be."""
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, value in children:
+        where = f"{key}.{name}" if key else str(name)
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            # Not the number itself: Python refuses to write one of 4,300 digits.
+            raise ConfigError(f"{where}: got a number of {value.bit_length():,} bits; expected less than 64")
+        if isinstance(value, str) and not _can_be_written(value):
+            raise ConfigError(f"{where}: got {json.dumps(shorten(value, 60))}; expected text without such characters")
+        _check_numbers_and_text(value, where)
+
+
+def _can_be_written(text: str) -> bool:
+    """Return whether a text can be the name of a file, and be in one."""
+    try:
+        return b"\0" not in text.encode()
+    # Half of a character of two: what is no UTF-8 on a command line comes as such.
+    except UnicodeEncodeError:
+        return False
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -225,11 +256,17 @@ def read_document(path: Path) -> dict[str, Any]:
     Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
     """
     try:
-        # Not through omegaconf, which would resolve `${oc.env:…}`, and not with `yaml.load`, which makes any object.
-        return validate_options(Config, yaml.safe_load(path.read_text())).document
-    except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RefusedError(f"{path}: not a configuration of this version ({first_line}); restore it") from None
+        # Not through omegaconf, which would resolve `${oc.env:…}`.
+        plain = read_yaml(path)
+        if not isinstance(plain, dict):
+            raise ConfigError("it is no mapping")
+        document: dict[str, Any] = validate_options(Config, plain).document
+    except (OSError, ValueError, ConfigError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+        raise RefusedError(
+            f"{display_path(path)}: not a configuration of this version ({problem}); restore it"
+        ) from None
+    return document
 
 
 def dump_yaml(document: Document) -> str:
@@ -242,7 +279,7 @@ def merge_typed_keys(saved: Document, composed: DictConfig, keys: Sequence[str])
 
     A key that is not in the composed document was deleted by the command line (`~ckpt.save.best`), and goes.
     """
-    document, now = copy.deepcopy(dict(saved)), _to_plain(composed, throw=False)
+    document, now = copy.deepcopy(dict(saved)), to_plain(composed, throw=False)
     for key in keys:
         *path, leaf = key.split(".")
         source: Any = now
@@ -258,7 +295,7 @@ def merge_typed_keys(saved: Document, composed: DictConfig, keys: Sequence[str])
     return document
 
 
-def _to_plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
+def to_plain(document: Any, *, throw: bool = True) -> dict[str, Any]:
     """Return a document as plain values. Raises ConfigError where omegaconf cannot resolve it.
 
     With `throw=False` a value that is missing (`???`) stays that text.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from data.data_errors import InvalidUserData
 from models import REQUIRED_BATCH_KEYS, InvalidModelOrObjective
 from runner.config.explain import suggest_word
-from runner.errors import ConfigError, RefusedError
+from runner.errors import ConfigError
 from runner.installation import OWN_PACKAGES, keep_own_packages_first
 from runner.text import display_path
 from runner.types import Document
@@ -32,8 +32,6 @@ from runner.types import Document
 if TYPE_CHECKING:
     from data.sources import Source
     from runner.config.schema import Config
-
-TRUST_FLAG = "--trust"
 
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 # For each part, what its target is called with before the options: by position, and by name, as flax modules take rngs.
@@ -164,20 +162,6 @@ def list_changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return list(dict.fromkeys(lines))
 
 
-def require_trust(run: Path, document: Document, typed: Document, way_out: str) -> None:
-    """Raise RefusedError where the document of a run names code that `typed`, a document composed here, does not."""
-    asked = [f"{key}={name}" for key, name in find_targets(document).items() if _get_dotted(typed, key) != name]
-    if asked:
-        raise RefusedError(
-            f"{display_path(run)} asks for code of its own: {', '.join(asked)}; if you trust it {way_out}"
-        )
-
-
-def trust_flag(document: Document) -> str:
-    """Return ` --trust` where a command that names a run of this document needs it, else nothing."""
-    return f" {TRUST_FLAG}" if find_targets(document) else ""
-
-
 def _import_target(key: str, name: str) -> Any:
     """Return what `module:attribute` names. Raises ConfigError where it cannot be imported or called."""
     module, _, attribute = name.partition(":")
@@ -267,9 +251,3 @@ def _iter_targets(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
         return
     for key, value in node.items():
         yield from _iter_targets(value, f"{prefix}{key}.")
-
-
-def _get_dotted(node: Any, key: str) -> Any:
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node

@@ -25,7 +25,8 @@ Retention = Mapping[str, Annotated[RetentionRule, BY_KIND]]
 def adapter_of(schema: Any) -> TypeAdapter[Any]:
     """Return pydantic's validator and serializer of a type, which forbids unknown keys in every dataclass of it."""
     for option in _find_dataclasses(schema):
-        option.__pydantic_config__ = {"extra": "forbid"}  # the default would drop an unknown key in silence
+        # The defaults would drop an unknown key in silence, and take an endless number for any that is larger.
+        option.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
     return TypeAdapter(schema)
 
 

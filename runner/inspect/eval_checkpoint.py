@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from runner.config.user_code import TRUST_FLAG
+from runner.config.trust import TRUST_FLAG
 from runner.errors import ConfigError
 from runner.inspect.lookup import find_checkpoint
 from runner.launch.compose import compose_run
+from runner.text import format_override
 from runner.values import Say, VerbResult
 
 # Keys that this verb sets itself.
@@ -32,7 +33,8 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     for word in arguments.overrides:
         if word.lstrip("+~").split("=")[0] in RESERVED_KEYS:
             raise ConfigError(f"eval: {word}: which run and which step is said before it; leave it out")
-    words = [f"dir={checkpoint.run_dir.path}", f"step={checkpoint.step}", "train.steps=0", *arguments.overrides]
+    where = format_override("dir", str(checkpoint.run_dir.path))
+    words = [where, f"step={checkpoint.step}", "train.steps=0", *arguments.overrides]
     config = compose_run([*words, *([TRUST_FLAG] if arguments.trust else [])]).config
     # The jax fence: a wrong configuration is answered without it.
     from runner.session.evaluate_only import evaluate_checkpoint

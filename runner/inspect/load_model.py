@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runner.config.schema import Config, validate_options
-from runner.config.user_code import require_trust
+from runner.config.trust import require_trust
 from runner.inspect.lookup import find_attempt, find_proven_checkpoint, read_config_document
 from runner.mesh import Mesh
 from runner.train import dataset
@@ -37,10 +37,13 @@ def load_model(reference: str, weights: Weights = "params", *, trust: bool = Fal
     """
     checkpoint, _ = find_proven_checkpoint(reference)
     document = read_config_document(checkpoint.run_dir, find_attempt(checkpoint).get("drift", ()))
-    if not trust:
-        require_trust(checkpoint.run_dir.path, document, {}, "say trust=True")
     config = on_one_device(validate_options(Config, document))
-    built = build(config, dataset.sources_as_recorded(checkpoint.run_dir))
+    recorded = dataset.sources_as_recorded(checkpoint.run_dir)
+    if not trust:
+        # What data.json tells needs no data.
+        uses = ("code", "data") if recorded is None else ("code",)
+        require_trust(checkpoint.run_dir.path, config, {}, "say trust=True", uses)
+    built = build(config, recorded)
     return built.model(with_weights(read_train_state(built, checkpoint.directory), weights)), config
 
 

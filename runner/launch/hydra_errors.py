@@ -2,17 +2,87 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.explain import suggest_word
+from runner.errors import ConfigError, HoldfastError
+from runner.launch.conf_folders import is_group, list_options
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import INSTALL_SUBMITIT, SUBMITIT_LAUNCHERS
+from runner.text import display_path, shorten
 
 LAUNCHER = "hydra.launcher."
+# What a message says of a value or a word of the user's, and how long it may become as a whole.
+MAX_WORD, MAX_MESSAGE = 100, 500
+
+
+@contextmanager
+def in_plain_words(words: Sequence[str] = ()) -> Iterator[None]:
+    """Turn whatever Hydra and OmegaConf complain of into ConfigError, of one line.
+
+    Around Hydra alone, and nothing of ours: it checks its input by halves, so that an error of any type may come of a
+    word that it does not expect. `words` are what it was given.
+    """
+    try:
+        yield
+    except (HoldfastError, BrokenPipeError):
+        raise
+    except HydraException as error:
+        raise ConfigError(in_one_line(error)) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain_interpolation(error)) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{display_path(Path(mark.name))}, line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{where}{error.problem}; it cannot be read as YAML") from None
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    except Exception as error:
+        if wrong := _find_wrong_choice(words):
+            raise ConfigError(wrong) from None
+        first = shorten(str(error).strip().partition("\n")[0], MAX_WORD)
+        # OmegaConf adds it to errors of any type.
+        key = re.search(r"^\s*full_key: (\S+)", str(error), re.MULTILINE)
+        where = key[1] if key else "the command"
+        raise ConfigError(f"{where}: cannot be composed ({type(error).__name__}: {first})") from None
+
+
+@contextmanager
+def cut_errors() -> Iterator[None]:
+    """Cut what an error of ours says to a line that a person can read: values in it may be long, or foreign."""
+    try:
+        yield
+    except HoldfastError as error:
+        if (line := cut_message(str(error))) == str(error):
+            raise
+        raise type(error)(line) from None
+
+
+def cut_message(message: str) -> str:
+    """Return a message as one printable line that a terminal can show, without the middle where it is long."""
+    line = "".join(char if char.isprintable() else "·" for char in " ".join(message.splitlines()))
+    if len(line) <= MAX_MESSAGE:
+        return line
+    # The end says the way out.
+    return f"{line[: MAX_MESSAGE - 160].rstrip()} … {line[-150:].lstrip()}"
+
+
+def explain_interpolation(error: OmegaConfBaseException) -> str:
+    """Return what is wrong with a value that OmegaConf cannot resolve, as `${nope}`."""
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return f"{error.full_key or 'configuration'}: {text}"
 
 
 def in_one_line(error: HydraException) -> str:
@@ -20,15 +90,17 @@ def in_one_line(error: HydraException) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
-        override = error.override.removeprefix("++")
+        override = shorten(error.override.removeprefix("++"), MAX_WORD)
         if "=" not in override and not override.startswith("~"):
             return f"{override}: cannot be read; an override reads key=value"
-        return f"{override}: cannot be read as key=value ({error.message.splitlines()[0]}); quote special characters"
+        problem = shorten(error.message.splitlines()[0], MAX_WORD)
+        return f"{override}: cannot be read as key=value ({problem}); quote special characters"
     text = str(error).strip() or str(error.__cause__)
     # Every plain override was handed to Hydra with `++` before it.
     first = text.splitlines()[0].replace("'++", "'")
-    if first.startswith("Ambiguous value for argument "):
-        override = first.removeprefix("Ambiguous value for argument ").strip("'")
+    if first.startswith("Ambiguous value for argument ") or re.match("Sweep parameters .* requires --multirun", first):
+        override = first.removeprefix("Ambiguous value for argument ").removeprefix("Sweep parameters ")
+        override = shorten(override.removesuffix(" requires --multirun").strip("'"), MAX_WORD)
         return f"{override}: several values make a sweep; add -m, or write a list as key=[a,b]"
     if isinstance(error, ConfigCompositionException) and first.startswith("Multiple values for "):
         group = first.removeprefix("Multiple values for ").split(".")[0]
@@ -40,12 +112,37 @@ def in_one_line(error: HydraException) -> str:
     return first
 
 
+def _find_wrong_choice(words: Sequence[str]) -> str | None:
+    """Return what is wrong with a group that is set to something other than names of choices; None where none is."""
+    overrides = [word for word in words if not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except (HydraException, ValueError):
+        # A number with more digits than Python reads.
+        return None
+    for override in parsed:
+        group = override.key_or_group
+        if not is_group(group) and not group.startswith("hydra/"):
+            continue
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        if all(isinstance(name, str) for name in names) and not (override.is_delete() and isinstance(value, list)):
+            continue
+        if override.is_delete():
+            return f"{group}: ~{group} alone takes it away"
+        options = f"; expected one of {', '.join(list_options(group))}" if is_group(group) else ""
+        return f"{group}: got {shorten(json.dumps(value, default=str), MAX_WORD)}{options}"
+    return None
+
+
 def _unknown_option(error: MissingConfigException) -> str:
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    file = str(error.missing_cfg_file)
+    group, _, option = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
     if option in SUBMITIT_LAUNCHERS:
         return f"{group}={option}: needs the extra `submitit`; {INSTALL_SUBMITIT}"
     options = list(error.options or ())
-    return f"{group}: got {option}; expected one of {', '.join(options)}{suggest_word(option, options)}"
+    got = shorten(option, MAX_WORD) or '""'
+    return f"{group}: got {got}; expected one of {', '.join(options)}{suggest_word(option, options)}"
 
 
 def _unknown_key(key: str) -> str:

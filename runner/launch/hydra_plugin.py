@@ -10,14 +10,14 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
@@ -32,6 +32,8 @@ from runner.launch.submitit_sweep import RunOnWorkers, WorkerTask
 PACKAGE = "hydra_plugins"
 NAMESPACE = f"{PACKAGE}.holdfast"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Each of them is composed and checked before the first is started, which takes about a quarter of a second.
+MAX_RUNS = 10_000
 INSTALL_SEARCH = 'pip install -c constraints.txt -e ".[search]"'
 
 # The configuration of `hydra/sweeper=optuna`. Another seed of the sampler is another search.
@@ -118,32 +120,36 @@ class HoldfastLauncher(Launcher):
         return [returned.return_value for returned in launcher.launch(named, 0)]
 
 
-class NoMultirunYamlSweeper(Sweeper):
-    """Hydra's own sweeper, without the multirun.yaml that it writes before anything is checked."""
+class BoundedSweeper(Sweeper):
+    """Hydra's own sweeper, for a number of runs that ends, and without the multirun.yaml that it writes at once."""
 
     basic: ClassVar[Any]
 
     def __init__(self, **options: object) -> None:
         self._sweeper = self.basic(**options)
 
-    def setup(self, *, config: DictConfig, **parts: object) -> None:
+    def setup(self, *, config: DictConfig, hydra_context: HydraContext, **parts: object) -> None:
         """Take what Hydra hands to a sweeper. Raises ConfigError where a sweep would be composed in batches."""
         if config.hydra.sweeper.max_batch_size is not None:
             raise ConfigError(
                 "hydra.sweeper.max_batch_size: all runs are checked before any is started; leave it out "
                 "(hydra.launcher.parallel=N: so many at once)"
             )
-        self._config = config
-        self._sweeper.setup(config=config, **parts)
-        # It composes every job to see whether it can be; our launcher does so as well. Once takes half the time.
-        self._sweeper.validate_batch_is_legal = lambda batch: None
+        self._context = hydra_context
+        self._sweeper.setup(config=config, hydra_context=hydra_context, **parts)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Hand the product of all choices to the launcher."""
-        try:
-            return self._sweeper.sweep(arguments)
-        finally:
-            _remove_multirun_yaml(Path(self._config.hydra.sweep.dir))
+        """Hand the product of all choices to the launcher. Raises ConfigError where that is too many runs, or none."""
+        words = [*(f"{key}={value}" for key, value in (self._sweeper.params or {}).items()), *arguments]
+        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
+        # Where a key is there twice, the last one counts.
+        counts = {override.get_key_element(): count_values(override) for override in overrides}
+        if (runs := math.prod(counts.values())) > MAX_RUNS:
+            raise ConfigError(
+                f"a sweep of {runs:,} runs: {MAX_RUNS:,} are checked and started at most; name fewer values"
+            )
+        (jobs,) = self._sweeper.split_arguments(overrides, None)
+        return self._sweeper.launcher.launch(jobs, 0)
 
 
 class HoldfastSearch(Sweeper):
@@ -191,8 +197,8 @@ def register_plugins(launch: Launch, defer: Callable[[Callable[[], None]], None]
             HoldfastLauncher.replaced[name] = found
             classes[name] = HoldfastLauncher
     # Once a process: of the second call (in tests) the class in its place is ours already.
-    if classes[BASIC_SWEEPER] is not NoMultirunYamlSweeper:
-        NoMultirunYamlSweeper.basic, classes[BASIC_SWEEPER] = classes[BASIC_SWEEPER], NoMultirunYamlSweeper
+    if classes[BASIC_SWEEPER] is not BoundedSweeper:
+        BoundedSweeper.basic, classes[BASIC_SWEEPER] = classes[BASIC_SWEEPER], BoundedSweeper
     _register_class(HoldfastLauncher)
     _register_search()
     try:
@@ -203,14 +209,24 @@ def register_plugins(launch: Launch, defer: Callable[[Callable[[], None]], None]
     package.holdfast = sys.modules[NAMESPACE] = sys.modules[__name__]  # type: ignore[attr-defined]
 
 
-def _remove_multirun_yaml(folder: Path) -> None:
-    """Take away what Hydra wrote down, and the folders it made for that."""
-    (folder / "multirun.yaml").unlink(missing_ok=True)
-    # A folder that is not empty was there before.
-    with suppress(OSError):
-        # .sweep, NAME and ROOT: what is above these was not made by it.
-        for empty in (folder, *list(folder.parents)[:2]):
-            empty.rmdir()
+def count_values(override: Override) -> int:
+    """Return how many values an override has in a sweep. Raises ConfigError where it has none, or no end of them."""
+    value, shown = override.value(), str(override.input_line).lstrip("+")
+    if not override.is_sweep_override():
+        return 1
+    if override.is_interval_sweep():
+        raise ConfigError(f"{shown}: an interval is for a search; add hydra/sweeper=optuna, or name values")
+    if not isinstance(value, RangeSweep):
+        count = sum(1 for _ in override.sweep_string_iterator())
+    else:
+        # Not counted out: of `range(0,1e9)` Hydra makes a list.
+        ends = (value.start, value.stop, value.step)
+        if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends) or not value.step:
+            raise ConfigError(f"{shown}: a range needs a start, a stop and a step other than 0")
+        count = max(0, math.ceil((value.stop - value.start) / value.step))  # type: ignore[operator]
+    if not count:
+        raise ConfigError(f"{shown}: stands for no value; name those that you mean")
+    return count
 
 
 def _register_search() -> None:

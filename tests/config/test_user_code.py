@@ -17,13 +17,13 @@ import yaml
 
 from runner.__main__ import VERBS, main
 from runner.config.schema import validate_config
+from runner.config.trust import require_trust
 from runner.config.user_code import (
     check_targets_exist,
     describe_origins,
     find_origins,
     find_targets,
     list_changed_files,
-    require_trust,
 )
 from runner.errors import ConfigError, RefusedError
 from tests.config.test_config import DOCUMENT
@@ -277,12 +277,12 @@ def test_all_targets_are_seen() -> None:
 
 
 def test_who_may_name_code(tmp_path: Path) -> None:
-    theirs = {"model": {"kind": "external", "target": "evil:Net"}}
+    theirs = validate_config({**DOCUMENT, "model": {"kind": "external", "target": "evil:Net"}})
     for typed in ({}, {"model": {"kind": "gpt"}}, {"model": {"target": "mine:Net"}}, {"data": {"target": "evil:Net"}}):
         with pytest.raises(RefusedError, match=r"asks for code of its own: model.target=evil:Net; if you trust it add"):
             require_trust(tmp_path, theirs, typed, "add --trust")
     require_trust(tmp_path, theirs, {"model": {"target": "evil:Net"}}, "add --trust")
-    require_trust(tmp_path, {"model": {"kind": "gpt"}}, {}, "add --trust")
+    require_trust(tmp_path, validate_config(DOCUMENT), {}, "add --trust")
 
 
 def test_a_changed_file_is_told_and_starts_a_new_count(here: Path) -> None:
@@ -448,10 +448,10 @@ def test_an_error_in_the_code_of_the_user_is_his_to_read(part: str, here: Path) 
 
 
 def test_what_is_short_for_what() -> None:
-    from runner.launch.compose import _spelled_out
+    from runner.launch.command_words import spell_out
 
-    assert _spelled_out("model=my.file:Net") == ("model=external", "model.target=my.file:Net")
-    assert _spelled_out("objective=file:loss") == ("objective=external", "objective.target=file:loss")
+    assert spell_out("model=my.file:Net") == ("model=external", "model.target=my.file:Net")
+    assert spell_out("objective=file:loss") == ("objective=external", "objective.target=file:loss")
     for other in (
         "model=gpt",
         "optim=file:Net",
@@ -461,4 +461,4 @@ def test_what_is_short_for_what() -> None:
         "-m",
         "+model.options.at=a:b",
     ):
-        assert _spelled_out(other) == (other,)
+        assert spell_out(other) == (other,)

@@ -10,7 +10,8 @@ import pytest
 
 from runner.errors import ConfigError
 from runner.launch import compose as composing
-from runner.launch.compose import compose_run, config_folders
+from runner.launch.compose import compose_run
+from runner.launch.conf_folders import list_conf_folders
 from tests.conftest import REPO, Door
 
 MINE = "# Mine.\nkind: mlp\nwidth: 24\n"
@@ -74,13 +75,13 @@ def test_errors_name_its_options(write_choice: WriteChoice) -> None:
 
 def test_the_checkout_is_not_its_own_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
-    assert config_folders() == [REPO / "conf"]
+    assert list_conf_folders() == [REPO / "conf"]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: [1\nb: 2\n", "conf/model/mine.yaml, line 2: expected ',' or ']', but got ':'; it cannot be read as YAML"),
+        ("a: [1\nb: 2\n", "conf/model/mine.yaml, line 2: did not find expected ',' or ']'; it cannot be read as YAML"),
         ("kind: mlp\nkind: cnn\n", "conf/model/mine.yaml, line 2: found duplicate key kind; it cannot be read as YAML"),
         ("hello\n", "model: has no kind, which says what it is; write model={kind: …}, as the files in conf/ do"),
         ("kind: mlp\nwidht: 3\n", "model.widht: unknown key; did you mean width?"),
@@ -93,7 +94,7 @@ def test_a_file_that_is_wrong_is_named(text: str, says: str, write_choice: Write
 
 def test_a_file_in_another_encoding_is_refused(write_choice: WriteChoice) -> None:
     write_choice("model/mine.yaml", "").write_bytes(b"kind: mlp # \xff\n")
-    assert error_of("model=mine", "data=digits").startswith("a file of conf/ is not written in UTF-8: ")
+    assert error_of("model=mine", "data=digits") == "conf/model/mine.yaml: is not written in UTF-8 (byte 12)"
 
 
 def test_a_file_that_may_not_be_read_is_named(write_choice: WriteChoice, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,7 @@ def test_a_file_that_may_not_be_read_is_named(write_choice: WriteChoice, monkeyp
         raise PermissionError(13, "Permission denied", str(path))
 
     # Not by its mode, which does not bind root.
-    monkeypatch.setattr(composing, "_run_hydra", refuse)
+    monkeypatch.setattr(composing, "drive_hydra", refuse)
     assert error_of("model=mine", "data=digits") == f"{path}: Permission denied"
 
 
