@@ -126,7 +126,8 @@ class KeepSpaced:
 class KeepInTime:
     """Keep one in so many seconds of the clock: the first of each of the newest n.
 
-    The clock only decides how many stay, never which is the newest: a clock that jumps keeps one more or one less.
+    The clock only decides how many stay, never which is the newest. Each time it jumps, it keeps one more: what was
+    saved while it was wrong counts as a time of its own, and is neither newer nor older than its step says.
 
     Attributes:
         seconds: how many (3600: an hour, 86400: a day).
@@ -139,7 +140,12 @@ class KeepInTime:
 
     def select(self, records: Sequence[Record]) -> dict[int, str]:
         """Return the steps to keep, each with the reason."""
-        firsts = _first_of_each(records, lambda record: int(record.saved_unix_seconds // self.seconds))
+        firsts, last = [], None
+        for record in sorted(records, key=lambda record: record.step):
+            # Compared with the one before it alone: after a clock that was years ahead, nothing would ever be newer.
+            if (now := record.saved_unix_seconds // self.seconds) != last:
+                firsts.append(record.step)
+            last = now
         return dict.fromkeys(firsts[-self.n :], f"one in {self.seconds:g} s")
 
     def max_kept(self, steps: int) -> int | None:

@@ -178,18 +178,25 @@ class Adaptive:
         """Return the seconds between saves, and where the number comes from."""
         # From the newest back, and no further than needed: this runs after every step. A record without a cost says
         # nothing.
-        costed = (record for record in reversed(history.records) if record.write_seconds)
+        costed = (record for record in reversed(history.records) if _is_cost(record))
         recent = list(islice(costed, RECENT_SAVES))
         # What training waits for (the stall) is what a save costs; while one is being written, none can begin.
         cost = statistics.median([record.stall_seconds for record in recent] or [UNKNOWN_SAVE_SECONDS])
         takes = statistics.median([record.write_seconds for record in recent] or [UNKNOWN_SAVE_SECONDS])
-        mtbf = (self.mtbf_seconds + history.failures.seconds) / (1 + history.failures.count)
+        # What is known of the past comes from a file: a clock that was set back made it less than nothing.
+        worked = history.failures.seconds if math.isfinite(history.failures.seconds) else 0.0
+        mtbf = (self.mtbf_seconds + max(worked, 0.0)) / (1 + history.failures.count)
         young = math.sqrt(2 * cost * mtbf)
         if young >= max(cost / self.max_overhead, takes):
             return young, f"√(2 × {cost:.3g} s a save × {mtbf:.0f} s between failures)"
         if cost / self.max_overhead >= takes:
             return cost / self.max_overhead, f"at most {self.max_overhead:.1%} of the time for saves of {cost:.3g} s"
         return takes, "as long as a save takes"
+
+
+def _is_cost(record: Record) -> bool:
+    """Tell whether a record says what it cost: lengths of time, and more than none for writing."""
+    return 0.0 < record.write_seconds < math.inf and 0.0 <= record.stall_seconds < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
@@ -24,6 +25,8 @@ from runner.values import Say, VerbResult
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 MOST_BAR_CHARACTERS = 100
+# An hour of no machine costs as much: what a configuration from elsewhere may say is bounded.
+MOST_DOLLARS = 1e9
 # bucket → the character that stands for it in the bar, and what it is
 LEGEND = {
     "progress": ("█", "training steps whose result is still there"),
@@ -89,7 +92,8 @@ def account_for_run(run_dir: RunDir, status: JsonObject, document: Document) -> 
     train = document.get("train")
     price = train.get("dollars_per_hour") if isinstance(train, dict) else None
     lines = _collect_attempt_lines(run_dir, status)
-    return account_for_attempts(lines, float(price) if isinstance(price, int | float) else None)
+    known = isinstance(price, int | float) and 0 <= price < MOST_DOLLARS
+    return account_for_attempts(lines, float(cast(float, price)) if known else None)
 
 
 def _collect_attempt_lines(run_dir: RunDir, status: JsonObject) -> list[JsonObject]:
@@ -137,7 +141,7 @@ def _format_attempts(account: TimeAccount) -> list[str]:
         for span in account.spans
     ]
     right = ("#", "steps", "done again", "down before", "took")
-    return format_table(head, rows, right=right, flexible=("host", "ended")) + _format_unreadable(account.unreadable)
+    return format_table(head, rows, right=right, flexible=("host", "ended")) + _format_doubts([account])
 
 
 def _format_runs(accounts: Mapping[RunDir, TimeAccount]) -> list[str]:
@@ -155,14 +159,17 @@ def _format_runs(accounts: Mapping[RunDir, TimeAccount]) -> list[str]:
         )
         for run_dir, account in accounts.items()
     ]
-    unreadable = sum(account.unreadable for account in accounts.values())
-    return format_table(head, rows, right=head[:-1]) + _format_unreadable(unreadable)
+    return format_table(head, rows, right=head[:-1]) + _format_doubts(list(accounts.values()))
 
 
-def _format_unreadable(count: int) -> list[str]:
-    return (
-        [f"{format_count(count, 'line')} of attempts.jsonl left out: no time of start and end in it"] if count else []
-    )
+def _format_doubts(accounts: Sequence[TimeAccount]) -> list[str]:
+    """Return a line for each reason why the account may be wrong."""
+    lines = []
+    if count := sum(account.unreadable for account in accounts):
+        lines.append(f"{format_count(count, 'line')} of attempts.jsonl left out: no time of start and end in it")
+    if count := sum(account.set_clocks for account in accounts):
+        lines.append(f"a clock was set back {format_count(count, 'time')}: what lies between counts as no time")
+    return lines
 
 
 def _format_total(accounts: Sequence[TimeAccount]) -> list[str]:
@@ -237,5 +244,6 @@ def _describe_account(account: TimeAccount) -> JsonObject:
         "lost_steps": account.lost_steps,
         "dollars": account.dollars,
         "unreadable": account.unreadable,
+        "set_clocks": account.set_clocks,
         "attempts": attempts,
     }

@@ -12,7 +12,12 @@ The clock runs from the first start to the last end, and each moment is in exact
 
 The definition is that of ML goodput: time that makes progress which is kept ÷ time. A step is kept where no later
 attempt began before it; what lost steps cost is the mean of their attempt. When a run is finished the clock stops,
-until somebody continues it: nobody wanted it to run between. Attempts that overlap (clocks of two machines) are cut.
+until somebody continues it: nobody wanted it to run between.
+
+Clocks are set, and those of two machines differ. By how much one was set during an attempt is in its line
+(`clock_jump_seconds`), and so is how long it took by a clock that nobody can set (`seconds.total`): it took no less.
+What would be less than nothing is nothing, and attempts that overlap are cut; `TimeAccount.set_clocks` says how often
+that was more than a minute.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from runner.text import CLOCK_SLACK_SECONDS, LONGEST_SECONDS
 from runner.types import JsonObject
 
 # Seconds as an attempt writes them down → bucket. Of these a part is lost where steps are.
@@ -33,6 +39,11 @@ INTERRUPTED = ("killed", "failed", "preempted")
 MILLISECONDS_PER_HOUR = 3_600_000
 # A bucket with less would be told as 0.0 s.
 SHOWN_MILLISECONDS = 50
+# Two clocks that differ by less agree; an attempt that is that much too early came from another machine.
+SLACK_MILLISECONDS = round(CLOCK_SLACK_SECONDS * 1000)
+SAME_MILLISECONDS = 100
+# No number in a line that is larger was counted or measured by us.
+MOST_STEPS = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -86,11 +97,13 @@ class TimeAccount:
         spans: the attempts in their order.
         unreadable: how many lines say neither when an attempt began nor when it ended.
         dollars_per_hour: the price of the machine while an attempt runs, where it is known.
+        set_clocks: how many attempts ended before they began, or began before the one before them had ended.
     """
 
     spans: tuple[AttemptSpan, ...]
     unreadable: int
     dollars_per_hour: float | None = None
+    set_clocks: int = 0
 
     @property
     def clock(self) -> int:
@@ -143,21 +156,51 @@ def account_for_attempts(lines: Sequence[JsonObject], dollars_per_hour: float | 
     """
     # An attempt counts once. It has two lines where a kill came between its line and the end of its status.json.
     believed = {(line["started"], str(line.get("attempt"))): line for line in lines if _has_times(line)}
-    ordered = sorted(believed.values(), key=lambda line: _parse_time(line["started"]))
+    ordered = _sort_attempts(list(believed.values()))
     kept_until = _find_kept_steps(ordered)
     spans: list[AttemptSpan] = []
+    set_clocks = 0
     # Unix seconds at which the clock of the run shows nothing.
     offset = _parse_time(ordered[0]["started"]) if ordered else 0.0
     for line, kept in zip(ordered, kept_until, strict=True):
         before = spans[-1].end if spans else 0
+        told_start = round((_parse_time(line["started"]) - offset) * 1000)
+        told_length, length, jump = _measure_length(line)
         # Never before the last one ended: two machines need not agree on the time, and each moment counts once.
-        start = max(round((_parse_time(line["started"]) - offset) * 1000), before)
-        # A finished run rested until somebody continued it: the clock goes on from where it stopped.
-        if spans and spans[-1].ending == "finished":
-            offset, start = offset + (start - before) / 1000, before
-        end = max(round((_parse_time(line["ended"]) - offset) * 1000), start)
-        spans.append(_make_span(line, (before, start, end), kept))
-    return TimeAccount(tuple(spans), len(lines) - len(believed), dollars_per_hour)
+        start, is_early = max(told_start, before), told_start < before - SLACK_MILLISECONDS
+        # A finished run rested until somebody continued it: the clock goes on from where it stopped. So it does where
+        # the clock was set back since the attempt before: nobody knows how long that was.
+        if spans and (spans[-1].ending == "finished" or is_early):
+            offset, start = offset + (told_start - before) / 1000, before
+        offset += jump / 1000
+        set_clocks += is_early or told_length < -SLACK_MILLISECONDS
+        spans.append(_make_span(line, (before, start, start + length), kept))
+    return TimeAccount(tuple(spans), len(lines) - len(believed), dollars_per_hour, set_clocks)
+
+
+def _sort_attempts(lines: list[JsonObject]) -> list[JsonObject]:
+    """Return lines in the order of the attempts: by their numbers, or by the clock where those do not tell."""
+    numbers = [_get_step(line, "attempt") for line in lines]
+    # By the clock, an attempt after it was set back would come before those that it goes on from.
+    if None not in numbers and len(set(numbers)) == len(numbers):
+        return sorted(lines, key=lambda line: line["attempt"])
+    return sorted(lines, key=lambda line: _parse_time(line["started"]))
+
+
+def _measure_length(line: JsonObject) -> tuple[int, int, int]:
+    """Return how long an attempt took by its two times, how long it really did, and how far its clock was set.
+
+    In milliseconds. The first two differ by more than the last where a clock was set back and nobody wrote it down.
+    """
+    told = round((_parse_time(line["ended"]) - _parse_time(line["started"])) * 1000)
+    jump = line.get("clock_jump_seconds")
+    jump = round(jump * 1000) if isinstance(jump, int | float) and abs(jump) < LONGEST_SECONDS else 0
+    seconds = line.get("seconds")
+    measured = round((_get_seconds(seconds, "total") or 0.0) * 1000) if isinstance(seconds, dict) else 0
+    # The two clocks are read one after the other.
+    if told - jump < measured - SAME_MILLISECONDS:
+        jump = told - measured
+    return told, max(told - jump, 0), jump
 
 
 def _find_kept_steps(lines: Sequence[JsonObject]) -> list[int | None]:
@@ -203,9 +246,10 @@ def _make_span(line: JsonObject, times: tuple[int, int, int], kept: int | None) 
 def _split_seconds(seconds: Any, lost_share: float) -> dict[str, float]:
     """Return seconds by bucket; the lost share of what training cost has a bucket of its own."""
     buckets = dict.fromkeys(BUCKETS, 0.0)
-    for name, spent in (seconds if isinstance(seconds, dict) else {}).items():
+    for name in seconds if isinstance(seconds, dict) else ():
         # A line may be torn or of an old version: what is no length of time is as if nobody had written it down.
-        if name == "total" or not isinstance(spent, int | float) or not 0.0 <= spent < float("inf"):
+        spent = _get_seconds(seconds, name)
+        if name == "total" or spent is None:
             continue
         if name in TRAINING_BUCKETS:
             buckets[TRAINING_BUCKETS[name]] += spent * (1.0 - lost_share)
@@ -242,7 +286,12 @@ def _has_times(line: Any) -> bool:
 
 def _get_step(line: JsonObject, key: str) -> int | None:
     value = line.get(key)
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and 0 <= value < MOST_STEPS else None
+
+
+def _get_seconds(seconds: Mapping[str, Any], name: str) -> float | None:
+    value = seconds.get(name)
+    return float(value) if isinstance(value, int | float) and 0.0 <= value < LONGEST_SECONDS else None
 
 
 def _parse_time(text: str) -> float:

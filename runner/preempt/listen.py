@@ -19,6 +19,7 @@ from runner.preempt.notice import NoAnswer, Notice, Poll
 from runner.preempt.preempt_options import STOP_FILE, NoticeSource, Preempt, parse_walltime
 from runner.preempt.stop import StopFlag
 from runner.rundir.layout import RunDir
+from runner.rundir.process_age import seconds_since_start
 from runner.screen import print_past_locks
 from runner.text import utc_now
 
@@ -71,9 +72,10 @@ class Listener:
 
     def watch_file_and_clock(self, preempt: Preempt, began: float) -> None:
         """Request a stop when RUN/STOP appears, and when the process is older than `preempt.walltime`."""
-        # The time that is left is measured by the monotonic clock: the other one may be set while training.
-        left = None if preempt.walltime is None else began + parse_walltime(preempt.walltime) - time.time()
-        ends = None if left is None else time.monotonic() + left
+        # Measured by the monotonic clock: the other one may be set while training.
+        ends = None
+        if preempt.walltime is not None:
+            ends = time.monotonic() + parse_walltime(preempt.walltime) - seconds_since_start(began)
         wants_file = preempt.stop_file
         while wants_file or ends is not None:
             # `os.path.exists` is False for every trouble of the file system; `Path.exists` raises for some.
@@ -99,6 +101,8 @@ class Listener:
     def _poll(self, name: str, poll: Poll) -> None:
         """Ask one question until the run is over, ever more seldom while there is no answer."""
         unanswered, pause = 0, 0.0
+        # Of each notice that is not due yet, when it will be on a clock that nobody can set.
+        due: dict[Notice, float] = {}
         while not self.over.wait(pause):
             try:
                 notice = poll.ask()
@@ -111,7 +115,7 @@ class Listener:
                     self._log_once(name, line)
                 continue
             unanswered, pause = 0, poll.poll_seconds
-            if notice and (early := notice.act_at - time.time()) > 0:
+            if notice and (early := _count_seconds_until_due(notice, due)) > 0:
                 # Not yet: look again when it is due, even if the next poll would be later.
                 pause = max(min(pause, early), SHORTEST_PAUSE)
             elif notice:
@@ -139,3 +143,13 @@ class Listener:
         with suppress(OSError):
             append_text(self.run.log, f"{utc_now()} {line}\n")
         return True
+
+
+def _count_seconds_until_due(notice: Notice, due: dict[Notice, float]) -> float:
+    """Return how long not to act on a notice yet: by the clock of the machine, or by what it said at the first sight.
+
+    The sooner of the two: a clock that is set back while training would have the machine go away first. `due` is added
+    to.
+    """
+    early, now = notice.act_at - time.time(), time.monotonic()
+    return min(early, due.setdefault(notice, now + early) - now)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from runner.rundir.process_age import measure_process_age
 from runner.types import JsonObject
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "hydra-core", "numpy")
@@ -43,14 +44,7 @@ def hash_code(own_files: Iterable[Path] = ()) -> str:
 
 def process_start_time() -> float:
     """Return when this process started, in seconds since 1970: what it took to import is part of a restart."""
-    # The kernel counts from the boot, in ticks; the name of the program, which may hold anything, ends with a bracket.
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    # Not Linux.
-    except (OSError, AttributeError, ValueError):
-        return time.time()
-    return time.time() - age
+    return time.time() - (measure_process_age() or 0.0)
 
 
 def peak_host_memory() -> int:

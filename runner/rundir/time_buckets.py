@@ -8,20 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from runner.rundir.heartbeat import HeartbeatWriter
+from runner.rundir.process_age import seconds_since_start
+from runner.text import CLOCK_SLACK_SECONDS
 
 
 class TimeBuckets:
     """Count the seconds of the training thread by bucket, and tell the heartbeat which one it is in.
 
     The buckets are the phases of `Heartbeat`. `began` is when the process started, in seconds since 1970: what it took
-    until now was importing.
+    until now was importing. From here on nobody looks at the clock of the machine, which may be set while it trains.
     """
 
     def __init__(self, heartbeat: HeartbeatWriter, began: float):
         self._heartbeat, self._bucket = heartbeat, "startup"
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._seconds["import"] = max(time.time() - began, 0.0)
+        self._seconds["import"] = seconds_since_start(began)
         self._since = time.perf_counter()
+        self._offset = _read_clock_offset()
 
     @contextmanager
     def time_in(self, bucket: str) -> Iterator[None]:
@@ -31,6 +34,20 @@ class TimeBuckets:
             yield
         finally:
             self._turn_to(outer)
+
+    @property
+    def total(self) -> float:
+        """Return the seconds since the process began. From any thread."""
+        return self.read()["total"]
+
+    @property
+    def clock_jump(self) -> float:
+        """Return by how many seconds the clock of the machine was set, forward or back (< 0), since this began.
+
+        0.0 where that is less than a minute, which is not worth a word. From any thread.
+        """
+        jump = _read_clock_offset() - self._offset
+        return round(jump, 3) if abs(jump) > CLOCK_SLACK_SECONDS else 0.0
 
     def read(self) -> dict[str, float]:
         """Return the seconds by bucket so far, and as `total` their sum. From any thread."""
@@ -46,3 +63,9 @@ class TimeBuckets:
         self._since, self._bucket = now, bucket
         self._heartbeat.set_phase(bucket)
         return outer
+
+
+def _read_clock_offset() -> float:
+    """Return what has to be added to a clock that nobody can set, to get that of the machine. In seconds."""
+    # One that goes on while the machine sleeps, as the clock of the machine does.
+    return time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
