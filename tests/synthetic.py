@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from runner.checkpoint.record import SIDECAR, Record, encode_sidecar
+from runner.checkpoint.record import SIDECAR, Record, Sidecar, encode_sidecar
 
 BEGAN = 1_790_000_000.0  # unix seconds
 DOCUMENT: dict[str, Any] = {
@@ -125,7 +125,7 @@ def _attempt(
 def _checkpoint(place: Path, step: int, loss: float) -> None:
     place.mkdir(parents=True)
     record = Record(step, "every 100 steps", {"eval/loss": loss}, BEGAN + step / 100)
-    (place / SIDECAR).write_bytes(encode_sidecar(record, {"state/d": {"bytes": 1000}}))
+    (place / SIDECAR).write_bytes(encode_sidecar(Sidecar(record, {"state/d": {"bytes": 1000}}, None)))
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

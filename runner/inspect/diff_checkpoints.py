@@ -15,7 +15,7 @@ from runner.checkpoint.seal import find_problem
 from runner.config.identity import Drift, find_drift
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, find_attempt, find_checkpoint, read_config_document
-from runner.text import format_count
+from runner.text import format_count, shorten
 from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
@@ -70,9 +70,10 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     try:
         found = compare_arrays(a, b)
         progress = compare_progress(read_progress(a.directory), read_progress(b.directory))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError, RefusedError) as error:
         problem = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-        raise RefusedError(f"cannot be compared: {problem or str(error).splitlines()[0]}") from None
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RefusedError(f"cannot be compared: {problem or shorten(said, 300)}") from None
     lines = _format_config_changes(changes, is_same_run=is_same_run)
     lines += _format_comparison(found) + _format_progress_changes(progress)
     for line in lines:
@@ -142,7 +143,10 @@ def compare_progress(a: JsonObject, b: JsonObject) -> JsonObject:
 def _format_config_changes(changes: Sequence[Drift], *, is_same_run: bool) -> list[str]:
     if not changes:
         return ["configuration: same run" if is_same_run else "configuration: the same"]
-    return [f"configuration: {format_count(len(changes), 'key')} differ", *(f"  {change}" for change in changes)]
+    return [
+        f"configuration: {format_count(len(changes), 'key')} differ",
+        *(f"  {shorten(str(change), 600)}" for change in changes),
+    ]
 
 
 def _format_comparison(found: ArrayComparison) -> list[str]:
@@ -171,7 +175,11 @@ def _format_names(what: str, names: Sequence[str]) -> list[str]:
 def _format_progress_changes(progress: JsonObject) -> list[str]:
     if not progress:
         return ["progress: equal"]
-    changes = (f"  {key}: {json.dumps(both['a'])} → {json.dumps(both['b'])}" for key, both in progress.items())
+    # A value may be as long as somebody likes; --json has all of it.
+    changes = (
+        f"  {shorten(key, 100)}: {shorten(json.dumps(both['a']), 300)} → {shorten(json.dumps(both['b']), 300)}"
+        for key, both in progress.items()
+    )
     return ["progress:", *changes]
 
 

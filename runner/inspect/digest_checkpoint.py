@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from runner.checkpoint.arrays import compute_logical_digest
 from runner.checkpoint.record import STATE, read_progress
-from runner.inspect.lookup import Checkpoint, find_proven_checkpoint
+from runner.inspect.lookup import Checkpoint, find_proven_checkpoint, refusing_unreadable
 from runner.values import Say, VerbResult
 
 
@@ -25,4 +25,5 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 
 def compute_digest(checkpoint: Checkpoint) -> str:
     """Return `sha256:…`, which is equal for two checkpoints exactly where they mean the same, bit for bit."""
-    return f"sha256:{compute_logical_digest(checkpoint.directory / STATE, read_progress(checkpoint.directory))}"
+    with refusing_unreadable(checkpoint):
+        return f"sha256:{compute_logical_digest(checkpoint.directory / STATE, read_progress(checkpoint.directory))}"

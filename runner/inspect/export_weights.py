@@ -6,9 +6,9 @@ bfloat16 and its like become float32 there, which holds each of their values exa
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +21,19 @@ import numpy as np
 from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
 from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
+from runner.files import make_folder, read_file, remove_tree, rename_path, replace_file
 from runner.inspect.digest_checkpoint import compute_digest
-from runner.inspect.lookup import Checkpoint, find_attempt, find_proven_checkpoint, read_config_document
+from runner.inspect.lookup import (
+    MAX_CONFIG_BYTES,
+    Checkpoint,
+    find_attempt,
+    find_proven_checkpoint,
+    read_config_document,
+    refusing_other_kinds,
+    refusing_unreadable,
+)
 from runner.rundir.attempt_lines import read_attempts
-from runner.text import format_count, format_size, format_time
+from runner.text import escape_markdown, format_code_span, format_count, format_size, format_time, quote_words, shorten
 from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
@@ -86,32 +95,38 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Export. Raises ConfigError where DIR is not empty, RefusedError where the checkpoint is not good."""
     target = Path(arguments.directory).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is there already, and not empty; name a new directory")
     checkpoint, record = find_proven_checkpoint(arguments.checkpoint)
-    state = checkpoint.directory / STATE
-    sources = _select_weights(read_leaf_specs(state), arguments.weights, checkpoint)
-    specs = {name: spec for name, (_, spec) in sources.items()}
-    chosen = FORMATS[arguments.to]
+    state, chosen = checkpoint.directory / STATE, FORMATS[arguments.to]
+    with refusing_other_kinds(), refusing_unreadable(checkpoint):
+        there = read_leaf_specs(state)
+        # Before anything is made: what cannot be exported leaves nothing behind.
+        configuration = read_file(checkpoint.run_dir.config, MAX_CONFIG_BYTES)
+        read_config_document(checkpoint.run_dir)
+    sources = _select_weights(there, arguments.weights, checkpoint)
+    folder = target.parent.resolve()
     # Written beside the target and renamed, over an empty directory as well: it is there as a whole or not at all.
-    fresh = target.parent / f".{target.name}.{os.getpid()}"
-    fresh.mkdir(parents=True)
+    fresh = folder / f".{target.name}.{os.getpid()}"
+    make_folder(fresh)
     try:
-        values = read_leaves(state, [source for source, _ in sources.values()])
+        with refusing_unreadable(checkpoint):
+            values = read_leaves(state, [source for source, _ in sources.values()])
         written = chosen.write(fresh / chosen.file, {name: values[source] for name, (source, _) in sources.items()})
+        specs = {name: spec for name, (_, spec) in sources.items()}
         exported = ExportedWeights(
             checkpoint, record, find_attempt(checkpoint), chosen, specs, written, arguments.weights
         )
-        (fresh / "README.md").write_text(format_model_card(exported))
-        shutil.copyfile(checkpoint.run_dir.config, fresh / "config.yaml")
+        replace_file(fresh / "README.md", format_model_card(exported))
+        replace_file(fresh / "config.yaml", configuration)
         # safetensors makes a file that nobody else may read; the README has what the user's umask allows.
         shutil.copymode(fresh / "README.md", fresh / chosen.file)
-        fresh.rename(target)
+        rename_path(fresh, folder / target.name)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        remove_tree(fresh)
     file = target / chosen.file
     num_bytes = file.stat().st_size
-    say(f"{file}  {format_count(len(specs), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
+    say(f"{file}  {format_count(len(sources), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
     return VerbResult(
         {
@@ -183,16 +198,16 @@ FORMATS = {
 def format_model_card(exported: ExportedWeights) -> str:
     """Return the page that describes exported weights, in Markdown."""
     document = read_config_document(exported.checkpoint.run_dir, exported.attempt.get("drift", ()))
-    model, data = (document.get(part, {}).get("kind", "unknown") for part in ("model", "data"))
+    model, data = (_name_choice(document, part) for part in ("model", "data"))
     is_ema = exported.weights == "ema"
     num_params, num_extra = (_count_values(exported.specs, part) for part in ("params", "extra"))
     beside = f", and {num_extra:,} values beside them (`extra`)." if num_extra else "."
-    metrics = [f"- {name}: {value:.6g}" for name, value in sorted(exported.record.metrics.items())]
+    metrics = [f"- {escape_markdown(name)}: {value:.6g}" for name, value in sorted(exported.record.metrics.items())]
     lines = [
-        f"# {exported.checkpoint.run_dir.path.name}, step {exported.checkpoint.step}",
+        f"# {escape_markdown(exported.checkpoint.run_dir.path.name)}, step {exported.checkpoint.step}",
         "",
-        f"The {'average of the weights (`optim.ema`)' if is_ema else 'weights'} of `model={model}` after "
-        f"{exported.checkpoint.step:,} updates on `data={data}`: {num_params:,} parameters{beside}",
+        f"The {'average of the weights (`optim.ema`)' if is_ema else 'weights'} of {model} after "
+        f"{exported.checkpoint.step:,} updates on {data}: {num_params:,} parameters{beside}",
         "`config.yaml` is the configuration the run was started with.",
         "",
         f"## Measured at this step{', of the live weights' if is_ema else ''}",
@@ -223,7 +238,7 @@ def _format_loading(exported: ExportedWeights) -> Iterator[str]:
         yield "import ml_dtypes  # teaches numpy bfloat16"
     yield exported.format.import_line
     yield f"weights = {exported.format.load_call}"
-    yield f'weights["{example}"]  # {exported.written[example]}, shape {exported.specs[example].shape}'
+    yield f"weights[{json.dumps(example)}]  # {exported.written[example]}, shape {exported.specs[example].shape}"
     yield "```"
     yield ""
     yield "A name is the path of the variable in the model, joined by dots. As a live model, with Holdfast and the run:"
@@ -231,7 +246,7 @@ def _format_loading(exported: ExportedWeights) -> Iterator[str]:
     yield "```python"
     yield "from runner import load"
     which = "" if exported.weights == "params" else f', weights="{exported.weights}"'
-    yield f'model, config = load("{exported.checkpoint}"{which})'
+    yield f"model, config = load({json.dumps(str(exported.checkpoint))}{which})"
     yield "```"
     widened = {spec.dtype for name, spec in exported.specs.items() if exported.written[name] != spec.dtype}
     if widened:
@@ -246,21 +261,31 @@ def _format_overrides(exported: ExportedWeights) -> Iterator[str]:
     if not typed:
         yield "Nothing."
     for word in typed:
-        yield f"- `{shlex.join([word])}`"
+        yield f"- {format_code_span(quote_words([word]))}"
     for change in exported.attempt.get("drift", ()):
-        yield f"- later: `{change}`"
+        yield f"- later: {format_code_span(change)}"
 
 
 def _format_provenance(exported: ExportedWeights) -> Iterator[str]:
     attempt, checkpoint = exported.attempt, exported.checkpoint
     packages = ", ".join(f"{name} {version}" for name, version in attempt.get("packages", {}).items())
-    yield f"- checkpoint: `{checkpoint}`, saved {format_time(exported.record.saved_unix_seconds)}"
+    fingerprint = str(read_progress(checkpoint.directory).get("data", "unknown"))
+    saved = format_time(exported.record.saved_unix_seconds)
+    yield f"- checkpoint: {format_code_span(str(checkpoint))}, saved {saved}"
     yield f"- logical digest of the whole checkpoint: `{compute_digest(checkpoint)}`"
-    yield f"- command: `{shlex.join(attempt.get('command', ['unknown']))}`"
-    yield f"- code: {attempt.get('git') or 'commit not recorded'}"
-    yield f"- Python {attempt.get('python', 'unknown')}, {packages or 'packages not recorded'}"
-    yield f"- hardware: {attempt.get('hardware', 'unknown')}"
-    yield f"- data fingerprint: `{read_progress(checkpoint.directory).get('data', 'unknown')}`"
+    yield f"- command: {format_code_span(quote_words(attempt.get('command', ['unknown'])))}"
+    yield f"- code: {escape_markdown(attempt.get('git') or 'commit not recorded')}"
+    python, known = attempt.get("python", "unknown"), packages or "packages not recorded"
+    yield f"- Python {escape_markdown(python)}, {escape_markdown(known)}"
+    yield f"- hardware: {escape_markdown(attempt.get('hardware', 'unknown'))}"
+    yield f"- data fingerprint: {format_code_span(shorten(fingerprint, 200))}"
+
+
+def _name_choice(document: JsonObject, part: str) -> str:
+    """Return `model=mlp` as code: what a configuration chose for a part of it."""
+    options = document.get(part)
+    kind = options.get("kind", "unknown") if isinstance(options, dict) else "unknown"
+    return format_code_span(shorten(f"{part}={kind}", 100))
 
 
 def _count_values(specs: Mapping[str, LeafSpec], part: str) -> int:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import errno
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from runner.checkpoint.record import NewerFormatError, Record, Score, is_step_name, locate_checkpoint, read_sidecar
 from runner.checkpoint.retention import RetentionRule
 from runner.checkpoint.seal import find_problem
+from runner.config.read_yaml import parse_yaml
 from runner.config.validation import Retention, validate_saved
 from runner.errors import RefusedError
+from runner.files import parse_json, read_file
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
+from runner.text import display_path, shorten
 from runner.types import Document, JsonObject
 
 Proof = Literal["ok", "sizes ok", "not good"]
+# The largest configuration of ours has 5 kB.
+MAX_CONFIG_BYTES = 1 << 20
+# What the system says where something is a link, a folder, a pipe or a device, and a plain file was expected.
+NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -75,23 +83,35 @@ def choose_new_folder(verb: str, to: str | None) -> Path:
     """
     default = Path("outputs") / f".{verb}" / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path(to).expanduser() if to else default
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise RefusedError(f"{verb}: {folder} is there already; name a new folder with --to")
     return folder.resolve()
 
 
 def find_run(path: str) -> RunDir:
     """Return the run in a directory. Raises RefusedError where none is."""
-    run_dir = RunDir(Path(path).expanduser())
+    run_dir = name_run(path)
     if not is_run(run_dir):
         what = "no run is there" if run_dir.path.is_dir() else "there is no such directory"
         raise RefusedError(f"{path}: {what}; python -m runner ls outputs lists the runs")
+    if run_dir.checkpoints.is_symlink():
+        raise RefusedError(f"{run_dir.checkpoints}: is a link, and what is there is of another run; name that one")
     return run_dir
+
+
+def name_run(path: str | Path) -> RunDir:
+    """Return the directory that a person names, whether a run is there or not. Raises RefusedError for no such path."""
+    try:
+        # A link that leads to a run is the user's own. Within the run none is followed.
+        return RunDir(Path(path).expanduser().resolve())
+    # Of a `~user` that there is none of, of a loop of links, of a character that no path has.
+    except (RuntimeError, OSError, ValueError) as error:
+        raise RefusedError(f"{path}: is no path ({error})") from None
 
 
 def find_runs(path: str) -> list[RunDir]:
     """Return the run in a directory, or the runs below it. Raises RefusedError where there is none."""
-    run_dir = RunDir(Path(path).expanduser())
+    run_dir = name_run(path)
     if is_run(run_dir):
         return [run_dir]
     # Where nothing is below either, this raises, and its message tells whether the directory is there at all.
@@ -100,13 +120,20 @@ def find_runs(path: str) -> list[RunDir]:
 
 def list_runs(folder: Path) -> list[RunDir]:
     """Return the runs in `outputs/NAME` or in `outputs`, the one that was touched last at the end."""
-    found = []
+    found: dict[Path, float] = {}
     for path in (*folder.glob("*"), *folder.glob("*/*")):
         # What begins with a dot is put away: runs that were overwritten, results of verbs.
         is_hidden = path.name.startswith(".") or path.parent.name.startswith(".")
-        if not is_hidden and is_run(RunDir(path)):
-            found.append(RunDir(path))
-    return sorted(found, key=lambda run: (run.status if run.status.exists() else run.path).stat().st_mtime)
+        # OSError: nobody else's directory may be looked into, and what is gone again is no run.
+        with suppress(OSError, RuntimeError):
+            if not is_hidden and is_run(RunDir(path.resolve())):
+                found[path.resolve()] = _find_last_change(RunDir(path.resolve()))
+    return [RunDir(path) for path in sorted(found, key=lambda path: found[path])]
+
+
+def _find_last_change(run_dir: RunDir) -> float:
+    path = run_dir.status if os.path.lexists(run_dir.status) else run_dir.path
+    return path.lstat().st_mtime
 
 
 def is_run(run_dir: RunDir) -> bool:
@@ -114,13 +141,49 @@ def is_run(run_dir: RunDir) -> bool:
     return run_dir.config.is_file() or run_dir.checkpoints.is_dir()
 
 
+@contextmanager
+def refusing_other_kinds() -> Iterator[None]:
+    """Raise RefusedError where a link, a folder or a pipe is met in the place of a plain file of a run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_A_FILE or not error.filename:
+            raise
+        what = f"{error.strerror[:1].lower()}{error.strerror[1:]}" if error.strerror else "cannot be used"
+        raise RefusedError(f"{error.filename}: {what}; expected what a run makes there: remove it") from None
+
+
+@contextmanager
+def refusing_unreadable(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise RefusedError where what is read of a checkpoint is nothing that a run writes."""
+    try:
+        yield
+    # Sealed it may be, and by somebody else: then anything can be in it.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RefusedError(f"{checkpoint}: cannot be read: {shorten(problem, 300)}") from None
+
+
 def find_checkpoint(reference: str) -> Checkpoint:
     """Return what `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names. Raises RefusedError where there is none."""
-    directory = locate_checkpoint(reference)
+    try:
+        directory = locate_checkpoint(reference)
+    except (RuntimeError, ValueError) as error:
+        raise RefusedError(f"{reference}: is no path ({error})") from None
     # `best` is a link to a step. A copy made without links has a whole directory there, whose step nobody knows.
     if not is_step_name(directory.name):
         raise RefusedError(f"{directory}: is no link to a step (copied without its links?); say {reference[:-4]}STEP")
-    return Checkpoint(RunDir(directory.parent.parent), int(directory.name))
+    checkpoint = Checkpoint(name_run(directory.parent.parent), int(directory.name))
+    # Somebody else's run may have links to a third one: that one was not named here.
+    if directory.resolve() != checkpoint.directory or checkpoint.run_dir.path != _find_named_run(reference):
+        raise RefusedError(f"{reference}: leads out of its run, to {display_path(directory)}; name that one")
+    return checkpoint
+
+
+def _find_named_run(reference: str) -> Path:
+    """Return the run that a reference names, with links above it followed."""
+    path = Path(reference).expanduser()
+    return (path if path.is_dir() else Path(reference.rpartition("@")[0]).expanduser()).resolve()
 
 
 def find_proven_checkpoint(reference: str) -> tuple[Checkpoint, Record]:
@@ -182,28 +245,29 @@ def read_retention_settings(run_dir: RunDir) -> RetentionSettings:
 
 def parse_retention_settings(document: Document, run_dir: RunDir) -> RetentionSettings:
     """Return the settings that a configuration has. Raises RefusedError where they are none of this version."""
+    saving = document.get("ckpt")
     try:
         keep = validate_saved(Retention, document.get("retention") or {})
         score = validate_saved(Score, document.get("score") or {})
-        return RetentionSettings(keep, score, (document.get("ckpt") or {}).get("verify", "bytes"))
-    except (TypeError, ValueError, AttributeError) as error:
+        return RetentionSettings(keep, score, saving.get("verify", "bytes") if isinstance(saving, dict) else "bytes")
+    # RecursionError, OverflowError: of values that no option takes.
+    except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         problem = ": ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
         raise RefusedError(
             f"{run_dir.config}: retention or score is not what this version writes ({problem})"
         ) from None
 
 
-def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> Document:
+def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> JsonObject:
     """Return config.yaml with the changes of an attempt, as plain values; no code is run and nothing is resolved.
 
     Raises RefusedError where it is missing or no configuration.
     """
     try:
-        # libyaml where it is there: it reads ten times as fast. Both loaders make data only.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        document = yaml.load(run_dir.config.read_bytes(), Loader=loader)
-    except (OSError, yaml.YAMLError) as error:
-        problem = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        document = parse_yaml(read_file(run_dir.config, MAX_CONFIG_BYTES).decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        # UnicodeDecodeError says the bytes: the place is enough.
+        problem = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
         raise RefusedError(f"{run_dir.config}: cannot be read ({problem})") from None
     if not isinstance(document, dict):
         raise RefusedError(f"{run_dir.config}: is no configuration")
@@ -213,10 +277,13 @@ def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> Document
 def apply_drift(document: Document, drift: Sequence[str]) -> JsonObject:
     """Return a copy of a document with changes as attempts.jsonl records them: `retention.last.n: 2 → 1`.
 
-    Where the new value is null, the key is deleted.
+    Where the new value is null, the key is deleted. What is no change, in a line that somebody else wrote, is left out.
     """
-    result = json.loads(json.dumps(document))
-    changes = [(line.partition(": ")[0], json.loads(line.rpartition(" → ")[2])) for line in drift]
+    result = copy.deepcopy(dict(document))
+    changes = []
+    for line in drift:
+        with suppress(ValueError):
+            changes.append((line.partition(": ")[0], parse_json(line.rpartition(" → ")[2])))
     # Deletions first: where a mapping replaces a plain value, or the other way round, one key lies below the other.
     for key, new in sorted(changes, key=lambda change: change[1] is not None):
         if new is None:

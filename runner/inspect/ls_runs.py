@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from runner.checkpoint.record import Score, find_best, list_steps
+from runner.checkpoint.record import Score, find_best, is_step_name, list_steps
 from runner.checkpoint.restore import list_ignored_names
 from runner.checkpoint.retention import select_survivors
-from runner.errors import RefusedError
+from runner.errors import RefusedError, StorageError
+from runner.files import read_file
 from runner.inspect.lookup import (
     CheckpointStatus,
     RetentionSettings,
     find_run,
     is_run,
     list_runs,
+    name_run,
     read_checkpoint_status,
     read_retention_settings,
 )
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import run_state
-from runner.text import format_age, format_count, format_size, format_table
+from runner.text import format_age, format_count, format_size, format_table, shorten
 from runner.types import JsonObject
 from runner.values import Say, VerbResult
+
+# Of what a run has written down a few hundred characters are the most.
+MAX_REASON_BYTES, MAX_REASON_CHARS = 1 << 16, 1000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -36,9 +42,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Say a line for each checkpoint of a run, or for each run of a directory. Raises RefusedError where none is."""
-    run_dir = RunDir(Path(arguments.run).expanduser())
+    run_dir = name_run(arguments.run)
     if is_run(run_dir):
-        return _list_checkpoints(run_dir, say, checksums=arguments.verify)
+        return _list_checkpoints(find_run(arguments.run), say, checksums=arguments.verify)
     if found := list_runs(run_dir.path):
         return _list_run_dirs(found, say)
     # Neither the one nor the other: this raises, and its message tells whether the directory is there at all.
@@ -57,7 +63,7 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
                 "step": status.get("step"),
                 "steps": status.get("steps"),
                 "best": status.get("best"),
-                "checkpoints": list_steps(run_dir.checkpoints),
+                "checkpoints": _count_steps(run_dir),
                 "updated_unix_seconds": updated,
             }
         )
@@ -78,6 +84,14 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
     return VerbResult({"runs": entries})
 
 
+def _count_steps(run_dir: RunDir) -> list[int]:
+    """Return the steps of a run; none where they cannot be listed: one run must not hide the others."""
+    try:
+        return [] if run_dir.checkpoints.is_symlink() else list_steps(run_dir.checkpoints)
+    except (OSError, StorageError):
+        return []
+
+
 def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResult:
     try:
         settings, unknown = read_retention_settings(run_dir), None
@@ -93,11 +107,7 @@ def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResu
 
     # What is out of order goes below the table: most runs have none of it.
     ignored = list_ignored_names(run_dir.checkpoints)
-    aside = [
-        {"name": path.name, "reason": _read_quarantine_reason(path)}
-        for path in sorted(run_dir.quarantine.glob("*"))
-        if path.is_dir()
-    ]
+    aside = [{"name": path.name, "reason": _read_quarantine_reason(path)} for path in _list_quarantine(run_dir)]
     notes = [f"{entry['step']} is not good: {entry['problem']}" for entry in entries if entry["problem"]]
     if unknown:
         notes.append(f"not known which stay: {unknown}")
@@ -189,8 +199,10 @@ def _check_best_link(run_dir: RunDir, entries: Sequence[JsonObject]) -> list[str
     # The runner keeps the link right: only somebody at work by hand can have changed it.
     link = run_dir.checkpoints / "best"
     best = next((str(entry["step"]) for entry in entries if "best" in entry["marks"]), None)
+    named: str | None
     if link.is_symlink():
-        named: str | None = link.readlink().name
+        target = os.readlink(link)
+        named = target if is_step_name(target) else f"a link to {shorten(target, 60)}, which is no step beside it,"
     else:
         named = "a directory" if link.exists() else None
     if best == named:
@@ -198,8 +210,16 @@ def _check_best_link(run_dir: RunDir, entries: Sequence[JsonObject]) -> list[str
     return [f"@best is {named or 'nothing'}, but the best is {best or 'none'}; the next save or prune puts it right"]
 
 
+def _list_quarantine(run_dir: RunDir) -> list[Path]:
+    """Return what was set aside, in order of their names; nothing of what a link leads to."""
+    if run_dir.quarantine.is_symlink():
+        return []
+    return [path for path in sorted(run_dir.quarantine.glob("*")) if path.is_dir() and not path.is_symlink()]
+
+
 def _read_quarantine_reason(directory: Path) -> str:
     try:
-        return (directory / "reason.txt").read_text().strip()
+        text = read_file(directory / "reason.txt", limit=MAX_REASON_BYTES).decode(errors="replace")
     except OSError:
         return "it does not say why"
+    return shorten(" ".join(text.split()), MAX_REASON_CHARS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from runner.checkpoint.record import PIN, read_sidecar
 from runner.errors import RefusedError
-from runner.files import sync_path
-from runner.inspect.lookup import Checkpoint, find_checkpoint
+from runner.files import open_file, open_folder, remove_file
+from runner.inspect.lookup import Checkpoint, find_checkpoint, refusing_other_kinds
 from runner.values import Say, VerbResult
 
 
@@ -22,11 +23,14 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     was_pinned = _is_pinned(checkpoint)
     # Not under the run's lock: retention reads the file again at every save, so a run may be training meanwhile.
     try:
-        if is_wanted:
-            (checkpoint.directory / PIN).touch()
-        else:
-            (checkpoint.directory / PIN).unlink(missing_ok=True)
-        sync_path(checkpoint.directory)
+        with refusing_other_kinds():
+            if is_wanted:
+                os.close(open_file(checkpoint.directory / PIN, os.O_WRONLY | os.O_CREAT))
+            else:
+                remove_file(checkpoint.directory / PIN)
+            # The name is all there is of it.
+            with open_folder(checkpoint.directory) as folder:
+                os.fsync(folder)
     except FileNotFoundError:
         raise RefusedError(f"{checkpoint}: was deleted just now; choose another step") from None
     if is_wanted:
@@ -47,5 +51,5 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 def _is_pinned(checkpoint: Checkpoint) -> bool:
     try:
         return read_sidecar(checkpoint.directory)[0].pinned
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise RefusedError(f"{checkpoint}: is not a checkpoint ({error})") from None

@@ -17,8 +17,19 @@ from runner.inspect.lookup import (
     find_attempt,
     find_checkpoint,
     read_checkpoint_status,
+    refusing_unreadable,
 )
-from runner.text import format_age, format_count, format_metrics, format_size, format_table, format_time, wrap_labelled
+from runner.rundir.side_files import STATUS, keep_typed
+from runner.text import (
+    format_age,
+    format_count,
+    format_metrics,
+    format_size,
+    format_table,
+    format_time,
+    shorten,
+    wrap_labelled,
+)
 from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
@@ -36,10 +47,12 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     if status is None or status.record is None:
         raise RefusedError(f"{checkpoint}: is not good: {status.problem if status else 'it was deleted just now'}")
     try:
-        progress, leaves = read_progress(checkpoint.directory), read_leaf_specs(checkpoint.directory / STATE)
-    except (OSError, ValueError) as error:
-        problem = status.problem or str(error).splitlines()[0]
-        raise RefusedError(f"{checkpoint}: cannot be read: {problem}") from None
+        with refusing_unreadable(checkpoint):
+            progress, leaves = read_progress(checkpoint.directory), read_leaf_specs(checkpoint.directory / STATE)
+            state_bytes = sum(leaf.num_bytes for leaf in leaves.values())
+    except (OSError, RefusedError) as error:
+        # What is wrong with its files is why it cannot be read.
+        raise RefusedError(f"{checkpoint}: is not good: {status.problem}" if status.problem else str(error)) from None
     attempt = find_attempt(checkpoint)
     for line in [*_format_facts(checkpoint, status, progress, attempt), "", *_format_leaves(leaves)]:
         say(line)
@@ -54,7 +67,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
             "progress": progress,
             "attempt": attempt,
             "leaves": {name: _describe_leaf(leaf) for name, leaf in leaves.items()},
-            "state_bytes": sum(leaf.num_bytes for leaf in leaves.values()),
+            "state_bytes": state_bytes,
         }
     )
 
@@ -65,7 +78,7 @@ def _format_facts(
     """Return a line for each fact that there is, below the name of the checkpoint."""
     record = status.record
     assert record is not None
-    best, packages = progress.get("best"), attempt.get("packages", {})
+    best, packages = keep_typed(progress, {"best": STATUS["best"]}).get("best"), attempt.get("packages", {})
     files = format_count(status.num_files, "file")
     made_by = "not recorded"
     if attempt:
@@ -79,7 +92,7 @@ def _format_facts(
         "cost": f"training waited {record.stall_seconds:.3g} s, durable after {record.write_seconds:.3g} s",
         "on disk": f"{format_size(record.num_bytes)} in {files}, format {record.format}; {status.proof}",
         "not good": status.problem or "",
-        "data": f"at {json.dumps(progress.get('position'))} of {str(progress.get('data'))[:12]}…",
+        "data": f"at {shorten(json.dumps(progress.get('position')), 200)} of {str(progress.get('data'))[:12]}…",
         "best so far": f"{best['metric']} {best['value']:.5g} at step {best['step']}" if best else "",
         "made by": made_by,
         "with": ", ".join(f"{name} {version}" for name, version in packages.items()),

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from runner.inspect.time_account import SHOWN_MILLISECONDS, STARTING_BUCKETS, AttemptSpan, TimeAccount
 from runner.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY_BLUE, STYLE, VERMILLION, YELLOW
-from runner.text import format_count, format_duration, format_percent
+from runner.text import format_count, format_duration, format_percent, mask_unprintable, shorten
 
 # In the order in which they are drawn within an attempt.
 COLOURS = {
@@ -65,7 +65,8 @@ def draw_timeline(account: TimeAccount, name: str, path: Path) -> None:
         goodput = format_percent(account.buckets["progress"], account.clock)
         took = f"of {format_duration(account.clock / 1000)} in {format_count(num_rows, 'attempt')}"
         figure.suptitle(f"goodput {goodput} {took}", x=0.012, ha="left", fontsize=13)
-        top.set_title(name, loc="left", fontsize=9, color=GREY)
+        # A path may have dollar signs, which are no formula here.
+        top.set_title(shorten(mask_unprintable(name), 200), loc="left", fontsize=9, color=GREY, parse_math=False)
         figure.savefig(path)
 
 
@@ -94,7 +95,8 @@ def _draw_attempts(axes: Axes, account: TimeAccount) -> None:
     for row, (before, after) in enumerate(pairwise(account.spans)):
         axes.plot([before.end, before.end, after.start], [row + 0.36, row + 1, row + 1], ":", color=GREY, lw=1.3)
     labelled = range(0, len(account.spans), 1 + len(account.spans) // MOST_LABELS)
-    axes.set_yticks(list(labelled), [_label_attempt(account.spans[row]) for row in labelled], fontsize=8.5, color=INK)
+    labels = [_label_attempt(account.spans[row]) for row in labelled]
+    axes.set_yticks(list(labelled), labels, fontsize=8.5, color=INK, parse_math=False)
     axes.set_ylim(len(account.spans) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -103,7 +105,7 @@ def _draw_attempts(axes: Axes, account: TimeAccount) -> None:
 
 def _label_attempt(span: AttemptSpan) -> str:
     # Without what the writer of checkpoints did when it was killed: there is no room, and run.log knows.
-    how = span.how.partition(",")[0]
+    how = shorten(mask_unprintable(span.how.partition(",")[0]), 40)
     return f"{how}   {span.steps}   #{span.number}" if span.steps else f"{how}   #{span.number}"
 
 

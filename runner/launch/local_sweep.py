@@ -19,6 +19,7 @@ from typing import Annotated, Protocol, TypeVar
 
 from annotated_types import Ge
 
+from runner import files
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.child_process import handle_signals, spawn_child
 from runner.launch.sweep_members import MemberResult, SweepMember, classify_exit
@@ -168,9 +169,9 @@ def _start_member(
     member: SweepMember, number: int, share: MachineShare, command: Sequence[str], outputs: Path
 ) -> MemberProcess:
     output = outputs / f"{member.run_dir.path.name}.txt"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(output.parent)
     words = [*command, *member.words]
-    with output.open("ab") as out:
+    with os.fdopen(files.open_file(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as out:
         handle = spawn_child(words, share.environment, cores=share.cores, stdin=subprocess.DEVNULL, output=out)
     return MemberProcess(number, share, handle, output, time.monotonic())
 
@@ -193,7 +194,7 @@ def _judge_end(
 
 def read_last_line(output: Path) -> str:
     """Return the last line that is not empty, of the last few kilobytes."""
-    with output.open("rb") as file:
+    with os.fdopen(files.open_file(output, os.O_RDONLY), "rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else ""

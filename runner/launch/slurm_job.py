@@ -7,7 +7,6 @@ known again (slurm_queue.py): typing the command twice does not submit it twice.
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -99,10 +98,12 @@ class SlurmOptions:
             if len(str(word).split()) != 1:
                 raise ValueError(f"{name.removeprefix('--')}: got {word!r}; expected one word")
         for line in self.sbatch:
-            if not line.startswith("--") or "\n" in line:
-                raise ValueError(f"sbatch: got {line!r}; expected a long option, such as '--constraint=h100'")
-            if line.split("=")[0] in OPTIONS_OF_OURS:
-                raise ValueError(f"sbatch: {line.split('=')[0]} is set by the launcher; leave it out")
+            asked = _name_option(line)
+            if asked is None:
+                raise ValueError(f"sbatch: got {line!r}; expected one long option, such as '--constraint=h100'")
+            # As sbatch reads it: the beginning of a name stands for the whole.
+            if ours := next((option for option in OPTIONS_OF_OURS if option.startswith(asked)), None):
+                raise ValueError(f"sbatch: {ours} is set by the launcher; leave it out")
         if any("\n" in line for line in self.setup):
             raise ValueError("setup: a line has a line break; write two lines")
 
@@ -121,6 +122,19 @@ class SlurmOptions:
             "--gres": None if self.gpus is None else f"gpu:{self.gpus}",
         }
         return {name: word for name, word in words.items() if word is not None}
+
+
+def _name_option(line: str) -> str | None:
+    """Return the name of the one long option in a line; None where it is something else, or where there are more."""
+    try:
+        first, *others = shlex.split(line) if line.isprintable() else ["", ""]
+    # Of quotes that are not closed, and of an empty line.
+    except ValueError:
+        return None
+    name, sign, _ = first.partition("=")
+    # A value may also follow after a space. Anything more would be another option.
+    is_one = not others or (not sign and len(others) == 1 and not others[0].startswith("-"))
+    return name if is_one and len(name) > 2 and name.startswith("--") else None
 
 
 def submit_job(run_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> None:
@@ -213,7 +227,7 @@ def _submit_under_lock(
 def remove_new_folders(*folders: Path) -> None:
     """Delete folders that were made for something that was refused, and parents of the first that are empty then."""
     for folder in folders:
-        shutil.rmtree(folder)
+        files.remove_tree(folder)
     # A parent that is not empty was there before, or is somebody else's by now.
     with suppress(OSError):
         for parent in list(folders[0].parents)[:3] if folders else ():

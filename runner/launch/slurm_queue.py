@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import RefusedError
+from runner.files import parse_json, read_file
 
 # A controller that answers nothing for so long is not there.
 COMMAND_TIMEOUT_SECONDS = 120
@@ -26,6 +27,8 @@ RUN_MARK = "#HOLDFAST "
 NO_TASK = "-"
 # Slurm's default, for a cluster that does not say.
 DEFAULT_MAX_ARRAY_SIZE = 1001
+# An array has a line or two for each of its tasks, of which there are a million at most.
+MAX_SCRIPT_BYTES = 1 << 28
 # The state of a job that this process has submitted at this moment.
 SUBMITTED = "submitted"
 NOTHING_SUBMITTED = "; nothing was submitted"
@@ -107,10 +110,13 @@ def render_marks(runs: Mapping[str, Path]) -> list[str]:
 def _read_marks(script: Path) -> dict[str, Path]:
     """Return task → `run_key` of what a script names; nothing where it is gone, or somebody else's."""
     try:
-        lines = [line for line in script.read_text().splitlines() if line.startswith(RUN_MARK)]
+        # Where its folder lies is for the cluster to say, so links above it are followed; it is no link itself.
+        content = read_file(script.parent.resolve() / script.name, limit=MAX_SCRIPT_BYTES).decode()
+        lines = [line for line in content.splitlines() if line.startswith(RUN_MARK)]
         named = [line.removeprefix(RUN_MARK).split(" ", 1) for line in lines]
-        return {task: run_key(Path(json.loads(run))) for task, run in named}
-    except (OSError, ValueError):
+        return {task: run_key(Path(parse_json(run))) for task, run in named}
+    # TypeError: it names what is no path.
+    except (OSError, ValueError, TypeError):
         return {}
 
 

@@ -20,7 +20,7 @@ from annotated_types import Ge, Le
 
 from runner import files
 from runner.config.schema import validate_options
-from runner.errors import STOPPED, ConfigError, HoldfastError
+from runner.errors import STOPPED, ConfigError, HoldfastError, RefusedError
 from runner.launch import local_sweep, status_table, sweep_members
 from runner.launch.local_sweep import LocalOptions, SweepDisplay
 from runner.launch.sweep_members import RESULTS_CSV, SWEEP_JSON, MemberResult, SweepMember
@@ -69,11 +69,9 @@ class Study:
         self.typed = [word.removeprefix("++") for word in typed]
         self._forced = {override_key(word) for word in typed if word.startswith("++")}
         self.lock = ExitStack()
-        self._trials: list[dict[str, object]] = []
         self._searched_keys: set[str] = set()
         self._known: dict[Path, tuple[SweepMember, MemberResult]] = {}
-        if (folder / STUDY_JSON).exists():
-            self._trials = json.loads((folder / STUDY_JSON).read_text())["trials"]
+        self._trials = _read_trials(folder / STUDY_JSON)
 
     def recall_or_record(self, trial: int, key: str, value: object) -> object:
         """Return what this trial has for this key: what it had when the search went before, else this value."""
@@ -149,6 +147,25 @@ class Study:
 
     def _searched_overrides(self, member: SweepMember) -> tuple[str, ...]:
         return tuple(word for word in member.words if override_key(word) in self._searched_keys)
+
+
+def _read_trials(path: Path) -> list[dict[str, object]]:
+    """Return what was suggested for each trial before; nothing where the search is new.
+
+    Raises RefusedError where the file is there and is not what a search writes: to begin anew would be to suggest other
+    trials beside those that were paid for.
+    """
+    try:
+        content = files.read_file(path)
+        trials = files.parse_json(content)["trials"]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError):
+        trials = None
+    if not isinstance(trials, list) or not all(isinstance(trial, dict) for trial in trials):
+        what = "is not what a search writes; bring it back, or remove it to begin anew"
+        raise RefusedError(f"{display_path(path)}: {what}")
+    return trials
 
 
 class OffsetDisplay:

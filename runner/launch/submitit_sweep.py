@@ -17,9 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from hydra.core.hydra_config import HydraConfig
 
+from runner import files
 from runner.errors import CRASHED, STOPPED, ConfigError, RefusedError
 from runner.launch.child_process import handle_signals, spawn_child
 from runner.launch.local_sweep import read_last_line, sweep_exit_code
@@ -84,7 +86,7 @@ class WorkerTask:
             if processes and len(received) == 1:
                 processes[0].send_signal(number)
 
-        with handle_signals(on_signal), _output_file(self.outputs, hydra.job.name).open("ab") as output:
+        with handle_signals(on_signal), _open_output(self.outputs, hydra.job.name) as output:
             command = [sys.executable, *self.command, *self.flags, *words]
             processes.append(spawn_child(command, {}, stdin=subprocess.DEVNULL, output=output))
             # A signal that came while the process was started did not reach it.
@@ -151,8 +153,12 @@ def _judge_after(member: SweepMember, what_came: object, output: Path) -> Member
 
 def _output_file(outputs: Path, name: str) -> Path:
     """Return the file for what a run prints, as in a sweep on this machine."""
-    outputs.mkdir(parents=True, exist_ok=True)
     return outputs / f"{name}.txt"
+
+
+def _open_output(outputs: Path, name: str) -> BinaryIO:
+    files.make_folder(outputs)
+    return os.fdopen(files.open_file(_output_file(outputs, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 
 
 def _requeue_job(received: Sequence[int]) -> None:

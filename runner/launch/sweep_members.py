@@ -18,9 +18,11 @@ from runner.launch.child_process import describe_signal
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import is_in_use
 from runner.session.standing import is_finished
-from runner.text import display_path
+from runner.text import display_path, mask_unprintable
 
 SWEEP_JSON, RESULTS_CSV = "sweep.json", "results.csv"
+# A spreadsheet computes a cell that begins like this, and a formula may open a page or start a program.
+FORMULA_STARTS = ("=", "+", "-", "@")
 
 MemberState = Literal["waiting", "queued", "running", "finished", "stopped", "failed", "in use"]
 
@@ -127,10 +129,27 @@ def write_results(folder: Path, members: Sequence[SweepMember], results: Sequenc
     facts = ("state", "step", "score", "best_step", "best_value", "seconds", "peak_memory_bytes", "tries", "why")
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["directory", *keys, *facts])
+    table.writerow([_format_cell(name) for name in ("directory", *keys, *facts)])
     for row in rows:
-        table.writerow([row["directory"], *(row["own"].get(key) for key in keys), *(row[fact] for fact in facts)])
+        cells = [row["directory"], *(row["own"].get(key) for key in keys), *(row[fact] for fact in facts)]
+        table.writerow([_format_cell(cell) for cell in cells])
     files.replace_file(folder / RESULTS_CSV, out.getvalue())
+
+
+def _format_cell(value: object) -> object:
+    """Return what stands in a cell of a table; a text that a spreadsheet takes for a formula begins with a quote."""
+    if not isinstance(value, str):
+        return value
+    shown = mask_unprintable(value)
+    return f"'{shown}" if shown[:1] in FORMULA_STARTS and not _is_number(shown) else shown
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _result_row(member: SweepMember, result: MemberResult) -> dict[str, Any]:

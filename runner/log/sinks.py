@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from runner.files import read_file
 from runner.types import Document
 from runner.values import MetricValues, Say
 
@@ -79,6 +80,19 @@ class SinkContext:
     def run_path(self) -> Path:
         """Return the directory of the run; values that are text name a file in it."""
         return self.logs.parent
+
+    def read_media(self, name: str) -> bytes | None:
+        """Return the content of a file that a value names; None where it was deleted, or is none of this run's.
+
+        A log may come from somebody else: a sink must not show, or send away, what lies outside of the run.
+        """
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+            return None
+        try:
+            return read_file(self.run_path.resolve() / name)
+        except OSError:
+            return None
 
 
 class MetricSink(Protocol):

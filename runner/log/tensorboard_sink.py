@@ -24,12 +24,14 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_STRING
 from tensorboardX.record_writer import masked_crc32c
 
+from runner import files
 from runner.log.jsonl import read_metric_lines_after
 from runner.log.sinks import CutPoint, SinkContext
 from runner.values import MetricValues
 
 # At the end of a file, where a power loss may have left anything, checksums are looked at; before that, only lengths.
 PROVEN_BYTES = 1 << 16
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
 class TensorBoardSink:
@@ -47,10 +49,11 @@ class TensorBoardSink:
 
     def catch_up(self) -> None:
         """Cut the event files back, begin a new one, and write the lines that they lack into it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self._folder)
         cut_point = self._context.cut_point
         held = cut_event_files(self._folder, cut_point, self._folder / f"cut-{self._context.attempt}.events")
-        self._out = _next_file_name(self._folder).open("xb", buffering=0)
+        fresh = files.open_file(_next_file_name(self._folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._out = os.fdopen(fresh, "wb", buffering=0)
         self._write(Event(file_version="brain.Event:2"))
         # In every file, not only after a cut: TensorBoard takes no notice of the first START it meets (measured on
         # 2.21).
@@ -60,30 +63,31 @@ class TensorBoardSink:
 
     def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Write the values of one line as one event."""
-        present = {name: value for name, value in metrics.items() if not self._is_deleted(value)}
-        values = [self._encode_value(f"{split}/{name}", value) for name, value in present.items()]
-        self._write(Event(step=step, summary=Summary(value=values)))
+        encoded = [self._encode_value(f"{split}/{name}", value) for name, value in metrics.items()]
+        self._write(Event(step=step, summary=Summary(value=[value for value in encoded if value is not None])))
 
     def close(self) -> None:
         """Make the file durable and close it."""
         os.fsync(self._out.fileno())
         self._out.close()
 
-    def _is_deleted(self, value: float | str) -> bool:
-        """Tell whether a value is a file that somebody has deleted: the curves are worth having without it."""
-        return isinstance(value, str) and not (self._context.run_path / value).exists()
+    def _encode_value(self, tag: str, value: float | str) -> Summary.Value | None:
+        """Return a number as a scalar, a PNG file as an image, any other file as a text.
 
-    def _encode_value(self, tag: str, value: float | str) -> Summary.Value:
-        """Return a number as a scalar, a PNG file as an image, any other file as a text."""
+        None for a file that somebody has deleted: the curves are worth having without it.
+        """
         if not isinstance(value, str):
             return Summary.Value(tag=tag, simple_value=value)
-        content = (self._context.run_path / value).read_bytes()
-        if value.endswith(".png"):
+        content = self._context.read_media(value)
+        if content is None:
+            return None
+        if value.endswith(".png") and content.startswith(PNG_MARK) and len(content) >= 24:
             # The size of a PNG stands at bytes 16 to 24, big-endian.
             width, height = struct.unpack(">II", content[16:24])
             return Summary.Value(tag=tag, image=Summary.Image(height=height, width=width, encoded_image_string=content))
-        # TensorBoard shows a text as Markdown, so it is fenced.
-        fenced = b"```\n" + content + b"\n```"
+        # TensorBoard shows a text as Markdown, so it is fenced, by more backticks than are in it.
+        fence = b"`" * max(3, 1 + max(map(len, re.findall(b"`+", content)), default=0))
+        fenced = fence + b"\n" + content + b"\n" + fence
         kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         return Summary.Value(tag=tag, metadata=kind, tensor=TensorProto(dtype=DT_STRING, string_val=[fenced]))
 
@@ -106,7 +110,7 @@ def cut_event_files(directory: Path, cut_point: CutPoint, aside: Path) -> tuple[
     # From the newest file back, and no further than the first event that stays: older files hold older events alone.
     for path in sorted(directory.glob("*tfevents*"), reverse=True):
         held, end = (0, ""), 0
-        with path.open("r+b") as file:
+        with os.fdopen(files.open_file(path, os.O_RDWR), "r+b") as file:
             for after, event in _read_events(file):
                 split = event.summary.value[0].tag.partition("/")[0] if event.summary.value else ""
                 if not cut_point.holds(event.step, split):
@@ -116,7 +120,8 @@ def cut_event_files(directory: Path, cut_point: CutPoint, aside: Path) -> tuple[
                     held = event.step, split
             file.seek(end)
             if rest := file.read():
-                with aside.open("ab") as out:
+                handle = files.open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                with os.fdopen(handle, "ab") as out:
                     out.write(rest)
                 file.truncate(end)
                 os.fsync(file.fileno())

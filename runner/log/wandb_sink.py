@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class WandbSink:
 
     def catch_up(self) -> None:
         """Go on with the run at wandb, or begin it, and log every line of metrics.jsonl that it lacks."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self._folder)
         superseded = self._set_offline_data_aside()
         if self._mode == "online" or (self._mode == "auto" and wandb.login(prompt=False)):
             self._run = self._begin_online()
@@ -52,7 +52,7 @@ class WandbSink:
         for line in read_metric_lines(self._context.metrics):
             self.log(*line)
         # Only now that all of it is written again: a kill before this leaves the old data to be set aside once more.
-        shutil.rmtree(superseded, ignore_errors=True)
+        files.remove_tree(superseded)
 
     def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Log the values of one line, unless wandb has it already."""
@@ -71,19 +71,20 @@ class WandbSink:
         Where the server cannot rewind (a preview at wandb), a new run is begun, and gets every line.
         """
         run_id, lineage = self._run_id(), self._context.lineage
-        known_lineage = self._folder / "lineage"  # what the lines that wandb holds were computed from
+        lineage_file = self._folder / "lineage"  # what the lines that wandb holds were computed from
+        known_lineage = _read_text(lineage_file)
         num_lines = sum(1 for _ in read_metric_lines(self._context.metrics))
         run = self._begin(mode="online", id=run_id, resume="allow")
-        if run.starting_step > num_lines and known_lineage.exists() and known_lineage.read_text() != lineage:
+        if run.starting_step > num_lines and known_lineage is not None and known_lineage != lineage:
             run.finish()
             try:
                 run = self._begin(mode="online", resume_from=f"{run_id}?_step={num_lines - 1}")
             except wandb.Error as error:
-                (self._folder / "run_id").unlink()
+                files.remove_file(self._folder / "run_id")
                 run = self._begin(mode="online", id=self._run_id(), resume="allow")
                 why = " ".join(str(error).split())
                 self._context.say(f"wandb: {run_id} keeps what was taken back ({why}); the run goes on as {run.id}")
-        files.replace_file(known_lineage, lineage)
+        files.replace_file(lineage_file, lineage)
         return run
 
     def _begin(self, **options: Any) -> Any:
@@ -101,24 +102,36 @@ class WandbSink:
         """Move the data of earlier starts out of the way of `wandb sync`, until all of it is written again."""
         aside = self._folder / ".superseded"
         for path in (self._folder / "wandb").glob("offline-run-*"):
-            aside.mkdir(exist_ok=True)
+            files.make_folder(aside)
             # With a random end: what a killed start has set aside may have the same name.
-            path.rename(aside / f"{path.name}-{secrets.token_hex(4)}")
+            files.rename_path(path, aside / f"{path.name}-{secrets.token_hex(4)}")
         return aside
 
     def _run_id(self) -> str:
         """Return the id of this run at wandb, made once, before wandb first hears of it."""
         path = self._folder / "run_id"
-        if not path.exists():
-            files.replace_file(path, secrets.token_hex(4))
-        return path.read_text().strip()
+        known = (_read_text(path) or "").strip()
+        # Of another shape it is none that was made here, and wandb would read more into it than a name.
+        if re.fullmatch("[0-9a-f]{8}", known):
+            return known
+        fresh = secrets.token_hex(4)
+        files.replace_file(path, fresh)
+        return fresh
 
     def _as_media(self, value: float | str) -> Any:
         """Return a number as it is, and a file as wandb shows it."""
-        path = self._context.run_path / str(value)
+        content = self._context.read_media(value) if isinstance(value, str) else None
         # Where somebody has deleted the file, its name is what is left.
-        if not isinstance(value, str) or not path.exists():
+        if content is None:
             return value
-        if path.suffix == ".png":
-            return wandb.Image(str(path))
-        return wandb.Html(f"<pre>{html.escape(path.read_text())}</pre>")
+        if str(value).endswith(".png"):
+            return wandb.Image(str(self._context.run_path / str(value)))
+        return wandb.Html(f"<pre>{html.escape(content.decode(errors='replace'))}</pre>")
+
+
+def _read_text(path: Path) -> str | None:
+    """Return the text in a small file of ours; None where it is missing or nothing that we wrote."""
+    try:
+        return files.read_file(path, limit=1 << 16).decode()
+    except (OSError, UnicodeDecodeError):
+        return None

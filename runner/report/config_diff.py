@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.config.identity import select_result_keys
+from runner.text import shorten
 from runner.types import Document
 
 MOST_COLUMNS = 12
+# A longer value belongs in no cell of a table.
+MOST_VALUE_CHARS = 1000
 # The word of a group that was not named in the command of a run.
 DEFAULT = "default"
 
@@ -86,7 +89,7 @@ def compare_configs(documents: Sequence[Document], words: Sequence[Sequence[str]
 
 def format_value(value: Any) -> str:
     """Return a value as it is typed on a command line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shorten(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), MOST_VALUE_CHARS)
 
 
 def parse_number(value: Any) -> float | None:
@@ -96,7 +99,8 @@ def parse_number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    # OverflowError: an integer of hundreds of digits.
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

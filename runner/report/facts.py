@@ -1,32 +1,39 @@
 """What the files of a run say, as frozen values. Reads only; a file that is missing or torn tells less, never nothing.
 
-A run may be training while it is looked at: its last lines may be half written.
+A run may be training while it is looked at: its last lines may be half written. And it may be somebody else's: no link
+is followed, and a value of another type than a run writes is as if it were not there.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.checkpoint.record import Record, Score, find_best, list_records
 from runner.checkpoint.retention import select_survivors
-from runner.errors import RefusedError
+from runner.errors import RefusedError, StorageError
+from runner.files import open_file, parse_json, read_json_object
 from runner.inspect.goodput_table import account_for_run
 from runner.inspect.lookup import parse_retention_settings, read_config_document
 from runner.inspect.time_account import TimeAccount
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import run_state
+from runner.rundir.side_files import is_count, is_number
+from runner.text import shorten
 from runner.trace.step_requirements import StepRequirements, parse_requirements
 from runner.types import Document, JsonObject
 
 # Step and value.
 CurvePoint = tuple[int, float]
+# A line of a log is shorter than that, and so is a word that the page shows.
+MOST_LINE_BYTES, MOST_WORD_CHARS = 1 << 20, 1000
 
 
 @dataclass(frozen=True)
@@ -116,9 +123,7 @@ class RunFacts:
 def read_facts(run_dir: RunDir) -> RunFacts:
     """Read everything that the page tells of a run."""
     status = run_dir.read_status()
-    attempt = status.get("attempt")
-    if not isinstance(attempt, dict):
-        attempt = {}
+    attempt = status.get("attempt", {})
     try:
         document = read_config_document(run_dir, attempt.get("drift", ()))
         settings = parse_retention_settings(document, run_dir)
@@ -126,22 +131,22 @@ def read_facts(run_dir: RunDir) -> RunFacts:
     except (RefusedError, ValueError):
         # A run without its configuration still has logs and checkpoints.
         document, rules, score = {}, {}, Score()
-    timing, records = list(_read_json_lines(run_dir.timing)), list_records(run_dir.checkpoints)
+    timing, records = list(_read_json_lines(run_dir.timing)), _list_own_records(run_dir)
     account = account_for_run(run_dir, status, document)
     needs, hardware = _find_requirements([*read_attempts(run_dir), attempt])
     state = run_state(run_dir)
     return RunFacts(
         run_dir=run_dir,
         status=RunStatus(
-            state=state,
-            why=_explain_state(state, str(status.get("why") or ""), account),
-            step=_int_or_none(status.get("step")) or 0,
-            steps=_int_or_none(status.get("steps")),
+            state=shorten(state, MOST_WORD_CHARS),
+            why=shorten(_explain_state(state, status.get("why") or "", account), MOST_WORD_CHARS),
+            step=status.get("step", 0),
+            steps=status.get("steps"),
         ),
         score=score,
         best=_parse_best(status.get("best")),
         document=document,
-        words=tuple(str(word) for word in attempt.get("command", ())[2:]),
+        words=tuple(attempt.get("command", ())[2:]),
         account=account,
         curves=_read_curves(run_dir.metrics),
         saves=tuple(_list_saves(timing, records, select_survivors(rules, records, score), score)),
@@ -157,21 +162,26 @@ def _explain_state(state: str, why: str, account: TimeAccount) -> str:
     return "" if state == "finished" else why
 
 
-def _parse_best(found: Any) -> tuple[int, float] | None:
+def _parse_best(found: JsonObject | None) -> tuple[int, float] | None:
+    return (found["step"], float(found["value"])) if found else None
+
+
+def _list_own_records(run_dir: RunDir) -> list[Record]:
+    """Return the checkpoints of a run; none where they cannot be listed, or are those of another run."""
     try:
-        return int(found["step"]), float(found["value"])
-    except (TypeError, KeyError, ValueError):
-        return None
+        return [] if run_dir.checkpoints.is_symlink() else list_records(run_dir.checkpoints)
+    except (OSError, StorageError):
+        return []
 
 
 def _read_curves(path: Path) -> dict[str, list[CurvePoint]]:
     curves: dict[str, list[CurvePoint]] = {}
     for line in _read_json_lines(path):
         step, split = line.pop("step", None), line.pop("split", None)
-        if not isinstance(step, int) or not isinstance(split, str):
+        if not is_count(step) or not isinstance(split, str):
             continue
         for metric, value in line.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if is_number(value):
                 curves.setdefault(f"{split}/{metric}", []).append((step, float(value)))
     return curves
 
@@ -181,16 +191,18 @@ def _list_saves(
 ) -> Iterator[SaveEvent]:
     """Yield the checkpoints that timing.jsonl says were saved and those on disk, in the order of their steps."""
     on_disk, best = {record.step: record for record in records}, find_best(records, score)
-    logged = {line.get("step"): line for line in timing if line.get("event") == "save"}
+    logged = {line["step"]: line for line in timing if line.get("event") == "save" and is_count(line.get("step"))}
     # Either may lack one that the other has: retention deletes, and a kill may come before the line is written.
-    for step in sorted(step for step in {*on_disk, *logged} if isinstance(step, int)):
+    for step in sorted({*on_disk, *logged}):
         line, record = logged.get(step, {}), on_disk.get(step)
+        value = record.metrics.get(score.metric) if record else None
         yield SaveEvent(
             step=step,
-            reason=str(line.get("reason") or (record.reason if record else "")),
+            reason=shorten(str(line.get("reason") or (record.reason if record else "")), MOST_WORD_CHARS),
             kept=kept.get(step, "the next save lets it go") if record else None,
             num_bytes=record.num_bytes if record else _int_or_none(line.get("bytes")),
-            score=record.metrics.get(score.metric) if record else None,
+            # The browser knows no number that is not finite.
+            score=value if value is not None and math.isfinite(value) else None,
             is_best=record is not None and record is best,
         )
 
@@ -200,7 +212,10 @@ def _measure_step_seconds(timing: Sequence[JsonObject]) -> float | None:
     paces = [
         line["seconds"] / line["steps"]
         for line in timing
-        if line.get("event") == "train" and line.get("steps") and isinstance(line.get("seconds"), int | float)
+        if line.get("event") == "train"
+        and is_count(line.get("steps"))
+        and line["steps"]
+        and is_number(line.get("seconds"))
     ]
     # The first step is slower than any other.
     return statistics.median(paces[1:] or paces) if paces else None
@@ -208,36 +223,39 @@ def _measure_step_seconds(timing: Sequence[JsonObject]) -> float | None:
 
 def _read_remat_choice(path: Path) -> str:
     try:
-        return str(json.loads(path.read_bytes())["words"])
-    except (OSError, ValueError, TypeError, KeyError):
+        words = (read_json_object(path) or {}).get("words")
+    except OSError:
         return ""
+    return shorten(words, MOST_WORD_CHARS) if isinstance(words, str) else ""
 
 
 def _find_requirements(lines: Sequence[JsonObject]) -> tuple[StepRequirements | None, str]:
     """Return what a step needs by the newest attempt that says it, and on what hardware."""
     for attempt in reversed(lines):
         if (needs := parse_requirements(attempt.get("needs"))) is not None:
-            return needs, str(attempt.get("hardware") or "")
+            return needs, attempt.get("hardware", "")
     return None, ""
 
 
 def _int_or_none(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+    return value if is_count(value) else None
 
 
 def _read_json_lines(path: Path) -> Iterator[JsonObject]:
-    """Yield every JSON object of a log; a line that is torn is left out."""
-    if not path.is_file():
+    """Yield every JSON object of a log; a line that is torn, or longer than any of ours, is left out."""
+    try:
+        handle = open_file(path, os.O_RDONLY)
+    # Not there, not ours to read, or no plain file.
+    except OSError:
         return
     # As bytes: a line that a power cut tore need not even be text.
-    with path.open("rb") as file:
-        for raw in file:
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                yield line
+    with os.fdopen(handle, "rb") as file:
+        while raw := file.readline(MOST_LINE_BYTES):
+            # A part of a line is no JSON, and neither is what follows it.
+            with suppress(ValueError):
+                line = parse_json(raw)
+                if isinstance(line, dict):
+                    yield line
 
 
 def thin_curve(curve: Sequence[CurvePoint], most: int) -> list[CurvePoint]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runner.errors import ConfigError
 from runner.files import make_folder, replace_file
-from runner.inspect.lookup import find_runs
+from runner.inspect.lookup import find_runs, refusing_other_kinds
 from runner.report.config_diff import ConfigDiff, compare_configs
 from runner.report.facts import RunFacts, read_facts
 from runner.report.page import render_page
@@ -37,12 +37,15 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     order = differs.order(len(found))
     facts, differs = [found[number] for number in order], differs.reorder(order)
     title = " · ".join(display_path(Path(path).expanduser()) for path in arguments.paths)
-    target = page.resolve()
-    html = render_page(facts, differs, title, target.parent)
-    make_folder(target.parent)
-    # Not worth a wait for the disk: it can be written again at any time.
-    replace_file(target, html, durable=False)
-    num_bytes = len(html.encode())
+    # What was typed may be a link. Beside a run it would be one of whoever made the run.
+    target = page.resolve() if arguments.to else page.parent.resolve() / page.name
+    # A name that is no text has no place in a page.
+    html = render_page(facts, differs, title, target.parent).encode(errors="replace")
+    with refusing_other_kinds():
+        make_folder(target.parent)
+        # Not worth a wait for the disk: it can be written again at any time.
+        replace_file(target, html, durable=False)
+    num_bytes = len(html)
     say(f"{page}  {format_count(len(facts), 'run')}, {format_size(num_bytes)}; open it in a browser")
     return VerbResult({"page": str(page), "bytes": num_bytes, "runs": _describe_runs(facts, differs)})
 

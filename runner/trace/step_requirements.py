@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from runner.mesh import batch_share
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # How the blocks of a model follow each other in its program; unknown where nothing is recomputed.
 BlockLayout = Literal["loop", "scan", "unknown"]
+# More bytes or FLOPs than this no step needs: what says so was not written here.
+MOST = 1 << 80
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,13 @@ def parse_requirements(found: Any) -> StepRequirements | None:
     texts = ("remat", "backend", "blocks", "compiled")
     numbers = [getattr(needs, each.name) for each in fields(StepRequirements) if each.name not in texts]
     numbers += [] if memory is None else [value for value in memory.values() if value is not None]
-    is_sound = isinstance(needs.remat, str) and all(type(number) is int and number >= 0 for number in numbers)
+    are_counts = all(type(number) is int and 0 <= number < MOST for number in numbers)
+    is_sound = (
+        isinstance(needs.remat, str)
+        and isinstance(needs.backend, str)
+        and needs.blocks in get_args(BlockLayout)
+        and are_counts
+    )
     return needs if is_sound else None
 
 
