@@ -11,6 +11,7 @@ so a directory without one was never finished.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -26,7 +27,7 @@ import xxhash
 from runner.errors import RefusedError, StorageError
 from runner.files import parse_json
 from runner.log.sinks import LogDigest
-from runner.text import display_path
+from runner.text import display_path, shorten
 from runner.types import JsonObject
 
 # The layout of a checkpoint directory. A sidecar that gains a key keeps its number, for keys that are not known are
@@ -34,6 +35,7 @@ from runner.types import JsonObject
 # of format 2 took a sidecar with any other key for a damaged one.
 FORMAT = 3
 READABLE_FORMATS = (2, 3)
+MAX_SHOWN = 200  # characters of what was typed, in a message
 YEAR_10000 = 253402300800  # in seconds since 1970: later than any clock says
 SIDECAR, PIN = "holdfast.json", "pinned"
 REASON = "reason.txt"  # why a checkpoint was set aside, in its directory under `quarantine/`
@@ -262,6 +264,9 @@ def list_steps(checkpoints: Path) -> list[int]:
     except FileNotFoundError:
         return []
     except OSError as error:
+        # Nothing can have such a name.
+        if error.errno == errno.ENAMETOOLONG:
+            return []
         raise StorageError(f"{display_path(checkpoints)}: cannot be listed ({error.strerror})") from error
 
 
@@ -357,8 +362,9 @@ def locate_checkpoint(reference: str) -> Path:
     try:
         return _locate_checkpoint(reference)
     # A name that is too long for a file, a folder that may not be entered, `~` of a user that is not there.
-    except (OSError, RuntimeError) as error:
-        raise RefusedError(f"{reference}: cannot be looked at ({getattr(error, 'strerror', error)})") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RefusedError(f"{shorten(reference, MAX_SHOWN)}: cannot be looked at ({reason})") from None
 
 
 def _locate_checkpoint(reference: str) -> Path:
@@ -380,7 +386,9 @@ def _locate_checkpoint(reference: str) -> Path:
             f"{reference}: no checkpoints are in {run_dir}; name a run as outputs/NAME/RUN, with @STEP or @best"
         )
     _refuse_newer_formats(checkpoints, -1)
-    raise RefusedError(f"{run_dir} has no checkpoint '{which}'; {there}; say @STEP, @best or @newest")
+    raise RefusedError(
+        f"{run_dir} has no checkpoint '{shorten(which, MAX_SHOWN)}'; {there}; say @STEP, @best or @newest"
+    )
 
 
 def _refuse_newer_formats(checkpoints: Path, step: int) -> None:

@@ -154,7 +154,6 @@ LEAVES = (
     "c/0",
     "#?",
     "\\",
-    "",
 )
 
 
@@ -172,6 +171,13 @@ def test_two_arrays_of_one_name_are_refused_before_one_is_lost(tmp_path: Path) -
     with pytest.raises(StorageError, match=r"two arrays of the state are called params\.a\.b"):
         store.write_checkpoint(tmp_path / "1", {"params": {"a": {"b": jnp.ones(2)}, "a.b": jnp.zeros(2)}}, {})
     assert not (tmp_path / "1").exists()
+
+
+def test_an_array_without_a_name_is_refused_by_the_seal(tmp_path: Path) -> None:
+    """TensorStore writes it beside the others, where no reader looks for it."""
+    listed = store.write_checkpoint(tmp_path / "1", {"": jnp.ones(2), "a": jnp.ones(2)}, {})
+    with pytest.raises(StorageError, match=r"^ is absent on disk and was float32\[2\] in memory"):
+        seal_checkpoint(tmp_path / "1", Record(1, "test", {}, 1.0), listed)
 
 
 # --- a seal compares what should be there ---
