@@ -232,6 +232,20 @@ def stdout_state() -> ScreenState:
     return _outputs["stdout"].state if "stdout" in _outputs else "works"
 
 
+def can_draw() -> bool:
+    """Return whether stdout is a terminal on which a cursor can be moved: one that calls itself dumb is not."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def fix_unknown_size() -> tuple[int | None, int | None]:
+    """Return the width and the height for rich where the environment says 0: nobody knows. Else None: it asks itself.
+
+    Rich would take it for a terminal that has no room for anything.
+    """
+    width, height = (os.environ.get(name) == "0" for name in ("COLUMNS", "LINES"))
+    return 80 if width else None, 25 if height else None
+
+
 def take_screen_losses() -> list[str]:
     """Return what got lost since it was last asked, each stream once: `stdout (No space left on device)`."""
     found: dict[str, list[str]] = {}

@@ -73,7 +73,8 @@ def draw_timeline(account: TimeAccount, name: str, path: Path) -> None:
 def _scale_clock(axes: Axes, clock: int) -> None:
     """Label the time axis in the largest unit that fits, with at most nine ticks at numbers that people like."""
     unit, word = next((unit, word) for least, unit, word in CLOCK_UNITS if clock >= least)
-    step = next(step for step in TICK_STEPS if clock / unit / step <= 9)
+    # No step is long enough where attempts claim to have taken centuries.
+    step = next((step for step in TICK_STEPS if clock / unit / step <= 9), clock / unit / 9)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     axes.xaxis.set_major_locator(MultipleLocator(unit * step))
     axes.set_xlim(0, clock or 1)

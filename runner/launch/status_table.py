@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from runner.launch.sweep_members import MemberResult, MemberState, SweepMember
+from runner.screen import can_draw, fix_unknown_size, stdout_state
 from runner.text import format_duration, format_table
 
 HEAD = ("run", "state", "step", "best", "left", "job", "why")
@@ -54,7 +54,9 @@ class StatusTable(StatusLines):
 
         super().__init__(members, total)
         self._draw_at, self._paces = 0.0, {number: StepPace() for number in range(len(members))}
-        self._live = Live(console=Console(highlight=False), auto_refresh=False, transient=True)
+        width, height = fix_unknown_size()
+        console = Console(highlight=False, width=width, height=height)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
 
     def show_change(self, number: int, result: MemberResult) -> None:
@@ -66,7 +68,8 @@ class StatusTable(StatusLines):
 
     def show(self, results: Sequence[MemberResult]) -> None:
         """Draw the table, now and then."""
-        if time.monotonic() < self._draw_at:
+        # While nobody takes what is drawn, a table of later is better than all those of now, one after the other.
+        if time.monotonic() < self._draw_at or stdout_state() != "works":
             return
         self._draw_at = time.monotonic() + DRAW_SECONDS
         self._live.update("\n".join(format_status_table(self._members, results, self._paces)), refresh=True)
@@ -94,7 +97,7 @@ class StepPace:
 
 def choose_display(members: Sequence[SweepMember], total: int | None = None) -> StatusLines:
     """Return a live table on a terminal, plain lines elsewhere; `total` where more members are to come."""
-    return (StatusTable if sys.stdout.isatty() else StatusLines)(members, total or len(members))
+    return (StatusTable if can_draw() else StatusLines)(members, total or len(members))
 
 
 def format_status_table(

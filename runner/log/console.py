@@ -6,8 +6,6 @@ that lines did not arrive there is told in run.log, once.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -123,11 +121,7 @@ class ProgressBarConsole(QuietConsole):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         super().__init__(log)
-        # Whoever sets these to 0 says that nobody knows; rich would take it for a terminal that shows nothing.
-        width, height = (
-            (80 if os.environ.get("COLUMNS") == "0" else None),
-            (25 if os.environ.get("LINES") == "0" else None),
-        )
+        width, height = screen.fix_unknown_size()
         self._rich, self._escape = RichConsole(highlight=False, width=width, height=height), escape
         columns = (
             BarColumn(bar_width=28),
@@ -204,9 +198,7 @@ def choose_console(log: Path, *, wanted: bool) -> Console:
     """Return the console for this process: a bar on a terminal, plain lines elsewhere, nothing where none is wanted."""
     if not wanted:
         return QuietConsole(log)
-    # One that calls itself dumb can move no cursor.
-    is_able = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-    return ProgressBarConsole(log) if is_able else PlainConsole(log)
+    return ProgressBarConsole(log) if screen.can_draw() else PlainConsole(log)
 
 
 def _format_values(metrics: MetricValues) -> str:
