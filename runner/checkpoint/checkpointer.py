@@ -9,6 +9,8 @@ time it changes, never remembered.
 from __future__ import annotations
 
 import errno
+import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from runner import hosts
+from runner import files, hosts
 from runner.checkpoint.record import (
     PROGRESS,
     STATE,
@@ -36,7 +38,6 @@ from runner.checkpoint.seal import seal_checkpoint
 from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
 from runner.checkpoint.trouble import may_pass, short_reason
 from runner.errors import StorageError
-from runner.files import sync_path
 from runner.log.sinks import LogDigest
 from runner.text import display_path, format_size
 from runner.types import CheckpointItems, JsonObject, Tree
@@ -132,6 +133,7 @@ class Checkpointer:
         self._pending: Future[tuple[SavedCheckpoint, list[Record]]] | None = None
         self._trouble: str | None = None
         self._tried_step, self._since = 0, time.monotonic()
+        self._token = secrets.token_hex(4)
         self._records: list[Record] = list_records(checkpoints)
         # While the first steps compile and run.
         self._cleaning = self._thread.submit(_clean_up, checkpoints, policy, self.newest)
@@ -222,7 +224,8 @@ class Checkpointer:
 
         Returns the checkpoint, and the records that are on disk after it. Raises OSError, StorageError.
         """
-        fresh = self._checkpoints / WRITING / str(record.step)
+        # Under a name of this process's alone: one that has taken the run over meanwhile may be writing the same step.
+        fresh = self._checkpoints / WRITING / f"{record.step}-{self._token}"
         on_phase = self._listeners.on_phase
         on_phase("write")
         self._listeners.check_held()
@@ -243,8 +246,10 @@ class Checkpointer:
             self._listeners.check_held()
             _publish(fresh, self._checkpoints / str(record.step))
         except (OSError, StorageError):
+            # What went wrong may be that somebody else has the run: then nothing is touched any more.
+            self._listeners.check_held()
             # A disk that is full needs its space back at once.
-            shutil.rmtree(fresh.parent, ignore_errors=True)
+            files.remove_tree(fresh)
             on_phase("")
             raise
         on_phase("prune")
@@ -327,27 +332,28 @@ def link_best(checkpoints: Path, records: Sequence[Record], score: Score) -> Non
     """Point `checkpoints/best` at the best step there is, in one move; no link where nothing ranks."""
     link, best = checkpoints / "best", find_best(records, score)
     if best is None:
-        link.unlink(missing_ok=True)
+        files.remove_file(link)
     elif not link.is_symlink() or link.readlink() != Path(str(best.step)):
         fresh = checkpoints / ".best"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(str(best.step))
-        fresh.replace(link)
+        files.remove_file(fresh)
+        with files.open_folder(checkpoints) as folder:
+            os.symlink(str(best.step), fresh.name, dir_fd=folder)
+            os.replace(fresh.name, link.name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def delete_checkpoint(directory: Path) -> None:
     """Delete a checkpoint: first out of sight in one move, for good only then."""
     # A kill while its files are being deleted would leave half a checkpoint under a name that says step.
     away = _move_to_trash(directory)
-    sync_path(directory.parent)
-    shutil.rmtree(away, ignore_errors=True)
+    files.sync_path(directory.parent)
+    files.remove_tree(away)
 
 
 def _move_to_trash(directory: Path) -> Path:
     trash = directory.parent / TRASH
-    trash.mkdir(exist_ok=True)
+    files.make_folder(trash)
     away = trash / f"{directory.name}-{time.time_ns()}"
-    directory.rename(away)
+    files.rename_path(directory, away)
     return away
 
 
@@ -373,12 +379,12 @@ def _prune(checkpoints: Path, policy: SavePolicy, step: int) -> tuple[list[Recor
 def _publish(fresh: Path, final: Path) -> None:
     """Give a sealed checkpoint its name, durably; what is under that name goes, and only then is it deleted."""
     if final.is_symlink():
-        final.unlink()
+        files.remove_file(final)
     old = _move_to_trash(final) if final.exists() else None
-    fresh.rename(final)
-    sync_path(final.parent)
+    files.rename_path(fresh, final)
+    files.sync_path(final.parent)
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        files.remove_tree(old)
 
 
 def _clean_up(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None:
@@ -388,13 +394,13 @@ def _clean_up(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None
     """
     # What cannot be done here is told when a save meets it.
     with suppress(OSError):
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        files.make_folder(checkpoints)
     for path in [*checkpoints.glob(f"{TRASH}/*"), checkpoints / WRITING, *checkpoints.glob("*.orbax-checkpoint-tmp")]:
-        shutil.rmtree(path, ignore_errors=True)
+        files.remove_tree(path)
     # The names above may be as new as the run: its own directory, the one of its name, the root of all runs.
     for folder in (checkpoints, *list(checkpoints.parents)[:3]):
         with suppress(OSError):
-            sync_path(folder)
+            files.sync_path(folder)
     if newest is not None:
         # What cannot be deleted is told after the next save, which tries again.
         _prune(checkpoints, policy, newest)
