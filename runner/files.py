@@ -24,6 +24,8 @@ _PASS_THROUGH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOL
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A named pipe in the place of a file would be waited for without O_NONBLOCK; plain files do not know the difference.
 _PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# What the system says where a link, a folder, a pipe or a device is in the place of a file, or where it has no end.
+NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
 # Larger than any side file that a run makes: status, attempts, data.json.
 READ_LIMIT = 64 << 20
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runner.config.schema import Config, validate_options
-from runner.config.trust import require_trust
+from runner.config.trust import Use, require_trust
 from runner.inspect.lookup import find_attempt, find_proven_checkpoint, read_config_document
 from runner.mesh import Mesh
 from runner.train import dataset
@@ -41,7 +41,7 @@ def load_model(reference: str, weights: Weights = "params", *, trust: bool = Fal
     recorded = dataset.sources_as_recorded(checkpoint.run_dir)
     if not trust:
         # What data.json tells needs no data.
-        uses = ("code", "data") if recorded is None else ("code",)
+        uses: tuple[Use, ...] = ("code", "data") if recorded is None else ("code",)
         require_trust(checkpoint.run_dir.path, config, {}, "say trust=True", uses)
     built = build(config, recorded)
     return built.model(with_weights(read_train_state(built, checkpoint.directory), weights)), config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from runner.checkpoint.seal import find_problem
 from runner.config.read_yaml import parse_yaml
 from runner.config.validation import Retention, validate_saved
 from runner.errors import RefusedError
-from runner.files import parse_json, read_file
+from runner.files import NOT_A_FILE, parse_json, read_file
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.text import display_path, shorten
@@ -27,8 +26,6 @@ from runner.types import Document, JsonObject
 Proof = Literal["ok", "sizes ok", "not good"]
 # The largest configuration of ours has 5 kB.
 MAX_CONFIG_BYTES = 1 << 20
-# What the system says where something is a link, a folder, a pipe or a device, and a plain file was expected.
-NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
 
 
 @dataclass(frozen=True)

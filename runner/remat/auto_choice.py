@@ -27,11 +27,13 @@ from runner.remat.auto_search import Menu, MenuRow, build_menu, choose_row, find
 from runner.remat.candidates import measure_memory, trace_candidate
 from runner.remat.remat_survey import suggest_changes
 from runner.rundir.provenance import hash_code
-from runner.text import format_size
+from runner.text import format_size, mask_unprintable, shorten
 from runner.train.built import Built, describe_hardware
 from runner.train.compile_cache import cache_folder
 from runner.values import Say
 
+# A choice is a few hundred bytes, and its words are a line.
+MAX_FILE_BYTES, MAX_WORDS = 1 << 20, 300
 # A choice depends on how these trace and compile.
 VERSIONED_PACKAGES = ("jax", "jaxlib", "flax")
 
@@ -62,16 +64,18 @@ def resolve_auto(config: Config, built: Built, own_file: Path, say: Say, show_li
     budget = find_budget(policy, built.mesh.devices.flat[0])
     circumstances = _describe_circumstances(config, built, budget)
     cache_file = _find_cache_file(config, circumstances)
-    for path, where in ((own_file, "as before"), (cache_file, "as chosen for these shapes before")):
-        if path is not None and (found := _read_choice(path, config, circumstances)):
-            say(f"remat=auto: {found.words}, {where}")
-            break
-    else:
-        if changed := _list_changed_circumstances(own_file, circumstances):
-            what = " and ".join(changed)
-            say(f"remat=auto: chosen anew, because of another {what}; rounding may differ from here on")
+    found, trouble = _read_choice(own_file, config, circumstances)
+    where = "as before"
+    if trouble is not None:
+        # Whether the next choice comes from the cache or from a search: it may be another one.
+        say(f"remat=auto: chosen anew, because {trouble}; rounding may differ from here on")
+    if found is None and cache_file is not None:
+        found, where = _read_choice(cache_file, config, circumstances)[0], "as chosen for these shapes before"
+    if found is None:
         chosen, words = _search_now(config, built, budget, say, show_life)
         found = RematChoice(option=chosen, words=words, circumstances=circumstances)
+    else:
+        say(f"remat=auto: {mask_unprintable(shorten(found.words, MAX_WORDS))}, {where}")
     document = json.dumps(asdict(found), indent=1) + "\n"
     files.replace_file(own_file, document)
     # The cache only saves time: where it cannot be written, the next run searches again.
@@ -160,25 +164,31 @@ def _find_cache_file(config: Config, circumstances: Mapping[str, str | int]) -> 
     return folder / "remat" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
 
 
-def _read_choice(path: Path, config: Config, circumstances: Mapping[str, str | int]) -> RematChoice | None:
-    """Return the choice in a file, where it is whole and for these circumstances."""
-    # A file that is torn, missing, or of a model without those scopes and tags counts as none.
-    with suppress(OSError, ValueError, TypeError, ConfigError):
-        found = _parse_choice(path)
+def _read_choice(
+    path: Path, config: Config, circumstances: Mapping[str, str | int]
+) -> tuple[RematChoice | None, str | None]:
+    """Return the choice in a file where it is for these circumstances, else why it cannot be used.
+
+    Both are None where there is no file.
+    """
+    try:
+        document = files.parse_json(files.read_file(path, limit=MAX_FILE_BYTES))
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError) as error:
+        return None, f"{path.name} cannot be read ({getattr(error, 'strerror', None) or 'it is no JSON'})"
+    try:
+        found: RematChoice = validate_options(RematChoice, document)
+    # Whatever it is, it was not written here, or not as a whole.
+    except (ConfigError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None, f"{path.name} is not what a run writes"
+    if changed := [key for key, value in circumstances.items() if found.circumstances.get(key) != value]:
+        return None, f"of another {' and '.join(changed)}"
+    try:
         replace(config, remat=found.option)
-        if found.circumstances == circumstances and not isinstance(found.option, AutoRemat | Offload):
-            return found
-    return None
-
-
-def _list_changed_circumstances(path: Path, circumstances: Mapping[str, str | int]) -> list[str]:
-    """Return in what circumstances a choice was made that cannot be used any more; none where there is no choice."""
-    with suppress(OSError, ValueError, TypeError, ConfigError):
-        found = _parse_choice(path)
-        return [key for key, value in circumstances.items() if found.circumstances.get(key) != value]
-    return []
-
-
-def _parse_choice(path: Path) -> RematChoice:
-    choice: RematChoice = validate_options(RematChoice, json.loads(path.read_bytes()))
-    return choice
+    # Of a model without those scopes and tags.
+    except (ConfigError, ValueError):
+        return None, f"{path.name} names a policy that this model does not have"
+    if found.circumstances != circumstances or isinstance(found.option, AutoRemat | Offload):
+        return None, f"{path.name} is not what a run writes"
+    return found, None

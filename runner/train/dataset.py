@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,10 +19,29 @@ from data.sources import Source, Sources, Table
 from runner import files
 from runner.errors import ConfigError, RefusedError
 from runner.rundir.layout import RunDir
-from runner.text import format_size
+from runner.rundir.side_files import is_count, is_text, keep_typed, list_of, object_of
+from runner.text import format_size, mask_unprintable, shorten
 
-# A message names so many changed files and counts the rest.
-MAX_NAMED_FILES = 3
+# A message names so many changed files, each by so many characters, and counts the rest.
+MAX_NAMED_FILES, MAX_NAME_CHARS = 3, 120
+
+
+def _is_field(value: Any) -> bool:
+    """Tell whether a value is the type and the shape of one example: `["uint8", 8, 8, 3]`."""
+    return isinstance(value, list) and bool(value) and is_text(value[0]) and all(map(is_count, value[1:]))
+
+
+# The values of data.json. Somebody else may have written it; what is none of these is as if it were not there.
+RECORD = {
+    "fingerprint": is_text,
+    "summary": is_text,
+    "files": object_of(is_text),
+    "example": object_of(_is_field),
+    "inputs": list_of(is_count),
+    "num_outputs": is_count,
+}
+# One example is smaller than that.
+MAX_EXAMPLE_BYTES = 1 << 30
 
 
 def read_sources(option: Data) -> Sources:
@@ -85,16 +106,25 @@ def refuse_other_data(run: RunDir, sources: Sources) -> None:
     """Raise RefusedError, naming the files that changed, where this is not what the run was trained on."""
     before, now = read_data_record(run), _describe_sources(sources)
     if before is not None and before["fingerprint"] != now["fingerprint"]:
-        raise RefusedError(explain_refusal(run, sources.summary, describe_changes(before["files"], now["files"])))
+        raise RefusedError(
+            explain_refusal(run, sources.summary, describe_changes(before.get("files", {}), now["files"]))
+        )
 
 
 def read_data_record(run: RunDir) -> dict[str, Any] | None:
-    """Read data.json; return None for a run that was killed before it had one, or where it is damaged."""
+    """Read data.json, values of the right types only.
+
+    Returns None for a run that was killed before it had one, or where it is damaged. Raises OSError where it is there
+    and cannot be read now, and RefusedError where it is no file at all.
+    """
     try:
-        document = json.loads(run.data.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
+        document = keep_typed(files.read_json_object(run.data) or {}, RECORD)
+    except OSError as error:
+        if error.errno not in files.NOT_A_FILE:
+            raise
+        raise RefusedError(f"{run.data}: {error.strerror}; remove it, or bring back what the run wrote") from None
+    # Each checkpoint has the fingerprint as well, so that nothing goes on with other data where this one is lost.
+    return document if "fingerprint" in document else None
 
 
 def explain_refusal(run: RunDir, summary: str, changes: str) -> str:
@@ -124,12 +154,21 @@ def _count_several(count: int) -> str:
 
 def _name_some(names: list[str]) -> str:
     rest = len(names) - MAX_NAMED_FILES
-    return ", ".join(names[:MAX_NAMED_FILES]) + (f" and {rest:,} more" if rest > 0 else "")
+    shown = (shorten(mask_unprintable(name), MAX_NAME_CHARS) for name in names[:MAX_NAMED_FILES])
+    return ", ".join(shown) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _read_entry_size(entry: str) -> int:
+    """Return the bytes that an entry of a file table begins with; -1 where it does not."""
+    digits = entry.partition(" ")[0]
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else -1
 
 
 def _describe_change(before: str, now: str) -> str:
     """Compare two entries of a file table: `4.1 kB → 4.2 kB`, in bytes where that shows nothing."""
-    old, new = int(before.split()[0]), int(now.split()[0])
+    old, new = _read_entry_size(before), _read_entry_size(now)
+    if min(old, new) < 0:
+        return "other content"
     if old == new:
         return f"still {format_size(new)}, other content"
     if format_size(old) == format_size(new):
@@ -143,11 +182,22 @@ def sources_as_recorded(run: RunDir) -> Sources | None:
     A model can be built from them on a machine that does not have the data.
     """
     document = read_data_record(run)
-    if document is None or "example" not in document:
+    if document is None or not document.keys() >= {"example", "inputs", "num_outputs"}:
         return None
-    zeros = Table({name: np.zeros((1, *shape), dtype) for name, (dtype, *shape) in document["example"].items()})
-    inputs, num_outputs = tuple(document["inputs"]), document["num_outputs"]
-    return Sources(zeros, zeros, inputs, num_outputs, document["fingerprint"], document["summary"])
+    fields: dict[str, np.ndarray] = {}
+    for name, (dtype, *shape) in document["example"].items():
+        # TypeError, ValueError: of a name that is no type, and of too many dimensions.
+        with suppress(TypeError, ValueError):
+            kind = np.dtype(dtype)
+            if kind.kind in "biufc" and math.prod(shape) * kind.itemsize <= MAX_EXAMPLE_BYTES:
+                fields[name] = np.zeros((1, *shape), kind)
+    # Less than all of them is no example.
+    if fields.keys() != document["example"].keys():
+        return None
+    zeros, inputs = Table(fields), tuple(document["inputs"])
+    return Sources(
+        zeros, zeros, inputs, document["num_outputs"], document["fingerprint"], document.get("summary", "unknown data")
+    )
 
 
 def _describe_sources(sources: Sources) -> dict[str, Any]:

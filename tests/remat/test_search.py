@@ -202,6 +202,8 @@ def test_what_was_chosen_is_read_and_never_trusted(
     monkeypatch.setattr("runner.remat.auto_choice.build_menu", lambda config, sources: once)
     config = replace(composed(*LOOP), compile_cache=str(tmp_path / "cache"))
     run, other = tmp_path / "run/remat.json", tmp_path / "other/remat.json"
+    for folder in (run.parent, other.parent):
+        folder.mkdir()
     first, said = asked(config, run)
     assert "chosen\n" in said
     assert asked(config, run) == (first, f"remat=auto: {first.words}, as before")
@@ -213,17 +215,28 @@ def test_what_was_chosen_is_read_and_never_trusted(
         '{"option": {"kind": "none"}}',
         run.read_text()[:80],
         run.read_text().replace("cpu", "gpu"),
+        "[" * 20_000,
+        '{"words": "\\u001b[2J", "option": {"kind": "none"}, "circumstances": {"budget": ' + "9" * 5000 + "}}",
     ):
+        # Where the cache still has a choice it may be another one: that is told as well.
+        run.write_text(broken)
+        said = asked(config, run)[1]
+        assert "chosen anew, because" in said, broken[:80]
+        assert said.endswith("as chosen for these shapes before")
         for path in (run, cache):
             path.write_text(broken)
-        assert "looking for" in asked(config, run)[1]
+        said = asked(config, run)[1]
+        assert "chosen anew, because" in said
+        assert "looking for" in said
     cache.unlink()
     kept = json.loads(run.read_text()) | {"option": {"kind": "full"}}  # what a run chose counts, whatever is best now
     run.write_text(json.dumps(kept))
     assert asked(config, run)[0].option == remat_policies.Full()
     kept["option"] = {"kind": "names", "save": ["no such tag"]}
     run.write_text(json.dumps(kept))
-    assert "looking for" in asked(replace(config, compile_cache="off"), run)[1]
+    said = asked(replace(config, compile_cache="off"), run)[1]
+    assert "chosen anew, because remat.json names a policy that this model does not have" in said
+    assert "looking for" in said
     smaller = replace(config, remat=remat_policies.AutoRemat(budget_bytes="900MB"))
     assert "because of another budget" in asked(smaller, run)[1]
 
