@@ -12,14 +12,15 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
 
 import xxhash
 
-from runner.files import parse_json, sync_path
+from runner.files import make_folder, open_file, parse_json, sync_path
 from runner.log.sinks import CutPoint, LogDigest, SinkContext
 from runner.text import format_count
 from runner.types import JsonObject
@@ -47,13 +48,13 @@ def open_metrics(context: SinkContext) -> JsonLinesFile:
         context.say(f"warning: {damage}; training goes on, for the state is proven")
         if num_lines := sum(parse_metric_line(line) is None for line in _iter_lines(path)):
             context.say(f"warning: {path.name}: {format_count(num_lines, 'line')} cannot be read and count for nothing")
-    return JsonLinesFile(path, context.say)
+    return JsonLinesFile(path, context.say, context.check_held)
 
 
 def open_json_lines(path: Path, context: SinkContext) -> JsonLinesFile:
     """Open a log, cut back to where training goes on from; what is cut off is kept beside it. Raises OSError."""
     cut_json_lines(path, context.cut_point, path.with_name(f"{path.stem}.cut-{context.attempt}.jsonl"))
-    return JsonLinesFile(path, context.say)
+    return JsonLinesFile(path, context.say, context.check_held)
 
 
 class LogHash:
@@ -76,13 +77,15 @@ class LogHash:
 class JsonLinesFile:
     """Append lines to a log: each is in the file when `write` returns, and on disk after `flush`.
 
-    What a full disk does not take is told once, kept in memory and tried again with the next line.
+    What a full disk does not take is told once, kept in memory and tried again with the next line. `check_held` is
+    called before each write: it raises LostRunError where the run is no longer this process's.
     """
 
-    def __init__(self, path: Path, say: Say):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, say: Say, check_held: Callable[[], None] = lambda: None):
+        make_folder(path.parent)
         # Unbuffered: a kill loses nothing that was written, and no line is torn by a buffer that is full.
-        self._out, self._name, self._say = path.open("a+b", buffering=0), path.name, say
+        self._out = os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
+        self._name, self._say, self._check_held = path.name, say, check_held
         self._waiting, self._trouble = b"", ""
         # What is there already, once: 100 MB in 10 ms.
         self._hash = hash_log(path)
@@ -121,6 +124,7 @@ class JsonLinesFile:
         """Return whether every line so far is in the file."""
         if not self._waiting:
             return True
+        self._check_held()
         size = os.fstat(self._out.fileno()).st_size
         # Where the file ends in the middle of a line, the next one must not become part of it.
         content = b"\n" * self._ends_torn(size) + self._waiting
@@ -150,11 +154,17 @@ class JsonLinesFile:
         return False
 
 
+def _open_log(path: Path, mode: Literal["rb", "r+b", "ab"] = "rb") -> BinaryIO:
+    """Open a log as `open` does, but never through a link, and nothing that is no plain file."""
+    flags = {"rb": os.O_RDONLY, "r+b": os.O_RDWR, "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND}[mode]
+    return os.fdopen(open_file(path, flags), mode)
+
+
 def hash_log(path: Path) -> LogHash:
     """Return what all of a log adds up to; nothing where there is none."""
     found = LogHash()
     if path.exists():
-        with path.open("rb") as file:
+        with _open_log(path) as file:
             while block := file.read(BLOCK_BYTES):
                 found.update(block)
     return found
@@ -166,7 +176,7 @@ def find_log_damage(path: Path, known: Sequence[tuple[int, LogDigest]]) -> str |
     It is read once, up to the last of them. `known` holds what it was at each step.
     """
     good, found = 0, LogHash()
-    with path.open("rb") if path.exists() else BytesIO() as file:
+    with _open_log(path) if path.exists() else BytesIO() as file:
         for step, digest in sorted(known, key=lambda one: one[1].bytes):
             while block := file.read(min(BLOCK_BYTES, digest.bytes - found.num_bytes)):
                 found.update(block)
@@ -183,7 +193,7 @@ def cut_to_length(path: Path, num_bytes: int, aside: Path) -> None:
     """Drop from a log what comes after so many bytes; append that to `aside`."""
     if not path.exists() or path.stat().st_size <= num_bytes:
         return
-    with path.open("r+b") as file, aside.open("ab") as out:
+    with _open_log(path, "r+b") as file, _open_log(aside, "ab") as out:
         file.seek(num_bytes)
         shutil.copyfileobj(file, out)
         out.flush()
@@ -211,9 +221,9 @@ def cut_json_lines(path: Path, cut_point: CutPoint, aside: Path) -> None:
             kept.append(line)
     if not dropped:
         return
-    with aside.open("ab") as out:
+    with _open_log(aside, "ab") as out:
         out.writelines(reversed(dropped))
-    with path.open("r+b", buffering=0) as file:
+    with _open_log(path, "r+b") as file:
         # Written over in place, then cut to its length: a kill between the two leaves a torn line, which the next cut
         # drops.
         os.pwrite(file.fileno(), b"".join(reversed(kept)), start)
@@ -272,13 +282,13 @@ def _parse_place(line: bytes) -> tuple[int | None, str, JsonObject]:
 def _iter_lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file; none where there is no file."""
     if path.exists():
-        with path.open("rb") as file:
+        with _open_log(path) as file:
             yield from file
 
 
 def _read_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file from its last to its first, each with the offset of its first byte."""
-    with path.open("rb") as file:
+    with _open_log(path) as file:
         position, tail = file.seek(0, os.SEEK_END), b""
         while position > 0:
             size = min(BLOCK_BYTES, position)

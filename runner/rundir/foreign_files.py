@@ -1,6 +1,6 @@
 """Refuse a run's directory in which something could lead a write out of it: links, pipes, second names of other files.
 
-Runs make one link, `checkpoints/best`, to a step beside it. wandb makes some in its own folder, to files below it.
+Runs make one link, `checkpoints/best`, to a step beside it. wandb makes some in its own folder, to files below it and, in those of its starts, to its cache.
 """
 
 from __future__ import annotations
@@ -59,4 +59,6 @@ def _is_own_link(run_dir: RunDir, path: Path) -> bool:
     if path == run_dir.checkpoints / "best" or path == run_dir.checkpoints / ".best":
         return is_step_name(os.readlink(path))
     wandb = run_dir.logs / "wandb"
-    return path.is_relative_to(wandb) and path.resolve().is_relative_to(wandb)
+    # In the folder of one start, `wandb/wandb/run-…/logs`, wandb links to its own cache; nobody writes there again.
+    in_old_start = path.is_relative_to(wandb / "wandb") and len(path.relative_to(wandb / "wandb").parts) > 2
+    return in_old_start or (path.is_relative_to(wandb) and path.resolve().is_relative_to(wandb))

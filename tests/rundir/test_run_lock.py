@@ -226,7 +226,7 @@ def test_a_run_with_what_leads_out_of_it_is_refused(run_dir: RunDir, name: str, 
 def test_the_links_that_a_run_and_wandb_make_are_its_own(run_dir: RunDir) -> None:
     (_folder(run_dir.checkpoints) / "best").symlink_to("40")
     wandb = _folder(run_dir.logs / "wandb/wandb")
-    (wandb / "run-1").mkdir()
+    (_folder(wandb / "run-1/logs") / "debug-core.log").symlink_to("/somewhere/cache/core-debug.log")
     (wandb / "latest-run").symlink_to("run-1")
     os.link(_touch(run_dir.checkpoints / "data"), run_dir.path.parent / "backup")
     with lock_run(run_dir):
