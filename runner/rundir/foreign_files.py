@@ -1,6 +1,7 @@
 """Refuse a run's directory in which something could lead a write out of it: links, pipes, second names of other files.
 
-Runs make one link, `checkpoints/best`, to a step beside it. wandb makes some in its own folder, to files below it and, in those of its starts, to its cache.
+Runs make one link, `checkpoints/best`, to a step beside it. wandb makes some in its own folder, to files below it and,
+in those of its starts, to its cache.
 """
 
 from __future__ import annotations

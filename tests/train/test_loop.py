@@ -67,6 +67,8 @@ class World:
         self.batches, self.landed, self.newest, self.flag = 0, 0, None, Flag()
         self.saved: dict[int, tuple[int, int, str]] = {}
         self.owing: list[int] = []
+        self.measured: dict[int, Mapping[str, float]] = {}
+        self.failing_saves = 0
 
     def __next__(self) -> Mapping[str, Any]:
         self.batches += 1
@@ -102,6 +104,10 @@ class World:
         assert log == self.digest()
         assert items["state"]["step"] == moment.step
         self.events.append(("save", moment.step))
+        self.measured[moment.step] = moment.metrics
+        if self.failing_saves:
+            self.failing_saves -= 1
+            return
         self.saved[moment.step] = (items["state"]["step"], items["data"]["next"], reason)
         self.owing += [moment.step] if items["owes"] else []
 
@@ -180,6 +186,16 @@ def test_a_step_that_is_saved_already_is_not_saved_again() -> None:
     world = World(save_every=100)
     world.train(last=False)
     assert world.saved == {}
+
+
+def test_a_step_whose_save_failed_is_saved_again_with_what_was_measured() -> None:
+    """Else it could never be the best."""
+    world = World(save_every=20)
+    world.failing_saves = 1
+    world.train()
+    assert [event for event in world.events if event[0] == "save"] == [("save", 20)] * 2
+    assert world.saved.keys() == {20}
+    assert world.measured[20] == {"eval/loss": 1 / 20}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
