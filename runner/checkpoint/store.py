@@ -27,7 +27,7 @@ from runner.checkpoint import arrays
 from runner.checkpoint.arrays import LeafHandle, LeafSpec, PendingRead
 from runner.checkpoint.record import PROGRESS, STATE, ArrayTable
 from runner.checkpoint.trouble import short_reason
-from runner.errors import ConfigError, RefusedError, StorageError
+from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
 from runner.types import JsonObject, Tree
 
 Leaf = jax.Array | jax.ShapeDtypeStruct  # an array of a tree, or its abstract twin
@@ -47,16 +47,19 @@ def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> Arra
 
     Raises StorageError; then nothing has that name.
     """
-    # Before anything is written: two arrays of one name are refused here.
-    listed = {name: str(describe_leaf(leaf)) for name, leaf in name_leaves(state).items()}
-    arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler()))
     options: Any = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False, "type_handler_registry": registry}
     items: Any = {STATE: ocp.PyTreeCheckpointHandler(**options), PROGRESS: ocp.JsonCheckpointHandler()}
     _silence_echoes()
     try:
+        # Before anything is written: two arrays of one name are refused here.
+        listed = {name: str(describe_leaf(leaf)) for name, leaf in name_leaves(state).items()}
+        arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items)) as checkpointer:
             checkpointer.save(directory.resolve(), args=arguments)
+    # It says by itself what is wrong.
+    except HoldfastError:
+        raise
     # Whatever it is that Orbax raises, the state is not on disk.
     except Exception as error:
         raise StorageError(short_reason(error)) from error

@@ -11,6 +11,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from runner.text import shorten
+
 PASSING_ERRNOS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS),  # the disk
@@ -40,7 +42,8 @@ def short_reason(error: BaseException) -> str:
         return error.strerror
     number = _read_errno(error)
     lines = str(error).strip().splitlines()
-    return os.strerror(number) if number is not None else lines[0] if lines else type(error).__name__
+    # A library may print all of its objects into one line.
+    return os.strerror(number) if number is not None else shorten(lines[0], 200) if lines else type(error).__name__
 
 
 def _iter_causes(error: BaseException) -> Iterator[BaseException]:
