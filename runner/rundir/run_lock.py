@@ -156,6 +156,10 @@ def _tell_supervisor(run_dir: RunDir, *, held: bool) -> None:
 def _read_holder(handle: int) -> str:
     try:
         holder = files.parse_json(os.pread(handle, 4096, 0))
-        return f"pid {int(holder['pid'])} on host {str(holder['host'])[:64]!r}"
+        pid, host = holder["pid"], holder["host"]
+        # The file may come from anywhere: a terminal must not obey it.
+        if isinstance(pid, int) and isinstance(host, str) and host.isprintable():
+            return f"pid {pid} on host {host[:64]}"
     except (ValueError, KeyError, TypeError):
-        return "another process"
+        pass
+    return "another process"
