@@ -20,6 +20,7 @@ import numpy as np
 from data.encodings import TOKENIZER, Encoding, EncodingChoice
 from data.fingerprint import draw_from_name, identify_file
 from data.orphans import end_with_parent
+from data.safe_path import leave_safe_path, safe_path_for_children
 from data.text_files import find_files
 from data.token_files import HEADER, SIDES, TokenFile, TokenHeader, choose_dtype
 
@@ -159,7 +160,9 @@ def _encode_documents(
     # encoding itself, for it cannot be pickled.
     context = multiprocessing.get_context("spawn")
     chunksize = max(1, min(64, len(files) // (4 * workers)))
-    with context.Pool(min(workers, len(files)), _start_worker, (choice,)) as pool:
+    with safe_path_for_children():
+        started = context.Pool(min(workers, len(files)), _start_worker, (choice,))
+    with started as pool:
         yield from pool.imap(_encode_in_worker, files, chunksize=chunksize)
 
 
@@ -168,6 +171,7 @@ def _start_worker(choice: EncodingChoice) -> None:
     # A terminal's Ctrl-C reaches every process of the group; the parent ends the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    leave_safe_path()
     _worker_encoding = choice.load()
 
 

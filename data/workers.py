@@ -15,6 +15,7 @@ import grain
 from absl import flags
 
 from data.orphans import end_with_parent
+from data.safe_path import leave_safe_path, safe_path_for_children
 
 # A terminal's Ctrl-C and a scheduler's signals reach every process of the group; what they mean is the run's business.
 HANDLED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
@@ -55,7 +56,7 @@ class SignalShieldedIterator:
         if self._has_started:
             return next(self._batches)
         # Grain starts its processes when the first batch is asked for.
-        with _block_signals():
+        with _block_signals(), safe_path_for_children():
             self._has_started = True
             return next(self._batches)
 
@@ -74,7 +75,8 @@ def _start_resource_tracker() -> None:
     quiet = "ignore:resource_tracker:UserWarning"
     sys.warnoptions.append(quiet)
     try:
-        resource_tracker.ensure_running()
+        with safe_path_for_children():
+            resource_tracker.ensure_running()
     finally:
         sys.warnoptions.remove(quiet)
 
@@ -95,6 +97,7 @@ def _block_signals() -> Iterator[None]:
 def _start_worker(number: int, workers: int) -> None:
     """Prepare a worker process; grain calls it first."""
     end_with_parent()
+    leave_safe_path()
     # Leave at once when the work is done: its queues are flushed by then, and to take the interpreter apart would take
     # a second.
     atexit.register(os._exit, 0)

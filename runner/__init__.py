@@ -25,7 +25,41 @@
 `step` is the number of completed updates, everywhere. docs/architecture.md says why it is so.
 """
 
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+
+
+def leave_working_directory() -> None:
+    """Take the working directory off the path on which Python looks for modules, unless this package lies in it.
+
+    `python -m` puts it first, and so does an empty part of PYTHONPATH: in the directory of somebody else's run, a file
+    called `json.py` would be imported in place of Python's. A user's own code is found there all the same, when a
+    target asks for it (runner/config/user_code.py).
+    """
+    try:
+        here = os.path.realpath(os.getcwd())
+    # It was deleted: nothing is found there.
+    except OSError:
+        return
+    if here != os.path.dirname(os.path.dirname(os.path.realpath(__file__))):
+        sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != here]
+
+
+def _is_own_program() -> bool:
+    """Return whether this process was started as `python -m runner…`, `holdfast` or run.py; else it only imports us."""
+    argv = getattr(sys, "argv", None) or [""]
+    if argv[0] == "-m":
+        # Python is about to look for the module; its name is among the words that Python itself was given.
+        return sys.orig_argv[-len(argv)].removeprefix("-m").split(".")[0] == __name__
+    run_program = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "run.py")
+    return os.path.basename(argv[0]) == "holdfast" or os.path.realpath(argv[0]) == run_program
+
+
+# Before anything else is imported: these two modules Python has at hand by itself.
+if _is_own_program():
+    leave_working_directory()
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from runner.inspect.load_model import load_model

@@ -1,7 +1,7 @@
 """A user's own model, data and objective: found before jax starts, imported when they are built, or refused in a line.
 
-A target is named in the configuration as `module:attribute`. Its module is looked for where the command is typed, and
-then where Python looks. A target that a run's directory names, and not the command, is imported only with `--trust`:
+A target is named in the configuration as `module:attribute`. Its module is looked for where Python looks, and then where
+the command is typed: no file there takes the place of a library. A target that a run's directory names, and not the command, is imported only with `--trust`:
 looking at somebody else's run must not run his code.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -78,6 +79,10 @@ def check_targets_exist(document: Document) -> None:
             raise ConfigError(
                 f"{key}: {name}: there is no module {top} in {Path.cwd()}, nor is one installed"
                 f"{near or '; run the command where the file is, or set PYTHONPATH'}"
+            )
+        if hidden := _find_hidden_module(top):
+            raise ConfigError(
+                f"{key}: {name}: {top} is a module of {hidden}; give {top} in this directory another name"
             )
 
 
@@ -221,11 +226,22 @@ def _explain_import_error(module: str, error: ImportError | SyntaxError) -> str:
 
 
 def _add_current_folder_to_path() -> None:
-    """Let Python find modules where the command is typed: `python -m` does so, a script looks only beside itself."""
+    """Let Python find modules where the command is typed, after all others."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)
         keep_own_packages_first()
+
+
+def _find_hidden_module(top: str) -> str | None:
+    """Return where a module comes from in whose place there is a file in the working directory; None where none is."""
+    here = next((file for file in (Path(f"{top}.py"), Path(top, "__init__.py")) if file.is_file()), None)
+    spec = find_spec(top)
+    if here is None or spec is None or (spec.origin and os.path.exists(spec.origin) and here.samefile(spec.origin)):
+        return None
+    if top in OWN_PACKAGES:
+        return "Holdfast's own"
+    return "Python's own" if top in sys.stdlib_module_names else str(spec.origin)
 
 
 def _suggest_target(name: str) -> str:

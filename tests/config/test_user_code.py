@@ -358,9 +358,11 @@ VERB_WORDS: dict[str, tuple[str, ...]] = {
     "drill": ("--", "dir=RUN"),
     "model": ("dir=RUN",),
     "remat": ("dir=RUN",),
+    "restore": ("RUN@7",),
     "tokenize": ("RUN", "--to", "tokens"),
 }
-AT_THE_DOOR = ("supervise", "drill", "eval", "model", "remat")  # these train, evaluate or build, and are refused
+# These train, evaluate or build, and are refused; of `restore` there is nothing to take back.
+AT_THE_DOOR = ("supervise", "drill", "eval", "model", "remat", "restore")
 
 
 @pytest.fixture
