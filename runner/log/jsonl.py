@@ -289,17 +289,21 @@ def _iter_lines(path: Path) -> Iterator[bytes]:
 def _read_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file from its last to its first, each with the offset of its first byte."""
     with _open_log(path) as file:
-        position, tail = file.seek(0, os.SEEK_END), b""
+        # The blocks of a line whose beginning is not found yet, the last one first: they are put together once, for a
+        # power loss may leave a line of zeros that is as long as the file.
+        position, tail = file.seek(0, os.SEEK_END), list[bytes]()
         while position > 0:
             size = min(BLOCK_BYTES, position)
             position -= size
             file.seek(position)
-            first, *whole = (file.read(size) + tail).splitlines(keepends=True)
+            tail.append(file.read(size))
+            if len(tail) > 1 and not (b"\n" in tail[-1] or b"\r" in tail[-1]):
+                continue
+            first, *whole = b"".join(reversed(tail)).splitlines(keepends=True)
             offset = position + len(first) + sum(map(len, whole))
             for line in reversed(whole):
                 offset -= len(line)
                 yield offset, line
-            # The first line of a block may begin in the block before.
-            tail = first
+            tail = [first]
         if tail:
-            yield 0, tail
+            yield 0, b"".join(reversed(tail))
