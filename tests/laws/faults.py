@@ -1,6 +1,7 @@
-"""A run is killed at its n-th change to the disk: a shim in C counts the changes, forks make hundreds of runs cheap.
+"""A process is killed, or gets an error, at its n-th call that concerns the disk; forks make hundreds of runs cheap.
 
-    python -m tests.laws.faults       serves forks: one JSON request a line on stdin, one exit status a line on stdout
+    python -m tests.laws.faults          the law of machine trouble in full (machine_trouble.py)
+    python -m tests.laws.faults serve    serves forks: one JSON request a line on stdin, one exit status on stdout
 
 Each attempt is the real `run.py` in a process of its own, forked from one that has imported the heavy modules and has
 started nothing: no backend of JAX, no thread, no open file. That takes half of the time of a new interpreter.
@@ -40,16 +41,17 @@ def missing() -> str | None:
     return None if shutil.which("cc") else "no C compiler (cc)"
 
 
-def compiled(folder: Path) -> Path:
-    """The shim, as a library to preload."""
-    library = folder / "faults.so"
-    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl", "-lpthread"], check=True)
+def compiled(folder: Path, source: str = "faults.c") -> Path:
+    """A shim, as a library to preload."""
+    library = (folder / source).with_suffix(".so")
+    path = SOURCE.with_name(source)
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, path, "-ldl", "-lpthread"], check=True)
     return library
 
 
 @dataclass(frozen=True)
 class Event:
-    """One change to the file system, as the shim noted it just before it would have happened."""
+    """One call that concerns the file system, as the shim noted it just before it would have happened."""
 
     number: int
     kind: str
@@ -77,20 +79,38 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """An error that a call gets which opens, reads, lists or looks, in the place of an answer.
+
+    Attributes:
+        error: its number.
+        lasts: every call after the one that meets it first gets it as well.
+    """
+
+    error: int
+    lasts: bool = False
+
+    def environment(self) -> dict[str, str]:
+        """What the shim reads, besides what a window says."""
+        return {"FAULT_READS": "1", "FAULT_ERRNO": str(self.error), **({"FAULT_LASTS": "1"} if self.lasts else {})}
+
+
+@dataclass(frozen=True)
 class Forks:
     """`python run.py`, with the shim if there is one, in processes forked from one that has imported what it imports."""
 
     server: subprocess.Popen[str]
 
     def run(
-        self, cwd: Path, *overrides: str, kill_at: int | None = None, **environment: str
+        self, cwd: Path, *overrides: str, kill_at: int | None = None, planted: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """To its end, or until it kills itself when a step is complete."""
+        """To its end, or until it kills itself when a step is complete; `planted` is code that is run before."""
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        said = cwd / "said.txt"
-        request = {"cwd": str(cwd), "argv": overrides, "environment": environment, "said": str(said)}
-        request["kill_at"] = kill_at
+        # Not in the working directory: there lies what the process itself has made, and nothing else.
+        said = cwd.with_name(f"{cwd.name}.said")
+        request: dict[str, object] = {"cwd": str(cwd), "argv": overrides, "environment": environment, "said": str(said)}
+        request |= {"kill_at": kill_at, "planted": planted}
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         code = int(self.server.stdout.readline())
@@ -100,7 +120,7 @@ class Forks:
 @contextmanager
 def forks(library: Path | None = None) -> Iterator[Forks]:
     """The process to fork from, ended with the block; `library` is the shim."""
-    command = [sys.executable, "-m", "tests.laws.faults"]
+    command = [sys.executable, "-m", "tests.laws.faults", "serve"]
     environment = {
         **os.environ,
         **({"LD_PRELOAD": str(library)} if library else {}),
@@ -116,10 +136,14 @@ def forks(library: Path | None = None) -> Iterator[Forks]:
 
 def serve() -> None:
     """Answer requests until stdin ends."""
+    import runner.launch.main
     import runner.session.experiment
     import runner.train.build
     import runner.train.loop  # noqa: F401
+    from tests.conftest import composed
 
+    # What Hydra and pydantic import and keep for the whole process: a quarter of the time of each fork.
+    composed(*TINY)
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not safe to fork"
     while line := sys.stdin.readline():  # no read-ahead: a child must not inherit what comes next
         child = os.fork()
@@ -142,6 +166,7 @@ def _become(request: dict) -> None:
     sys.argv = ["run.py", *request["argv"]]
     if request["kill_at"] is not None:
         _die_at(request["kill_at"])
+    exec(request["planted"], {})
     runpy.run_path(str(REPO / "run.py"), run_name="__main__")
 
 
@@ -159,4 +184,9 @@ def _die_at(step: int) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        from tests.laws.machine_trouble import main
+
+        sys.exit(main(sys.argv[1:]))
