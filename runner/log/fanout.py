@@ -65,6 +65,8 @@ def open_or_warn(name: str, option: SinkOption, context: SinkContext) -> MetricS
 class NoMetrics:
     """Take metrics and keep none: those of a process that another one logs for."""
 
+    trouble = ""
+
     def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Do nothing with a line."""
 
@@ -104,6 +106,11 @@ class MetricFanout:
         """Return whether metrics.jsonl holds every line durably: only then may a checkpoint of this step be made."""
         return self._metrics.flush()
 
+    @property
+    def trouble(self) -> str:
+        """Return why the last line of metrics.jsonl is not durable; empty where it is."""
+        return self._metrics.trouble
+
     def digest(self) -> LogDigest | None:
         """Return what every line of metrics.jsonl adds up to."""
         return self._metrics.digest()
@@ -122,7 +129,10 @@ class MetricFanout:
             self._lacking.write()
         # Said last, so that every sink is closed first.
         if not complete:
-            raise StorageError("the last lines of metrics.jsonl could not be written; free space, run the same command")
+            raise StorageError(
+                f"the last lines of metrics.jsonl could not be written ({self._metrics.trouble}); mend that, then run "
+                "the same command"
+            )
 
     def _note_lack(self, sink: MetricSink) -> None:
         """Remember a sink that lacks lines, for the next time the command is typed."""

@@ -77,8 +77,8 @@ class LogHash:
 class JsonLinesFile:
     """Append lines to a log: each is in the file when `write` returns, and on disk after `flush`.
 
-    What a full disk does not take is told once, kept in memory and tried again with the next line. `check_held` is
-    called before each write: it raises LostRunError where the run is no longer this process's.
+    What a full disk does not take is told once, kept in memory and tried again with the next line; `trouble` says why.
+    `check_held` is called before each write: it raises LostRunError where the run is no longer this process's.
     """
 
     def __init__(self, path: Path, say: Say, check_held: Callable[[], None] = lambda: None):
@@ -86,7 +86,7 @@ class JsonLinesFile:
         # Unbuffered: a kill loses nothing that was written, and no line is torn by a buffer that is full.
         self._out = os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
         self._name, self._say, self._check_held = path.name, say, check_held
-        self._waiting, self._trouble = b"", ""
+        self._waiting, self.trouble = b"", ""
         # What is there already, once: 100 MB in 10 ms.
         self._hash = hash_log(path)
         # The name of a new file is durable only when its folder is, and that folder may be new as well.
@@ -139,7 +139,7 @@ class JsonLinesFile:
                 os.ftruncate(self._out.fileno(), size)
             return self._report_failure(error, "cannot be written ({}); its lines wait in memory")
         self._hash.update(content)
-        self._waiting, self._trouble = b"", ""
+        self._waiting, self.trouble = b"", ""
         return True
 
     def _ends_torn(self, size: int) -> bool:
@@ -148,9 +148,9 @@ class JsonLinesFile:
         return size > 0 and not is_known and os.pread(self._out.fileno(), 1, size - 1) != b"\n"
 
     def _report_failure(self, error: OSError, what: str) -> bool:
-        if not self._trouble:
+        if not self.trouble:
             self._say(f"warning: {self._name} {what.format(error.strerror)}")
-        self._trouble = error.strerror or str(error)
+        self.trouble = error.strerror or str(error)
         return False
 
 

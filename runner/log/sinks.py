@@ -126,6 +126,10 @@ class MetricSink(Protocol):
 class MetricWriter(Protocol):
     """Take metrics from training: metrics.jsonl, alone or with the sinks beside it."""
 
+    @property
+    def trouble(self) -> str:
+        """Return why the last line is not durable, as the operating system said it; empty where it is."""
+
     def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Take one line: what a split measured at a step."""
 
