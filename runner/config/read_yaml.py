@@ -49,18 +49,8 @@ class PlainLoader(PARSER):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds, as plain values.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no YAML, or more than a configuration can be; in one line.
-    """
-    return parse_yaml(read_bounded_text(path))
-
-
 def parse_yaml(text: str) -> Any:
-    """Return what a text in YAML holds, as plain values. Raises ValueError, in one line, as `read_yaml` does."""
+    """Return what a text in YAML holds, as plain values. Raises ValueError, in one line, where it is none."""
     check_yaml(text)
     try:
         return yaml.load(text, Loader=PlainLoader)
@@ -80,6 +70,11 @@ def read_bounded_text(path: Path) -> str:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"is larger than {MAX_BYTES:,} bytes")
+    return decode_text(content)
+
+
+def decode_text(content: bytes) -> str:
+    """Return bytes as text. Raises ValueError, in one line, where they are no UTF-8."""
     try:
         # Some editors begin a file with a byte order mark.
         return content.decode("utf-8-sig")

@@ -8,6 +8,7 @@ starts and before anything is written.
 from __future__ import annotations
 
 import copy
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +28,11 @@ from runner.checkpoint.record import Score
 from runner.checkpoint.strategy import SaveRule
 from runner.config.evaluations import Evaluation, MetricsEvaluation, check_evaluations, check_score_metric
 from runner.config.explain import explain_problems
-from runner.config.read_yaml import read_yaml
+from runner.config.read_yaml import MAX_BYTES, decode_text, parse_yaml
 from runner.config.remat_policies import RematPolicy, check_model_supports
 from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
-from runner.errors import ConfigError, RefusedError
+from runner.errors import ConfigError, RefusedError, StorageError
+from runner.files import NOT_A_FILE, read_file
 from runner.log.options import LogOptions
 from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
@@ -253,20 +255,25 @@ def _can_be_written(text: str) -> bool:
 def read_document(path: Path) -> dict[str, Any]:
     """Return the document of a run's config.yaml, with the defaults of keys that are newer than it.
 
-    Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration.
+    Only data is read: no code is run, and an interpolation is text. Raises RefusedError where it is no configuration,
+    StorageError where it cannot be read now.
     """
     try:
         # Not through omegaconf, which would resolve `${oc.env:…}`.
-        plain = read_yaml(path)
+        plain = parse_yaml(decode_text(read_file(path, MAX_BYTES)))
         if not isinstance(plain, dict):
             raise ConfigError("it is no mapping")
         document: dict[str, Any] = validate_options(Config, plain).document
-    except (OSError, ValueError, ConfigError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-        raise RefusedError(
-            f"{display_path(path)}: not a configuration of this version ({problem}); restore it"
-        ) from None
-    return document
+    except (ValueError, ConfigError) as error:
+        problem = str(error)
+    except OSError as error:
+        # What the machine fails to read is nothing that the document says.
+        if error.errno not in (errno.ENOENT, *NOT_A_FILE):
+            raise StorageError(f"{display_path(path)}: {error.strerror}; run the same command again") from None
+        problem = str(error.strerror)
+    else:
+        return document
+    raise RefusedError(f"{display_path(path)}: not a configuration of this version ({problem}); restore it")
 
 
 def dump_yaml(document: Document) -> str:

@@ -1,8 +1,8 @@
 """A user's own model, data and objective: found before jax starts, imported when they are built, or refused in a line.
 
-A target is named in the configuration as `module:attribute`. Its module is looked for where Python looks, and then where
-the command is typed: no file there takes the place of a library. A target that a run's directory names, and not the command, is imported only with `--trust`:
-looking at somebody else's run must not run his code.
+A target is named in the configuration as `module:attribute`. Its module is looked for where Python looks, and only then
+where the command is typed: no file there takes the place of a library. A target that a run's directory names, and not
+the command, is imported only with `--trust`: looking at somebody else's run must not run his code.
 """
 
 from __future__ import annotations

@@ -104,7 +104,6 @@ def drive_hydra(words: Sequence[str], conf: Path, search_path: type[SearchPathPl
     check_length(words)
     ComposingHydra.keep_run = staticmethod(keep_run)
     Plugins.instance().register(search_path)
-    SourcesRegistry.instance().types["file"] = BoundedFileSource
     parser = get_args_parser()
     parser.error = _refuse_flags  # type: ignore[method-assign]
     # Hydra 1.3 warns where version_base is missing, 1.4 where it is there; nothing a user could do about either.
@@ -145,12 +144,14 @@ def _refuse_flags(message: str) -> NoReturn:
 
 @contextmanager
 def _composing_only() -> Iterator[None]:
-    """Have Hydra make a ComposingHydra, and raise its errors to us instead of printing them."""
+    """Have Hydra be a ComposingHydra with a BoundedFileSource, which raises its errors instead of printing them."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    hydra_inside.Hydra = ComposingHydra  # type: ignore[misc]
+    sources = SourcesRegistry.instance().types
+    hydra_inside.Hydra, sources["file"] = ComposingHydra, BoundedFileSource  # type: ignore[misc]
     try:
         yield
     finally:
-        hydra_inside.Hydra = Hydra  # type: ignore[misc]
+        # What is pickled for a worker has Hydra's own again: another class of that name is an error there.
+        hydra_inside.Hydra, sources["file"] = Hydra, FileConfigSource  # type: ignore[misc]
         # Processes that we start are told nothing of it.
         os.environ.pop("HYDRA_FULL_ERROR", None)
