@@ -356,7 +356,7 @@ def test_references_name_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     assert locate_checkpoint(f"{run}@best") == (run / "checkpoints/3").resolve()
 
 
-@pytest.mark.parametrize("number", READABLE_FORMATS[:1])
+@pytest.mark.parametrize("number", READABLE_FORMATS)
 def test_a_checkpoint_of_each_format_is_proven_and_read(number: int) -> None:
     """Each fixture was written when the number of the format was raised to it."""
     run = REPO / f"tests/fixtures/format{number}"
