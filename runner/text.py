@@ -156,7 +156,8 @@ def display_path(path: Path) -> str:
 def format_override(key: str, value: object) -> str:
     """Return `key=value` as one word that Hydra reads back as this value. A value that is no text is written as it is.
 
-    See https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values
+    Only `???` alone cannot be said: it stands for a value that is missing, however it is quoted. See
+    https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values
     """
     text = str(value)
     if not isinstance(value, str) or (_PLAIN_WORD.fullmatch(text) and text.lower() not in _WORDS_WITH_MEANING):
