@@ -7,7 +7,6 @@ code 0 where every bit is equal; 1 where not, with the first difference and its 
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 import time
@@ -84,8 +83,8 @@ def _check_arguments(arguments: Namespace) -> tuple[str, ...]:
 def _remove_runs(folder: Path, made: Sequence[Path]) -> None:
     """Delete the runs; where there is no report, also the folder and the parents that were made to hold it."""
     for name in ("uninterrupted", "interrupted", "again"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / f"{name}.txt").unlink(missing_ok=True)
+        files.remove_tree(folder / name)
+        files.remove_file(folder / f"{name}.txt")
     if not (folder / REPORT).exists():
         for empty in (folder, *made):
             # Not empty, or not there: something of somebody else's lies in it.

@@ -6,6 +6,7 @@ seconds since the first process of a run was started (`origin`).
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from signal import SIGTERM
 from statistics import median
 
+from runner import files
 from runner.checkpoint.record import list_records
 from runner.drill.kill_plan import STARTING_PHASES, TRAINING_PHASES, Baseline, PlannedKill, phase_of
 from runner.errors import STOPPED
@@ -237,8 +239,9 @@ class HeartbeatReader:
 
 @contextmanager
 def _start_process(drill_run: DrillRun, planned: PlannedKill | None) -> Iterator[subprocess.Popen[bytes]]:
-    drill_run.root.mkdir(parents=True, exist_ok=True)
-    with drill_run.output.open("wb") as out:
+    files.make_folder(drill_run.root)
+    output = files.open_file(drill_run.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with os.fdopen(output, "wb") as out:
         process = subprocess.Popen(
             drill_run.command(planned),
             stdin=subprocess.DEVNULL,
