@@ -55,21 +55,23 @@ class Owner:
 
 
 class Lease:
-    """The lease of this process on a run. `keep` renews it while a context lasts, and gives it back."""
+    """The lease of this process on a run. `keep` renews it while a context lasts, and gives it back.
+
+    Attributes:
+        taken_by: who has taken the run over, once that was seen; else None.
+    """
 
     def __init__(self, path: Path, owner: Owner):
         self._path, self._owner = path, owner
+        self.taken_by: str | None = None
 
-    def find_other_holder(self) -> str | None:
-        """Return who else has the lease now; None where it is this process's, or cannot be read at this moment."""
-        try:
+    def look(self) -> None:
+        """See whether somebody else has the lease now; what cannot be read at this moment says nothing."""
+        with suppress(OSError):
             owner = _read_owner(self._path)
-        except OSError:
-            return None
-        if owner is None:
             # Removed or damaged: nobody else has put his name there.
-            return None
-        return None if owner.token == self._owner.token else str(owner)
+            if owner is not None and owner.token != self._owner.token:
+                self.taken_by = str(owner)
 
     @contextmanager
     def keep(self) -> Iterator[None]:
@@ -84,14 +86,16 @@ class Lease:
             # Where storage does not answer, the thread ends with the process.
             thread.join(POLL_SECONDS)
             with suppress(OSError):
-                if not self.find_other_holder():
+                self.look()
+                if self.taken_by is None:
                     files.remove_file(self._path)
 
     def _renew(self, done: threading.Event) -> None:
         while not done.wait(RENEW_SECONDS):
             # What cannot be renewed now is tried again; what another has taken is not touched any more.
             with suppress(OSError):
-                if not self.find_other_holder():
+                self.look()
+                if self.taken_by is None:
                     os.utime(self._path, follow_symlinks=False)
 
 

@@ -90,7 +90,7 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                     context.console.close()
                     # The page is for people; the disk may be what went wrong, or the run may be somebody else's by now.
                     with suppress(OSError, LostRunError):
-                        lock.check()
+                        lock.prove()
                         if run_dir.status.exists():
                             files.replace_file(run_dir.readme, render_readme(run_dir))
     return outcome
@@ -155,7 +155,7 @@ def _begin_attempt(
     move = failure.move(config.train.max_crashes) if failure else "try"
     if failure and move == "give up":
         give_up(run_dir, failure)
-    attempt = AttemptLog(run_dir, config.score, config.train.steps, hash_identity(config.document), began, lock.check)
+    attempt = AttemptLog(run_dir, config.score, config.train.steps, hash_identity(config.document), began, lock.prove)
     files.make_folder(run_dir.logs)
     console = choose_console(run_dir.log, wanted=config.log.console)
     for damage in attempt.begin(overrides, [str(change) for change in standing.drifts], own_files):

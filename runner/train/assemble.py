@@ -162,5 +162,5 @@ def _open_checkpointer(context: RunContext, timing: JsonLinesFile, budget: SaveB
 
     failures = Failures(*count_interruptions(run_dir))
     on_phase = context.attempt.heartbeat.set_writer_phase
-    listeners = SaveListeners(context.console.say, on_saved, on_phase, context.lock.check)
+    listeners = SaveListeners(context.console.say, on_saved, on_phase, context.lock.prove)
     return Checkpointer(run_dir.checkpoints, policy, store, listeners, failures)

@@ -66,7 +66,7 @@ def test_the_holder_notices_what_was_done_to_its_run(run_dir: RunDir, harm: Call
         lock.check()
         harm(run_dir)
         with pytest.raises(LostRunError, match="taken from this process") as lost:
-            lock.check()
+            lock.prove()
     assert lost.value.exit_code == 3
 
 
@@ -144,6 +144,8 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_its_owner_is_told(
             with lock_run(run_dir) as taken:
                 taken.check()
                 assert "waiting up to" in capsys.readouterr().out
+                with pytest.raises(LostRunError, match="has taken it over"):
+                    lock.prove()
                 with pytest.raises(LostRunError, match="has taken it over"):
                     lock.check()
                 # The owner of before gives back what is its own, and this is not.
