@@ -171,6 +171,7 @@ def prepare_screen() -> None:
 
 def decouple_screen() -> None:
     """See to it that from here on nothing on stdout or stderr raises or waits for long. Once more does nothing."""
+    prepare_screen()
     for handle, name in NAMES.items():
         old = getattr(sys, name)
         # Not where something else stands in for it: that of a test, or the proxy of a progress bar.

@@ -102,10 +102,10 @@ def format_duration(seconds: float) -> str:
     # From here on the text would round to `60.0 s`.
     if seconds < 59.95:
         return f"{max(seconds, 0.0):.1f} s"
-    if math.isnan(seconds):
-        return "?"
     if seconds > LONGEST_SECONDS:
         return "forever"
+    if math.isnan(seconds):
+        return "?"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 

@@ -166,15 +166,17 @@ def account_for_attempts(lines: Sequence[JsonObject], dollars_per_hour: float | 
         before = spans[-1].end if spans else 0
         told_start = round((_parse_time(line["started"]) - offset) * 1000)
         told_length, length, jump = _measure_length(line)
-        # Never before the last one ended: two machines need not agree on the time, and each moment counts once.
-        start, is_early = max(told_start, before), told_start < before - SLACK_MILLISECONDS
         # A finished run rested until somebody continued it: the clock goes on from where it stopped. So it does where
         # the clock was set back since the attempt before: nobody knows how long that was.
+        is_early = told_start < before - SLACK_MILLISECONDS
         if spans and (spans[-1].ending == "finished" or is_early):
-            offset, start = offset + (told_start - before) / 1000, before
+            offset, told_start = offset + (told_start - before) / 1000, before
+        # Never before the last one ended: two machines need not agree on the time, and each moment counts once.
+        start = max(told_start, before)
+        end = max(told_start + length, start)
         offset += jump / 1000
         set_clocks += is_early or told_length < -SLACK_MILLISECONDS
-        spans.append(_make_span(line, (before, start, start + length), kept))
+        spans.append(_make_span(line, (before, start, end), kept))
     return TimeAccount(tuple(spans), len(lines) - len(believed), dollars_per_hour, set_clocks)
 
 

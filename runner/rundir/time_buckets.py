@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from runner.rundir.heartbeat import HeartbeatWriter
 from runner.rundir.process_age import seconds_since_start
-from runner.text import CLOCK_SLACK_SECONDS
+from runner.text import CLOCK_SLACK_SECONDS, format_duration
 
 
 class TimeBuckets:
@@ -63,6 +63,15 @@ class TimeBuckets:
         self._since, self._bucket = now, bucket
         self._heartbeat.set_phase(bucket)
         return outer
+
+
+def describe_clock_jump(seconds: float) -> str:
+    """Return a line for people about a clock that was set forward, or back (< 0), by so many seconds."""
+    where = "forward" if seconds > 0 else "back"
+    return (
+        f"warning: the clock of this machine was set {where} by {format_duration(abs(seconds))} in the meantime; no "
+        "length of time counts that"
+    )
 
 
 def _read_clock_offset() -> float:

@@ -96,6 +96,33 @@ def test_a_clock_that_jumps_back_loses_nothing_that_the_law_keeps() -> None:
     assert 8 in select_survivors({"hourly": KeepInTime(seconds=3600.0, n=1)}, records, SCORE)
 
 
+def test_a_clock_that_was_ahead_takes_no_place_for_good() -> None:
+    """Hours that were saved in 2036 count as hours, and what comes after them, in 2026 again, as newer ones."""
+    year = 10 * 365 * 86400.0
+    times = [*range(3), *(year / 3600 + hour for hour in range(3, 6)), *range(6, 9)]
+    records = [record(step, seconds=3600.0 * hour) for step, hour in enumerate(times, 1)]
+    assert kept(KeepInTime(seconds=3600.0, n=4), records) == [6, 7, 8, 9]
+    # And they age nothing: within an hour it is one, before as after.
+    records += [record(10, seconds=3600.0 * 8 + 60), record(11, seconds=3600.0 * 8 + 120)]
+    assert kept(KeepInTime(seconds=3600.0, n=4), records) == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, 1e300, -1e300])
+def test_a_time_that_is_none_is_a_time_of_its_own(odd: float) -> None:
+    records = [record(1, seconds=0.0), record(2, seconds=odd), record(3, seconds=7200.0), record(4, seconds=7201.0)]
+    assert kept(KeepInTime(seconds=3600.0, n=9), records) == [1, 2, 3]
+
+
+@given(st.lists(st.floats(-1e5, 1e5), min_size=1, max_size=12), st.integers(1, 5))
+def test_pruning_by_a_clock_that_jumps_on_the_way_or_at_once(times: list[float], n: int) -> None:
+    """What was kept is kept as long as it is among the newest n: to have pruned before changes nothing."""
+    rule, here = KeepInTime(seconds=3600.0, n=n), []
+    everything = [record(step, seconds=saved) for step, saved in enumerate(times, 1)]
+    for each in everything:
+        here = [old for old in [*here, each] if old.step in rule.select([*here, each])]
+    assert sorted(rule.select(here)) == sorted(rule.select(everything))
+
+
 def test_pinned_are_kept_and_nothing_else_is_asked_for() -> None:
     records = [record(1), record(2, pinned=True), record(3), record(4)]
     assert select_survivors({"p": KeepPinned()}, records, SCORE) == {2: "pinned, pinned", 4: "newest"}

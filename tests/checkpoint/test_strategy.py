@@ -129,6 +129,22 @@ def test_adaptive_is_clamped_and_says_by_what() -> None:
     assert Adaptive().interval(slow) == (500.0, "as long as a save takes")
 
 
+@pytest.mark.parametrize("seconds", [-86400.0, -315359941.0, -math.inf, math.nan])
+def test_adaptive_after_a_clock_that_was_set_back(seconds: float) -> None:
+    """Attempts that ended before they began say how often it failed, and nothing of how long it worked."""
+    rule, records = Adaptive(mtbf_seconds=3600.0), [record(10, stall=0.5, write=2.0)]
+    found = rule.interval(History(records, failures=Failures(3, seconds)))
+    assert found == rule.interval(History(records, failures=Failures(3, 0.0)))
+    assert found[0] == pytest.approx(math.sqrt(2 * 0.5 * 3600 / 4))
+
+
+@pytest.mark.parametrize("odd", [-1.0, math.nan, math.inf])
+def test_adaptive_believes_no_cost_that_is_none(odd: float) -> None:
+    rule, good = Adaptive(), [record(10, stall=0.5, write=2.0)]
+    for records in ([*good, record(20, stall=odd, write=2.0)], [*good, record(20, stall=0.5, write=odd)]):
+        assert rule.interval(History(records)) == rule.interval(History(good))
+
+
 def test_adaptive_begins_by_learning_what_a_save_costs() -> None:
     assert Adaptive().reason(StepInfo(1), History()) == "adaptive: the first save, to learn what one costs"
     failed = History(tried_step=1, seconds_since=10.0)

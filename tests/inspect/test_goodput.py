@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.__main__ import main
+from runner.inspect import goodput_table
 from runner.inspect.goodput_table import LEGEND, draw_bar, read_account
 from runner.inspect.time_account import BUCKETS, account_for_attempts
 from runner.rundir import heartbeat
@@ -361,3 +362,100 @@ def test_what_cannot_be(
     assert said in captured.err
     assert captured.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- clocks that are set ---
+
+DAY = 86400.0
+
+
+def test_a_clock_set_back_between_attempts() -> None:
+    """They are in the order of their numbers; nobody knows how long it was down, and that is said."""
+    first = line(1, 0, 60, (0, 50), seconds={"step": 60, "total": 60})
+    second = line(2, -DAY, 30 - DAY, (40, 70), seconds={"step": 30, "total": 30})
+    last = line(3, 40 - DAY, 60 - DAY, (60, 90), seconds={"step": 20, "total": 20}, ending="finished")
+    found = account_for_attempts([last, second, first])
+    assert [span.number for span in found.spans] == [1, 2, 3]
+    assert [span.lost_steps for span in found.spans] == [10, 10, 0]
+    assert [(span.start, span.end) for span in found.spans] == [(0, 60_000), (60_000, 90_000), (100_000, 120_000)]
+    assert (found.buckets["down"], found.set_clocks) == (10_000, 1)
+
+
+def test_a_clock_set_back_within_an_attempt() -> None:
+    """Whether it wrote that down or not, it took as long as it took."""
+    for known in ({}, {"clock_jump_seconds": -DAY}):
+        first = line(1, 0, 60 - DAY, (0, 50), seconds={"step": 60, "total": 60}, **known)
+        found = account_for_attempts([first, line(2, 65 - DAY, 75 - DAY, (50, 60), seconds={"total": 10})])
+        assert [(span.start, span.end) for span in found.spans] == [(0, 60_000), (65_000, 75_000)]
+        assert (found.buckets["progress"], found.buckets["down"], found.set_clocks) == (60_000, 5_000, 1)
+
+
+def test_a_clock_set_forward_within_an_attempt() -> None:
+    """Where it wrote that down, the years are nobody's; else they are nobody's known use."""
+    years = 10 * 365 * DAY
+    told = line(1, 0, 60 + years, (0, 50), seconds={"step": 60, "total": 60}, clock_jump_seconds=years)
+    later = line(2, 65 + years, 75 + years, (50, 60), seconds={"total": 10})
+    found = account_for_attempts([told, later])
+    assert [(span.start, span.end) for span in found.spans] == [(0, 60_000), (65_000, 75_000)]
+    del told["clock_jump_seconds"]
+    assert account_for_attempts([told, later]).buckets["other"] == round(years * 1000) + 10_000
+
+
+def test_two_clocks_that_differ_a_little_are_no_matter() -> None:
+    found = account_for_attempts([line(1, 0, 60), line(2, 59, 80)])
+    assert (found.set_clocks, found.clock, found.buckets["down"]) == (0, 80_000, 0)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"seconds": {"step": 10**400, "total": 10**400}},
+        {"seconds": {"total": float("inf"), "step": float("-inf")}},
+        {"clock_jump_seconds": float("nan")},
+        {"clock_jump_seconds": 10**400},
+        {"clock_jump_seconds": "a day"},
+        {"attempt": 10**400, "to_step": 10**400, "from_step": -(10**400), "lost_steps": 10**400},
+        {"redone_steps": -5, "lost_steps": -5},
+    ],
+)
+def test_no_number_is_too_odd(odd: dict[str, Any]) -> None:
+    found = account_for_attempts([{**line(1, 0, 10, (0, 5)), **odd}])
+    assert (found.clock, sum(found.buckets.values())) == (10_000, 10_000)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "started": st.datetimes().map(lambda time: time.isoformat()),
+                "ended": st.datetimes().map(lambda time: time.isoformat()),
+                "attempt": st.integers() | st.none(),
+                "clock_jump_seconds": st.floats() | st.integers(),
+                "seconds": st.dictionaries(st.sampled_from(["step", "total"]), st.floats() | st.integers()),
+            }
+        ),
+        max_size=5,
+    )
+)
+def test_clocks_of_any_kind(lines: list[dict[str, Any]]) -> None:
+    found = account_for_attempts(lines)
+    assert sum(found.buckets.values()) == found.clock
+    assert min([0, *(spent for span in found.spans for spent in span.buckets.values()), *found.buckets.values()]) == 0
+    for line in (*goodput_table._format_attempts(found), *goodput_table._format_total([found])):
+        assert "-" not in line.replace(" - ", "").partition("UTC")[2]
+
+
+def test_a_clock_that_was_set_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Also where the picture is drawn of it, and of the centuries that attempts claim to have taken."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("{}\n")
+    century = 100 * 365 * DAY
+    lines = [
+        {**line(1, 0, -DAY, (0, 5)), "command": []},
+        *({**line(n, n * century, (n + 1) * century, (5, 9)), "command": []} for n in range(2, 70)),
+    ]
+    (run / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["goodput", str(run), "--to", str(tmp_path / "x.png")]) == 0
+    assert "a clock was set back 1 time: what lies between counts as no time" in capsys.readouterr().out
+    assert (tmp_path / "x.png").stat().st_size > 10_000
