@@ -120,10 +120,10 @@ def check_yaml(text: str) -> None:
 
 def _check_scalar(event: yaml.ScalarEvent) -> None:
     """Raise ValueError where a number has more digits than any option takes."""
-    if len(event.value) > MAX_NUMBER_LENGTH and re.fullmatch(r"[-+\w.:]+", event.value) and event.implicit[0]:
-        digits = sum(char.isdigit() for char in event.value)
-        if digits > MAX_NUMBER_LENGTH:
-            raise ValueError(f"{_place(event)}has a number of {digits:,} digits")
+    # Without quotes around it, as a number has none; hexadecimal ones too.
+    is_plain = len(event.value) > MAX_NUMBER_LENGTH and event.implicit[0]
+    if is_plain and re.fullmatch(r"[-+.]?[0-9][0-9a-fA-F_.:xo+-]*", event.value):
+        raise ValueError(f"{_place(event)}has a number of {len(event.value):,} digits")
 
 
 def _place(event: yaml.Event) -> str:
