@@ -12,6 +12,7 @@ from runner.checkpoint.record import locate_checkpoint
 from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
 from runner.rundir.layout import RunDir
+from runner.rundir.numerics import adopt_numerics
 from runner.train import dataset
 from runner.train.build import build, read_train_state
 from runner.train.built import describe_run
@@ -42,6 +43,7 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     Raises RefusedError where that is not good or the data has changed, ConfigError where data or model does not fit.
     """
     checkpoint = locate_checkpoint(f"{run.path}@{config.step or 'newest'}")
+    adopt_numerics(run, say)
     enable_compile_cache(config.compile_cache, say)
     # steps=0 asked for this evaluation; a schedule over no steps cannot be built.
     config = replace(config, train=replace(config.train, steps=1))

@@ -26,6 +26,7 @@ from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.crash_loop import find_repeated_failure, give_up
 from runner.rundir.layout import RunDir, iter_runs, set_run_aside
+from runner.rundir.numerics import settle_numerics
 from runner.rundir.provenance import hash_code
 from runner.rundir.readme import render_readme
 from runner.rundir.run_lock import RunLock, lock_run
@@ -70,6 +71,8 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                 attempt = context.attempt
                 try:
                     _introduce(context, standing)
+                    # Before jax starts: its thread pool is made once.
+                    attempt.record(threads=settle_numerics(run_dir, context.console.say).threads)
                     with Watchdog(stop_flag, attempt, run_dir, config.train.hang_seconds, context.console.say).watch():
                         with attempt.time_in("import"):
                             # Here and not above: a wrong command, or a run that is finished, waits for no jax.
