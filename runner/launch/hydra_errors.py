@@ -40,7 +40,7 @@ def in_plain_words(words: Sequence[str] = ()) -> Iterator[None]:
     except (HoldfastError, BrokenPipeError):
         raise
     except HydraException as error:
-        raise ConfigError(in_one_line(error)) from None
+        raise ConfigError(_find_wrong_choice(words) or in_one_line(error)) from None
     except OmegaConfBaseException as error:
         raise ConfigError(explain_interpolation(error)) from None
     except yaml.MarkedYAMLError as error:
