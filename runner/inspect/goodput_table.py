@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
+from runner.files import read_file
 from runner.inspect.lookup import find_runs, read_config_document
 from runner.inspect.time_account import BUCKETS, SHOWN_MILLISECONDS, TimeAccount, account_for_attempts
-from runner.rundir.attempt_lines import line_of_killed, read_attempts
+from runner.rundir.attempt_lines import line_of_killed, parse_attempt_lines
 from runner.rundir.heartbeat import read_heartbeat
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import is_in_use
@@ -91,14 +93,19 @@ def account_for_run(run_dir: RunDir, status: JsonObject, document: Document) -> 
     """Return the account of a run whose status.json and config.yaml were read already."""
     train = document.get("train")
     price = train.get("dollars_per_hour") if isinstance(train, dict) else None
-    lines = _collect_attempt_lines(run_dir, status)
+    written: list[JsonObject] = []
+    num_damaged = 0
+    # There are none yet, or they cannot be read now.
+    with suppress(OSError):
+        written, num_damaged = parse_attempt_lines(read_file(run_dir.attempts))
+    lines = _add_pending_lines(written, run_dir, status)
     known = isinstance(price, int | float) and 0 <= price < MOST_DOLLARS
-    return account_for_attempts(lines, float(cast(float, price)) if known else None)
+    account = account_for_attempts(lines, float(cast(float, price)) if known else None)
+    return replace(account, unreadable=account.unreadable + num_damaged)
 
 
-def _collect_attempt_lines(run_dir: RunDir, status: JsonObject) -> list[JsonObject]:
+def _add_pending_lines(written: list[JsonObject], run_dir: RunDir, status: JsonObject) -> list[JsonObject]:
     """Return the lines of attempts.jsonl, and those that it will have: of the killed and of the one that is at work."""
-    written = read_attempts(run_dir)
     pending = list(status.get("unburied", []))
     if status.get("state") == "running" and "started" in status.get("attempt", {}):
         pending.append(line_of_killed(status, read_heartbeat(run_dir.heartbeat)))
@@ -166,7 +173,7 @@ def _format_doubts(accounts: Sequence[TimeAccount]) -> list[str]:
     """Return a line for each reason why the account may be wrong."""
     lines = []
     if count := sum(account.unreadable for account in accounts):
-        lines.append(f"{format_count(count, 'line')} of attempts.jsonl left out: no time of start and end in it")
+        lines.append(f"{format_count(count, 'line')} of attempts.jsonl left out: no attempt with its times is in it")
     if count := sum(account.set_clocks for account in accounts):
         lines.append(f"a clock was set back {format_count(count, 'time')}: what lies between counts as no time")
     return lines

@@ -327,7 +327,7 @@ def test_a_folder_of_runs(
     shutil.copytree(killed[0], tmp_path / "new", symlinks=True)
     assert main(["goodput", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "1 line of attempts.jsonl left out" in out
+    assert "3 lines of attempts.jsonl left out" in out
     assert "1 of 2 runs have a price" in out
     assert main(["goodput", str(tmp_path), "--to", str(tmp_path / "x.png")]) == 2
     assert "a picture shows one run, and these are 2" in capsys.readouterr().err
