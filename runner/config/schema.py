@@ -41,6 +41,8 @@ from runner.preempt.preempt_options import NoticeSource, Preempt
 from runner.text import display_path, shorten
 from runner.types import Document
 
+# Linux takes names of 255 bytes and paths of 4,096; a run's own are below these.
+MAX_NAME, MAX_PATH = 255, 3500
 Count = Annotated[int, Ge(1)]
 # It becomes part of the names of metrics and of files.
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -118,6 +120,8 @@ class InitFrom:
     def __post_init__(self) -> None:
         if self.partial and self.run is None:
             raise ValueError("partial=true says how to take weights, but not whose; add init_from=RUN")
+        if self.run is not None:
+            _check_path("run", self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +165,7 @@ class Config:
 
     def __post_init__(self) -> None:
         # The order decides which line a person sees first: what fits together, and only then how it is trained.
+        _check_path("root", self.root)
         self._check_model()
         if self.train.steps == 0 and self.dir is None:
             raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
@@ -198,6 +203,16 @@ class Config:
     def document(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values, defaults included, as it is written to config.yaml."""
         return adapter_of(Config).dump_python(self, mode="json")
+
+
+def _check_path(key: str, path: str) -> None:
+    """Raise ValueError where a path is none that a file system takes."""
+    names = Path(path).parts
+    if not path or any(len(name.encode()) > MAX_NAME for name in names) or len(path.encode()) > MAX_PATH:
+        raise ValueError(
+            f"{key}: got {json.dumps(shorten(path, 60), ensure_ascii=False)}; expected a path, of names of {MAX_NAME} bytes at most and "
+            f"{MAX_PATH:,} in all"
+        )
 
 
 def validate_config(document: Any) -> Config:

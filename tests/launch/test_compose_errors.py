@@ -52,6 +52,12 @@ SAYS = [
     (["seed=" + "9" * 400], "seed: got a number of 1,329 bits; expected less than 64"),
     (["optim.lr=inf"], "optim.lr: got Infinity; expected a number that ends"),
     (["train.hang_seconds=1e999"], "train.hang_seconds: got Infinity; expected a number that ends"),
+    (["root=" + "x" * 300], f'root: got "{"x" * 59}…"; expected a path, of names of 255 bytes at most and 3,500 in all'),
+    (["root=" + "x/" * 2500], "root: got "),
+    (["root="], 'root: got ""; expected a path'),
+    (["init_from="], 'init_from.run: got ""; expected a path'),
+    (["init_from=" + "x" * 300], 'init_from.run: got "xxx'),
+    (["data=text", "data.path=" + "x" * 300], "File name too long"),
     # --- flags ---
     (["-cn"], "argument --config-name/-cn: expected one argument; --help shows what there is"),
     (["--preempt=x"], "--preempt: unknown flag; overrides read key=value; --help shows what there is"),
