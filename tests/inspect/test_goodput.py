@@ -321,7 +321,7 @@ def test_a_folder_of_runs(
     old.mkdir()
     (old / "config.yaml").write_text("train: [what]\n")
     (old / "attempts.jsonl").write_text(
-        json.dumps({"attempt": 1, "started": "2025-01-01T00:00:00+00:00", "ended": "2025-01-01T00:01:00+00:00"})
+        json.dumps({"attempt": 1, "started": iso(0), "ended": iso(60), "ending": "finished", "to_step": 9})
         + '\n{"attempt": 2, "sta\n{"attempt": 2}\n[3]\n'
     )
     shutil.copytree(killed[0], tmp_path / "new", symlinks=True)
