@@ -207,11 +207,10 @@ class Config:
 
 def _check_path(key: str, path: str) -> None:
     """Raise ValueError where a path is none that a file system takes."""
-    names = Path(path).parts
-    if not path or any(len(name.encode()) > MAX_NAME for name in names) or len(path.encode()) > MAX_PATH:
+    if not path or any(len(name.encode()) > MAX_NAME for name in Path(path).parts) or len(path.encode()) > MAX_PATH:
+        got = json.dumps(shorten(path, 60), ensure_ascii=False)
         raise ValueError(
-            f"{key}: got {json.dumps(shorten(path, 60), ensure_ascii=False)}; expected a path, of names of {MAX_NAME} bytes at most and "
-            f"{MAX_PATH:,} in all"
+            f"{key}: got {got}; expected a path, of names of {MAX_NAME} bytes at most and {MAX_PATH:,} in all"
         )
 
 

@@ -62,7 +62,21 @@ KEYS = (
 )  # fmt: skip
 PACKAGES = ("@", "@_global_", "@model", "@x.y", "@_group_", "@:x")
 SEPARATORS = ("=", "=", "=", "=", "=", "=", "==", ":", ": ", "", " = ", "=+")
-FLAG_VALUES = ("", "job", "all", "hydra", "nope", "config", "/", "conf", "x.yaml", "..", "searchpath", "defaults", "${x}")
+FLAG_VALUES = (
+    "",
+    "job",
+    "all",
+    "hydra",
+    "nope",
+    "config",
+    "/",
+    "conf",
+    "x.yaml",
+    "..",
+    "searchpath",
+    "defaults",
+    "${x}",
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,9 @@ class Grammar:
         """Read it from conf/ and from the schema."""
         conf = find_product_conf()
         folders = [folder for folder in sorted(conf.rglob("*")) if folder.is_dir()]
-        groups = {str(folder.relative_to(conf)): sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+        groups = {
+            str(folder.relative_to(conf)): sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders
+        }
         return cls(groups, sorted(set(_iter_keys(Config, ""))))
 
 
@@ -131,7 +147,10 @@ def find_fault(number: int, words: tuple[str, ...], cwd: Path) -> Fault | None:
     # Whatever it is, it would be a traceback.
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
-        place = next((frame for frame in reversed(frames) if "/runner/" in frame.filename or "/data/" in frame.filename), frames[-1])
+        place = next(
+            (frame for frame in reversed(frames) if "/runner/" in frame.filename or "/data/" in frame.filename),
+            frames[-1],
+        )
         why = f"{type(error).__name__}: {str(error)[:200]!r} in {place.filename}:{place.lineno}"
     if _snapshot(cwd) != before:
         why += f" wrote: {sorted(_snapshot(cwd).keys() ^ before.keys())}"
@@ -204,13 +223,21 @@ def _mutate(word: str, rng: random.Random) -> str:
     """Return a word with a letter more, less, or another."""
     place = rng.randrange(len(word) + 1)
     letter = rng.choice("=+~@/.:,'\"[]{}()$\\ \t0aé-!&*#%")
-    return rng.choice((word[:place] + letter + word[place:], word[:place] + word[place + 1 :], word[:place] + letter + word[place + 1 :]))
+    return rng.choice(
+        (
+            word[:place] + letter + word[place:],
+            word[:place] + word[place + 1 :],
+            word[:place] + letter + word[place + 1 :],
+        )
+    )
 
 
 def _make_runs(folder: Path) -> list[str]:
     """Write configurations of runs, one good and others that nobody should believe; return their directories."""
     good = dump_yaml(validate_config(_compose_quietly("model=mlp", "data=digits")).document)
-    bomb = "a: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20))
+    bomb = "a: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20)
+    )
     contents = {
         "good": good.encode(),
         "bomb": bomb.encode(),
@@ -272,9 +299,8 @@ def _iter_keys(annotation: Any, prefix: str) -> Iterator[str]:
                 key = f"{prefix}.{field.name}" if prefix else field.name
                 yield key
                 yield from _iter_keys(hints[field.name], key)
-    elif get_origin(annotation) is not None and isinstance(get_origin(annotation), type):
-        if issubclass(get_origin(annotation), Mapping):
-            yield from _iter_keys(get_args(annotation)[1], f"{prefix}.a")
+    elif isinstance(origin := get_origin(annotation), type) and issubclass(origin, Mapping):
+        yield from _iter_keys(get_args(annotation)[1], f"{prefix}.a")
 
 
 if __name__ == "__main__":
