@@ -7,6 +7,7 @@ transaction, and read side by side; Orbax itself spends a millisecond of Python 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -126,11 +127,9 @@ def read_leaf_specs(state: Path) -> dict[str, LeafSpec]:
         store = ts.KvStore.open({"driver": "ocdbt", "base": base}, context=_CONTEXT).result()
         keys = sorted(key for key in store.list().result() if key.endswith(b"/zarr.json"))
         # All are begun before the first is waited for. To open each as an array takes three times as long (measured).
-        pending = [(key, store.read(key)) for key in keys]
-        found = {key.decode().removesuffix("/zarr.json"): json.loads(future.result().value) for key, future in pending}
-    return {
-        name: LeafSpec(tuple(noted["shape"]), noted["data_type"], generators.get(name)) for name, noted in found.items()
-    }
+        pending = [(key.decode().removesuffix("/zarr.json"), store.read(key)) for key in keys]
+        noted = {name: _parse_zarr_metadata(future.result().value) for name, future in pending}
+    return {name: LeafSpec(*shape_and_type, generators.get(name)) for name, shape_and_type in noted.items()}
 
 
 def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -151,6 +150,14 @@ def compute_logical_digest(state: Path, progress: JsonObject) -> str:
         digest.update(f"\n{name} {spec}\n".encode())
         digest.update(read_leaves(state, [name])[name].tobytes())
     return digest.hexdigest()
+
+
+# A state has hundreds of arrays, and few kinds of them.
+@functools.lru_cache(maxsize=1024)
+def _parse_zarr_metadata(content: bytes) -> tuple[tuple[int, ...], str]:
+    """Return shape and type of an array by its zarr.json. Raises ValueError, KeyError or TypeError where it is none."""
+    noted = json.loads(content)
+    return tuple(noted["shape"]), noted["data_type"]
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> Arra
     _silence_echoes()
     try:
         # Before anything is written: two arrays of one name are refused here.
-        listed = {name: str(describe_leaf(leaf)) for name, leaf in name_leaves(state).items()}
+        listed = list_arrays(state)
         arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items)) as checkpointer:
             checkpointer.save(directory.resolve(), args=arguments)
@@ -201,6 +201,20 @@ def describe_leaf(leaf: Leaf) -> LeafSpec:
         words = jax.eval_shape(jax.random.key_data, leaf)
         return LeafSpec(tuple(words.shape), str(words.dtype), _generator_name(leaf.dtype))
     return LeafSpec(tuple(leaf.shape), str(leaf.dtype))
+
+
+def list_arrays(tree: Tree) -> ArrayTable:
+    """Return type and shape of every array of a tree, by its name on disk. Raises StorageError as `name_leaves`."""
+    leaves, structure = jax.tree.flatten(tree)
+    return dict(_list_arrays(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)))
+
+
+# A run saves the same structure each time.
+@functools.lru_cache(maxsize=4)
+def _list_arrays(structure: Any, kinds: tuple[tuple[tuple[int, ...], Any], ...]) -> ArrayTable:
+    leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
+    named = name_leaves(jax.tree.unflatten(structure, leaves))
+    return {name: str(describe_leaf(leaf)) for name, leaf in named.items()}
 
 
 def name_leaves(tree: Tree) -> dict[str, jax.Array]:

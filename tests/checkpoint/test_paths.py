@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
+from runner.__main__ import main as verbs
 from runner.checkpoint import arrays, store
 from runner.checkpoint.checkpointer import Checkpointer, SaveListeners, SavePolicy
 from runner.checkpoint.record import PROGRESS, STATE, Record, Score, read_sidecar
@@ -20,8 +21,9 @@ from runner.checkpoint.retention import KeepAll
 from runner.checkpoint.seal import find_problem, seal_checkpoint
 from runner.checkpoint.strategy import EverySteps, Failures
 from runner.errors import StorageError
+from runner.text import format_override
 from runner.values import StepInfo
-from tests.conftest import REPO
+from tests.conftest import REPO, SMALL, Door, write_corpus
 
 # Each means something to some language that a path is put into: URLs, shells, globs, YAML, Hydra, terminals.
 PARTS = (
@@ -228,3 +230,33 @@ def test_arrays_of_the_older_format_are_not_compared() -> None:
     (directory,) = (REPO / "tests/fixtures/format2/checkpoints").glob("20")
     assert read_sidecar(directory).arrays is None
     assert find_problem(directory) is None
+
+
+# --- whole runs ---
+
+
+def test_a_run_below_ugly_names_is_trained_verified_and_gone_on_with(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cwd = tmp_path / "-cwd %41 #[a]'\\ $HOME;\n\"é\u0301漢🎉"
+    cwd.mkdir()
+    write_corpus(cwd)
+    door = Door(cwd)
+    root = "out?*{x}=1,%2e \\"
+    command = (*SMALL, "train.steps=20", "ckpt.save.periodic.steps=10", format_override("root", root))
+    done = door.run(*command)
+    assert done.returncode == 0, done.stderr
+    (config,) = cwd.glob("*/*/*/config.yaml")
+    run = config.parent
+    assert run.parent.parent.name == root
+    assert sorted(path.name for path in tmp_path.iterdir()) == [cwd.name]
+    assert sorted(path.name for path in cwd.iterdir()) == ["corpus.txt", root]
+    monkeypatch.chdir(cwd)
+    # As the page of the run says it, for a run that lies somewhere below here.
+    assert verbs(["verify", str(run.relative_to(cwd)), "--all"]) == 0
+    assert verbs(["ls", str(run)]) == 0
+    capfd.readouterr()
+    done = door.run(format_override("dir", str(run)), "train.steps=30")
+    assert done.returncode == 0, done.stderr
+    assert "restored step 20 " in done.stdout
+    assert verbs(["verify", f"{run}@30"]) == 0
