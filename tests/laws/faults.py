@@ -9,6 +9,7 @@ started nothing: no backend of JAX, no thread, no open file. That takes half of 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -108,13 +109,15 @@ class Forks:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         # Not in the working directory: there lies what the process itself has made, and nothing else.
-        said = cwd.with_name(f"{cwd.name}.said")
+        said = cwd.with_name(f"{cwd.name}-{self.server.pid}.said")
         request: dict[str, object] = {"cwd": str(cwd), "argv": overrides, "environment": environment, "said": str(said)}
         request |= {"kill_at": kill_at, "planted": planted}
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         code = int(self.server.stdout.readline())
-        return subprocess.CompletedProcess(overrides, code, said.read_text(), "")
+        words = said.read_text()
+        said.unlink()
+        return subprocess.CompletedProcess(overrides, code, words, "")
 
 
 @contextmanager
@@ -136,14 +139,17 @@ def forks(library: Path | None = None) -> Iterator[Forks]:
 
 def serve() -> None:
     """Answer requests until stdin ends."""
+    import jaxlib.mlir.dialects.mhlo
+    import models.mlp
     import runner.launch.main
-    import runner.session.experiment
-    import runner.train.build
-    import runner.train.loop  # noqa: F401
+    import runner.session.attempt
+    import runner.session.experiment  # noqa: F401
     from tests.conftest import composed
 
     # What Hydra and pydantic import and keep for the whole process: a quarter of the time of each fork.
     composed(*TINY)
+    # What is never garbage is not touched by who looks for some, and so not copied for each child.
+    gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not safe to fork"
     while line := sys.stdin.readline():  # no read-ahead: a child must not inherit what comes next
         child = os.fork()
