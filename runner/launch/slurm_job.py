@@ -100,7 +100,7 @@ class SlurmOptions:
         for line in self.sbatch:
             asked = _name_option(line)
             if asked is None:
-                raise ValueError(f"sbatch: got {line!r}; expected one long option, such as '--constraint=h100'")
+                raise ValueError(f"sbatch: got {line!r}; expected a long option, one a line, such as '--constraint=h100'")
             # As sbatch reads it: the beginning of a name stands for the whole.
             if ours := next((option for option in OPTIONS_OF_OURS if option.startswith(asked)), None):
                 raise ValueError(f"sbatch: {ours} is set by the launcher; leave it out")

@@ -12,6 +12,7 @@ import html
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,10 @@ class WandbSink:
         if content is None:
             return value
         if str(value).endswith(".png"):
-            return wandb.Image(str(self._context.run_path / str(value)))
+            # Whatever is in the file, the curves are worth having without it.
+            with suppress(Exception):
+                return wandb.Image(str(self._context.run_path / str(value)))
+            return value
         return wandb.Html(f"<pre>{html.escape(content.decode(errors='replace'))}</pre>")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,13 @@ from runner.errors import ConfigError, RefusedError
 from runner.inspect.load_model import load_model
 from runner.launch.main import main
 from runner.rundir.layout import RunDir
-from runner.train.dataset import describe_changes, read_data_record, read_sources, record_or_compare
+from runner.train.dataset import (
+    describe_changes,
+    read_data_record,
+    read_sources,
+    record_or_compare,
+    sources_as_recorded,
+)
 from tests.conftest import Door
 from tests.places import MADE, SIZE, VARIED, an_arrays, command, examples, texts
 
@@ -278,6 +285,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_changed_data_is_refused_and_named(kind: str, tmp_path: Path) -> None:
     option, run = MADE[kind](tmp_path), RunDir(tmp_path / "run")
+    run.path.mkdir()
     record_or_compare(run, option.sources())
     (run.checkpoints / "10").mkdir(parents=True)
     record_or_compare(run, option.sources())
@@ -304,6 +312,7 @@ def test_differences_are_named_but_not_by_the_thousand() -> None:
 
 def test_a_run_that_has_trained_on_nothing_may_begin_with_other_data(tmp_path: Path) -> None:
     run, option = RunDir(tmp_path / "run"), MADE["text"](tmp_path)
+    run.path.mkdir()
     record_or_compare(run, option.sources())
     before = read_data_record(run)
     changed(tmp_path / "texts/00.txt")
@@ -313,6 +322,68 @@ def test_a_run_that_has_trained_on_nothing_may_begin_with_other_data(tmp_path: P
     assert after is not None
     assert before["fingerprint"] != after["fingerprint"]
     assert json.loads(run.data.read_text())["files"].keys() == {f"{n:02}.txt" for n in range(12)}
+
+
+def test_a_record_may_hold_anything(tmp_path: Path) -> None:
+    """data.json of somebody else, or after a power loss: what is not of its type is as if it were not there."""
+    run, option = RunDir(tmp_path / "run"), MADE["text"](tmp_path)
+    (run.checkpoints / "10").mkdir(parents=True)
+    record_or_compare(run, option.sources())
+    good = json.loads(run.data.read_text())
+    for content in (b"", b"[]", b"\xff", b"[" * 20_000, b'{"fingerprint": 7}', b"null", b'{"a": ' + b"9" * 5000 + b"}"):
+        run.data.write_bytes(content)
+        assert read_data_record(run) is None
+        assert sources_as_recorded(run) is None
+        # Whatever was there: what the data is now is written down, and each checkpoint says what it was trained on.
+        record_or_compare(run, option.sources())
+        assert json.loads(run.data.read_text()) == good
+    run.data.write_text(json.dumps({**good, "fingerprint": "another", "files": {"00.txt": "x y", "\x1b[2J": "1 x"}}))
+    with pytest.raises(RefusedError, match="changed: 00.txt .other content.; 11 new: ") as caught:
+        record_or_compare(run, option.sources())
+    assert "gone: ·[2J" in str(caught.value)
+    assert str(caught.value).isprintable()
+    run.data.write_text(json.dumps({**good, "fingerprint": "another", "files": 7}))
+    with pytest.raises(RefusedError, match="the data is not what this run was trained on"):
+        record_or_compare(run, option.sources())
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"example": {"x": ["float32", 1 << 40]}},
+        {"example": {"x": ["object", 3]}},
+        {"example": {"x": ["no such type", 3]}},
+        {"example": {"x": ["float32", *[1] * 100]}},
+        {"example": {"x": ["float32", -1]}},
+        {"example": {"x": []}},
+        {"example": 7},
+        {"inputs": ["a"]},
+        {"inputs": 3},
+        {"num_outputs": 10**400},
+        {"num_outputs": None},
+    ],
+    ids=str,
+)
+def test_an_example_that_is_none_is_not_made(odd: dict[str, Any], tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    good = {"fingerprint": "f", "example": {"x": ["float32", 3]}, "inputs": [3], "num_outputs": 2}
+    run.data.write_text(json.dumps(good))
+    assert sources_as_recorded(run) is not None
+    run.data.write_text(json.dumps({**good, **odd}))
+    assert sources_as_recorded(run) is None
+
+
+def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    (tmp_path / "elsewhere.json").write_text('{"fingerprint": "f"}')
+    run.data.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(RefusedError, match="is a link"):
+        read_data_record(run)
+    run.data.unlink()
+    os.mkfifo(run.data)
+    with pytest.raises(RefusedError, match="is no plain file"):
+        read_data_record(run)
 
 
 def test_a_hundred_thousand_files_are_a_few_lines() -> None:

@@ -373,3 +373,55 @@ def test_a_run_taken_back_has_the_new_curves_once(door: Door) -> None:
     assert curves.data_server(logs) == curves.as_float32(curves.metrics(logs)) == curves.concatenated(logs)
     assert curves.wandb_offline(logs) == curves.metrics(logs)
     assert (logs / "wandb/run_id").read_text() == run_id
+
+
+def test_a_mirror_shows_no_file_of_another_place(tmp_path: Path) -> None:
+    """metrics.jsonl may come from somebody else: a name in it leads to files of the run alone, and never through a link."""
+    run, told = tmp_path / "run", list[str]()
+    (run / "logs").mkdir(parents=True)
+    (run / "media").mkdir()
+    (tmp_path / "outside.txt").write_text("what lies outside")
+    (run / "media/mine.txt").write_text("a `sample`\n```\n# not a title")
+    (run / "media/linked.txt").symlink_to(tmp_path / "outside.txt")
+    (run / "media/short.png").write_bytes(b"\x89PNG")
+    os.mkfifo(run / "media/pipe.txt")
+    names = ["media/linked.txt", "../outside.txt", str(tmp_path / "outside.txt"), "media/../../outside.txt"]
+    names += ["media/pipe.txt", "media", "", "a\0b", "media/short.png", "media/mine.txt"]
+    context = SinkContext(run / "logs/metrics.jsonl", CutPoint(0), 1, {}, "", told.append)
+    assert [context.read_media(name) for name in names[:-2]] == [None] * (len(names) - 2)
+    lines = [{"step": number, "split": "text", "file": name} for number, name in enumerate(names, 1)]
+    context.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for option in (LogOptions(wandb=WandbOptions(project="test", mode="offline")), LogOptions(tensorboard=True)):
+        for name, each in option.chosen_sinks().items():
+            sink = open_or_warn(name, each, context)
+            assert sink is not None, told
+            sink.close()
+    wandb_sink.wandb.teardown()
+    written = [path.read_bytes() for path in (run / "logs").rglob("*") if path.is_file()]
+    assert not any(b"what lies outside" in content for content in written)
+    assert any(b"a `sample`" in content for content in written)
+
+
+def test_a_mirror_writes_through_no_link(tmp_path: Path) -> None:
+    """The folder of events may be a link, or a file in it: nothing outside is cut, begun or deleted."""
+    outside, logs, told = tmp_path / "outside", tmp_path / "run/logs", list[str]()
+    outside.mkdir()
+    logs.mkdir(parents=True)
+    (outside / "events.out.tfevents.1.host").write_bytes(b"mine")
+    (outside / "run_id").write_text("mine")
+    context = SinkContext(logs / "metrics.jsonl", CutPoint(0), 1, {}, "", told.append)
+    option = LogOptions(wandb=WandbOptions(project="test", mode="offline"), tensorboard=True)
+    for folder in ("tensorboard", "wandb"):
+        (logs / folder).symlink_to(outside)
+    for name, each in option.chosen_sinks().items():
+        assert open_or_warn(name, each, context) is None
+    assert len(told) == 2
+    assert all("is a link" in line for line in told), told
+    (logs / "tensorboard").unlink()
+    (logs / "tensorboard").mkdir()
+    (logs / "tensorboard/events.out.tfevents.1.host").symlink_to(outside / "events.out.tfevents.1.host")
+    assert open_or_warn("tensorboard", option.chosen_sinks()["tensorboard"], context) is None
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == {
+        "events.out.tfevents.1.host": b"mine",
+        "run_id": b"mine",
+    }
