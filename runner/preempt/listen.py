@@ -80,10 +80,10 @@ class Listener:
         while wants_file or ends is not None:
             # `os.path.exists` is False for every trouble of the file system; `Path.exists` raises for some.
             if wants_file and os.path.exists(self.run.stop):
-                self._act_on(Notice(STOP_FILE))
+                self._act_on(Notice(STOP_FILE), time.time())
                 wants_file = False
             if ends is not None and time.monotonic() >= ends:
-                self._act_on(Notice(f"walltime {preempt.walltime}"))
+                self._act_on(Notice(f"walltime {preempt.walltime}"), time.time())
                 ends = None
             pauses = [STOP_FILE_SECONDS] if wants_file else []
             if ends is not None:
@@ -101,8 +101,8 @@ class Listener:
     def _poll(self, name: str, poll: Poll) -> None:
         """Ask one question until the run is over, ever more seldom while there is no answer."""
         unanswered, pause = 0, 0.0
-        # Of each notice that is not due yet, when it will be on a clock that nobody can set.
-        due: dict[Notice, float] = {}
+        # Of each notice, how far a clock that nobody can set was behind the machine's when it was first heard.
+        offsets: dict[Notice, float] = {}
         while not self.over.wait(pause):
             try:
                 notice = poll.ask()
@@ -115,15 +115,23 @@ class Listener:
                     self._log_once(name, line)
                 continue
             unanswered, pause = 0, poll.poll_seconds
-            if notice and (early := _count_seconds_until_due(notice, due)) > 0:
+            if notice is None:
+                continue
+            # The later of two clocks: one that is set back while training must not have the machine go away first.
+            offset = offsets.setdefault(notice, time.time() - time.monotonic())
+            now = max(time.time(), time.monotonic() + offset)
+            if (early := notice.act_at - now) > 0:
                 # Not yet: look again when it is due, even if the next poll would be later.
                 pause = max(min(pause, early), SHORTEST_PAUSE)
-            elif notice:
-                self._act_on(notice)
+            else:
+                self._act_on(notice, now)
 
-    def _act_on(self, notice: Notice) -> None:
-        """Request a stop, or a save for a notice that is not final; what is heard again and again is told once."""
-        left = None if notice.ends_at is None else notice.ends_at - time.time()
+    def _act_on(self, notice: Notice, now: float) -> None:
+        """Request a stop, or a save for a notice that is not final; what is heard again and again is told once.
+
+        `now` in seconds since 1970, as the times of the notice are.
+        """
+        left = None if notice.ends_at is None else notice.ends_at - now
         if notice.is_final:
             # At every poll, for the deadline may have moved; the flag keeps the first reason and the nearest deadline.
             self.stop_flag.request_stop(notice.reason, left)
@@ -143,13 +151,3 @@ class Listener:
         with suppress(OSError):
             append_text(self.run.log, f"{utc_now()} {line}\n")
         return True
-
-
-def _count_seconds_until_due(notice: Notice, due: dict[Notice, float]) -> float:
-    """Return how long not to act on a notice yet: by the clock of the machine, or by what it said at the first sight.
-
-    The sooner of the two: a clock that is set back while training would have the machine go away first. `due` is added
-    to.
-    """
-    early, now = notice.act_at - time.time(), time.monotonic()
-    return min(early, due.setdefault(notice, now + early) - now)

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.preempt import aws, azure, gce, slurm
-from runner.preempt.listen import listen_to_sources
+from runner.preempt import aws, azure, deadline, gce, slurm
+from runner.preempt.listen import Listener, listen_to_sources
 from runner.preempt.metadata import MetadataClient, parse_time
-from runner.preempt.notice import NoAnswer, Notice
+from runner.preempt.notice import NoAnswer, Notice, Poll
 from runner.preempt.preempt_options import (
     AutoDetect,
     Aws,
@@ -37,6 +37,7 @@ from runner.preempt.preempt_options import (
 from runner.preempt.signals import ECHO_SECONDS
 from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.layout import RunDir
+from runner.rundir.process_age import measure_process_age
 from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, NOTICES, Clouds, clouds
 from tests.conftest import REPO
 
@@ -688,6 +689,55 @@ def test_walltime_counts_from_the_start_of_the_process(run: RunDir) -> None:
         wait_until(lambda: stop_flag.reason)
         assert time.time() - began >= 0.5
     assert (stop_flag.reason, stop_flag.deadline) == ("walltime 10", None)
+
+
+def test_a_clock_that_is_set_back_puts_no_notice_off(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm and Azure say when by the clock: by one of yesterday that would be tomorrow."""
+    stop_flag, real = StopFlag(), time.time
+    notice = Notice("the end of the job", real() + 30.0, real() + 0.3)
+    listener = Listener(stop_flag, run)
+
+    def ask() -> Notice:
+        # From the first answer on.
+        monkeypatch.setattr(time, "time", lambda: real() - 86400.0) if listener.polls else listener.polls.append(poll)
+        return notice
+
+    poll = Poll(ask, 0.01)
+    thread = threading.Thread(target=listener._poll, args=("slurm", poll))
+    thread.start()
+    wait_until(lambda: stop_flag.reason)
+    listener.over.set()
+    thread.join()
+    assert stop_flag.deadline is not None
+    assert stop_flag.deadline - time.monotonic() <= 30.0
+
+
+@pytest.mark.parametrize("passed", [-86400.0 * 3650, 86400.0 * 3650])
+def test_walltime_is_no_matter_of_the_clock(passed: float, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was set between the start of the process and now: a day of walltime is neither over nor endless."""
+    began, real, over = time.time(), time.time, threading.Event()
+    monkeypatch.setattr(time, "time", lambda: real() + passed)
+    pauses: list[float] = []
+    monkeypatch.setattr(over, "wait", lambda pause: pauses.append(pause) or True)
+    listener = Listener(StopFlag(), run, over)
+    listener.watch_file_and_clock(Preempt(walltime="1d", stop_file=False), began)
+    age = measure_process_age() if passed > 0 else 0.0
+    assert 86400.0 - pauses[0] == pytest.approx(age, abs=60.0)
+    assert listener.stop_flag.reason is None
+
+
+def test_time_is_up_also_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(deadline.os, "_exit", codes.append)
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    deadline._end_process(75, fail)
+    assert codes == [75]
+    assert "how the attempt ended could not be written down: OSError" in capsys.readouterr().err
 
 
 def test_nothing_listens_where_nothing_was_chosen(run: RunDir) -> None:
