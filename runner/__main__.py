@@ -19,6 +19,7 @@ from typing import Any, NoReturn, cast
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError, StorageError
 from runner.installation import keep_own_packages_first
+from runner.text import mask_lines, mask_unprintable
 from runner.values import Verb
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
@@ -111,14 +112,15 @@ def main(words: Sequence[str]) -> int:
         code = _run_named_verb(words[0], words[1:])
         sys.stdout.flush()
     except HoldfastError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A message quotes what lies on a disk.
+        print(mask_lines(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever was reading has seen enough. Python flushes stdout when it ends: that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
-        print(f"error: {error.filename or 'storage'}: {error.strerror or error}", file=sys.stderr)
+        print(mask_lines(f"error: {error.filename or 'storage'}: {error.strerror or error}"), file=sys.stderr)
         return StorageError.exit_code
     return code
 
@@ -153,7 +155,7 @@ def _run_named_verb(name: str, words: Sequence[str]) -> int:
     arguments = parser.parse_args(list(words))
     result = verb.run_verb(arguments, _say_nothing if arguments.json else _print_line)
     if arguments.json:
-        print(json.dumps(_as_strict_json(result.document), indent=1, ensure_ascii=False))
+        print(_escape_unprintable(json.dumps(_as_strict_json(result.document), indent=1, ensure_ascii=False)))
     return result.exit_code
 
 
@@ -164,7 +166,14 @@ def _say_nothing(line: str) -> None:
 def _print_line(line: str) -> None:
     """Print a line at once: the next one may take a while."""
     # Names and reasons come from a disk, and must not command the terminal: a control character is shown as a dot.
-    print("".join(char if char.isprintable() else "·" for char in line), flush=True)
+    print(mask_unprintable(line), flush=True)
+
+
+def _escape_unprintable(document: str) -> str:
+    """Return a JSON text that commands no terminal: JSON itself escapes the control characters of ASCII alone."""
+    if document.replace("\n", "").isprintable():
+        return document
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in document)
 
 
 def _as_strict_json(value: Any) -> Any:

@@ -203,6 +203,11 @@ def mask_unprintable(text: str) -> str:
     return "".join(char if char.isprintable() else "·" for char in text)
 
 
+def mask_lines(text: str) -> str:
+    """Return a text of several lines with a dot for each character that is not printable."""
+    return "\n".join(map(mask_unprintable, text.splitlines()))
+
+
 def escape_markdown(text: str) -> str:
     """Return a text as Markdown that shows it, in one line, also in a cell of a table: no link, no HTML, no code."""
     # Only what would be taken for markup within a line: a page is also read as it is.

@@ -13,6 +13,7 @@ from runner.errors import ConfigError, HoldfastError, StorageError
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.compose import compose
 from runner.screen import decouple_screen, flush_screen, prepare_screen, print_error
+from runner.text import mask_lines
 
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 
@@ -40,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
             return experiment.run(request.config, command.overrides, command.began).exit_code
         return _launch(request)
     except HoldfastError as error:
-        print_error(f"error: {error}")
+        # A message quotes what lies on a disk.
+        print_error(mask_lines(f"error: {error}"))
         return error.exit_code
     except KeyboardInterrupt:
         # Before there was anything to save; later the run listens for it.

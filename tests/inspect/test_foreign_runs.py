@@ -283,6 +283,21 @@ def test_a_heartbeat_of_any_bytes_is_one_or_none(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_bytes() == LAYOUT.pack(*good)
 
 
+def test_errors_and_data_command_no_terminal(run: Path, ask: Asked) -> None:
+    """JSON itself escapes the control characters of ASCII alone: not C1, not the ones that turn a line around."""
+    odd = "\x1b]0;owned\x07\x9b2J\u202e\u2066x"
+    (run / "config.yaml").write_text(json.dumps({"retention": {"x": {"kind": odd}}}))
+    code, out, err = ask("why", run)
+    assert (code, out) == (3, "")
+    assert err.removesuffix("\n").isprintable()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": odd}))
+    for words in (["ls", "--json", "outputs"], ["why", "--json", run], ["ls", "outputs"]):
+        _, out, err = ask(*words)
+        assert (out + err).replace("\n", "").isprintable(), words
+    assert json.loads(ask("ls", "--json", "outputs")[1])["runs"][0]["state"] == odd
+
+
 def test_what_is_no_path_is_one_plain_line(run: Path, ask: Asked) -> None:
     for words in (
         ["ls", "~nobody-is-called-so/x"],

@@ -136,13 +136,14 @@ def start_run(*words: str) -> Ending:
     """Do in this process what `python run.py` does, but for the arrays: the logs, the proofs and the records."""
     from runner.errors import HoldfastError
     from runner.session import experiment
+    from runner.text import mask_lines
 
     def start() -> int:
         try:
             request = _compose(words, _read_config(Path(words[0].partition("=")[2])))
             return experiment.run(request.config, request.command.overrides, time.time()).exit_code
         except HoldfastError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(mask_lines(f"error: {error}"), file=sys.stderr)
             return error.exit_code
 
     with _light_attempts():
@@ -308,6 +309,8 @@ def list_commands(run: str, steps: Sequence[int], *, is_rare: bool) -> list[list
         *(["show", run], ["show", "--json", first], ["why", run], ["why", "--json", run]),
         *(
             ["verify", "--all", run],
+            ["verify", "--json", run],
+            ["restore", f"{run}@3"],
             ["verify", run],
             ["digest", last],
             ["diff", first, last],
@@ -337,7 +340,7 @@ def find_fault(words: Sequence[str], ending: Ending) -> str | None:
         return f"{len(ending.err.splitlines())} lines of complaint: {ending.err[-1500:]}"
     if ending.code in (2, 3, 5) and len(ending.err) > 2000:
         return f"a complaint of {len(ending.err)} characters: {ending.err[:500]}"
-    if found := CONTROL.search(ending.err + ("" if "--json" in words else ending.out)):
+    if found := CONTROL.search(ending.err + ending.out):
         return f"a control character {found[0]!r} was printed: {ending.out[-300:]} {ending.err[-300:]}"
     if SECRET in ending.out + ending.err:
         return "what lies outside was shown"
