@@ -125,18 +125,20 @@ class JsonLinesFile:
         if not self._waiting:
             return True
         self._check_held()
-        size = os.fstat(self._out.fileno()).st_size
-        # Where the file ends in the middle of a line, the next one must not become part of it.
-        content = b"\n" * self._ends_torn(size) + self._waiting
+        size = None
         try:
+            size = os.fstat(self._out.fileno()).st_size
+            # Where the file ends in the middle of a line, the next one must not become part of it.
+            content = b"\n" * self._ends_torn(size) + self._waiting
             count = self._out.write(content) or 0
             # A disk that is almost full takes a part and raises nothing.
             if count < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             # No torn line may stay: all of it is written later.
-            with suppress(OSError):
-                os.ftruncate(self._out.fileno(), size)
+            if size is not None:
+                with suppress(OSError):
+                    os.ftruncate(self._out.fileno(), size)
             return self._report_failure(error, "cannot be written ({}); its lines wait in memory")
         self._hash.update(content)
         self._waiting, self.trouble = b"", ""

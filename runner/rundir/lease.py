@@ -127,7 +127,8 @@ def _refuse_live_owner(run_dir: RunDir, owner: Owner) -> None:
     # A lease from the future tells nothing: then it is watched for the whole time.
     left = EXPIRED_SECONDS - max(age, 0.0)
     if left > 0:
-        print(f"{run_dir}: was held by {owner} until a moment ago; waiting up to {left:.0f} s to be sure it is gone")
+        what = f"{run_dir}: was held by {owner} until a moment ago"
+        print(f"{what}; waiting up to {left:.0f} s to be sure it is gone", flush=True)
     began = time.monotonic()
     while time.monotonic() - began < left:
         time.sleep(POLL_SECONDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runner import files
 from runner.checkpoint.record import newest_durable_step
+from runner.checkpoint.trouble import PASSING_ERRNOS
 from runner.config import user_code
 from runner.config.identity import find_drift, hash_identity
 from runner.config.schema import Config, dump_yaml, read_document
@@ -34,9 +35,6 @@ from runner.session.mend import mend_finished
 from runner.session.standing import Standing, find_run, inspect_run
 from runner.train.run_context import RunContext
 from runner.values import Outcome
-
-# Trouble of the machine, wherever it is met: no bug, and nothing that a traceback would help with.
-MACHINE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
@@ -231,7 +229,7 @@ def _record_crash(context: RunContext, error: Exception) -> Outcome:
 
 def _record_end(attempt: AttemptLog, state: str, why: str) -> None:
     """Record how it ended, if the disk lets us; else the next attempt does, as for a killed one."""
-    with suppress(OSError, LostRunError):
+    with suppress(OSError, StorageError, LostRunError):
         attempt.end(state, attempt.step, why, newest_durable_step(attempt.run_dir.checkpoints))
 
 
@@ -246,7 +244,7 @@ def _as_storage_error(run_dir: RunDir) -> Iterator[None]:
 
 def _is_machine_trouble(run_dir: RunDir, error: OSError) -> bool:
     """Tell whether an error is about the machine or a file of the run, and not about what the user's code opens."""
-    if error.errno in MACHINE_TROUBLE:
+    if error.errno in PASSING_ERRNOS:
         return True
     return isinstance(error.filename, str) and Path(error.filename).is_relative_to(run_dir.path)
 

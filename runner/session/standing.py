@@ -46,6 +46,8 @@ def find_run(config: Config, overrides: Sequence[str]) -> RunDir:
     else:
         parent = (Path(config.root) / config.name).resolve()
         run_dir = find_run_dir(parent, slug_from_overrides(overrides, UNHASHED_KEYS), hash_config(config.document))
+        # A run that was moved to another disk, with a link in its place, is that run.
+        run_dir = RunDir(run_dir.path.resolve())
     if config.resume == "must" and not run_dir.config.exists():
         raise RefusedError(f"resume=must: nothing is at {run_dir}; check the command, or leave resume out to start it")
     if config.resume == "never" and run_dir.config.exists() and not config.overwrite:
