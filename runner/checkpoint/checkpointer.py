@@ -248,8 +248,9 @@ class Checkpointer:
         except (OSError, StorageError):
             # What went wrong may be that somebody else has the run: then nothing is touched any more.
             self._listeners.check_held()
-            # A disk that is full needs its space back at once.
-            files.remove_tree(fresh)
+            # A disk that is full needs its space back at once. Orbax writes under a longer name, up to its last move.
+            for path in fresh.parent.glob(f"{fresh.name}*"):
+                files.remove_tree(path)
             on_phase("")
             raise
         on_phase("prune")

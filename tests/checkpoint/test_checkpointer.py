@@ -359,6 +359,22 @@ def test_no_memory_for_a_copy_is_trouble_that_may_pass(tmp_path: Path) -> None:
     made.close()
 
 
+def test_half_a_checkpoint_gives_its_space_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk has no room for the log either, as long as what Orbax had begun lies there."""
+    real = arrays.write_leaves
+
+    def fill(place: Path, *rest: Any) -> None:
+        real(place, *rest)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(arrays, "write_leaves", fill)
+    made, told, _ = saver(tmp_path, {"all": KeepAll()})
+    made.save("test", StepInfo(1), items(1))
+    assert len(told) == 1
+    assert list((tmp_path / ".writing").iterdir()) == []
+    made.close()
+
+
 def test_a_disk_that_cannot_even_be_listed_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
