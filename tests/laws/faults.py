@@ -10,6 +10,7 @@ started nothing: no backend of JAX, no thread, no open file. That takes half of 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -25,6 +26,8 @@ from pathlib import Path
 from tests.conftest import HANG_SECONDS, REPO
 
 SOURCE = Path(__file__).with_name("faults.c")
+# What a run imports sooner or later, and what takes a while.
+IMPORTED = ("jaxlib.mlir.dialects.mhlo", "models.mlp", "runner.launch.main", "runner.session.attempt")
 LAST = 12
 # A run of a second. It saves at 3, 4 (best), 6, 8 (best), 9 and 12 (best).
 TINY = (
@@ -139,13 +142,10 @@ def forks(library: Path | None = None) -> Iterator[Forks]:
 
 def serve() -> None:
     """Answer requests until stdin ends."""
-    import jaxlib.mlir.dialects.mhlo
-    import models.mlp
-    import runner.launch.main
-    import runner.session.attempt
-    import runner.session.experiment  # noqa: F401
     from tests.conftest import composed
 
+    for name in IMPORTED:
+        importlib.import_module(name)
     # What Hydra and pydantic import and keep for the whole process: a quarter of the time of each fork.
     composed(*TINY)
     # What is never garbage is not touched by who looks for some, and so not copied for each child.
