@@ -17,7 +17,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from runner import files
-from runner.errors import RefusedError
+from runner.errors import ConfigError, RefusedError
 from runner.installation import find_typed_program
 from runner.launch.slurm_queue import (
     JOBS_FOLDER,
@@ -100,7 +100,9 @@ class SlurmOptions:
         for line in self.sbatch:
             asked = _name_option(line)
             if asked is None:
-                raise ValueError(f"sbatch: got {line!r}; expected a long option, one a line, such as '--constraint=h100'")
+                raise ValueError(
+                    f"sbatch: got {line!r}; expected a long option, one a line, such as '--constraint=h100'"
+                )
             # As sbatch reads it: the beginning of a name stands for the whole.
             if ours := next((option for option in OPTIONS_OF_OURS if option.startswith(asked)), None):
                 raise ValueError(f"sbatch: {ours} is set by the launcher; leave it out")
@@ -181,7 +183,12 @@ def render_script(
         header: options of sbatch beside those that every job of ours has.
         options: what the job asks for.
         choice: the shell lines that set `run`, an array of words, to the command.
+
+    Raises ConfigError where a folder has a name that would become another line of the script.
     """
+    for path in (Path.cwd(), output.parent, *runs.values()):
+        if not str(path).isprintable():
+            raise ConfigError(f"{str(path)!r}: would be more than one line of the script; use folders with other names")
     body = RECIPE.read_text().split(COMMAND_LINE, 1)[1].split("\n", 1)[1]
     # In the folder a % is meant as it is; only the file's name is a pattern.
     folder = str(output.parent).replace("%", "%%")

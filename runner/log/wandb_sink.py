@@ -12,6 +12,7 @@ import html
 import os
 import re
 import secrets
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ class WandbSink:
         else:
             # Not with `resume`: a sync would append to what an earlier sync has sent.
             self._run = self._begin(mode="offline", id=self._run_id())
-            relative = os.path.relpath(self._folder)
-            self._context.say(f"wandb: offline; upload with: wandb sync {relative}/wandb/offline-run-*")
+            relative = shlex.quote(f"{os.path.relpath(self._folder)}/wandb")
+            self._context.say(f"wandb: offline; upload with: wandb sync {relative}/offline-run-*")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._num_held = self._run.starting_step

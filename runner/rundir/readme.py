@@ -12,7 +12,7 @@ from typing import Any
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.rundir.side_files import is_number
-from runner.text import escape_markdown, format_code_span, quote_words, utc_now
+from runner.text import escape_markdown, format_code_span, quote_override, quote_words, utc_now
 from runner.types import JsonObject
 
 AttemptLine = JsonObject  # a line of attempts.jsonl, or the running attempt as status.json has it
@@ -53,7 +53,8 @@ def _render_head(run_dir: RunDir, status: JsonObject) -> list[str]:
 def _render_commands(run_dir: RunDir, current: AttemptLine) -> list[str]:
     # What a run's own document may not decide: code, and where to connect to.
     trust = " --trust" if current.get("needs_trust") else ""
-    run, best, where = (quote_words([word]) for word in (str(run_dir), f"{run_dir}@best", f"dir={run_dir}"))
+    run, best = (quote_words([word]) for word in (str(run_dir), f"{run_dir}@best"))
+    where = quote_override("dir", str(run_dir))
     again = [f"{quote_words(current['command'])}    # resumes; a finished run says so"] if "command" in current else []
     return [
         "## Go on",

@@ -69,9 +69,10 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                         reached = train(parts, start, stop_flag)
                     saver = parts.saving.saver
                     if config.ckpt.last and reached.step > 0 and not saver.holds(reached.step):
+                        why = f": {saver.trouble}" if saver.trouble else ""
                         raise StorageError(
-                            f"step {reached.step} could not be made durable in {run_dir}; "
-                            "free space, then run the same command"
+                            f"step {reached.step} could not be made durable in {run_dir}{why}; "
+                            "mend that (free space?), then run the same command"
                         )
                     attempt.note(reached.step, {}, saver.newest)
             except DivergedError as error:

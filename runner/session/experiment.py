@@ -33,6 +33,7 @@ from runner.rundir.readme import render_readme
 from runner.rundir.run_lock import RunLock, lock_run
 from runner.session.mend import mend_finished
 from runner.session.standing import Standing, find_run, inspect_run
+from runner.text import quote_override
 from runner.train.run_context import RunContext
 from runner.values import Outcome
 
@@ -137,7 +138,8 @@ def _tell_finished(config: Config, run_dir: RunDir, standing: Standing) -> Outco
     step, best = status["step"], status.get("best")
     score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
     print(
-        f"{run_dir} is finished: {step} steps{score}\nmore steps: python run.py dir={run_dir} train.steps={2 * step}"
+        f"{run_dir} is finished: {step} steps{score}\n"
+        f"more steps: python run.py {quote_override('dir', str(run_dir))} train.steps={2 * step}"
         f"{trust_flag(config)}"
     )
     return Outcome("finished", step, status.get("score"), 0)
@@ -192,7 +194,8 @@ def _tell_sibling(context: RunContext) -> None:
     for sibling, status in iter_runs(run_dir.path.parent):
         if status.get("identity") == mine and sibling.path != run_dir.path:
             changes = ", ".join(str(change) for change in find_drift(read_document(sibling.config), config.document))
-            context.console.say(f"differs from {sibling} only in {changes}; to continue that one: add dir={sibling}")
+            way_out = f"to continue that one: add {quote_override('dir', str(sibling))}"
+            context.console.say(f"differs from {sibling} only in {changes}; {way_out}")
             return
 
 

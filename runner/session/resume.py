@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from runner.checkpoint.quarantine import list_set_aside, set_newer_aside
-from runner.checkpoint.record import Record, locate_checkpoint, read_progress
+from runner.checkpoint.record import Record, locate_checkpoint, read_saved_position
 from runner.checkpoint.restore import restore_exactly, restore_newest
 from runner.errors import RefusedError
 from runner.session.standing import refuse_to_start_over
@@ -30,12 +30,12 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
         built.stream.restore(dict(built.beginning))
         return Progress(_begin(context, built), 0), None
     record, state = found
-    progress = read_progress(context.run_dir.checkpoints / str(record.step))
-    if progress["data"] != built.sources.fingerprint:
+    saved = read_saved_position(context.run_dir.checkpoints / str(record.step))
+    if saved.data != built.sources.fingerprint:
         raise RefusedError(dataset.explain_refusal(context.run_dir, built.sources.summary, ""))
-    built.stream.restore(progress["position"])
+    built.stream.restore(saved.position)
     context.console.say(f"restored step {record.step} (saved: {record.reason})")
-    return Progress(state, record.step, progress.get("owes_evaluation", False)), progress["best"]
+    return Progress(state, record.step, saved.owes_evaluation), saved.best
 
 
 def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | None:

@@ -15,7 +15,7 @@ from runner.errors import RefusedError
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.decisions import read_decisions
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
-from runner.text import display_path
+from runner.text import display_path, quote_words
 from runner.types import JsonObject
 
 
@@ -87,7 +87,9 @@ def inspect_run(run_dir: RunDir, config: Config) -> Standing:
 def refuse_to_start_over(run_dir: RunDir) -> NoReturn:
     """Raise RefusedError: there is nothing to go on from, but there was once; a run does not start over by itself."""
     aside = list_set_aside(run_dir.quarantine)
-    back = f"python -m runner restore {run_dir}@{aside[0].step} takes one back from quarantine" if aside else ""
+    back = ""
+    if aside:
+        back = f"python -m runner restore {quote_words([f'{run_dir}@{aside[0].step}'])} takes one back from quarantine"
     back = back or f"bring {display_path(run_dir.checkpoints)} back"
     raise RefusedError(
         f"{run_dir} had checkpoints, and none is left to go on from; {back}, or start afresh with resume=never "

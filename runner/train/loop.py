@@ -54,6 +54,10 @@ class Saver(Protocol):
     def newest(self) -> int | None:
         """Return the step of the newest durable checkpoint."""
 
+    @property
+    def trouble(self) -> str | None:
+        """Return why the newest save did not become durable; None where it did."""
+
     def holds(self, step: int) -> bool:
         """Return whether a step is saved; wait for a save that is under way."""
 

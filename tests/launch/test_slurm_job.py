@@ -82,6 +82,20 @@ def test_a_word_that_would_be_another_line_of_the_script_is_refused() -> None:
             validate_options(SlurmOptions, options)
 
 
+def test_a_folder_that_would_be_another_line_of_the_script_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, desk = RunDir(tmp_path / "n/run"), RunDir(tmp_path / "n/.slurm/run")
+    odd = tmp_path / "x\ntouch planted"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(ConfigError, match="more than one line of the script"):
+        render_job(run, desk, (), SlurmOptions())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="more than one line of the script"):
+        render_job(RunDir(odd / "run"), desk, (), SlurmOptions())
+
+
 def test_an_attempt_records_its_job(door: Door) -> None:
     from tests.laws.test_slurm import attempts
 
