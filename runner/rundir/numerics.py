@@ -115,7 +115,7 @@ def count_pool_threads() -> int:
 
 def count_threads_to_come() -> int:
     """Return the size that XLA's thread pool will have, or has, in this process."""
-    return _parse_threads(os.environ.get(THREADS)) or _count_cores()
+    return count_pool_threads() or _parse_threads(os.environ.get(THREADS)) or _count_cores()
 
 
 def _choose_numerics(run_dir: RunDir, trouble: str | None, say: Say) -> Numerics:

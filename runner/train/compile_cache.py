@@ -1,20 +1,24 @@
 """Keep compiled programs on disk, for every run and every machine of the same kind.
 
-A cached program is code that will be executed: the default place belongs to the user alone. It is divided by processor,
-because a program for one may crash, or round differently, on another. Any trouble only costs time. jax writes an entry
-in place: what a kill tears would be complained about at each start and never replaced, so it is thrown away here.
+A cached program is code that will be executed: its place belongs to the user alone, and every entry is proven before
+it is loaded (program_store.py). It is divided by processor, because a program for one may crash, or round differently,
+on another; and by the size of XLA's thread pool, for which a program is divided when it is compiled. Any trouble only
+costs time.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import os
 import platform
-import re
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from runner.rundir.numerics import count_threads_to_come
+from runner.train.program_store import ProgramStore, find_trouble
+from runner.values import Say
 
 
 def cache_folder(option: str) -> Path | None:
@@ -25,21 +29,9 @@ def cache_folder(option: str) -> Path | None:
         return Path(option).expanduser().resolve() / processor_id()
     # The user's word to jax counts.
     if own := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return Path(own)
+        return Path(own).resolve()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "holdfast" / "compiled" / processor_id()
-
-
-def find_trouble(folder: Path) -> str | None:
-    """Return why a folder cannot be used, or None. It is made where it is not there."""
-    # Programs that lie there are executed: nobody else may write them.
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        return error.strerror or str(error)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return "it cannot be written"
-    return None
 
 
 class CacheStats:
@@ -57,17 +49,15 @@ class CacheStats:
         return "off" if self.hits + self.misses == 0 else "hit" if not self.misses else "miss"
 
 
-def enable_compile_cache(option: str, tell: Callable[[str], None]) -> CacheStats:
+def enable_compile_cache(option: str, tell: Say) -> CacheStats:
     """Have jax keep what it compiles from now on, small programs too; return the counts of what it finds."""
     import jax
 
     kept, folder = CacheStats(), cache_folder(option)
     jax.monitoring.register_event_listener(kept.hear)
-    if folder is not None and (why := find_trouble(folder)):
+    if folder is not None and (why := _replace_disk_cache(folder, tell)):
         tell(f"warning: compile_cache={option}: {folder}: {why}; programs are compiled anew at each start")
         folder = None
-    if folder is not None:
-        _replace_torn_entries(folder, tell)
     jax.config.update("jax_compilation_cache_dir", str(folder) if folder is not None else None)
     jax.config.update("jax_enable_compilation_cache", folder is not None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -76,25 +66,53 @@ def enable_compile_cache(option: str, tell: Callable[[str], None]) -> CacheStats
     return kept
 
 
-def _replace_torn_entries(folder: Path, tell: Callable[[str], None]) -> None:
-    """Delete an entry that jax warns it cannot use, before the program is compiled and kept anew.
+def _replace_disk_cache(folder: Path, tell: Say) -> str | None:
+    """Have jax keep its programs in a store that proves them. Return why it cannot be, or None.
 
-    jax itself complains at each start and never replaces it (0.10.2); only its warning says which entry it was.
+    jax has no public way to bring a cache of one's own. These two names are those of jax 0.4.31 to 0.12: the class of
+    its cache on disk, and the function that gets an entry and loads it.
     """
-    shown = warnings.showwarning
+    if why := find_trouble(folder):
+        return why
+    try:
+        # A program may depend on both, and its key does not: seen in what XLA made of the same key.
+        store = ProgramStore(folder, f"{processor_id()}-{count_threads_to_come()}", tell)
+        store.remove_fatal_entries()
+        if folder.name == processor_id():
+            store.remove_unproven()
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        from jax._src import compilation_cache
 
-    def show(message: Warning | str, *where: Any, **more: Any) -> None:
-        found = re.search(r"Error (\w+) persistent compilation cache entry for '([^']+)'", str(message))
-        if found is None:
-            shown(message, *where, **more)
-            return
-        for entry in folder.glob(f"{found[2]}-*-cache"):
-            entry.unlink(missing_ok=True)
-        tell(f"compile_cache: {found[2]} is compiled anew: its entry was damaged or could not be written")
+        compilation_cache.reset_cache()
+        # Not wrapped again where a process does this twice.
+        load = inspect.unwrap(compilation_cache.get_executable_and_time)
+        has_cache = callable(compilation_cache.LRUCache)
+    except (ImportError, AttributeError):
+        has_cache = False
+    if not has_cache:
+        return "this version of jax keeps its programs in another way, without proof"
 
-    warnings.showwarning = show
+    def open_store(path: str, *, max_size: int = -1, **_: Any) -> ProgramStore:
+        store.max_size = max_size
+        return store
+
+    @functools.wraps(load)
+    def load_proven(cache_key: str, *words: Any, **more: Any) -> Any:
+        try:
+            with store.mark_loading(cache_key):
+                return load(cache_key, *words, **more)
+        # Native code that refuses an entry, in whatever way: as if there were none.
+        except Exception as error:
+            store.discard(cache_key, f"its entry cannot be loaded ({type(error).__name__})")
+            return None, None
+
+    vars(compilation_cache).update(LRUCache=open_store, get_executable_and_time=load_proven)
+    return None
 
 
+@functools.cache
 def processor_id() -> str:
     """Return eight hex digits over what this processor can do: a program for one may crash on another."""
     try:

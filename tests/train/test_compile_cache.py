@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,26 +12,33 @@ from pathlib import Path
 import pytest
 
 from runner.train import compile_cache
+from runner.train.program_store import find_trouble
 from tests.conftest import REPO, SMALL, Door, fail_loudly
 
 PROGRAM = """
 import sys
 from runner.train.compile_cache import enable_compile_cache
 kept = enable_compile_cache(sys.argv[1], print)
+exec(sys.argv[2])
 import jax
 import jax.numpy as jnp
 jax.jit(lambda x: jnp.sin(x @ x).sum(), static_argnums=()).lower(jnp.ones((8, 8))).compile()
 print(kept)
 """
+# zlib, which jax uses where nothing better is installed, has a checksum of its own; zstandard has none.
+UNCHECKED = "from jax._src import compilation_cache as c; c.compress_executable = c.decompress_executable = bytes"
+FATAL = "import os; from jax._src import compilation_cache as c; c.extract_executable_and_time = lambda _: os.abort()"
 
 
-def compile_once(option: str) -> str:
-    code = [sys.executable, "-c", PROGRAM, option]
-    return subprocess.run(code, cwd=REPO, capture_output=True, text=True, check=True).stdout
+def compile_once(option: str, plant: str = "", *, code: int = 0, **environment: str) -> str:
+    words, variables = [sys.executable, "-c", PROGRAM, option, plant], {**os.environ, **environment}
+    done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, env=variables)
+    assert done.returncode == code, done.stderr
+    return done.stdout
 
 
 def entries(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/jit_*-cache"))
+    return sorted(folder.glob("*/jit_*.program"))
 
 
 def test_a_small_program_is_found_again(tmp_path: Path) -> None:
@@ -40,17 +48,55 @@ def test_a_small_program_is_found_again(tmp_path: Path) -> None:
     assert compile_once("off") == "off\n"
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped"])
-def test_a_damaged_entry_is_thrown_away_and_replaced(damage: str, tmp_path: Path) -> None:
-    compile_once(str(tmp_path))
-    for entry in entries(tmp_path):
+def test_damaged_entries_are_thrown_away_and_replaced(tmp_path: Path) -> None:
+    """Also where the bytes have no other checksum: jax would execute them, or die of them."""
+    compile_once(str(tmp_path), UNCHECKED)
+    found = entries(tmp_path)
+    for number, entry in enumerate(found):
         content = bytearray(entry.read_bytes())
         content[len(content) // 2] ^= 4
-        entry.write_bytes(content[:-100] if damage == "torn" else content)
-    said = compile_once(str(tmp_path))
+        entry.write_bytes(content if number % 2 else content[:-100])
+    said = compile_once(str(tmp_path), UNCHECKED)
     assert said.endswith("miss\n")
-    assert "compiled anew: its entry was damaged" in said
+    assert said.count("is compiled anew: its entry was damaged") == len(found) > 1
+    assert compile_once(str(tmp_path), UNCHECKED) == "hit\n"
+
+
+def test_what_killed_the_process_that_loaded_it_is_not_loaded_again(tmp_path: Path) -> None:
+    compile_once(str(tmp_path))
+    compile_once(str(tmp_path), FATAL, code=-signal.SIGABRT)
+    (marker,) = tmp_path.glob("*/pending/*")
+    said = compile_once(str(tmp_path))
+    assert said.count("the process that loaded it last has died") == 1
+    assert said.endswith("miss\n")
+    assert not marker.exists()
     assert compile_once(str(tmp_path)) == "hit\n"
+
+
+def test_a_program_for_another_number_of_threads_is_another_program(tmp_path: Path) -> None:
+    """XLA divides work when it compiles, and its key does not say for how many."""
+    assert compile_once(str(tmp_path), NPROC="2") == "miss\n"
+    assert compile_once(str(tmp_path), NPROC="3") == "miss\n"
+    assert compile_once(str(tmp_path), NPROC="2") == "hit\n"
+
+
+def test_what_jax_alone_has_kept_is_neither_loaded_nor_taken_from_the_user(tmp_path: Path) -> None:
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    plain = "import jax; jax.jit(lambda x: x + 1)(1.0)"
+    subprocess.run([sys.executable, "-c", plain], cwd=REPO, check=True, env={**os.environ, **own})
+    left = sorted(tmp_path.glob("*-cache"))
+    assert left
+    plant = "import jax; jax.jit(lambda x: x + 1)(1.0)"
+    assert compile_once("auto", plant, **own) == "miss\n"
+    assert compile_once("auto", plant, **own) == "hit\n"
+    assert sorted(tmp_path.glob("*-cache")) == left
+
+
+def test_a_jax_that_keeps_programs_in_another_way_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src import compilation_cache
+
+    monkeypatch.delattr(compilation_cache, "LRUCache")
+    assert "without proof" in str(compile_cache._replace_disk_cache(tmp_path, print))
 
 
 def test_a_place_that_cannot_be_written_is_told_and_costs_only_time(tmp_path: Path) -> None:
@@ -68,14 +114,16 @@ def test_the_default_place_is_the_user_s_own_and_divided_by_processor(
     place = compile_cache.cache_folder("auto")
     assert place is not None
     assert place.is_relative_to(tmp_path / "holdfast")
-    assert compile_cache.find_trouble(place) is None
+    assert find_trouble(place) is None
     assert place.stat().st_mode & 0o077 == 0  # what lies there is executed
     assert compile_cache.cache_folder("shared/place") == Path("shared/place").resolve() / place.name
     monkeypatch.setattr(compile_cache.platform, "machine", lambda: "another")
+    compile_cache.processor_id.cache_clear()
     assert compile_cache.cache_folder("auto") != place
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/their/own")
     assert compile_cache.cache_folder("auto") == Path("/their/own")
     assert compile_cache.cache_folder("off") is None
+    compile_cache.processor_id.cache_clear()
 
 
 # A run that is done before it is known what its step needs: that is waited for.
