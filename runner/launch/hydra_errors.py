@@ -48,6 +48,9 @@ def in_plain_words(words: Sequence[str] = ()) -> Iterator[None]:
         where = f"{display_path(Path(mark.name))}, line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{where}{error.problem}; it cannot be read as YAML") from None
     except OSError as error:
+        # What Hydra prints went wrong, not what it reads: that is nobody's configuration.
+        if error.filename is None:
+            raise
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
     except Exception as error:
         if wrong := _find_wrong_choice(words):
@@ -122,7 +125,7 @@ def _find_wrong_choice(words: Sequence[str]) -> str | None:
         return None
     for override in parsed:
         group = override.key_or_group
-        if not is_group(group) and not group.startswith("hydra/"):
+        if override.is_sweep_override() or not (is_group(group) or group.startswith("hydra/")):
             continue
         value = override.value()
         names = value if isinstance(value, list) else [value]

@@ -27,6 +27,11 @@ def main(argv: Sequence[str]) -> int:
         except BrokenPipeError:
             # Whoever read what Hydra prints (`--help | head`) has seen enough.
             return EXIT_PIPE
+        except OSError as error:
+            # A file that cannot be read has a name, and is told with it.
+            if error.filename is not None:
+                raise
+            return _refuse_answer(error)
         except SystemExit as answered:
             # Hydra has printed its help. Python's own way out would complain of a reader who has left by now.
             return answered.code if isinstance(answered.code, int) else 0
@@ -54,9 +59,14 @@ def exit_process(code: int) -> NoReturn:
     failed = flush_screen()
     # A run's screen is decoupled, and never fails: here somebody asked for help, or for a configuration.
     if failed is not None and not isinstance(failed, BrokenPipeError) and code == 0:
-        print_error(f"error: stdout: {failed.strerror}; what was asked for could not be printed")
-        code = StorageError.exit_code
+        code = _refuse_answer(failed)
     os._exit(code)
+
+
+def _refuse_answer(error: OSError) -> int:
+    """Say that what was asked for could not be printed; return the exit code."""
+    print_error(f"error: stdout: {error.strerror}; what was asked for could not be printed")
+    return StorageError.exit_code
 
 
 def _launch(request: RunRequest | SweepRequest | SearchRequest | None) -> int:

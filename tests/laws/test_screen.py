@@ -241,3 +241,19 @@ def test_supervise_has_no_need_of_a_terminal(tmp_path: Path, *, closed: bool) ->
         process = subprocess.Popen([sys.executable, *words], cwd=REPO, stdout=full, stderr=full, preexec_fn=close)
         assert process.wait(HANG_SECONDS) == 4
     assert (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("word", ["--help", "--cfg=job"])
+def test_an_answer_that_cannot_be_printed_is_none(word: str, door: Door) -> None:
+    """Where the screen is all that was asked for, its failure is the command's."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(door.start_arguments(word), cwd=door.cwd, stdout=full, stderr=subprocess.PIPE, text=True)
+    said = "error: stdout: No space left on device; what was asked for could not be printed\n"
+    assert (done.returncode, done.stderr) == (5, said)
+
+
+def test_an_error_that_cannot_be_said_keeps_its_exit_code(door: Door) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(door.start_arguments("mdel=mlp"), cwd=door.cwd, stdout=full, stderr=full)
+    assert done.returncode == 2
+    assert door.tree() == {"corpus.txt"}
