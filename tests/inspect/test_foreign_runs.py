@@ -74,7 +74,10 @@ def test_a_pin_is_set_in_the_checkpoint_that_was_named_or_not_at_all(run: Path, 
 @pytest.mark.parametrize("place", ["checkpoints", "checkpoints/300", "checkpoints/best"])
 def test_a_link_to_another_run_is_not_taken_for_this_one(place: str, run: Path, tmp_path: Path, ask: Asked) -> None:
     moved = run / place
-    moved.unlink() if moved.is_symlink() else moved.exists() and moved.rename(tmp_path / "away")
+    if moved.is_symlink():
+        moved.unlink()
+    elif moved.exists():
+        moved.rename(tmp_path / "away")
     moved.symlink_to(tmp_path / "other/checkpoints" / ("" if place == "checkpoints" else "200"))
     before = sorted((tmp_path / "other").rglob("*"))
     reference = f"{run}@best" if place == "checkpoints/best" else f"{run}@300"
@@ -84,8 +87,8 @@ def test_a_link_to_another_run_is_not_taken_for_this_one(place: str, run: Path, 
         assert len(err.splitlines()) == 1
     assert sorted((tmp_path / "other").rglob("*")) == before
     if place == "checkpoints":
-        for words in (["ls", run], ["why", run], ["verify", "--all", run], ["prune", run], ["prune", "--dry-run", run]):
-            assert ask(*words)[0] == 3, words
+        for looking in (["ls"], ["why"], ["verify", "--all"], ["prune"], ["prune", "--dry-run"]):
+            assert ask(*looking, run)[0] == 3, looking
 
 
 def test_a_run_that_is_reached_through_a_link_of_the_users_own_is_looked_at(
@@ -230,7 +233,13 @@ def test_no_word_of_a_foreign_file_becomes_markup_or_leaves_its_quotes(run: Path
 
 
 def test_a_page_is_made_of_whatever_is_there(run: Path) -> None:
-    for status in ({}, {"attempt": {}}, {"attempt": None, "best": 7, "last": []}, {"skipped": [{}], "steps": "x"}):
+    odd: tuple[dict[str, Any], ...] = (
+        {},
+        {"attempt": {}},
+        {"attempt": None, "best": 7, "last": []},
+        {"skipped": [{}], "steps": "x"},
+    )
+    for status in odd:
         (run / "status.json").write_text(json.dumps(status))
         (run / "attempts.jsonl").write_bytes(b'{}\n{"attempt": 1}\n\xff\xfe\n[1]\n' + b"[" * 20_000)
         assert "## What differs from the defaults" in render_readme(RunDir(run))

@@ -6,14 +6,12 @@
 
 Each mutation (mutations.py) hits a fresh copy of a small run, beside a canary that nothing may touch or show. Asserted
 of every command: no traceback, an exit code of the contract, at most three lines of complaint, no control character,
-an end in time and in memory, no code run. Verbs and most starts run in this process; some starts are the real run.py.
+an end in time and in memory, no code run, and of every start that what was good is still there. Verbs and most starts run in this process; some starts are the real run.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import io
 import json
 import logging
 import os
@@ -21,32 +19,30 @@ import random
 import re
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tests.conftest import Door
+from tests.laws.commands import Ending, run_verb, start_run
 from tests.laws.faults import TINY, Forks, forks
 from tests.laws.mutations import CANARY, PLANTED, SECRET, STRUCTURES, Mutation, canary_of, draw_mutation, plant
 
 WORDS = (*(word for word in TINY if not word.startswith("log.tensorboard")), "retention=last_n", "retention.last.n=2")
 KILLED_AT = (7, 11)
 # A command that looks at a small run takes some ten milliseconds; a loaded machine is no hang.
-MOST_SECONDS, HANG_SECONDS = 2.0, 60
+MOST_SECONDS = 2.0
 MOST_MEMORY = 400 << 20
 # Of how many mutations one meets what is slow: drawing, evaluating, the real run.py.
 RARE = 12
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# Words that a line says where the file, and not what is in it, cannot be read.
+# diff says 1 where two differ. A start is evaluated to its end, refused, or stopped by the law itself.
 EXIT_CODES = {"diff": (0, 1, 3, 5), "start": (0, 1, 2, 3, 5, 75)}
 USUAL_CODES = (0, 2, 3, 5)
 
@@ -93,131 +89,6 @@ def take_inventory(folder: Path) -> dict[str, Any]:
     return found
 
 
-# --- one command ---
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a command ended: its exit code, None for a traceback; what it printed, and the traceback."""
-
-    code: int | None
-    out: str
-    err: str
-    seconds: float
-    trace: str = ""
-
-
-class HangError(Exception):
-    """Raised where a command does not end."""
-
-
-@contextmanager
-def _alarm() -> Iterator[None]:
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise HangError(f"did not end within {HANG_SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(HANG_SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def run_verb(*words: str) -> Ending:
-    """Do in this process what `python -m runner` does with these words."""
-    from runner.__main__ import main
-
-    return _call(lambda: main(words))
-
-
-def start_run(*words: str) -> Ending:
-    """Do in this process what `python run.py` does, but for the arrays: the logs, the proofs and the records."""
-    from runner.errors import HoldfastError
-    from runner.session import experiment
-    from runner.text import mask_lines
-
-    def start() -> int:
-        try:
-            request = _compose(words, _read_config(Path(words[0].partition("=")[2])))
-            return experiment.run(request.config, request.command.overrides, time.time()).exit_code
-        except HoldfastError as error:
-            print(mask_lines(f"error: {error}"), file=sys.stderr)
-            return error.exit_code
-
-    with _light_attempts():
-        return _call(start)
-
-
-def _read_config(run: Path) -> object:
-    """Return what tells one config.yaml from another; what is no plain file is like no other."""
-    path = run / "config.yaml"
-    return path.read_bytes() if path.is_file() and not path.is_symlink() else object()
-
-
-@functools.lru_cache(64)
-def _compose(words: tuple[str, ...], document: object) -> Any:
-    """Return the request of a command. Hydra takes longer than all the rest, and asks only what `document` says."""
-    from runner.launch.compose import compose_run
-
-    return compose_run(words)
-
-
-def _call(command: Any) -> Ending:
-    out, err, trace, code = io.StringIO(), io.StringIO(), "", None
-    began = time.process_time()
-    try:
-        with redirect_stdout(out), redirect_stderr(err), _alarm():
-            code = command()
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 1
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        # The innermost frame is what says most.
-        trace = "".join(traceback.format_exception(error)[-4:])
-    return Ending(code, out.getvalue(), err.getvalue(), time.process_time() - began, trace)
-
-
-@contextmanager
-def _light_attempts() -> Iterator[None]:
-    """Have attempts do all that they do with files, and compute nothing."""
-    import runner.session.attempt as module
-
-    before = module.run_attempt
-    module.run_attempt = _attempt_lightly  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        module.run_attempt = before
-
-
-def _attempt_lightly(context: Any, gc_threshold: Any) -> Any:
-    from runner.checkpoint.record import newest_durable_step, read_progress
-    from runner.checkpoint.restore import restore_newest
-    from runner.log.fanout import open_sinks
-    from runner.log.sinks import CutPoint, SinkContext
-    from runner.train import dataset
-    from runner.values import Outcome
-
-    run_dir, attempt, say = context.run_dir, context.attempt, context.console.say
-    dataset.record_or_compare(run_dir, dataset.read_sources(context.config.data))
-    found = restore_newest(run_dir.checkpoints, run_dir.quarantine, read_progress, say)
-    step, best = (found[0].step, found[1].get("best")) if found else (0, None)
-    attempt.begin_training(step, best, "1 × cpu")
-    logs = SinkContext(run_dir.metrics, CutPoint(step), attempt.number, context.config.document, "lineage", say)
-    sinks = open_sinks(context.config.log, logs, context.console)
-    context.console.begin(step, context.config.train.steps)
-    sinks.log(step + 1, "train", {"loss": 1.0})
-    attempt.note(step + 1, {"eval/loss": 1.0}, step)
-    sinks.flush()
-    sinks.close()
-    context.console.say(f"stopped at step {step}")
-    assert newest_durable_step(run_dir.checkpoints) == step
-    return Outcome("preempted", step, None, 75), "the law"
-
-
 # --- one mutation ---
 
 
@@ -242,6 +113,11 @@ class Trial:
     loud: bool = False
     failures: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+
+    def note(self, failure: str) -> None:
+        """Keep a failure, and say it at once: all of the law takes a while."""
+        self.failures.append(failure)
+        print(f"FAILED: {failure}", file=sys.stderr, flush=True)
 
     def suffer(self, number: int, seed: int) -> None:
         """Copy a run, mutate it as this number says, and look at it with every verb; then start it."""
@@ -275,8 +151,13 @@ class Trial:
         steps = sorted(int(path.name) for path in (canary / "run/checkpoints").iterdir() if path.name.isdecimal())
         commands = list_commands(relative, steps, is_rare=self.sample is None and rng.random() < 1 / RARE)
         for words in commands if self.sample is None else rng.sample(commands, self.sample):
-            ending = start_run(*words[1:]) if words[0] == "start" else run_verb(*words)
-            self._judge(words, ending, f"{name}: {harm}", canary, before)
+            if words[0] != "start":
+                self._judge(words, run_verb(*words), f"{name}: {harm}", canary, before)
+                continue
+            good = find_good_steps(run)
+            self._judge(words, start_run(*words[1:]), f"{name}: {harm}", canary, before)
+            if lost := good - find_good_steps(run):
+                self.note(f"{name}: {harm}: a start has lost what was good: {sorted(lost)}")
         if self.door is not None and rng.random() < 1 / RARE:
             done = self.door.run(self.folder, f"dir={relative}", "train.steps=14")
             said = done.stdout.splitlines()
@@ -285,9 +166,9 @@ class Trial:
             ending = Ending(None if trace else done.returncode, "", said[-1] if said else "", 0.0, trace[-1500:])
             self._judge(["start", "for real"], ending, f"{name}: {harm}", canary, before)
             if not trace and done.returncode not in (0, 3, 5):
-                self.failures.append(f"{name}: {harm}: the real start ended with {done.returncode}: {said[-3:]}")
+                self.note(f"{name}: {harm}: the real start ended with {done.returncode}: {said[-3:]}")
         if leak := find_leak(self.folder):
-            self.failures.append(f"{name}: {harm}: {leak} shows what lies outside")
+            self.note(f"{name}: {harm}: {leak} shows what lies outside")
 
     def _judge(self, words: Sequence[str], ending: Ending, name: str, canary: Path, before: dict[str, Any]) -> None:
         self.counts[f"{words[0]} {ending.code}"] += 1
@@ -298,7 +179,22 @@ class Trial:
         if self.loud:
             print(f"$ {' '.join(words)}\n{ending.out}{ending.err}{ending.trace}[{ending.code}, {ending.seconds:.2f} s]")
         if problem is not None:
-            self.failures.append(f"{name}\n    $ {' '.join(words)}\n    {problem}")
+            self.note(f"{name}\n    $ {' '.join(words)}\n    {problem}")
+
+
+def find_good_steps(run: Path) -> set[int]:
+    """Return the checkpoints that are in their place and proven; none where that is no folder of the run's own."""
+    from runner.checkpoint.record import list_steps
+    from runner.checkpoint.seal import find_problem
+    from runner.errors import HoldfastError
+
+    good = set()
+    # A link, a file, a format of later: nothing that this run could lose.
+    with suppress(OSError, HoldfastError):
+        for step in list_steps(run / "checkpoints") if not (run / "checkpoints").is_symlink() else ():
+            if find_problem(run / "checkpoints" / str(step)) is None:
+                good.add(step)
+    return good
 
 
 def list_commands(run: str, steps: Sequence[int], *, is_rare: bool) -> list[list[str]]:
@@ -405,7 +301,7 @@ def try_mutations(trial: Trial, count: int, seed: int) -> None:
     for number in range(count):
         trial.suffer(number, seed)
         if _most_memory() > memory + MOST_MEMORY:
-            trial.failures.append(f"{seed}/{number}: memory grew by {(_most_memory() - memory) >> 20} MiB")
+            trial.note(f"{seed}/{number}: memory grew by {(_most_memory() - memory) >> 20} MiB")
             memory = _most_memory()
 
 
@@ -415,8 +311,6 @@ def _most_memory() -> int:
 
 def _report(trial: Trial, seconds: float) -> None:
     commands = sum(trial.counts.values())
-    for failure in trial.failures:
-        print(f"FAILED: {failure}", file=sys.stderr)
     endings: dict[str, list[str]] = {}
     for (verb, code), count in sorted((key.split(" "), count) for key, count in trial.counts.items()):
         endings.setdefault(verb, []).append(f"{count} × {code}")

@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,8 +199,10 @@ def _mutate_document(name: str, content: bytes, rng: random.Random) -> tuple[byt
         tree, what = _mutate_tree(json.loads(lines[place]), rng)
         lines[place] = json.dumps(tree).encode()
         return b"\n".join(lines) + b"\n", what
-    is_signed = name.endswith("decisions.json") or name.endswith(".copy.json")
-    tree, what = _mutate_tree(json.loads(content.splitlines()[0] if is_signed else content), rng)
+    # Some end with a checksum of their first line.
+    first, *rest = content.splitlines()
+    is_signed = [line for line in rest if line.strip()] == [xxhash.xxh3_128(first).hexdigest().encode()]
+    tree, what = _mutate_tree(json.loads(first if is_signed else content), rng)
     body = json.dumps(tree, indent=None if is_signed else 1).encode()
     return body + b"\n" + (xxhash.xxh3_128(body).hexdigest().encode() + b"\n") * is_signed, what
 
@@ -325,10 +328,12 @@ def _write(run: Path, name: str, content: bytes, *, is_sealed: bool) -> None:
     else:
         path.write_bytes(content)
         step = run / "checkpoints" / name.split("/")[1]
-        document = json.loads((step / SIDECAR).read_bytes())
         facts = {"bytes": len(content), "xxh3": xxhash.xxh3_128(content).hexdigest()}
-        document["files"][path.relative_to(step).as_posix()] = facts
-        (step / SIDECAR).write_bytes(_seal(json.dumps(document, indent=1).encode() + b"\n"))
+        # Of two mutations the other one may have hit the sidecar.
+        with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+            document = json.loads((step / SIDECAR).read_bytes())
+            document["files"][path.relative_to(step).as_posix()] = facts
+            (step / SIDECAR).write_bytes(_seal(json.dumps(document, indent=1).encode() + b"\n"))
 
 
 def _seal(content: bytes) -> bytes:
