@@ -402,7 +402,7 @@ def asked(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_load_runs_code_of_a_run_only_when_told_to(trap: Path, here: Path) -> None:
     from runner import load as load_run
 
-    with pytest.raises(RefusedError, match="foreign asks for code of its own: data.target=evil:line, .* trust=True"):
+    with pytest.raises(RefusedError, match="foreign asks for code of its own: model.target=evil:Net, .* trust=True"):
         load_run(str(trap))
     assert not [*here.rglob("SPRUNG")]
     model, config = load_run(str(trap), trust=True)

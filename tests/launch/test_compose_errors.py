@@ -85,6 +85,7 @@ SAYS = [
     (["hydra=5"], f"hydra: {OF_HYDRA}"),
     (["hydra.searchpath=x"], "hydra.searchpath must be a list of strings. Got: x"),
     # --- sweeps ---
+    (["ckpt=periodic,best"], "ckpt=periodic,best: several values make a sweep; add -m"),
     (["seed=choice(1,2)"], "seed=choice(1,2): several values make a sweep; add -m, or write a list as key=[a,b]"),
     (["-m", "seed=1,2", "optim.lr=range(0,1000000000)"], "a sweep of 2,000,000,000 runs: 10,000 are checked and started at most"),
     (["-m", "seed=shuffle(range(0,1000000000))"], "a sweep of 1,000,000,000 runs: 10,000 are checked and started at most"),
