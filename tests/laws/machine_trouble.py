@@ -117,7 +117,8 @@ def _find_bad_answer(code: int, said: str, case: Case) -> str | None:
     if "Traceback" in said:
         return None if case.may_trace else f"exit {code} with a traceback: {last_words[0]}"
     # A process that is ended from within C++ has no word of ours.
-    return f"exit {code} without a word: {last_words[0]}" if code > 0 and "error: " not in said else None
+    is_silent = code in ALLOWED and code != 0 and "error: " not in said
+    return f"exit {code} without a word: {last_words[0]}" if is_silent else None
 
 
 def _find_loss(before: Tree, after: Tree, cwd: Path) -> str | None:
@@ -173,8 +174,8 @@ taken = {taken}
 resource.setrlimit(resource.{name}, (taken + {more}, resource.getrlimit(resource.{name})[1]))
 """
 PAGES_TAKEN = "int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
-# Out of memory C++ ends a process by itself; then there is nobody to say a word.
-ABORTS = ALLOWED | {-signal.SIGABRT, -signal.SIGSEGV}
+# Out of memory C++ ends a process by itself, and the loader with 127; then there is nobody to say a word.
+ABORTS = ALLOWED | {-signal.SIGABRT, -signal.SIGSEGV, 127}
 
 
 def list_machine_cases() -> list[Case]:

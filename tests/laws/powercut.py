@@ -28,6 +28,7 @@ ALL_KEPT = (*TINY, "retention.last.n=9")
 BACKGROUND = (*COMMAND, "ckpt.write=background", "log.tensorboard=true")
 # What lies there has no name yet, or no more, that anything looks for: one cut among these says as much as a hundred.
 DULL = re.compile(r"\.writing/N[./]|\.trash/N-N/")
+RELIED = re.compile(r"mkdir .*/\.writing/|write .*/attempts\.jsonl")
 BACK_TO, KILLED_AT = 6, 7
 
 
@@ -58,15 +59,22 @@ class Recording:
     ending: Ending
 
     def durable_step(self, after: int) -> int:
-        """Return the newest step that no power cut after so many calls may take: named, and its folder synced."""
+        """Return the newest step that no power cut after so many calls may take.
+
+        One that has got its name, and whose folder was synced since; and whether it was or not, one that training has
+        relied on since: the next save or the line of the ending has begun.
+        """
         folder = self.history.node_at(f"{self.run}/checkpoints", after)
+        relied = [
+            number for number, call in enumerate(self.history.calls[:after]) if RELIED.match(f"{call.kind} {call.path}")
+        ]
         steps = {self.scenario.held}
         for change in self.history.names:
             if change.number >= after or change.entry[0] != folder or not change.entry[1].isdecimal():
                 continue
             if change.node is None:
                 steps -= {int(change.entry[1])}
-            elif self.history.last_sync(change.entry[0], after) > change.number:
+            elif max([self.history.last_sync(folder, after), *relied[-1:]]) > change.number:
                 steps |= {int(change.entry[1])}
         return max(steps, default=0)
 

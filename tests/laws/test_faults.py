@@ -17,7 +17,7 @@ from tests.laws.machine_trouble import RESTART, Case, Laboratory, iter_cases, la
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 NUM_SHORT, NUM_FULL = 6, 600
-SHORT = ("device-full", "device-full-once", "files-16", "memory-250-MiB")
+SHORT = ("device-full", "device-full-once", "files-8", "memory-250-MiB")
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.laws.crash_states import Call, Cut, History, read_calls, read_tree, write_tree
+from tests.laws.endings import find_run, find_wrong_end, read_attempt_numbers, read_ending
 from tests.laws.faults import Forks, compiled, missing
-from tests.laws.powercut import SCENARIOS, Scenario, record_scenario, recording_forks, try_states
+from tests.laws.powercut import (
+    ALL_KEPT,
+    BACK_TO,
+    SCENARIOS,
+    Scenario,
+    record_scenario,
+    recording_forks,
+    try_states,
+)
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -42,6 +51,26 @@ def test_every_power_cut_is_a_kill_at_some_earlier_moment(recorded: Forks, scena
     verdicts = try_states(recorded, recording, tmp_path / "states", FULL, seed=1)
     assert len(verdicts) == FULL
     assert [str(verdict) for verdict in verdicts if verdict.problem] == []
+
+
+def test_a_run_that_was_taken_back_is_not_taken_back_again_by_what_a_power_cut_leaves(
+    recorded: Forks, tmp_path: Path
+) -> None:
+    """status.json is replaced once a second without a wait for the disk, and a line of attempts.jsonl may be torn."""
+    cwd, back = tmp_path / "work", (*ALL_KEPT, f"step={BACK_TO}")
+    cwd.mkdir()
+    assert recorded.run(cwd, *ALL_KEPT).returncode == 0
+    run = find_run(cwd)
+    undisturbed = read_ending(run)
+    assert recorded.run(cwd, *back, kill_at=10).returncode == -9
+    (run / "status.json").write_bytes(b"")
+    with (run / "attempts.jsonl").open("a") as out:
+        out.write('{"attempt": 2, "started": "20')
+    done = recorded.run(cwd, *back)
+    assert done.returncode == 0, done.stdout
+    assert "restored step 9 " in done.stdout
+    assert find_wrong_end(run, undisturbed) is None
+    assert read_attempt_numbers(run) == [1, 2, 3]
 
 
 # --- the states themselves, of a history of a few calls ---
