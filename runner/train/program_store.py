@@ -95,9 +95,10 @@ class ProgramStore:
         if program is None:
             self._throw_away(name, "its entry was damaged")
             return None
-        # When it was last used.
-        with suppress(OSError):
-            os.utime(name, dir_fd=self._folder, follow_symlinks=False)
+        if self.max_size >= 0:
+            # When it was last used.
+            with suppress(OSError):
+                os.utime(name, dir_fd=self._folder, follow_symlinks=False)
         return program
 
     def put(self, key: str, program: bytes) -> None:
@@ -211,12 +212,12 @@ def _seal(name: str, program: bytes) -> bytes:
 def _prove(name: str, content: bytes) -> bytes | None:
     """Return the program of an entry; None where its bytes are not those that were put under this name."""
     start = len(MAGIC) + DIGEST_BYTES
-    program = content[start:]
-    is_proven = content[:start] == MAGIC + _digest(name, program) and len(content) >= start
-    return program if is_proven else None
+    # Megabytes: copied once.
+    program = memoryview(content)[start:]
+    return bytes(program) if content[:start] == MAGIC + _digest(name, program) else None
 
 
-def _digest(name: str, program: bytes) -> bytes:
+def _digest(name: str, program: bytes | memoryview) -> bytes:
     # With the name: an entry that was moved to another name is another program.
     digest = xxhash.xxh3_128(name.encode())
     digest.update(program)
