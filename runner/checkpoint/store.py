@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import sys
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -285,15 +286,19 @@ def _silence_echoes() -> None:
     """Keep a failed save from filling a screen: what Orbax raises it also prints, many times over, with tracebacks.
 
     On 0.12.8 its threads log it, asyncio logs it again for each array, and TensorStore calls back into an event loop
-    that is gone by then. Cached, so that the filters are installed once in a process.
+    that is gone by then; what was never begun warns that nobody waited for it. Cached, so that the filters are
+    installed once in a process.
     """
     echoes = ("_SignalingThread.run() raised an exception", "exception was never retrieved", "Skipping merge of OCDBT")
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: not any(echo in str(record.msg) for echo in echoes))
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     previous_hook = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        # The second: of a loop that was never begun, for want of open files.
+        said = str(unraisable.exc_value)
+        if said != "Event loop is closed" and "has no attribute '_ssock'" not in said:
             previous_hook(unraisable)
 
     sys.unraisablehook = hook

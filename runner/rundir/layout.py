@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from runner import files
+from runner.errors import StorageError
 from runner.rundir.side_files import parse_status
 from runner.text import display_path
 from runner.types import JsonObject
@@ -123,16 +127,31 @@ class RunDir:
 
 
 def find_run_dir(parent: Path, slug: str, digest: str) -> RunDir:
-    """Return the run with this digest, whatever its readable part says; where there is none, where a new one goes."""
-    found = sorted(path for path in parent.glob(f"*-{digest}") if path.is_dir())
+    """Return the run with this digest, whatever its readable part says; where there is none, where a new one goes.
+
+    Raises StorageError where the runs of this name cannot be listed: that is not the same as no run.
+    """
+    try:
+        # Not `glob`, which passes over a folder that it may not read: the run would be begun a second time.
+        names = sorted(name for name in os.listdir(parent) if name.endswith(f"-{digest}"))
+        found = [parent / name for name in names if stat.S_ISDIR(os.stat(parent / name).st_mode)]
+    except (FileNotFoundError, NotADirectoryError):
+        found = []
+    except OSError as error:
+        raise StorageError(f"{display_path(parent)}: cannot be listed ({error.strerror}); nothing was begun") from error
     return RunDir(found[0] if found else parent / f"{slug}-{digest}")
 
 
 def iter_runs(parent: Path) -> Iterator[tuple[RunDir, JsonObject]]:
     """Yield every run of one name with its status, the most recently touched first."""
     # Hidden directories hold what was set aside.
-    statuses = [path for path in parent.glob("*/status.json") if not path.parent.name.startswith(".")]
-    for path in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
+    touched = []
+    for path in parent.glob("*/status.json"):
+        # One that is being moved away, or that others own, is none to tell of.
+        with suppress(OSError):
+            if not path.parent.name.startswith("."):
+                touched.append((path.stat().st_mtime, path))
+    for _, path in sorted(touched, reverse=True):
         run_dir = RunDir(path.parent)
         yield run_dir, run_dir.read_status()
 

@@ -7,8 +7,10 @@ escaped, so that no word of theirs becomes markup, and none that is to be typed 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from runner.files import replace_file
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.rundir.side_files import is_number
@@ -16,6 +18,13 @@ from runner.text import escape_markdown, format_code_span, quote_override, quote
 from runner.types import JsonObject
 
 AttemptLine = JsonObject  # a line of attempts.jsonl, or the running attempt as status.json has it
+
+
+def write_readme(run_dir: RunDir) -> None:
+    """Replace the page about a run. It is for people: where it cannot be written, nothing else changes."""
+    with suppress(OSError):
+        if run_dir.status.exists():
+            replace_file(run_dir.readme, render_readme(run_dir))
 
 
 def render_readme(run_dir: RunDir) -> str:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 
 from data.data_errors import UnreadableError
-from runner import files
 from runner.checkpoint.quarantine import set_newer_aside
 from runner.checkpoint.record import find_best, list_records, newest_durable_step
 from runner.checkpoint.restore import restore_exactly
@@ -16,7 +15,7 @@ from runner.config.evaluations import MetricsEvaluation
 from runner.config.remat_policies import AutoRemat, RematPolicy
 from runner.errors import STOPPED, DivergedError, HoldfastError, StorageError
 from runner.preempt.stop import Stopped, run_in_thread
-from runner.rundir.readme import render_readme
+from runner.rundir.readme import write_readme
 from runner.session.resume import restore_or_begin
 from runner.train import dataset
 from runner.train.assemble import open_parts
@@ -57,7 +56,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
             with attempt.time_in("compile"):
                 stop_flag.wait_for(programs.train)
             attempt.begin_training(start.step, best, describe_hardware(built))
-            files.replace_file(run_dir.readme, render_readme(run_dir))
+            write_readme(run_dir)
             try:
                 with attempt.time_in("finish"), ExitStack() as opened:
                     with attempt.time_in("startup"):

@@ -29,7 +29,7 @@ from runner.rundir.crash_loop import find_repeated_failure, give_up
 from runner.rundir.layout import RunDir, iter_runs, set_run_aside
 from runner.rundir.numerics import settle_numerics
 from runner.rundir.provenance import hash_code
-from runner.rundir.readme import render_readme
+from runner.rundir.readme import write_readme
 from runner.rundir.run_lock import RunLock, lock_run
 from runner.session.mend import mend_finished
 from runner.session.standing import Standing, find_run, inspect_run
@@ -57,7 +57,8 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                 # Before anything is moved: a command that is refused leaves the run where it was.
                 inspect_run(run_dir, config)
                 print(f"{run_dir} was set aside as {set_run_aside(run_dir)}")
-        is_new = not run_dir.path.exists()
+        with _as_storage_error(run_dir):
+            is_new = not run_dir.path.exists()
         with lock_run(run_dir) as lock:
             with _as_storage_error(run_dir):
                 standing = _inspect_locked(run_dir, config, is_new=is_new)
@@ -91,10 +92,9 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                 finally:
                     context.console.close()
                     # The page is for people; the disk may be what went wrong, or the run may be somebody else's by now.
-                    with suppress(OSError, LostRunError):
+                    with suppress(LostRunError):
                         lock.prove()
-                        if run_dir.status.exists():
-                            files.replace_file(run_dir.readme, render_readme(run_dir))
+                        write_readme(run_dir)
     return outcome
 
 

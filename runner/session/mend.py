@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from runner import files
 from runner.checkpoint.checkpointer import link_best
 from runner.checkpoint.record import list_records
 from runner.config.identity import hash_config
@@ -16,7 +15,7 @@ from runner.config.schema import Config
 from runner.log.fanout import fill_in_sinks
 from runner.log.sinks import CutPoint, SinkContext
 from runner.rundir.layout import RunDir
-from runner.rundir.readme import render_readme
+from runner.rundir.readme import write_readme
 from runner.session.standing import Standing
 from runner.values import Say
 
@@ -29,7 +28,7 @@ def mend_finished(config: Config, run_dir: RunDir, standing: Standing, say: Say)
     with suppress(OSError):
         link_best(run_dir.checkpoints, list_records(run_dir.checkpoints), config.score)
         if not run_dir.readme.exists():
-            files.replace_file(run_dir.readme, render_readme(run_dir))
+            write_readme(run_dir)
     context = SinkContext(
         metrics=run_dir.metrics,
         cut_point=CutPoint(standing.status["step"]),

@@ -12,12 +12,13 @@ import pytest
 
 from runner import files
 from runner.checkpoint.record import Score
+from runner.errors import StorageError
 from runner.rundir import attempt_log
 from runner.rundir.attempt_lines import count_interruptions, parse_attempt_lines, read_attempts
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.crash_loop import find_repeated_failure
 from runner.rundir.decisions import Decisions, read_decisions, write_decisions
-from runner.rundir.layout import RunDir
+from runner.rundir.layout import RunDir, find_run_dir
 
 SKIPPED = {"batch": 7, "step": 8, "why": "loss is nan"}
 COPY = ".decisions.copy.json"
@@ -213,3 +214,19 @@ def test_a_file_that_cannot_be_read_now_is_trouble_and_no_empty_run(
     monkeypatch.setattr(files, "read_file", read)
     with pytest.raises(OSError, match="Input/output error"):
         begin(run_dir)
+
+
+def test_a_folder_of_runs_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same run would be begun a second time, under another name."""
+    (tmp_path / "typed-otherwise-0123abcd").mkdir()
+    assert find_run_dir(tmp_path, "x", "0123abcd").path.name == "typed-otherwise-0123abcd"
+    assert find_run_dir(tmp_path / "none", "x", "0123abcd").path.name == "x-0123abcd"
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(StorageError, match="cannot be listed"):
+        find_run_dir(tmp_path, "x", "0123abcd")
