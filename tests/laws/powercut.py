@@ -28,7 +28,9 @@ ALL_KEPT = (*TINY, "retention.last.n=9")
 BACKGROUND = (*COMMAND, "ckpt.write=background", "log.tensorboard=true")
 # What lies there has no name yet, or no more, that anything looks for: one cut among these says as much as a hundred.
 DULL = re.compile(r"\.writing/N[./]|\.trash/N-N/")
-RELIED = re.compile(r"mkdir .*/\.writing/|write .*/attempts\.jsonl")
+# The calls by which training shows that it has gone on after a save, or ended after it.
+GONE_ON = re.compile(r"mkdir .*/\.writing/|write .*/(attempts|metrics)\.jsonl")
+GONE_ON_IN_BACKGROUND = re.compile(r"mkdir .*/\.writing/|write .*/attempts\.jsonl")
 BACK_TO, KILLED_AT = 6, 7
 
 
@@ -41,12 +43,14 @@ class Scenario:
         command: what is typed, before the power cut and after it.
         prepare: leaves in an empty folder what is there before; durable, all of it.
         held: the newest step that a restart goes on from while nothing newer is durable.
+        goes_on: the calls that come after a save only when it is durable.
     """
 
     name: str
     command: tuple[str, ...]
     prepare: Callable[[Forks, Path], None] = lambda forks, cwd: None
     held: int = 0
+    goes_on: re.Pattern[str] = GONE_ON
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,14 @@ class Recording:
     def durable_step(self, after: int) -> int:
         """Return the newest step that no power cut after so many calls may take.
 
-        One that has got its name, and whose folder was synced since; and whether it was or not, one that training has
-        relied on since: the next save or the line of the ending has begun.
+        One that has got its name, and whose folder was synced since; and whether it was or not, one after which
+        training has gone on: it is told, and older ones may go.
         """
         folder = self.history.node_at(f"{self.run}/checkpoints", after)
-        relied = [
-            number for number, call in enumerate(self.history.calls[:after]) if RELIED.match(f"{call.kind} {call.path}")
+        gone_on = [
+            number
+            for number, call in enumerate(self.history.calls[:after])
+            if self.scenario.goes_on.match(f"{call.kind} {call.path}")
         ]
         steps = {self.scenario.held}
         for change in self.history.names:
@@ -74,7 +80,7 @@ class Recording:
                 continue
             if change.node is None:
                 steps -= {int(change.entry[1])}
-            elif max([self.history.last_sync(folder, after), *relied[-1:]]) > change.number:
+            elif max([self.history.last_sync(folder, after), *gone_on[-1:]]) > change.number:
                 steps |= {int(change.entry[1])}
         return max(steps, default=0)
 
@@ -92,7 +98,7 @@ def _finish(forks: Forks, cwd: Path) -> None:
     assert forks.run(cwd, *ALL_KEPT).returncode == 0
 
 
-def _copy_of(forks: Forks, cwd: Path) -> None:
+def _kill_in_background(forks: Forks, cwd: Path) -> None:
     assert forks.run(cwd, *BACKGROUND, kill_at=KILLED_AT).returncode == -9
 
 
@@ -100,8 +106,8 @@ SCENARIOS = (
     Scenario("fresh", COMMAND),
     Scenario("resumed", COMMAND, _kill_and_damage, held=4),
     Scenario("taken back", (*ALL_KEPT, f"step={BACK_TO}"), _finish, held=BACK_TO),
-    Scenario("background", BACKGROUND),
-    Scenario("background resumed", BACKGROUND, _copy_of),
+    Scenario("background", BACKGROUND, goes_on=GONE_ON_IN_BACKGROUND),
+    Scenario("background resumed", BACKGROUND, _kill_in_background, goes_on=GONE_ON_IN_BACKGROUND),
 )
 
 
