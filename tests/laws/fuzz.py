@@ -23,6 +23,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -197,7 +198,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", type=int, help="the command of this number alone")
     arguments = parser.parse_args(argv)
     numbers = range(arguments.count) if arguments.only is None else [arguments.only]
-    return 1 if try_commands(numbers, arguments.seed, print) else 0
+    return 1 if try_commands(numbers, arguments.seed, partial(print, flush=True)) else 0
 
 
 def _make_word(grammar: Grammar, rng: random.Random) -> str:
