@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 from runner.config.explain import suggest_word
-from runner.errors import ConfigError, HoldfastError, StorageError
+from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
+from runner.files import NOT_A_FILE
 from runner.installation import keep_own_packages_first
 from runner.text import mask_lines, mask_unprintable
 from runner.values import Verb
@@ -121,7 +122,8 @@ def main(words: Sequence[str]) -> int:
         return EXIT_PIPE
     except OSError as error:
         print(mask_lines(f"error: {error.filename or 'storage'}: {error.strerror or error}"), file=sys.stderr)
-        return StorageError.exit_code
+        # A link or a pipe in the place of a file is no trouble of the disk: somebody has put it there.
+        return RefusedError.exit_code if error.errno in NOT_A_FILE else StorageError.exit_code
     return code
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 import xxhash
 
 from runner.errors import RefusedError, StorageError
-from runner.files import parse_json
+from runner.files import parse_json, read_file
 from runner.log.sinks import LogDigest
 from runner.text import display_path, shorten
 from runner.types import JsonObject
@@ -158,7 +158,7 @@ def read_sidecar(directory: Path, step: int | None = None) -> Sidecar:
         ValueError: it is not what was written, its fields are not those of a format, or it is of another step.
         NewerFormatError: it is what was written, by a later version.
     """
-    content = (directory / SIDECAR).read_bytes()
+    content = _read_own_file(directory, SIDECAR)
     checksum = _CHECKSUM.search(content)
     # First of all: only a document that is what was written says by itself which format it is of.
     if checksum is None or xxhash.xxh3_128(content[: checksum.start()]).hexdigest().encode() != checksum[1]:
@@ -177,6 +177,15 @@ def read_sidecar(directory: Path, step: int | None = None) -> Sidecar:
     if str(sidecar.record.step) != (directory.name if step is None else str(step)):
         raise ValueError(f"{SIDECAR} belongs to step {sidecar.record.step}")
     return sidecar
+
+
+def _read_own_file(directory: Path, name: str) -> bytes:
+    """Return the content of a file of a checkpoint, and never of what a link in it leads to. Raises OSError."""
+    try:
+        return read_file(directory.resolve() / name)
+    # A loop of links above it.
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, str(error), str(directory)) from None
 
 
 def _parse_sidecar(document: JsonObject, *, pinned: bool) -> Sidecar:
@@ -315,7 +324,7 @@ def read_progress(directory: Path) -> JsonObject:
     Raises OSError where it cannot be read, and RefusedError where it is none.
     """
     try:
-        progress = parse_json((directory / PROGRESS / "metadata").read_bytes())
+        progress = parse_json(_read_own_file(directory, f"{PROGRESS}/metadata"))
     except ValueError as error:
         raise RefusedError(f"{display_path(directory)}: its {PROGRESS} is no JSON ({error})") from None
     if not isinstance(progress, dict):

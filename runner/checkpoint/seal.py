@@ -75,6 +75,8 @@ def find_problem(directory: Path, *, checksums: bool = True, step: int | None = 
         NewerFormatError: a later version has saved it, and only that one can tell.
     """
     try:
+        if (odd := find_odd_file(directory)) is not None:
+            return odd
         _, sealed, arrays = read_sidecar(directory, step)
     except (FileNotFoundError, NotADirectoryError):
         return f"no {SIDECAR}: it was never finished, or it is not a checkpoint of a run"
@@ -102,6 +104,24 @@ def find_problem(directory: Path, *, checksums: bool = True, step: int | None = 
     return _find_differing_array(directory, arrays) if checksums and arrays is not None else None
 
 
+def find_odd_file(directory: Path) -> str | None:
+    """Return what in a checkpoint is neither a plain file nor a folder, in a few words; None where nothing is.
+
+    Such a checkpoint is not read at all: a link leads out of it, a pipe is waited for, and a device has no end. Raises
+    OSError where a folder cannot be listed.
+    """
+    folders = [directory]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    what = "is a link" if entry.is_symlink() else "is no plain file"
+                    return f"{Path(entry.path).relative_to(directory)} {what}"
+    return None
+
+
 def _find_differing_array(directory: Path, arrays: ArrayTable) -> str | None:
     """Return which array on disk is not what was to be written, in a few words; None where all are.
 
@@ -113,7 +133,7 @@ def _find_differing_array(directory: Path, arrays: ArrayTable) -> str | None:
     try:
         found = {name: str(spec) for name, spec in read_leaf_specs(directory / STATE).items()}
     # TensorStore says everything with a ValueError, also what the operating system had told it.
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         if number := find_errno(error):
             raise OSError(number, os.strerror(number), str(directory / STATE)) from error
         return f"its arrays cannot be listed ({str(error).splitlines()[0]})"

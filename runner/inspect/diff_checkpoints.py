@@ -11,7 +11,7 @@ import numpy as np
 
 from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
 from runner.checkpoint.record import STATE, read_progress
-from runner.checkpoint.seal import find_problem
+from runner.checkpoint.seal import find_odd_file, find_problem
 from runner.config.identity import Drift, find_drift
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, find_attempt, find_checkpoint, read_config_document
@@ -65,12 +65,15 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     problems = {str(each): problem for each in (a, b) if (problem := find_problem(each.directory))}
     for name, problem in problems.items():
         say(f"warning: {name} is not good: {problem}")
+    for each in (a, b):
+        if odd := find_odd_file(each.directory):
+            raise RefusedError(f"cannot be compared: {each} is not good: {odd}")
     is_same_run = a.run_dir.path.resolve() == b.run_dir.path.resolve()
     changes = find_drift(*(read_config_document(each.run_dir, find_attempt(each).get("drift", ())) for each in (a, b)))
     try:
         found = compare_arrays(a, b)
         progress = compare_progress(read_progress(a.directory), read_progress(b.directory))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError, RefusedError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, RefusedError) as error:
         problem = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RefusedError(f"cannot be compared: {problem or shorten(said, 300)}") from None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from runner.checkpoint.record import NewerFormatError, Record, Score, is_step_name, locate_checkpoint, read_sidecar
 from runner.checkpoint.retention import RetentionRule
-from runner.checkpoint.seal import find_problem
+from runner.checkpoint.seal import find_odd_file, find_problem
 from runner.config.read_yaml import parse_yaml
 from runner.config.validation import Retention, validate_saved
 from runner.errors import RefusedError
@@ -152,11 +152,13 @@ def refusing_other_kinds() -> Iterator[None]:
 
 @contextmanager
 def refusing_unreadable(checkpoint: Checkpoint) -> Iterator[None]:
-    """Raise RefusedError where what is read of a checkpoint is nothing that a run writes."""
+    """Raise RefusedError where what is read of a checkpoint is nothing that a run writes; links in it are not read."""
+    if odd := find_odd_file(checkpoint.directory):
+        raise RefusedError(f"{checkpoint}: is not good: {odd}")
     try:
         yield
     # Sealed it may be, and by somebody else: then anything can be in it.
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RefusedError(f"{checkpoint}: cannot be read: {shorten(problem, 300)}") from None
 

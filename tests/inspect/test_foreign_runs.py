@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from runner.__main__ import main
+from runner.files import open_folder
 from runner.inspect.lookup import list_runs, name_run
 from runner.rundir.heartbeat import LAYOUT, MARK, HeartbeatWriter, read_heartbeat
 from runner.rundir.layout import RunDir
@@ -290,6 +291,23 @@ def test_a_heartbeat_of_any_bytes_is_one_or_none(tmp_path: Path) -> None:
     assert read_heartbeat(path) is None
     HeartbeatWriter(path).beat(9)
     assert (tmp_path / "elsewhere").read_bytes() == LAYOUT.pack(*good)
+
+
+def test_a_link_where_results_go_is_refused_and_a_name_of_dollars_is_no_formula(
+    run: Path, tmp_path: Path, ask: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = run.with_name("a$x_{$ \x1b[2J")
+    run.rename(odd)
+    assert ask("goodput", odd, "--to", "time.png")[0] == 0
+    assert (tmp_path / "time.png").read_bytes().startswith(b"\x89PNG")
+
+    def lead_outside(*_: Any, **__: Any) -> None:
+        with open_folder(tmp_path / "link"):
+            raise AssertionError("went through a link")
+
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    monkeypatch.setattr("runner.inspect.goodput_table.find_runs", lead_outside)
+    assert ask("goodput", odd)[0] == 3
 
 
 def test_errors_and_data_command_no_terminal(run: Path, ask: Asked) -> None:

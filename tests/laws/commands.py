@@ -117,7 +117,7 @@ def _light_attempts() -> Iterator[None]:
 
 
 def _attempt_lightly(context: Any, gc_threshold: Any) -> Any:
-    from runner.checkpoint.record import newest_durable_step, read_progress
+    from runner.checkpoint.record import newest_durable_step, read_saved_position
     from runner.checkpoint.restore import restore_newest
     from runner.log.fanout import open_sinks
     from runner.log.sinks import CutPoint, SinkContext
@@ -126,8 +126,8 @@ def _attempt_lightly(context: Any, gc_threshold: Any) -> Any:
 
     run_dir, attempt, say = context.run_dir, context.attempt, context.console.say
     dataset.record_or_compare(run_dir, dataset.read_sources(context.config.data))
-    found = restore_newest(run_dir.checkpoints, run_dir.quarantine, read_progress, say)
-    step, best = (found[0].step, found[1].get("best")) if found else (0, None)
+    found = restore_newest(run_dir.checkpoints, run_dir.quarantine, read_saved_position, say)
+    step, best = (found[0].step, found[1].best) if found else (0, None)
     attempt.begin_training(step, best, "1 × cpu")
     logs = SinkContext(run_dir.metrics, CutPoint(step), attempt.number, context.config.document, "lineage", say)
     sinks = open_sinks(context.config.log, logs, context.console)

@@ -256,16 +256,14 @@ PLANTED = (
     *("logs/metrics.cut-2.jsonl", "logs/metrics.cut-3.jsonl", "logs/timing.cut-3.jsonl", "logs/wandb", "eval"),
     *("checkpoints", "checkpoints/.trash", "checkpoints/.writing", "checkpoints/best", "quarantine"),
     *("quarantine/7-1", "quarantine/7-1/reason.txt", "eval/9", "eval/9/results.json", "media"),
+    # Both runs of the law have this step.
+    *("checkpoints/9", "checkpoints/9/pinned", f"checkpoints/9/{SIDECAR}", "checkpoints/9/progress/metadata"),
+    *("checkpoints/9/progress", "checkpoints/9/state", "decisions.json", ".decisions.copy.json"),
 )
 
 
 def _draw_structure(run: Path, rng: random.Random) -> Mutation:
-    steps = [path.name for path in (run / "checkpoints").iterdir() if path.name.isdecimal()]
-    inside = [
-        f"checkpoints/{rng.choice(steps)}{rest}" for rest in ("", "/pinned", f"/{SIDECAR}", "/progress", "/state")
-    ]
-    inside.append(f"checkpoints/{rng.choice(steps)}/progress/metadata")
-    place, kind = rng.choice((*PLANTED, *inside)), rng.choice(list(STRUCTURES))
+    place, kind = rng.choice(PLANTED), rng.choice(list(STRUCTURES))
     return Mutation(kind, place, lambda target: plant(target, place, kind))
 
 
