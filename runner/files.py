@@ -160,7 +160,9 @@ def append_json_line(path: Path, record: JsonObject) -> None:
 
 def append_text(path: Path, text: str) -> None:
     """Append text to a file. Raises OSError."""
-    with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", errors="backslashreplace") as out:
+    with os.fdopen(
+        open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8", errors="backslashreplace"
+    ) as out:
         out.write(text)
 
 

@@ -63,10 +63,17 @@ def set_damaged_lines_aside(run_dir: RunDir) -> tuple[list[str], list[JsonObject
 def count_interruptions(run_dir: RunDir) -> tuple[int, float]:
     """Return how often a run was killed or crashed, and in how many seconds of work."""
     past = [line for line in read_attempts(run_dir) if line.get("from_step") is not None and line.get("ended")]
-    spans = [datetime.fromisoformat(line["ended"]) - datetime.fromisoformat(line["started"]) for line in past]
     count = sum(line["ending"] in ("killed", "failed") for line in past)
-    # A clock that was set back between the two makes a span negative: nothing is known of it then.
-    return count, sum(max(span.total_seconds(), 0.0) for span in spans)
+    return count, sum(map(_measure_work, past))
+
+
+def _measure_work(line: JsonObject) -> float:
+    """Return how many seconds an attempt took: as it measured itself, or else by its two times."""
+    # The clock may have been set between the two: by years, and back, which would be less than nothing.
+    if (total := line.get("seconds", {}).get("total")) is not None:
+        return max(total, 0.0)
+    span = datetime.fromisoformat(line["ended"]) - datetime.fromisoformat(line["started"])
+    return max(span.total_seconds(), 0.0)
 
 
 def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> JsonObject:
@@ -86,6 +93,9 @@ def line_of_killed(status: Mapping[str, Any], heartbeat: Heartbeat | None) -> Js
         # The time between the two belongs to what it was doing at the end.
         began = datetime.fromisoformat(line["started"]).timestamp()
         unseen = max(heartbeat.changed - began - seconds.get("total", 0.0), 0.0)
+        # Nor more than since status.json, which is told to the second: the clock may have been set before that.
+        if "updated" in status:
+            unseen = min(unseen, max(heartbeat.changed - datetime.fromisoformat(status["updated"]).timestamp(), 1.0))
         seconds = {**seconds, phase: round(seconds.get(phase, 0.0) + unseen, 3)}
         seconds["total"] = round(seconds.get("total", 0.0) + unseen, 3)
     return {**line, "ended": ended, "ending": "killed", "to_step": last, "seconds": seconds}

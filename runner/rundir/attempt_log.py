@@ -84,7 +84,12 @@ class AttemptLog:
     @property
     def seconds(self) -> float:
         """Return the seconds since the process began."""
-        return time.time() - self._began
+        return self._times.total
+
+    @property
+    def clock_jump(self) -> float:
+        """Return by how many seconds the clock of the machine was set since the process began; 0.0 for none."""
+        return self._times.clock_jump
 
     def begin(self, overrides: Sequence[str], drift: Sequence[str], own_files: Iterable[Path] = ()) -> list[str]:
         """Give this attempt its number, and say that it is running. Return a line for each file that is damaged.
@@ -203,6 +208,8 @@ class AttemptLog:
         """Replace status.json."""
         self._check_held()
         with self._writing:
+            # Each time, for a kill leaves only this: without it, the time that an attempt took could not be told.
+            self._note_clock_jump()
             self.status.write(state, self._record, self._times.read(), durable=durable)
 
     def end(self, state: str, reached: int, why: str, durable_step: int | None = None) -> None:
@@ -225,6 +232,7 @@ class AttemptLog:
                 return
             self.status.note_end(stands, why)
             self._record["peak_memory_bytes"] = peak_host_memory()
+            self._note_clock_jump()
             seconds = self._times.read()
             line = {**self._record, "ended": format_timestamp(time.time()), "ending": state, "why": why}
             line |= {"to_step": stands + lost, "seconds": seconds}
@@ -247,6 +255,11 @@ class AttemptLog:
                 if line["attempt"] not in known:
                     lost = max(line["to_step"] - step, 0) if "from_step" in line else 0
                     self._append({**line, **price_lost_steps(line, line["seconds"], lost)})
+
+    def _note_clock_jump(self) -> None:
+        # Also where there was one and it was taken back.
+        if (jump := self.clock_jump) or "clock_jump_seconds" in self._record:
+            self._record["clock_jump_seconds"] = jump
 
     def _decide(self, **changes: Any) -> None:
         """Change what a restart must know, durably. Raises OSError."""

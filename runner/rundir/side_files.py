@@ -96,7 +96,7 @@ ATTEMPT: Mapping[str, Check] = {
     "seconds": object_of(is_number),
     **dict.fromkeys(("from_step", "to_step", "redone_steps", "lost_steps", "rollbacks", "stepped_back"), is_count),
     **dict.fromkeys(("peak_memory_bytes",), or_null(is_count)),
-    **dict.fromkeys(("lost_seconds", "first_step_seconds", "compile_seconds"), is_number),
+    **dict.fromkeys(("lost_seconds", "first_step_seconds", "compile_seconds", "clock_jump_seconds"), is_number),
 }
 # Without these it is no line of an attempt.
 REQUIRED_OF_LINE = ("attempt", "started", "ending", "to_step")

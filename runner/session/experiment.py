@@ -31,6 +31,7 @@ from runner.rundir.numerics import settle_numerics
 from runner.rundir.provenance import hash_code
 from runner.rundir.readme import write_readme
 from runner.rundir.run_lock import RunLock, lock_run
+from runner.rundir.time_buckets import describe_clock_jump
 from runner.session.mend import mend_finished
 from runner.session.standing import Standing, find_run, inspect_run
 from runner.text import quote_override
@@ -79,6 +80,8 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                             from runner.session.attempt import run_attempt
 
                         outcome, why = run_attempt(context, usual)
+                    if jump := attempt.clock_jump:
+                        context.console.say(describe_clock_jump(jump))
                     durable = None if outcome.ending == "finished" else newest_durable_step(run_dir.checkpoints)
                     attempt.end(outcome.ending, attempt.step, why, durable)
                 except LostRunError:
