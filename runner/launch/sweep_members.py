@@ -124,6 +124,7 @@ def sweep_folder(members: Sequence[SweepMember]) -> Path:
 def write_results(folder: Path, members: Sequence[SweepMember], results: Sequence[MemberResult]) -> None:
     """Write sweep.json and results.csv, each replaced in one move."""
     rows = [_result_row(member, result) for member, result in zip(members, results, strict=True)]
+    files.make_folder(folder)
     files.replace_file(folder / SWEEP_JSON, json.dumps({"runs": rows}, indent=1) + "\n")
     keys = list(dict.fromkeys(key for row in rows for key in row["own"]))
     facts = ("state", "step", "score", "best_step", "best_value", "seconds", "peak_memory_bytes", "tries", "why")

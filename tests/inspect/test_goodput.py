@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.__main__ import main
@@ -175,6 +175,7 @@ def test_a_line_with_odd_values_counts(odd: dict[str, Any]) -> None:
     assert (found.clock, sum(found.buckets.values())) == (10_000, 10_000)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(list(LEGEND)), st.integers(0, 10**9)), st.integers(10, 200))
 def test_a_bar_is_as_long_as_it_may_be(spent: dict[str, int], room: int) -> None:
     drawn = draw_bar(spent, room)
@@ -280,7 +281,8 @@ def test_a_run_at_work_counts_up_to_its_last_sign_of_life(killed: tuple[Path, di
     assert [span.ending for span in spans] == ["killed", "running"]
     beat = heartbeat.read_heartbeat(run.heartbeat)
     assert beat is not None
-    assert spans[1].started + (spans[1].end - spans[1].start) / 1000 == pytest.approx(beat.changed, abs=0.01)
+    # The seconds of its status are those of its end, a moment after its last sign of life.
+    assert spans[1].started + (spans[1].end - spans[1].start) / 1000 >= beat.changed - 0.01
 
 
 def test_the_verb(
@@ -425,6 +427,7 @@ def test_no_number_is_too_odd(odd: dict[str, Any]) -> None:
     assert (found.clock, sum(found.buckets.values())) == (10_000, 10_000)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(
