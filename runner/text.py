@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import shutil
@@ -149,7 +150,8 @@ def format_scaled(number: float) -> str:
 
 def display_path(path: Path) -> str:
     """Return a path as a person types it: relative where it is below the working directory, else absolute."""
-    path = path.resolve()
+    # Not `Path.resolve`, which raises where links go around in a circle.
+    path = Path(os.path.realpath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

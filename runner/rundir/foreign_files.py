@@ -62,4 +62,4 @@ def _is_own_link(run_dir: RunDir, path: Path) -> bool:
     wandb = run_dir.logs / "wandb"
     # In the folder of one start, `wandb/wandb/run-…/logs`, wandb links to its own cache; nobody writes there again.
     in_old_start = path.is_relative_to(wandb / "wandb") and len(path.relative_to(wandb / "wandb").parts) > 2
-    return in_old_start or (path.is_relative_to(wandb) and path.resolve().is_relative_to(wandb))
+    return in_old_start or (path.is_relative_to(wandb) and Path(os.path.realpath(path)).is_relative_to(wandb))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def find_run(config: Config, overrides: Sequence[str]) -> RunDir:
     Raises RefusedError where `resume` does not allow what is, or is not, there.
     """
     if config.dir is not None:
-        run_dir = RunDir(Path(config.dir).resolve())
+        run_dir = RunDir(Path(os.path.realpath(config.dir)))
     else:
         parent = (Path(config.root) / config.name).resolve()
         run_dir = find_run_dir(parent, slug_from_overrides(overrides, UNHASHED_KEYS), hash_config(config.document))
