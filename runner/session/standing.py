@@ -45,7 +45,7 @@ def find_run(config: Config, overrides: Sequence[str]) -> RunDir:
     if config.dir is not None:
         run_dir = RunDir(Path(os.path.realpath(config.dir)))
     else:
-        parent = (Path(config.root) / config.name).resolve()
+        parent = Path(os.path.realpath(Path(config.root) / config.name))
         run_dir = find_run_dir(parent, slug_from_overrides(overrides, UNHASHED_KEYS), hash_config(config.document))
         # A run that was moved to another disk, with a link in its place, is that run.
         run_dir = RunDir(run_dir.path.resolve())
