@@ -25,8 +25,8 @@ from runner.rundir.layout import RunDir
 from runner.types import JsonObject
 from runner.values import Say
 
-# A new run has at least so many threads: on one core and on two, eight cost no more processor time than one or two
-# (measured; 16 cost 5 % more), and machines of up to so many cores compute the same bits from the same command.
+# A new run has at least so many threads: on one core and on two, eight cost about 5 % more processor time than one or
+# two, or less than that (measured), and machines of up to so many cores compute the same bits from the same command.
 LEAST_THREADS = 8
 MOST_THREADS = 1024
 # The environment variable that XLA reads, and ours beside it: a child must not take what we set for its user's word.

@@ -94,7 +94,9 @@ ATTEMPT: Mapping[str, Check] = {
     "external": object_of(with_keys(target=is_text, file=is_text, hash=is_text)),
     "slurm": object_of(is_count),
     "seconds": object_of(is_number),
-    **dict.fromkeys(("from_step", "to_step", "redone_steps", "lost_steps", "rollbacks", "stepped_back"), is_count),
+    **dict.fromkeys(
+        ("from_step", "to_step", "redone_steps", "lost_steps", "rollbacks", "stepped_back", "threads"), is_count
+    ),
     **dict.fromkeys(("peak_memory_bytes",), or_null(is_count)),
     **dict.fromkeys(("lost_seconds", "first_step_seconds", "compile_seconds", "clock_jump_seconds"), is_number),
 }
