@@ -67,9 +67,9 @@ LOOKED = ("eval=[metrics,text,train_set,ema]", "eval.text.new_tokens=4", "eval.t
 FEW = ("data.eval_fraction=0.95",)
 MLP = ("model.num_layers=1", "model.width=8", "model.dropout=0.2")
 CASES = (
-    Case("gpt", "tokens", (*GPT, "train.microbatches=2", "train.precision=bf16", "optim.ema=0.9", *LOOKED), quick=True),
+    Case("gpt", "tokens", (*GPT, "train.microbatches=2", "train.precision=bf16", "optim.ema=0.9", *LOOKED)),
     Case("cnn", "digits", ("model.widths=[4,8]", "model.hidden=16", *FEW)),
-    Case("resnet", "images", ("model.stages=[1,1]", "model.width=4"), workers=2, quick=True),
+    Case("resnet", "images", ("model.stages=[1,1]", "model.width=4"), workers=2),
     Case(
         "vit",
         "digits",

@@ -39,7 +39,10 @@ def _killed_and_finished(door: Door, ckpt: str, kills: list[tuple[int, float]]) 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("ckpt", STRATEGIES)
+# In the short form the one that has all of it: rules of both kinds, in the background.
+@pytest.mark.parametrize(
+    "ckpt", [pytest.param(each, marks=() if each == "async" else pytest.mark.slow) for each in STRATEGIES]
+)
 def test_killed_three_times_is_bit_identical(ckpt: str, door: Door, references: dict[str, Door]) -> None:
     _killed_and_finished(door, ckpt, [(10, 0.0), (25, 0.013), (45, 0.031)])
     assert_same(door.the_run, references[ckpt].the_run, 60)
@@ -64,7 +67,13 @@ def test_the_strategies_compute_the_same(references: dict[str, Door]) -> None:
     assert len(logs) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)),
+    ],
+)
 def test_a_stop_request_loses_no_step(number: signal.Signals, door: Door, references: dict[str, Door]) -> None:
     said = door.kill_at(20, *_overrides("async"), number=number)
     assert f"stopped by {number.name}" in said

@@ -95,7 +95,9 @@ HAPPENS: dict[str, tuple[str, Callable[[], dict[str, Any]], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", HAPPENS)
+@pytest.mark.parametrize(
+    "what", ["preempted", *(pytest.param(each, marks=pytest.mark.slow) for each in HAPPENS if each != "preempted")]
+)
 def test_a_notice_saves_stops_and_loses_nothing(what: str, door: Door, reference: Door, tmp_path: Path) -> None:
     kind, news, reason = HAPPENS[what]
     with clouds(events=NOT_YET) as world:

@@ -89,6 +89,9 @@ PLACES = {
     "a save": (slow("runner.checkpoint.seal", "seal_checkpoint", 1.0), "save", "seal"),
     "a restore": (slow("runner.checkpoint.store", "read_state", 600), "restore", ""),
 }
+# In the short form three of them: jax compiles, training goes on, a checkpoint is on its way.
+IN_SHORT = ("compiling", "an evaluation", "a save")
+SOME_PLACES = [pytest.param(each, marks=() if each in IN_SHORT else pytest.mark.slow) for each in PLACES]
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +116,7 @@ def wait_until(process: subprocess.Popen[str], door: Door, phase: str, writing: 
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", SOME_PLACES)
 def test_a_stop_is_seen_and_loses_nothing(where: str, door: Door, reference: Door, tmp_path: Path) -> None:
     planted, phase, writing = PLACES[where]
     if where == "a restore":
@@ -146,7 +149,7 @@ def test_a_stop_is_seen_and_loses_nothing(where: str, door: Door, reference: Doo
     assert_same(run, reference.the_run, 60)
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", SOME_PLACES)
 def test_a_second_signal_leaves_at_once_wherever_it_is(where: str, door: Door, tmp_path: Path) -> None:
     """What is planted would last ten minutes: whoever waits for it hangs here."""
     planted, phase, writing = PLACES[where]

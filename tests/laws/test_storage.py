@@ -204,7 +204,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
         yield Laboratory(made, Place(room / "reference").run, room)
 
 
-@pytest.mark.parametrize("name", [pytest.param("a blocking save", marks=pytest.mark.slow), "a background save"])
+@pytest.mark.parametrize("name", ["a blocking save", "a background save"])
+@pytest.mark.slow
 def test_killed_at_some_changes_of_a_save(name: str, lab: Laboratory) -> None:
     case = CASES[name]
     start = case.prepared(lab, name, case.overrides)

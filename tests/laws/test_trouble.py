@@ -125,6 +125,7 @@ module.make_train_step = poisoned
     assert max(int(path.name) for path in (door.the_run / "checkpoints").glob("[0-9]*")) == 24
 
 
+@pytest.mark.slow
 def test_the_same_crash_is_not_repeated_for_ever(door: Door, make_door: Any, tmp_path: Path) -> None:
     broken = plant(tmp_path, fault("number == 32", "raise RuntimeError('boom')"))
     tried = [door.run(*RUN, **broken) for _ in range(5)]

@@ -361,6 +361,7 @@ def test_a_mirror_that_cannot_be_had_is_told_and_left_out(tmp_path: Path) -> Non
     assert told == ["warning: wandb is left out: still gone"]
 
 
+@pytest.mark.slow
 def test_a_run_taken_back_has_the_new_curves_once(door: Door) -> None:
     """Every fourth step is logged now, and no longer every fifth."""
     small = [override for override in SMALL if not override.startswith("log.")]

@@ -132,6 +132,7 @@ def plain() -> dict[str, jax.Array]:
     return first_step(configured(1))
 
 
+@pytest.mark.slow
 def test_with_microbatches_bfloat16_and_remat_the_loss_is_right() -> None:
     together = {"train__precision": "bf16", "train__microbatches": 2, "remat": {"kind": "full"}}
     metrics = first_step(configured(4, **together))
@@ -141,6 +142,7 @@ def test_with_microbatches_bfloat16_and_remat_the_loss_is_right() -> None:
     np.testing.assert_allclose(metrics["grad_norm"], plain()["grad_norm"], rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_batch_of_every_chunk() -> None:
     """The same loss and gradient, and nothing is sent but the sums."""
     program = """

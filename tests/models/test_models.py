@@ -89,7 +89,11 @@ def batch_for(option: Model) -> dict[str, Any]:
     return TOKENS if "tokens" in option.takes else IMAGES
 
 
-@pytest.mark.parametrize("option", SMALL, ids=lambda option: option.kind)
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(each, marks=pytest.mark.slow if each.kind in ("vit", "resnet") else ()) for each in SMALL],
+    ids=[each.kind for each in SMALL],
+)
 def test_every_declared_scope_is_entered(option: Model) -> None:
     for name in option.scopes:
         with use_plan(RematPlan(frozenset({name}))):

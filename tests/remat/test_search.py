@@ -43,7 +43,7 @@ def _sources(config: Config) -> Any:
             ("model=vit", "data=digits", "model.num_layers=2", "model.width=16", "train.precision=bf16", *AUTO),
             marks=pytest.mark.slow,
         ),
-        RESNET,
+        pytest.param(RESNET, marks=pytest.mark.slow),
     ],
     ids=["gpt", "vit", "resnet"],
 )

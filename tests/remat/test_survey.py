@@ -102,6 +102,7 @@ def test_what_the_configuration_has_is_the_beginning_of_every_change() -> None:
     assert all(other.remat == Full() for _, other in remat_survey.suggest_changes(replace(config, remat=Full())))
 
 
+@pytest.mark.slow
 def test_under_a_scan_the_compiler_agrees_with_what_was_counted() -> None:
     """On a CPU as well; there only where blocks are under a scan."""
     config = config_of()

@@ -185,7 +185,9 @@ def test_an_average_that_is_not_kept_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "data", "objective"), [(plain, batch(0), classify), (gpt, tokens(), next_token)], ids=["plain", "gpt"]
+    ("make", "data", "objective"),
+    [(plain, batch(0), classify), pytest.param(gpt, tokens(), next_token, marks=pytest.mark.slow)],
+    ids=["plain", "gpt"],
 )
 def test_microbatches_give_the_same_gradients_and_metrics(make: Any, data: Any, objective: Any) -> None:
     whole, metrics = gradients(make, UpdateOptions(), data, objective)
@@ -227,6 +229,7 @@ def test_statistics_and_random_streams_go_through_every_microbatch() -> None:
         assert any(int(now[name]) == begin + drawn for name, begin in counts.items())
 
 
+@pytest.mark.slow
 def test_microbatches_leave_every_example_on_its_device() -> None:
     """Two devices: the same numbers as one, and no example is sent to the other one."""
     program = """
