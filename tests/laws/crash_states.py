@@ -35,9 +35,9 @@ class Call:
     data: bytes
 
     def __str__(self) -> str:
-        """Return it without the numbers of steps and clocks, so that calls of one sort look alike."""
-        words = [self.kind, self.path, *([self.to] if self.to else [])]
-        return re.sub(r"\d+", "N", re.sub(r"/d/[0-9a-f]+", "/d/N", " ".join(words)))
+        """Return it without steps, clocks and what is drawn by chance, so that calls of one sort look alike."""
+        words = " ".join([self.kind, self.path, *([self.to] if self.to else [])])
+        return re.sub(r"\d+", "N", re.sub(r"/d/[0-9a-f]+|(?<=/\.writing/)\d+-[0-9a-f]+", "N", words))
 
 
 def read_calls(log: Path, below: Path) -> list[Call]:

@@ -139,11 +139,11 @@ def iter_states(history: History, seed: int) -> Iterator[tuple[Cut, Tree]]:
     for number, call in enumerate(history.calls):
         sorts.setdefault(str(call), []).append(number)
     lively = [numbers for sort, numbers in sorts.items() if not DULL.search(sort)]
-    dull = [list(itertools.chain(*(numbers for sort, numbers in sorts.items() if DULL.search(sort))))]
+    dull = list(itertools.chain(*(numbers for sort, numbers in sorts.items() if DULL.search(sort))))
     rng.shuffle(lively)
     for turn in itertools.count():
         found = False
-        for numbers in [*lively, *dull]:
+        for numbers in filter(None, [*lively, dull]):
             # Before and after the call: a cut in between leaves one of these.
             cut = Cut(rng.choice(numbers) + rng.randint(0, 1), rng.choice(["ordered", "weak"]), seed + turn)
             tree = cut.state_of(history)
