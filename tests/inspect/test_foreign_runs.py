@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from runner.__main__ import main
+from runner.checkpoint.seal import find_problem
 from runner.files import open_folder
 from runner.inspect.lookup import list_runs, name_run
 from runner.rundir.heartbeat import LAYOUT, MARK, HeartbeatWriter, read_heartbeat
@@ -123,6 +124,30 @@ def test_a_page_beside_a_run_replaces_a_link_and_not_what_it_leads_to(run: Path,
     assert ask("report", run, "--to", "page.html")[0] == 0
     assert (tmp_path / "page.html").is_symlink()
     assert (tmp_path / "www.html").is_file()
+
+
+@pytest.mark.parametrize("place", ["holdfast.json", "progress/metadata", "state/_METADATA"])
+@pytest.mark.parametrize("what", ["a device", "a file outside", "a pipe"])
+def test_a_checkpoint_with_a_link_or_a_pipe_in_it_is_not_read(
+    place: str, what: str, run: Path, tmp_path: Path, ask: Asked
+) -> None:
+    """A device has no end, a pipe is waited for, and a file outside is nobody's business."""
+    path = run / "checkpoints/300" / place
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if what == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if what == "a device" else tmp_path / "outside.txt")
+    said = f"{place} is no plain file" if what == "a pipe" else f"{place} is a link"
+    assert find_problem(run / "checkpoints/300") == said
+    assert find_problem(run / "checkpoints/300", checksums=False) == said
+    for looking in (["ls"], ["verify", "--all"], ["why"]):
+        assert said in ask(*looking, run)[1], looking
+    for words in (["show", "--json", f"{run}@300"], ["diff", f"{run}@300", f"{run}@200"], ["digest", f"{run}@300"]):
+        code, out, err = ask(*words)
+        assert code == 3, (words, out)
+        assert SECRET not in out + err
 
 
 # --- what verbs show ---
