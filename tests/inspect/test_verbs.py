@@ -313,7 +313,14 @@ def test_show_tells_all_of_one_checkpoint(made: Path, ask: Asked, data: Callable
     known = record.read_sidecar(made / "checkpoints" / "40")[0]
     assert code == 0
     assert out.startswith(f"{RunDir(made)}@40\n")
-    for said in (known.reason, "eval/accuracy", '{"next_index": 40}', "attempt 1", "orbax-checkpoint 0.", f"format {record.FORMAT}"):
+    for said in (
+        known.reason,
+        "eval/accuracy",
+        '{"next_index": 40}',
+        "attempt 1",
+        "orbax-checkpoint 0.",
+        f"format {record.FORMAT}",
+    ):
         assert said in out
     assert "params.hidden.0.linear.kernel      64 × 16" in out
     found = data("show", f"{made}@40")
