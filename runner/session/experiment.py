@@ -249,10 +249,14 @@ def _as_storage_error(run_dir: RunDir) -> Iterator[None]:
 
 
 def _is_machine_trouble(run_dir: RunDir, error: OSError) -> bool:
-    """Tell whether an error is about the machine or a file of the run, and not about what the user's code opens."""
+    """Tell whether an error is about the machine, or about the run's own files, and not what the user's code opens."""
     if error.errno in PASSING_ERRNOS:
         return True
-    return isinstance(error.filename, str) and Path(error.filename).is_relative_to(run_dir.path)
+    if not isinstance(error.filename, str):
+        return False
+    # A folder above the run as well: each is opened on the way.
+    place = Path(error.filename)
+    return place.is_relative_to(run_dir.path) or run_dir.path.is_relative_to(place)
 
 
 def _explain_storage(run_dir: RunDir, error: OSError) -> StorageError:
