@@ -183,7 +183,7 @@ def test_what_counts_as_the_same_failure(ending: str) -> None:
     from runner.rundir.crash_loop import find_repeated_failure
 
     def line(step: int, ending: str = "failed", code: str = "a", **more: Any) -> dict[str, Any]:
-        return {"to_step": step, "ending": ending, "code": code, "why": "boom", **more}
+        return {"from_step": 10, "to_step": step, "ending": ending, "code": code, "why": "boom", **more}
 
     assert find_repeated_failure([], "a") is None
     assert find_repeated_failure([line(33)] * 2, "b") is None  # other code
