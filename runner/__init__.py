@@ -47,6 +47,10 @@ def leave_working_directory() -> None:
 
 def _is_own_program() -> bool:
     """Return whether this process was started as `python -m runner…`, `holdfast` or run.py; else it only imports us."""
+    # A process that multiprocessing starts has taken over the path of its parent, where a user's code may be wanted, and
+    # its words as well.
+    if any(word.startswith("from multiprocessing.") for word in sys.orig_argv):
+        return False
     argv = getattr(sys, "argv", None) or [""]
     if argv[0] == "-m":
         # Python is about to look for the module; its name is among the words that Python itself was given.
