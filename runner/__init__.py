@@ -47,7 +47,7 @@ def leave_working_directory() -> None:
 
 def _is_own_program() -> bool:
     """Return whether this process was started as `python -m runner…`, `holdfast` or run.py; else it only imports us."""
-    # A process that multiprocessing starts has taken over the path of its parent, where a user's code may be wanted, and
+    # A process that multiprocessing starts takes over the path of its parent, on which a user's code may be wanted, and
     # its words as well.
     if any(word.startswith("from multiprocessing.") for word in sys.orig_argv):
         return False
