@@ -168,12 +168,12 @@ import data.pipeline as module
 original = module.iterate_in_order
 def slow(*words, **options):
     for batch in original(*words, **options):
-        time.sleep(0.4)
+        time.sleep(0.6)
         yield batch
 module.iterate_in_order = slow
 """
     done = door.run(
-        *RUN, "train.hang_seconds=1.5", "train.eval_steps=60", "train.eval_batches=8", **plant(tmp_path, planted)
+        *RUN, "train.hang_seconds=4", "train.eval_steps=60", "train.eval_batches=8", **plant(tmp_path, planted)
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
 
