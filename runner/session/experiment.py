@@ -73,7 +73,8 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
                 try:
                     _introduce(context, standing)
                     # Before jax starts: its thread pool is made once.
-                    attempt.record(threads=settle_numerics(run_dir, context.console.say).threads)
+                    with _as_storage_error(run_dir):
+                        attempt.record(threads=settle_numerics(run_dir, context.console.say).threads)
                     with Watchdog(stop_flag, attempt, run_dir, config.train.hang_seconds, context.console.say).watch():
                         with attempt.time_in("import"):
                             # Here and not above: a wrong command, or a run that is finished, waits for no jax.
