@@ -206,8 +206,12 @@ def mask_unprintable(text: str) -> str:
 
 
 def mask_lines(text: str) -> str:
-    """Return a text of several lines with a dot for each character that is not printable."""
-    return "\n".join(map(mask_unprintable, text.splitlines()))
+    """Return a text of several lines with a dot for each character that is not printable.
+
+    Bytes that are no text stay as Python has them: whoever prints or writes them has an escape for them.
+    """
+    keeps = (char if char.isprintable() or char == "\n" or "\udc80" <= char <= "\udcff" else "·" for char in text)
+    return "".join(keeps)
 
 
 def escape_markdown(text: str) -> str:

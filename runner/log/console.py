@@ -15,7 +15,7 @@ from typing import Protocol
 from runner import screen
 from runner.files import append_text, make_folder
 from runner.log.sinks import MetricSink
-from runner.text import format_duration, utc_now
+from runner.text import format_duration, mask_lines, utc_now
 from runner.values import MetricValues
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
@@ -46,7 +46,7 @@ class QuietConsole:
 
     def say(self, line: str) -> None:
         """Append a line to run.log, with the time of day."""
-        self._append(line)
+        self._append(mask_lines(line))
         self._tell_losses()
 
     def begin(self, step: int, steps: int) -> None:
@@ -89,6 +89,8 @@ class PlainConsole(QuietConsole):
 
     def say(self, line: str) -> None:
         """Print a line, and append it to run.log."""
+        # It may quote what lies on a disk, which must not command the terminal.
+        line = mask_lines(line)
         self._append(line)
         print(line, flush=True)
         self._tell_losses()
@@ -136,6 +138,7 @@ class ProgressBarConsole(QuietConsole):
 
     def say(self, line: str) -> None:
         """Print a line above the bar, and append it to run.log."""
+        line = mask_lines(line)
         self._append(line)
         if screen.stdout_state() == "failed":
             self._give_up_bar()

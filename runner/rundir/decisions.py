@@ -18,7 +18,7 @@ import xxhash
 
 from runner import files
 from runner.rundir.layout import RunDir
-from runner.rundir.side_files import SKIPPED, is_count, is_text, list_of
+from runner.rundir.side_files import ATTEMPT, SKIPPED, is_count, list_of
 from runner.types import JsonObject
 
 
@@ -103,7 +103,7 @@ def _decode(content: bytes) -> Decisions | None:
         # A checksum is no signature: somebody else may have made both.
         is_typed = (
             is_count(found.attempt)
-            and is_text(found.started)
+            and (found.started == "" or ATTEMPT["started"](found.started))
             and is_count(found.from_step)
             and (found.taken_back_to in (None, "best") or is_count(found.taken_back_to))
             and list_of(SKIPPED)(found.skipped)

@@ -18,6 +18,7 @@ from runner.__main__ import main
 from runner.checkpoint.seal import find_problem
 from runner.files import open_folder
 from runner.inspect.lookup import list_runs, name_run
+from runner.log.console import PlainConsole
 from runner.rundir.heartbeat import LAYOUT, MARK, HeartbeatWriter, read_heartbeat
 from runner.rundir.layout import RunDir
 from runner.rundir.readme import render_readme
@@ -361,3 +362,13 @@ def test_what_is_no_path_is_one_plain_line(run: Path, ask: Asked) -> None:
         assert (code, out) in ((3, ""), (5, "")), words
         assert len(err.splitlines()) == 1
     assert name_run(run).path == run
+
+
+def test_a_line_of_a_run_commands_no_terminal_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A start quotes what it finds: the reason of a checkpoint, the name of an array that is not what was sealed."""
+    console = PlainConsole(tmp_path / "run.log")
+    console.say("warning: checkpoint 3 is not good: \x1b]0;owned\x07\x00\u202e\nsecond line")
+    console.close()
+    printed = capsys.readouterr().out
+    assert printed == "warning: checkpoint 3 is not good: ·]0;owned···\nsecond line\n"
+    assert all(line.isprintable() for line in (tmp_path / "run.log").read_text().splitlines())

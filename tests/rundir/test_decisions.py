@@ -230,3 +230,12 @@ def test_a_folder_of_runs_that_cannot_be_listed_is_not_an_empty_one(
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(StorageError, match="cannot be listed"):
         find_run_dir(tmp_path, "x", "0123abcd")
+
+
+def test_a_start_that_is_no_time_is_not_believed(tmp_path: Path) -> None:
+    """A checksum is no signature: the file of somebody else may say that an attempt began at `$(rm -rf ~)`."""
+    run_dir = RunDir(tmp_path)
+    write_decisions(run_dir, Decisions(attempt=2, started="$(rm -rf ~)", from_step=3))
+    found = read_decisions(run_dir, {}, [])
+    assert (found.decisions.attempt, found.decisions.started) == (0, "")
+    assert found.trouble is not None
