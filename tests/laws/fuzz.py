@@ -14,7 +14,6 @@ import contextlib
 import io
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -160,6 +159,13 @@ def find_fault(number: int, words: tuple[str, ...], cwd: Path) -> Fault | None:
     return Fault(number, words, why.strip()) if why else None
 
 
+def _read_peak_memory() -> int:
+    """The most memory that this program had at once, in bytes."""
+    # Not getrusage: it counts what the process that started this one had at that moment.
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def try_commands(numbers: Sequence[int], seed: int, tell: Callable[[str], None]) -> list[Fault]:
     """Try the commands of these numbers in a new working directory. Return the faults."""
     grammar, faults, slowest = Grammar.read(), [], (0.0, 0, ())
@@ -180,7 +186,7 @@ def try_commands(numbers: Sequence[int], seed: int, tell: Callable[[str], None])
                     tell(str(fault))
         finally:
             os.chdir(home)
-    spent, memory = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    spent, memory = time.process_time() - began, _read_peak_memory()
     tell(
         f"{len(numbers):,} commands, seed {seed}: {len(faults)} faults; {1000 * spent / len(numbers):.0f} ms of processor time "
         f"each, {slowest[0]:.2f} s at most (number {slowest[1]}: {list(slowest[2])!r:.150}); {memory >> 20} MiB"
