@@ -20,6 +20,7 @@ from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
 from runner.files import NOT_A_FILE
 from runner.installation import keep_own_packages_first
+from runner.screen import prepare_screen, print_error
 from runner.text import mask_lines, mask_unprintable
 from runner.values import Verb
 
@@ -94,9 +95,7 @@ def run_console_script() -> NoReturn:
 
 def run_from_shell(words: Sequence[str]) -> int:
     """Do what the words after `python -m runner` say, for a process that ends with the exit code that is returned."""
-    # A terminal that has no arrow gets a question mark instead of a traceback.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    prepare_screen()
     keep_own_packages_first()
     try:
         return main(words)
@@ -114,14 +113,14 @@ def main(words: Sequence[str]) -> int:
         sys.stdout.flush()
     except HoldfastError as error:
         # A message quotes what lies on a disk.
-        print(mask_lines(f"error: {error}"), file=sys.stderr)
+        print_error(mask_lines(f"error: {error}"))
         return error.exit_code
     except BrokenPipeError:
         # Whoever was reading has seen enough. Python flushes stdout when it ends: that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
-        print(mask_lines(f"error: {error.filename or 'storage'}: {error.strerror or error}"), file=sys.stderr)
+        print_error(mask_lines(f"error: {error.filename or 'storage'}: {error.strerror or error}"))
         # A link or a pipe in the place of a file is no trouble of the disk: somebody has put it there.
         return RefusedError.exit_code if error.errno in NOT_A_FILE else StorageError.exit_code
     return code

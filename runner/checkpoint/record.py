@@ -109,7 +109,7 @@ class NewerFormatError(RefusedError):
 
 
 class Sidecar(NamedTuple):
-    """What a sidecar says.
+    """Hold what a sidecar says.
 
     Attributes:
         record: of the checkpoint.

@@ -1,4 +1,4 @@
-"""What the document of a run may decide where somebody else may have written it, and what has to be typed.
+"""Judge what the document of a run may decide where somebody else may have written it, and what has to be typed.
 
 Looking at a run, or going on with one, must run no code because of what its directory says, and ask or tell no host.
 The tables below have every option that takes text (a test goes over all of them): one that says what is imported, asked

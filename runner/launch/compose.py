@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from runner.launch.submitit_sweep import SUBMITIT_LAUNCHERS, SubmititOptions
 from runner.launch.sweep_members import find_distinguishing_overrides
 from runner.rundir.layout import RunDir
 from runner.rundir.provenance import process_start_time
+from runner.screen import print_error
 
 if TYPE_CHECKING:
     from runner.launch.hydra_plugin import SweepJobs
@@ -59,7 +59,7 @@ def compose(argv: Sequence[str], uses: Sequence[Use] = ALL_USES) -> RunRequest |
     """
     words = spell_for_hydra(argv)
     if unused := describe_unused_conf():
-        print(unused, file=sys.stderr)
+        print_error(unused)
     composed = _Composed()
     if set(MULTIRUN) & set(argv):
         # Imported for sweeps alone: it lets Hydra load its plugins, which takes a fifth of a second.
@@ -165,7 +165,7 @@ def _validate(composed: DictConfig, argv: Sequence[str], uses: Sequence[Use]) ->
     trusted = TRUST_FLAG in argv
     # As they were typed: what `${…}` in one of them stands for is not for the run's files, and may be a secret.
     task: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
-    overrides = (*(override.removeprefix("++") for override in task), *([TRUST_FLAG] if trusted else []))
+    overrides = tuple(override.removeprefix("++") for override in task) + ((TRUST_FLAG,) if trusted else ())
     with in_plain_words(task):
         typed_dir, has_group = composed.get("dir"), "experiment" in composed
     if has_group:

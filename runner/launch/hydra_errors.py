@@ -21,7 +21,7 @@ from runner.launch.conf_folders import is_group, list_options
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import INSTALL_SUBMITIT, SUBMITIT_LAUNCHERS
-from runner.text import display_path, shorten
+from runner.text import display_path, mask_unprintable, shorten
 
 LAUNCHER = "hydra.launcher."
 # What a message says of a value or a word of the user's, and how long it may become as a whole.
@@ -75,7 +75,7 @@ def cut_errors() -> Iterator[None]:
 
 def cut_message(message: str) -> str:
     """Return a message as one printable line that a terminal can show, without the middle where it is long."""
-    line = "".join(char if char.isprintable() else "·" for char in " ".join(message.splitlines()))
+    line = mask_unprintable(" ".join(message.splitlines()))
     if len(line) <= MAX_MESSAGE:
         return line
     # The end says the way out.

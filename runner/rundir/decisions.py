@@ -24,7 +24,7 @@ from runner.types import JsonObject
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided about a run over all its attempts.
+    """Hold what was decided about a run over all its attempts.
 
     Attributes:
         attempt: the number of the newest attempt that began to train; 0 for none.

@@ -49,7 +49,7 @@ UNKNOWN = "XLA has the threads of this machine, and the last bits may be others 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the bits of a run follow.
+    """Hold what the bits of a run follow.
 
     Attributes:
         threads: the size of XLA's thread pool.

@@ -1,4 +1,4 @@
-"""How long this process has been there, whatever was done to the clock of the machine since. No jax.
+"""Tell how long this process has been there, whatever was done to the clock of the machine since. No jax.
 
 The clock of a machine is set: when it has just booted, when it wakes up, by a person who was wrong. The kernel counts
 the time since the boot beside it, which nobody can set, and has noted there when each process started.

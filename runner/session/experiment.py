@@ -108,7 +108,12 @@ def evaluate_run(config: Config, overrides: Sequence[str]) -> Outcome:
     inspect_run(run_dir, config)
     from runner.session.evaluate_only import evaluate_checkpoint
 
-    found = evaluate_checkpoint(config, run_dir, print)
+    try:
+        found = evaluate_checkpoint(config, run_dir, print)
+    except OSError as error:
+        if _is_machine_trouble(run_dir, error):
+            raise _explain_storage(run_dir, error) from error
+        raise
     return Outcome("evaluated", found.step, found.score(config.score.metric), 0)
 
 

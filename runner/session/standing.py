@@ -22,7 +22,7 @@ from runner.types import JsonObject
 
 @dataclass(frozen=True)
 class Standing:
-    """What a run's directory says about it.
+    """Hold what a run's directory says about it.
 
     Attributes:
         exists: it was begun before.
