@@ -6,6 +6,7 @@ many open files, no memory) says nothing about them: then nothing is moved, and 
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import TypeVar
 from runner.checkpoint.quarantine import quarantine_checkpoint
 from runner.checkpoint.record import TRASH, WRITING, Record, list_steps, read_sidecar
 from runner.checkpoint.seal import find_problem
+from runner.checkpoint.trouble import find_errno
 from runner.errors import HoldfastError, RefusedError, StorageError
 from runner.text import display_path
 from runner.values import Say
@@ -24,8 +26,6 @@ from runner.values import Say
 T = TypeVar("T")
 # So long after a failed try the next one is made. What is trouble for longer needs a person.
 RETRY_SECONDS = (0.2, 1.0, 3.0)
-# How jax and TensorStore say that memory, of the device or of the host, was not enough.
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 # TensorStore raises ValueError for everything, with a code in front: `DATA_LOSS: Error decoding local file …`.
 TENSORSTORE_CODE = re.compile(r"[A-Z_]{4,}: ")
 # These codes say that what was read is no array. Others are about reading: `[OS error 24: EMFILE Too many open files]`.
@@ -173,7 +173,7 @@ def _retry_reading(what: Path, read: Callable[[], T]) -> T:
         except HoldfastError:
             raise
         except Exception as error:
-            if isinstance(error, MemoryError) or (_mentions(error, OUT_OF_MEMORY) and not _is_trouble(error)):
+            if not isinstance(error, OSError) and find_errno(error) == errno.ENOMEM:
                 raise HoldfastError(
                     f"{display_path(what)}: there is not enough memory to restore it ({_first_line(error)}); nothing "
                     "was changed; free memory, then run the same command"
