@@ -239,3 +239,14 @@ def test_a_start_that_is_no_time_is_not_believed(tmp_path: Path) -> None:
     found = read_decisions(run_dir, {}, [])
     assert (found.decisions.attempt, found.decisions.started) == (0, "")
     assert found.trouble is not None
+
+
+def test_the_first_save_is_remembered_where_all_else_is_lost(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    first = begin(run)
+    first.begin_training(0, None, "cpu")
+    assert not first.was_durable
+    first.note(20, {}, 20)
+    truncate(run.status)
+    assert begin(run).was_durable
