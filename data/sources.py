@@ -11,6 +11,8 @@ from jaxtyping import Int
 
 NUM_BYTES = 256
 NUM_CLASSES = 10
+# A label, or a token, of this value is padding: it counts in no loss and in no metric. PyTorch and Hugging Face use it.
+IGNORED_LABEL = -100
 
 
 @runtime_checkable
@@ -39,6 +41,10 @@ class Sources:
         bytes_per_token: of the text that is evaluated on; None where nobody knows.
         waits: whether taking examples may take long: a thread then fetches the next batch while the device works.
         files: "SIZE HASH" of each file by its name, so that a changed file can be named.
+        held_out: further examples that are never trained on, by name: `test`, or whatever sets the data brings along.
+            An evaluation looks at one with `split=NAME`.
+        classes: the names of the classes in the order of their numbers, where the data names them; else empty.
+        may_ignore: whether labels may hold `IGNORED_LABEL`, and losses and metrics therefore leave such places out.
     """
 
     train: Source
@@ -51,6 +57,9 @@ class Sources:
     bytes_per_token: float | None = None
     waits: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
+    held_out: Mapping[str, Source] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    may_ignore: bool = False
 
 
 @dataclass(frozen=True)
