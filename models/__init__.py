@@ -370,10 +370,11 @@ class InvalidModelOrObjective(TypeError):
 class NamedObjective:
     """An objective of models/objectives.py by its name.
 
-    `default` is the model's own; for a model of the user's it is `next_token` on tokens, else `classify`.
+    `default` is the model's own; for a model of the user's it is `next_token` on tokens, `regress` where labels are
+    fractions, else `classify`.
     """
 
-    kind: Literal["default", "classify", "next_token", "elbo"] = "default"
+    kind: Literal["default", "classify", "next_token", "elbo", "regress"] = "default"
 
     def build(self, own: str) -> ObjectiveFunction:
         """Return the function that is trained for; `own` is the objective of the model itself."""
@@ -411,7 +412,19 @@ class ExternalObjective:
 Objective = NamedObjective | ExternalObjective
 
 # What an objective that is chosen by name reads from a batch.
-REQUIRED_BATCH_KEYS = {"classify": ("inputs", "label"), "next_token": ("tokens",), "elbo": ("inputs",)}
+REQUIRED_BATCH_KEYS = {
+    "classify": ("inputs", "label"),
+    "regress": ("inputs", "label"),
+    "next_token": ("tokens",),
+    "elbo": ("inputs",),
+}
+# What it measures. `next_token` gives bits for each byte or for each token, which only the data knows.
+OBJECTIVE_METRICS = {
+    "classify": ("loss", "accuracy"),
+    "regress": ("loss", "absolute_error"),
+    "next_token": ("loss", "bits_per_byte", "bits_per_token"),
+    "elbo": ("loss", "reconstruction", "kl"),
+}
 
 
 def _check_head_size(attention: Implementation, head_dim: int) -> None:

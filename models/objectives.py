@@ -59,6 +59,14 @@ def classify(model: nnx.Module, batch: Batch) -> Examples:
     return {"loss": loss, "accuracy": (logits.argmax(axis=-1) == batch["label"]).astype(loss.dtype)}
 
 
+def regress(model: nnx.Module, batch: Batch) -> Examples:
+    """Return the mean squared and absolute error of the numbers of a label; batch: label Float[batch] or [batch k]."""
+    label = batch["label"].astype(jnp.float32)
+    error = model(batch["inputs"]).astype(jnp.float32).reshape(label.shape) - label
+    error = error.reshape(len(label), -1)
+    return {"loss": jnp.square(error).mean(axis=1), "absolute_error": jnp.abs(error).mean(axis=1)}
+
+
 def elbo(model: nnx.Module, batch: Batch) -> Examples:
     """Return −ELBO (nats an example), estimated with one sample, and its terms; batch: inputs Float[batch *inputs].
 
@@ -74,4 +82,9 @@ def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*b
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
-OBJECTIVES: dict[str, ObjectiveFunction] = {"next_token": next_token, "classify": classify, "elbo": elbo}
+OBJECTIVES: dict[str, ObjectiveFunction] = {
+    "next_token": next_token,
+    "classify": classify,
+    "regress": regress,
+    "elbo": elbo,
+}

@@ -190,9 +190,11 @@ class Config:
                 f"model={model.kind} takes {' or '.join(model.takes)}, but data={self.data.kind} gives {gives}; "
                 f"choose data={other_data} or model={other_models}"
             )
-        if objective not in ("default", "external", model.objective or objective):
+        # A model that gives a number for each class gives as well the numbers that a regression asks for.
+        trains = ("classify", "regress") if model.objective == "classify" else (model.objective or objective,)
+        if objective not in ("default", "external", *trains):
             raise ValueError(
-                f"objective={objective} does not train model={model.kind}, which is made for {model.objective}; "
+                f"objective={objective} does not train model={model.kind}, which is made for {' or '.join(trains)}; "
                 "choose objective=default, or objective=external"
             )
         check_model_supports(self.remat, model)
