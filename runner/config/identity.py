@@ -1,7 +1,8 @@
 """Whether two configurations are the same run: which keys may change when one is continued, and hashes of the others.
 
-Every key is free (accepted), resumable (accepted with a warning) or identity (refused). A key of tomorrow that nobody
-has put in a class is identity: it is safer to refuse a change than to go on with another model.
+Every key is free (accepted), resumable (accepted with a warning), a place (accepted, for the content of what lies there
+is compared) or identity (refused). A key of tomorrow that nobody has put in a class is identity: it is safer to refuse
+a change than to go on with another model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ UNHASHED_KEYS = (
     "compile_cache",
     "data.workers",
     "data.prefetch",
+    "data.on_bad",
     "train.hang_seconds",
     "train.max_crashes",
     "train.max_rollbacks",
@@ -52,11 +54,26 @@ FREE_KEYS = (
 )
 # They change the numbers that come by more than rounding, but not what is in a state: a precision rounds otherwise,
 # microbatches draw other dropout masks and other batch statistics.
-RESUMABLE_KEYS = ("train.steps", "optim", "schedule", "train.microbatches", "train.precision")
+RESUMABLE_KEYS = ("train.steps", "train.epochs", "optim", "schedule", "train.microbatches", "train.precision", "stop")
 # Exceptions within the resumable keys: with these the state has another shape.
 IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema")
+# Where data lies on a machine. Another machine has it elsewhere: what a run was trained on is the content, of which
+# data.json has the fingerprint.
+PLACE_KEYS = ("data.path", "data.eval_path")
+# Keys that came when there were runs already, each with the value that means what was done before: at that value it is
+# in no hash and in no list of differences, so that a run which was begun without it keeps its directory. Of a key with
+# keys below it, a mapping names those that say so for all of them; null and an empty mapping always do.
+LATER_KEYS: Mapping[str, Any] = {
+    "data.field": None,
+    "data.eval_path": None,
+    "data.columns": {},
+    "data.vocab_size": None,
+    "data.delimiter": None,
+    "train.epochs": None,
+    "stop": {"metric": None},
+}
 
-KeyClass = Literal["free", "resumable", "identity"]
+KeyClass = Literal["free", "resumable", "place", "identity"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,8 @@ def classify_key(key: str) -> KeyClass:
     """Return whether a key, such as `optim.lr`, may change in a continued run."""
     if _is_within(key, IDENTITY_KEYS_WITHIN):
         return "identity"
+    if key in PLACE_KEYS:
+        return "place"
     if _is_within(key, FREE_KEYS):
         return "free"
     return "resumable" if _is_within(key, RESUMABLE_KEYS) else "identity"
@@ -104,17 +123,50 @@ def hash_config(document: Document) -> str:
 
 
 def hash_identity(document: Document) -> str:
-    """Return eight hex digits over the identity keys alone: equal where one run could be continued as the other."""
-    return _hash({key: value for key, value in _iter_leaves(document) if classify_key(key) == "identity"})
+    """Return eight hex digits over what a run cannot change: equal where one run could be continued as the other.
+
+    Places are among it: a document alone does not say that two of them hold the same.
+    """
+    kept = ("place", "identity")
+    return _hash({key: value for key, value in _iter_leaves(document) if classify_key(key) in kept})
+
+
+def find_places(document: Document) -> dict[str, Any]:
+    """Return where a document says that its data lies: `{"data.path": "corpus.txt"}`; empty where it names no place."""
+    return {key: value for key, value in _iter_leaves(document) if key in PLACE_KEYS and value is not None}
+
+
+def replace_places(document: Document, places: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document that has its data at other places; of a place that is not among them nothing is said."""
+    data = dict(document["data"])
+    for key in PLACE_KEYS:
+        name = key.removeprefix("data.")
+        if key in places or name in data:
+            data[name] = places.get(key)
+    return {**document, "data": data}
 
 
 def _iter_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted key and the value of every leaf. An empty mapping is a leaf: `notices: {}` says something."""
+    if prefix in LATER_KEYS and _is_as_before(node, LATER_KEYS[prefix]):
+        return
     if isinstance(node, Mapping) and (node or not prefix):
         for key, value in node.items():
             yield from _iter_leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
+
+
+def _is_as_before(node: Any, before: Any) -> bool:
+    """Return whether a value means what was done before its key existed (LATER_KEYS)."""
+    if not isinstance(before, Mapping):
+        return type(node) is type(before) and bool(node == before)
+    if not node:
+        return node is None or isinstance(node, Mapping)
+    # Without an entry of its own, an option that is on may have the same values.
+    return (
+        bool(before) and isinstance(node, Mapping) and all(node.get(key, ...) == value for key, value in before.items())
+    )
 
 
 def _is_within(key: str, prefixes: tuple[str, ...]) -> bool:
