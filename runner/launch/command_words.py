@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from runner.config.trust import TRUST_FLAG
 from runner.errors import ConfigError
 from runner.launch.conf_folders import is_group, list_conf_folders
-from runner.text import shorten
+from runner.text import format_override, shorten
 
 MULTIRUN = ("-m", "--multirun")
 # Of these flags of Hydra's a command has one at most.
@@ -42,12 +42,51 @@ def spell_for_hydra(argv: Sequence[str]) -> list[str]:
 
 
 def spell_out(argument: str) -> tuple[str, ...]:
-    """Spell `model=my_file:MyModel` out as `model=external model.target=my_file:MyModel`."""
-    group, _, value = argument.partition("=")
-    is_target = re.fullmatch(r"[\w.]+:[\w.]+", value) and re.fullmatch(r"\w+", group)
-    if is_target and (list_conf_folders()[-1] / group / "external.yaml").is_file():
-        return f"{group}=external", f"{group}.target={value}"
+    """Spell `model=my_file:MyModel` or `model=./my_file.py:MyModel` out as `model=external model.target=…`.
+
+    Of several targets, `model=a:X,b:Y`, the runs of a sweep have one each; they are spelled out run by run.
+    """
+    group, value = _split_at_group(argument)
+    if group is None:
+        return (argument,)
+    if (target := _read_target(value)) is not None:
+        # An interpolation is Hydra's to read: quoted it would be text.
+        return f"{group}=external", f"{group}.target={value if '${' in value else _write_target(target)}"
+    targets = [_read_target(part) for part in value.split(",")]
+    if len(targets) > 1 and None not in targets and "${" not in value:
+        return (f"{group}={','.join(_write_target(target) for target in targets if target)}",)
     return (argument,)
+
+
+def quote_target(argument: str) -> str:
+    r"""Return `model=a:X` for `model=a\:X`, as Hydra's sweepers hand on a target; any other word as it is."""
+    group, value = _split_at_group(argument)
+    target = _read_target(value) if group and "${" not in value else None
+    return argument if target is None else f"{group}={_write_target(target)}"
+
+
+def _split_at_group(argument: str) -> tuple[str | None, str]:
+    """Return the group and the value of a word that may choose a target; None where its key is no such group."""
+    key, _, value = argument.partition("=")
+    group = key.removeprefix("++")
+    is_one = re.fullmatch(r"\w+", group) and (list_conf_folders()[-1] / group / "external.yaml").is_file()
+    return group if is_one else None, value
+
+
+def _write_target(target: str) -> str:
+    """Return a target as a value of an override, quoted where Hydra would read something else."""
+    return target if re.fullmatch(r"[A-Za-z0-9_./:-]+", target) else format_override("", target).removeprefix("=")
+
+
+def _read_target(value: str) -> str | None:
+    """Return the target that a value of an override names, without quotes and escapes; None where it names none."""
+    if quoted := re.fullmatch(r"(['\"])(.*)\1", value):
+        value = quoted[2]
+    elif re.search(r"[,()\[\]]|\{(?<!\$\{)", value.replace("\\,", "")):
+        # Several values, a list or a function of Hydra's.
+        return None
+    text = re.sub(r"\\(.)", r"\1", value)
+    return text if re.fullmatch(r"[\w.]+:[\w.]+|.*[^/]\.py:[\w.]+", text) else None
 
 
 def drop_launcher(argv: Sequence[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from runner.errors import ConfigError
+from runner.launch.command_words import quote_target, spell_out
 from runner.launch.study import SearchOptions, Study
 from runner.launch.submitit_sweep import RunOnWorkers, WorkerTask
 
@@ -95,14 +96,18 @@ class HoldfastLauncher(Launcher):
 
         The score of a job that has none is NaN or, to a search, None.
         """
-        jobs = []
+        jobs, spelled = [], []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             words = list(overrides) if self.study is None else self.study.respell(overrides)
+            words = [word for each in words for word in spell_out(each)]
+            spelled.append(words)
             composed = self._context.config_loader.load_sweep_config(self._config, words)
             with open_dict(composed):
                 composed.hydra.job.id, composed.hydra.job.num = str(number), number
-            jobs.append((composed, tuple(word.removeprefix("++") for word in filter_overrides(overrides))))
-        scores = type(self).launch_all(SweepJobs(jobs, self.study, partial(self._run_on_workers, job_overrides)))
+            jobs.append(
+                (composed, tuple(quote_target(word.removeprefix("++")) for word in filter_overrides(overrides)))
+            )
+        scores = type(self).launch_all(SweepJobs(jobs, self.study, partial(self._run_on_workers, spelled)))
         # Optuna takes a trial with a NaN for a mistake of its caller.
         none = math.nan if self.study is None else None
         return [
