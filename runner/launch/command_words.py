@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -69,7 +70,8 @@ def _split_at_group(argument: str) -> tuple[str | None, str]:
     """Return the group and the value of a word that may choose a target; None where its key is no such group."""
     key, _, value = argument.partition("=")
     group = key.removeprefix("++")
-    is_one = re.fullmatch(r"\w+", group) and (list_conf_folders()[-1] / group / "external.yaml").is_file()
+    # Not `Path.is_file`, which raises where a name is too long.
+    is_one = re.fullmatch(r"\w+", group) and os.path.isfile(list_conf_folders()[-1] / group / "external.yaml")
     return group if is_one else None, value
 
 
