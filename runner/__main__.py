@@ -10,15 +10,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
-from runner.files import NOT_A_FILE
+from runner.files import NOT_A_FILE, format_json
 from runner.installation import keep_own_packages_first
 from runner.screen import prepare_screen, print_error
 from runner.text import mask_lines, mask_unprintable
@@ -156,7 +155,7 @@ def _run_named_verb(name: str, words: Sequence[str]) -> int:
     arguments = parser.parse_args(list(words))
     result = verb.run_verb(arguments, _say_nothing if arguments.json else _print_line)
     if arguments.json:
-        print(_escape_unprintable(json.dumps(_as_strict_json(result.document), indent=1, ensure_ascii=False)))
+        print(_escape_unprintable(format_json(result.document, indent=1, ensure_ascii=False)))
     return result.exit_code
 
 
@@ -175,17 +174,6 @@ def _escape_unprintable(document: str) -> str:
     if document.replace("\n", "").isprintable():
         return document
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in document)
-
-
-def _as_strict_json(value: Any) -> Any:
-    """Return a value with the numbers that JSON does not have as words: "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, dict):
-        return {str(key): _as_strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_strict_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return json.dumps(value)
-    return value
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -28,6 +29,8 @@ _PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.EFBIG)
 # Larger than any side file that a run makes: status, attempts, data.json.
 READ_LIMIT = 64 << 20
+# What no number of JSON can say, by the text that says it.
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @contextmanager
@@ -105,6 +108,31 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("is nested too deep") from None
 
 
+def format_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """Return a value as strict JSON: numbers that JSON does not have are the texts "NaN", "Infinity", "-Infinity"."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    # Rare, so that looking at every value is left to json, which is faster at it.
+    except ValueError:
+        return json.dumps(_spell_nonfinite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _spell_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spell_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spell_nonfinite(item) for item in value]
+    return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def parse_nonfinite(value: Any) -> Any:
+    """Return the number that one of the texts of `format_json` stands for; any other value as it is.
+
+    Files of older versions have such numbers bare, which `parse_json` reads as well.
+    """
+    return _NONFINITE.get(value, value) if isinstance(value, str) else value
+
+
 def read_json_object(path: Path) -> JsonObject | None:
     """Return the JSON object in a file; None where there is no file, or where its bytes are no JSON object.
 
@@ -149,7 +177,7 @@ def append_json_line(path: Path, record: JsonObject) -> None:
         size = os.fstat(handle).st_size
         # A power loss may have torn the last line: the new one must not become part of it.
         is_torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-        line = b"\n" * is_torn + json.dumps(record).encode() + b"\n"
+        line = b"\n" * is_torn + format_json(record).encode() + b"\n"
         if out.write(line) != len(line):
             # A disk that is almost full takes a part and raises nothing.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -12,7 +12,6 @@ so a directory without one was never finished.
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 import xxhash
 
 from runner.errors import RefusedError, StorageError
-from runner.files import parse_json, read_file
+from runner.files import format_json, parse_json, parse_nonfinite, read_file
 from runner.log.sinks import LogDigest
 from runner.text import display_path, shorten
 from runner.types import JsonObject
@@ -144,7 +143,7 @@ def encode_sidecar(sidecar: Sidecar) -> bytes:
     # Left out are what the file system says by itself (the pin), and what the table of files adds up to.
     document = {key: value for key, value in asdict(sidecar.record).items() if key not in ("pinned", "num_bytes")}
     document |= {"arrays": sidecar.arrays, "files": sidecar.files}
-    body = json.dumps(document, indent=1).encode().removesuffix(b"\n}")
+    body = format_json(document, indent=1).encode().removesuffix(b"\n}")
     return body + b',\n "xxh3": "%s"\n}\n' % xxhash.xxh3_128(body).hexdigest().encode()
 
 
@@ -190,7 +189,10 @@ def _parse_sidecar(document: JsonObject, *, pinned: bool) -> Sidecar:
     A checksum proves that it is what somebody wrote, and not who did.
     """
     files: Any = document.get("files")
-    metrics, arrays, log = document.get("metrics"), document.get("arrays"), document.get("log")
+    metrics: Any = document.get("metrics")
+    arrays, log = document.get("arrays"), document.get("log")
+    if isinstance(metrics, dict):
+        metrics = {name: parse_nonfinite(value) for name, value in metrics.items()}
     stall, write = document.get("stall_seconds", 0.0), document.get("write_seconds", 0.0)
     wrong = {
         "step": not _is_count(document.get("step")),
@@ -209,7 +211,7 @@ def _parse_sidecar(document: JsonObject, *, pinned: bool) -> Sidecar:
     record = Record(
         step=document["step"],
         reason=document["reason"],
-        metrics=document["metrics"],
+        metrics=metrics,
         saved_unix_seconds=document["saved_unix_seconds"],
         pinned=pinned,
         mark=document.get("mark", ""),

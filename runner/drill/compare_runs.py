@@ -13,6 +13,7 @@ from runner.checkpoint import arrays
 from runner.checkpoint.record import STATE, list_records, read_progress
 from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
+from runner.files import parse_nonfinite
 from runner.inspect.diff_checkpoints import ArrayComparison, compare_arrays, compare_progress
 from runner.inspect.lookup import Checkpoint
 from runner.rundir.layout import RunDir
@@ -140,7 +141,7 @@ def read_loss_curves(run_dir: RunDir) -> dict[str, dict[int, float]]:
     for line in _read_lines(run_dir.metrics):
         values = json.loads(line)
         if "loss" in values:
-            curves.setdefault(values["split"], {})[values["step"]] = values["loss"]
+            curves.setdefault(values["split"], {})[values["step"]] = parse_nonfinite(values["loss"])
     return curves
 
 

@@ -6,7 +6,6 @@ code 0 where every bit is equal; 1 where not, with the first difference and its 
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -171,7 +170,7 @@ def _report(result: DrillResult, first: RunDir, second: RunDir | None, say: Say)
 
     draw_drill(result.folder / PICTURE, result, first, second)
     document = result_document(result)
-    files.replace_file(result.folder / REPORT, json.dumps(document, indent=1) + "\n")
+    files.replace_file(result.folder / REPORT, files.format_json(document, indent=1) + "\n")
     say("")
     for line in result_lines(result):
         say(line)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +124,7 @@ def write_results(folder: Path, members: Sequence[SweepMember], results: Sequenc
     """Write sweep.json and results.csv, each replaced in one move."""
     rows = [_result_row(member, result) for member, result in zip(members, results, strict=True)]
     files.make_folder(folder)
-    files.replace_file(folder / SWEEP_JSON, json.dumps({"runs": rows}, indent=1) + "\n")
+    files.replace_file(folder / SWEEP_JSON, files.format_json({"runs": rows}, indent=1) + "\n")
     keys = list(dict.fromkeys(key for row in rows for key in row["own"]))
     facts = ("state", "step", "score", "best_step", "best_value", "seconds", "peak_memory_bytes", "tries", "why")
     out = io.StringIO()

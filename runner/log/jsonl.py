@@ -9,7 +9,6 @@ was written stays where it is, and readers pass over it.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import BinaryIO, Literal
 
 import xxhash
 
-from runner.files import make_folder, open_file, parse_json, sync_path
+from runner.files import format_json, make_folder, open_file, parse_json, parse_nonfinite, sync_path
 from runner.log.sinks import CutPoint, LogDigest, SinkContext
 from runner.text import format_count
 from runner.types import JsonObject
@@ -99,7 +98,7 @@ class JsonLinesFile:
 
     def write(self, record: JsonObject) -> None:
         """Append a line."""
-        self._waiting += json.dumps(record).encode() + b"\n"
+        self._waiting += format_json(record).encode() + b"\n"
         self._write_waiting()
 
     def flush(self) -> bool:
@@ -256,7 +255,8 @@ def read_metric_lines_after(path: Path, step: int, split: str) -> list[MetricLin
 
 def parse_metric_line(line: bytes) -> MetricLine | None:
     """Return step, split and values of a line of metrics.jsonl; None where it is none, whatever its bytes are."""
-    step, split, values = _parse_place(line)
+    step, split, found = _parse_place(line)
+    values = {name: parse_nonfinite(value) for name, value in found.items()}
     return (step, split, values) if step is not None and split and all(map(_is_value, values.values())) else None
 
 

@@ -6,13 +6,12 @@ attempts.jsonl; changed code starts a new count. No jax.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from runner.errors import GaveUpError
-from runner.files import replace_file
+from runner.files import format_json, replace_file
 from runner.rundir.layout import RunDir
 from runner.types import JsonObject
 
@@ -75,7 +74,7 @@ def find_repeated_failure(lines: Sequence[JsonObject], code: str) -> RepeatedFai
 
 def give_up(run_dir: RunDir, failure: RepeatedFailure) -> NoReturn:
     """Write into status.json that the run was given up, for supervisors, and raise GaveUpError."""
-    replace_file(run_dir.status, json.dumps({**run_dir.read_status(), "gave_up": True}, indent=1) + "\n")
+    replace_file(run_dir.status, format_json({**run_dir.read_status(), "gave_up": True}, indent=1) + "\n")
     back = ", the last time from an older checkpoint" if failure.stepped_back else ""
     raise GaveUpError(
         f"{run_dir}: training failed {failure.count} times in a row after step {failure.step}{back} ({failure.why}): "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+from runner.files import parse_nonfinite
 from runner.types import JsonObject
 
 Check = Callable[[Any], bool]
@@ -26,6 +27,12 @@ def is_count(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Tell whether a value is a finite number that arithmetic cannot overflow with."""
     return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def is_measured(value: Any) -> bool:
+    """Tell whether a value is what a metric may be: a finite number, or one that is not, also as a text."""
+    number = parse_nonfinite(value)
+    return is_number(number) or (isinstance(number, float) and not math.isfinite(number))
 
 
 def is_text(value: Any) -> bool:
@@ -131,11 +138,11 @@ STATUS: Mapping[str, Check] = {
     "taken_back_to": lambda value: value is None or is_count(value) or value == "best",
     "last_committed_step": or_null(is_count),
     "unburied": list_of(is_attempt_line),
-    "last": object_of(is_number),
+    "last": object_of(is_measured),
     "attempt": with_keys(attempt=is_count, started=_is_aware_timestamp),
     "seconds": object_of(is_number),
     "updated": _is_aware_timestamp,
-    "gave_up": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("gave_up", "stopped_early"), lambda value: isinstance(value, bool)),
 }
 
 
@@ -146,6 +153,8 @@ def parse_status(document: Mapping[str, Any] | None) -> JsonObject:
     status = keep_typed(document, STATUS)
     if "attempt" in status:
         status["attempt"] = parse_attempt(status["attempt"])
+    if "last" in status:
+        status["last"] = {name: parse_nonfinite(value) for name, value in status["last"].items()}
     if "unburied" in status:
         status["unburied"] = [parse_attempt(line) for line in status["unburied"]]
     return status

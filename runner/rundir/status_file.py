@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -127,7 +126,7 @@ class StatusFile:
         if not hosts.is_lead():
             return
         document = {"state": state, **self._fields, "attempt": attempt, "seconds": seconds, "updated": utc_now()}
-        files.replace_file(self._run_dir.status, json.dumps(document, indent=1) + "\n", durable=durable)
+        files.replace_file(self._run_dir.status, files.format_json(document, indent=1) + "\n", durable=durable)
 
     def _rank(self, best: JsonObject) -> float:
         # A run may be continued under another score: what was best by the old one does not rank by the new one.

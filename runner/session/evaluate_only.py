@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,7 +56,7 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     found = EvaluationResult(run, record.step, values)
     document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
     files.make_folder(run.path / f"eval/{record.step}")
-    files.replace_file(run.path / f"eval/{record.step}/results.json", json.dumps(document, indent=1) + "\n")
+    files.replace_file(run.path / f"eval/{record.step}/results.json", files.format_json(document, indent=1) + "\n")
     for line in format_results(found):
         say(line)
     return found
