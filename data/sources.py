@@ -45,6 +45,7 @@ class Sources:
             An evaluation looks at one with `split=NAME`.
         classes: the names of the classes in the order of their numbers, where the data names them; else empty.
         may_ignore: whether labels may hold `IGNORED_LABEL`, and losses and metrics therefore leave such places out.
+        fingerprint_as_read: what reading gives, where a run knows the data by another one since a file was renamed.
     """
 
     train: Source
@@ -60,6 +61,7 @@ class Sources:
     held_out: Mapping[str, Source] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     may_ignore: bool = False
+    fingerprint_as_read: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from data.option_fields import (
+    ArrayNames,
     BatchOptions,
+    ColumnNames,
     Count,
     Fraction,
     ImageOptions,
     LabelledFileOptions,
     Number,
+    TableOptions,
     check_path_exists,
 )
 
@@ -88,22 +91,30 @@ class Tokens(BatchOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrays(LabelledFileOptions):
-    """An .npz with `inputs` and `label`, and perhaps `eval_inputs` and `eval_label`; else a fixed part is held out."""
+class Arrays(TableOptions):
+    """An .npz with `inputs` and `label`, and perhaps `eval_inputs` and `eval_label`; else a fixed part is held out.
+
+    Names such as `x_train`, `y_train`, `x_test` and `y_test`, or `train_images` and `train_labels`, are known as well.
+
+    Attributes:
+        columns: how the arrays are called, as in `{inputs: pixels, label: digit}`; null: by a name that is known.
+    """
 
     kind: Literal["arrays"] = "arrays"
+    columns: ArrayNames | None = None
 
     def check_readable(self) -> None:
         """Raise ValueError where the data cannot be what it should be."""
         from data.tables import read_npz_shapes
 
-        read_npz_shapes(check_path_exists(self.path), self.gives)
+        read_npz_shapes(check_path_exists(self.path), self.gives, self.columns)
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
-        from data.tables import read_npz
+        from data.tables import TableFormat, read_npz
 
-        return read_npz(Path(self.path).expanduser(), self.gives, self.eval_fraction, self.num_classes)
+        form = TableFormat(self.gives, self.num_classes, self.labels)
+        return read_npz(Path(self.path).expanduser(), form, self.eval_fraction, self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +152,15 @@ class Images(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(LabelledFileOptions):
+class Parquet(TableOptions):
     """A Parquet file, or a folder of them; the named columns are read into memory. Needs pyarrow.
+
+    Files that are called `train-…`, `validation-…` and `test-…` are these parts; else a fixed part is held out.
 
     Attributes:
         inputs: a column of lists, or of encoded images; or several columns of numbers.
-        label: the column of labels.
+        label: the column of labels: numbers, or names of classes.
+        columns: both at once, as in `{inputs: [a, b], label: y}`.
         size: side in pixels that encoded images are scaled and cut to.
         channels: of encoded images; 1 makes them grey.
     """
@@ -154,24 +168,30 @@ class Parquet(LabelledFileOptions):
     kind: Literal["parquet"] = "parquet"
     inputs: str | tuple[str, ...] = "inputs"
     label: str = "label"
+    columns: ColumnNames | None = None
     size: Count = 32
     channels: Literal[1, 3] = 3
+
+    @property
+    def names(self) -> tuple[str | tuple[str, ...], str]:
+        """Return the columns of inputs and that of labels, however they are said."""
+        given = self.columns or ColumnNames()
+        return given.inputs or self.inputs, given.label or self.label
 
     def check_readable(self) -> None:
         """Raise ValueError where the data cannot be what it should be."""
         from data.parquet import find_parquet_files
 
-        find_parquet_files(check_path_exists(self.path), self.inputs, self.label)
+        find_parquet_files(check_path_exists(self.path), *self.names)
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.parquet import read_parquet
-        from data.tables import InputFormat
+        from data.tables import InputFormat, TableFormat
 
-        form = InputFormat(self.gives, self.size, self.channels)
-        return read_parquet(
-            Path(self.path).expanduser(), self.inputs, self.label, form, self.eval_fraction, self.num_classes
-        )
+        pixels = InputFormat(self.gives, self.size, self.channels)
+        form = TableFormat(self.gives, self.num_classes, self.labels)
+        return read_parquet(Path(self.path).expanduser(), *self.names, pixels, form, self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def make_stream(option: Data, sources: Sources, seed: int) -> TrainingStream:
         batch_size=option.batch_size,
         seed=seed,
         augment=getattr(option, "augment", None) if option.gives == "images" else None,
-        reopen=partial(_read_again, option, sources.fingerprint),
+        reopen=partial(_read_again, option, sources.fingerprint_as_read or sources.fingerprint),
     )
     return TrainingStream(batches, workers=getattr(option, "workers", 0), prefetch=getattr(option, "prefetch", 0))
 
