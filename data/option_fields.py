@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -69,7 +71,7 @@ class LabelledFileOptions(ImageOptions):
         batch_size: examples in a step, on all devices together.
         eval_fraction: share of the examples that are held out for evaluation, where the files have none.
         num_classes: null: as many as the largest label says.
-        gives: `images` (height × width × channels) or `features` (a vector).
+        gives: `images` (height × width × channels), `features` (a vector) or `ids` (whole numbers, for an embedding).
     """
 
     path: str
@@ -77,7 +79,68 @@ class LabelledFileOptions(ImageOptions):
     eval_fraction: Fraction = 0.1
     num_classes: Count | None = None
 
-    gives: Literal["images", "features"] = "images"
+    gives: Literal["images", "features", "ids"] = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(LabelledFileOptions):
+    """Inputs and labels that are in columns or arrays, and read into memory.
+
+    Attributes:
+        labels: `classes` or `numbers` (to regress on); null: whole numbers, names, true and false are classes, other
+            numbers are numbers.
+    """
+
+    labels: Literal["classes", "numbers"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayNames:
+    """How the arrays of an archive are called, where they have names of their own.
+
+    Attributes:
+        inputs: the inputs to train on.
+        label: their labels.
+        eval_inputs: the inputs to evaluate on; null: a fixed part of the others.
+        eval_label: their labels.
+        test_inputs: inputs that are never trained on, for evaluations of the split `test`.
+        test_label: their labels.
+    """
+
+    inputs: str
+    label: str
+    eval_inputs: str | None = None
+    eval_label: str | None = None
+    test_inputs: str | None = None
+    test_label: str | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("eval", "test"):
+            given = {name: getattr(self, f"{part}_{name}") for name in ("inputs", "label")}
+            if len(lacking := [name for name, value in given.items() if value is None]) == 1:
+                raise ValueError(f"{part}_{lacking[0]}: a value is needed, inputs and label go together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Which columns of a table are inputs and label: another way to say `data.inputs` and `data.label`.
+
+    Attributes:
+        inputs: a column, or several.
+        label: the column of labels.
+    """
+
+    inputs: str | tuple[str, ...] | None = None
+    label: str | None = None
+
+
+def explain_missing_name(name: str, names: Iterable[str]) -> str:
+    """Return what there is where a name is not: the one that was meant, or all of them."""
+    listed = list(names)
+    if near := difflib.get_close_matches(name, listed, 1, 0.6):
+        return f"; did you mean {near[0]}?"
+    shown = ", ".join(listed[:20]) + (f" and {len(listed) - 20:,} more" if len(listed) > 20 else "")
+    return f"; it has: {shown or 'none'}"
 
 
 def check_path_exists(path: str) -> Path:

@@ -3,49 +3,100 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from data.array_names import ChosenArrays, choose_arrays
 from data.fingerprint import hash_files, identify_file
-from data.sources import Source, Sources, Table, count_classes, split_source
+from data.labels import Labels, ReadAs, prepare_labels
+from data.option_fields import ArrayNames
+from data.sources import Source, Sources, Table, split_source
+from data.splits import AmbiguousSplitError, Split, group_by_split
 
 # The dimensions that inputs may have, examples included; images without channels get one.
-DIMENSIONS = {"images": (3, 4), "features": (2,)}
+DIMENSIONS = {"images": (3, 4), "features": (2,), "ids": (2,)}
+# What is divided by to bring the pixels of an image to [0, 1].
+LARGEST_PIXEL = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+# Whatever numpy raises of a file that is torn, encrypted, or packed in a way it does not know.
+NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+PARTS: tuple[Split, ...] = ("train", "eval", "test")
+OTHER_PARTS: dict[Split, str] = {"eval": "evaluation", "test": "the test set"}
 
 Header = tuple[tuple[int, ...], np.dtype[Any]]
+Columns = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class InputFormat:
     """As what a column of inputs is read: `gives`, and the size in pixels and the channels of an encoded image."""
 
-    gives: Literal["images", "features"]
+    gives: Literal["images", "features", "ids"]
     size: int
     channels: int
 
 
-def read_npz_shapes(path: Path, gives: str) -> dict[str, Header]:
-    """Return shape and type of the arrays of an .npz, from their headers. Raises ValueError where one is wrong."""
+@dataclass(frozen=True)
+class TableFormat:
+    """As what a table is read: `gives`, how many classes there are, and what its labels are, where that is said."""
+
+    gives: Literal["images", "features", "ids"]
+    num_classes: int | None = None
+    labels: ReadAs | None = None
+
+
+@dataclass(frozen=True)
+class TableParts:
+    """The `inputs` and `label` of each part of a data set, `train` at least.
+
+    Attributes:
+        columns: those of each part; without `eval`, a fixed part of `train` is held out.
+        files: "SIZE HASH" of each file by its name.
+        selected: whatever else than the content of the files decides which examples there are.
+        said: what a person is told about how the files were read.
+    """
+
+    columns: Mapping[Split, Columns]
+    files: Mapping[str, str]
+    selected: tuple[object, ...] = ()
+    said: str = ""
+
+
+def read_npz_shapes(path: Path, gives: str, given: ArrayNames | None = None) -> dict[str, Header]:
+    """Return shape and type of the wanted arrays of an .npz, from their headers.
+
+    Raises ValueError where one is wrong.
+    """
+    chosen = _choose_npz_arrays(path, given)
+    found = {}
+    # Only headers are read: this is done before jax starts, on files of any size.
+    with zipfile.ZipFile(path) as archive:
+        for name in chosen.names:
+            try:
+                found[name] = _read_array_header(archive.open(f"{name}.npy"))
+            except NPZ_ERRORS as error:
+                raise ValueError(f"path={path}: {name} is no array ({str(error).splitlines()[0]})") from None
+    for inputs, label in chosen.parts.values():
+        _check_inputs(f"path={path}: {inputs}", found[inputs], gives)
+        _check_label(f"path={path}: {label}", found[label], found[inputs][0][:1])
+    return found
+
+
+def _choose_npz_arrays(path: Path, given: ArrayNames | None) -> ChosenArrays:
     try:
-        # Only headers are read: this is done before jax starts, on files of any size.
         with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-            wanted = ["inputs", "label"]
-            if "eval_inputs" in names:
-                wanted += ["eval_inputs", "eval_label"]
-            if missing := [name for name in wanted if name not in names]:
-                raise ValueError(f"path={path} has no array {missing[0]}; it has: {', '.join(sorted(names)) or 'none'}")
-            found = {name: _read_array_header(archive.open(f"{name}.npy")) for name in wanted}
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     except (OSError, zipfile.BadZipFile):
         raise ValueError(f"path={path} is no .npz; write it with numpy.savez(path, inputs=…, label=…)") from None
-    for side in ("", "eval_"):
-        if f"{side}inputs" in found:
-            _check_side(f"path={path}: {side}", found[f"{side}inputs"], found[f"{side}label"], gives)
-    return found
+    try:
+        return choose_arrays(names, given)
+    except ValueError as error:
+        raise ValueError(f"path={path} {error}") from None
 
 
 def _read_array_header(file: Any) -> Header:
@@ -56,75 +107,142 @@ def _read_array_header(file: Any) -> Header:
     return shape, dtype
 
 
-def _check_side(where: str, inputs: Header, label: Header, gives: str) -> None:
-    """Raise ValueError where inputs are not what `gives` says, or do not go together with the labels."""
-    (shape, dtype), (label_shape, label_dtype) = inputs, label
+def _check_inputs(where: str, inputs: Header, gives: str) -> None:
+    """Raise ValueError where inputs are not what `gives` says."""
+    shape, dtype = inputs
     if len(shape) not in DIMENSIONS[gives]:
         other = next((kind for kind, sizes in DIMENSIONS.items() if len(shape) in sizes), None)
         way = f"say data.gives={other}" if other else f"expected {' or '.join(map(str, DIMENSIONS[gives]))} dimensions"
-        raise ValueError(f"{where}inputs has shape {shape}, which is no {gives}; {way}")
-    if dtype.kind not in "uif":
-        raise ValueError(f"{where}inputs is {dtype}; expected numbers")
-    if label_shape != shape[:1] or label_dtype.kind not in "ui":
+        raise ValueError(f"{where} has shape {shape}, which is no {gives}; {way}")
+    if dtype.kind == "c":
+        raise ValueError(f"{where} is {dtype}; write its real and its imaginary part as numbers beside each other")
+    if dtype.kind not in "buif":
+        raise ValueError(f"{where} is {dtype}; expected numbers")
+    if gives == "ids" and dtype.kind not in "ui":
+        raise ValueError(f"{where} is {dtype}, but ids are whole numbers; write them so (astype(int))")
+
+
+def _check_label(where: str, label: Header, examples: tuple[int, ...]) -> None:
+    """Raise ValueError where labels cannot be labels, or do not go together with the inputs."""
+    shape, dtype = label
+    if dtype.kind == "O":
+        raise ValueError(f"{where} is an array of objects; write it as numbers or as text, such as astype(str)")
+    if shape[:1] != examples or len(shape) > 2 or dtype.kind not in "buifUST":
         raise ValueError(
-            f"{where}label is {label_dtype} of shape {label_shape}; expected whole numbers of shape {shape[:1]}"
+            f"{where} is {dtype} of shape {shape}; expected whole numbers of shape {examples}, names, or numbers"
         )
 
 
-def read_npz(path: Path, gives: str, eval_fraction: float, num_classes: int | None) -> Sources:
+def read_npz(path: Path, form: TableFormat, eval_fraction: float, given: ArrayNames | None = None) -> Sources:
     """Return the arrays of an .npz. Raises ValueError where they do not go together or the file is torn."""
-    read_npz_shapes(path, gives)
+    read_npz_shapes(path, form.gives, given)
+    chosen = _choose_npz_arrays(path, given)
     try:
+        # Without pickle: an array of objects would run code when it is read. One that is not wanted is left alone.
         with np.load(path, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); write it again") from None
-    train = {"inputs": columns["inputs"], "label": columns["label"]}
-    held_out = {name: columns[f"eval_{name}"] for name in train} if "eval_inputs" in columns else None
+            columns: dict[Split, Columns] = {
+                split: {"inputs": archive[inputs], "label": archive[label]}
+                for split, (inputs, label) in chosen.parts.items()
+            }
+    except NPZ_ERRORS as error:
+        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
     files = {path.name: identify_file(path)}
-    if held_out is None:
-        return make_table_sources(train, gives, eval_fraction, num_classes, files)
-    return _make_two_table_sources(train, held_out, gives, num_classes, files)
+    selected = tuple(chosen.names) if given is not None else ()
+    return make_table_sources(TableParts(columns, files, selected, chosen.said), form, eval_fraction)
 
 
-def make_table_sources(
-    columns: Mapping[str, np.ndarray],
-    gives: str,
+def make_table_sources(parts: TableParts, form: TableFormat, eval_fraction: float) -> Sources:
+    """Return the sources of a table in parts; without one to evaluate on, a fixed random part is held out.
+
+    Raises ValueError where the parts are not alike, or an input or a label is not what `form` says.
+    """
+    columns, said = drop_hidden_test(parts.columns)
+    labels = prepare_labels([part["label"] for part in columns.values()], form.num_classes, form.labels)
+    tables = {
+        split: Table({"inputs": prepare_inputs(part["inputs"], form.gives), "label": label})
+        for (split, part), label in zip(columns.items(), labels.sides, strict=True)
+    }
+    shapes = {split: table.columns["inputs"].shape[1:] for split, table in tables.items()}
+    for split, other in OTHER_PARTS.items():
+        if shapes.get(split, shapes["train"]) != shapes["train"]:
+            raise ValueError(
+                f"an example is {shapes['train']} in training and {shapes[split]} in {other}; expected one shape"
+            )
+    train = columns["train"]["inputs"]
+    selected = (*parts.selected, *describe_scaling(train.dtype, form.gives))
+    told = "; ".join(filter(None, [parts.said, said, describe_values(tables["train"].columns["inputs"], form.gives)]))
+    return make_split_sources(
+        tables, shapes["train"], labels, replace(parts, selected=selected, said=told), eval_fraction
+    )
+
+
+def drop_hidden_test(columns: Mapping[Split, Columns]) -> tuple[dict[Split, Columns], str]:
+    """Return the parts without a test set whose makers keep its labels to themselves, and what is said about that."""
+    label = columns["test"]["label"] if "test" in columns else np.zeros(0)
+    if label.size and label.dtype.kind in "if" and (label == -1).all():
+        kept = dict(columns)
+        del kept["test"]
+        return kept, "the test set is left out, for its labels are all -1"
+    return dict(columns), ""
+
+
+def make_split_sources(
+    sources: Mapping[Split, Source],
+    shape: tuple[int, ...],
+    labels: Labels,
+    parts: TableParts,
     eval_fraction: float,
-    num_classes: int | None,
-    files: Mapping[str, str],
+    *,
+    waits: bool = False,
 ) -> Sources:
-    """Return the sources of a table of `inputs` and `label`, of which a fixed random part is to evaluate on."""
-    number = count_classes(columns["label"], num_classes)
-    table = _prepare_table(columns, gives)
-    shape = table.columns["inputs"].shape[1:]
-    return make_labelled_sources(split_source(table, eval_fraction), shape, number, files, (eval_fraction,))
+    """Return the sources of the parts of a data set; without one to evaluate on, a fixed random part is held out.
+
+    Of `parts` only the files are looked at, and what is said about them.
+    """
+    sides: tuple[Source, Source]
+    if "eval" in sources:
+        sides, drawn = (sources["train"], sources["eval"]), None
+    else:
+        sides, drawn = split_source(sources["train"], eval_fraction), eval_fraction
+    made = make_labelled_sources(sides, shape, labels, parts.files, (drawn, *parts.selected), waits=waits)
+    held_out = {"test": sources["test"]} if "test" in sources else {}
+    kept = f"{len(held_out['test']):,} test examples are kept apart" if held_out else ""
+    return replace(made, summary="; ".join(filter(None, [made.summary, kept, parts.said])), held_out=held_out)
 
 
-def _make_two_table_sources(
-    train: Mapping[str, np.ndarray],
-    held_out: Mapping[str, np.ndarray],
-    gives: str,
-    num_classes: int | None,
-    files: Mapping[str, str],
-) -> Sources:
-    """Return the sources of two tables, one of which is to evaluate on. Raises ValueError where they are not alike."""
-    number = count_classes(np.concatenate([train["label"], held_out["label"]]), num_classes)
-    sides = [_prepare_table(train, gives), _prepare_table(held_out, gives)]
-    shape, eval_shape = (side.columns["inputs"].shape[1:] for side in sides)
-    if shape != eval_shape:
-        raise ValueError(f"an example is {shape} in training and {eval_shape} in evaluation; expected one shape")
-    return make_labelled_sources((sides[0], sides[1]), shape, number, files, (None,))
+def group_table_files(files: Sequence[Path], path: Path) -> dict[Split, list[Path]]:
+    """Return the files of a folder by the part of the data set that their names say; all of them to train on if none.
+
+    Raises ValueError where the names may be those of parts or not.
+    """
+    try:
+        groups = group_by_split(files, path) if path.is_dir() else None
+    except AmbiguousSplitError as error:
+        raise ValueError(f"path={path} {error}; name the file to train on, or move the others away") from None
+    if groups is None:
+        return {"train": list(files)}
+    return {split: groups[split] for split in PARTS if split in groups}
 
 
-def _prepare_table(columns: Mapping[str, np.ndarray], gives: str) -> Table:
-    return Table({"inputs": prepare_inputs(columns["inputs"], gives), "label": columns["label"].astype(np.int32)})
+def describe_parts(groups: Mapping[Split, Sequence[Path]]) -> str:
+    """Return which files are which part, where their names say so."""
+    if len(groups) == 1:
+        return ""
+    counts = ", ".join(f"{split} {len(files)}" for split, files in groups.items())
+    return f"files split by name: {counts}"
+
+
+def check_example_shape(shape: tuple[int, ...], gives: str) -> None:
+    """Raise ValueError where examples of this shape are not what `gives` says."""
+    if len(shape) + 1 not in DIMENSIONS[gives]:
+        wanted = "images" if len(shape) > 1 else "features"
+        raise ValueError(f"an example is {shape}, which is no {gives}; say data.gives={wanted}")
 
 
 def make_labelled_sources(
     sides: tuple[Source, Source],
     shape: tuple[int, ...],
-    num_classes: int,
+    labels: Labels | int,
     files: Mapping[str, str],
     selected: tuple[object, ...],
     *,
@@ -135,24 +253,64 @@ def make_labelled_sources(
     `selected` is whatever else than the content of the files decides which examples there are.
     """
     train, held_out = sides
+    if isinstance(labels, int):
+        labels = Labels((), labels)
     return Sources(
         train,
         held_out,
         shape,
-        num_classes,
+        labels.num_outputs,
         hash_files(files, *selected),
         f"{len(train):,} + {len(held_out):,} examples (train + eval) of "
-        f"{' × '.join(map(str, shape))}{' features' if len(shape) == 1 else ''}, {num_classes} classes",
+        f"{' × '.join(map(str, shape))}{' features' if len(shape) == 1 else ''}, {labels.description}",
         waits=waits,
         files=files,
+        classes=labels.classes,
+        may_ignore=labels.may_ignore,
     )
 
 
 def prepare_inputs(inputs: np.ndarray, gives: str) -> np.ndarray:
-    """Return inputs as a model takes them: float32; bytes of an image scaled to [0, 1]; images with their channels."""
+    """Return inputs as a model takes them: float32; pixels of an image scaled to [0, 1]; images with their channels.
+
+    Ids stay whole numbers, as int32. Raises ValueError where one is none that an embedding has.
+    """
+    if gives == "ids":
+        return _prepare_ids(inputs)
     if gives == "images" and inputs.ndim == 3:
         inputs = inputs[..., None]
     # In float32, as encoded images are: the same pixels give the same numbers, whatever they were read from.
-    if inputs.dtype == np.uint8 and gives == "images":
-        return inputs.astype(np.float32) / np.float32(255.0)
+    if gives == "images" and (largest := LARGEST_PIXEL.get(inputs.dtype.newbyteorder("="))):
+        return inputs.astype(np.float32) / np.float32(largest)
     return inputs.astype(np.float32)
+
+
+def _prepare_ids(inputs: np.ndarray) -> np.ndarray:
+    if inputs.dtype.kind not in "ui":
+        raise ValueError(f"inputs is {inputs.dtype}, but ids are whole numbers; write them so (astype(int))")
+    low, high = (int(inputs.min()), int(inputs.max())) if inputs.size else (0, 0)
+    if low < 0 or high >= 2**31:
+        raise ValueError(f"an id is {low if low < 0 else high}; expected 0 or more, and less than {2**31}")
+    return inputs.astype(np.int32)
+
+
+def describe_scaling(dtype: np.dtype[Any], gives: str) -> tuple[str, ...]:
+    """Return what a fingerprint needs to know of how inputs are scaled: nothing where they are read as they ever were.
+
+    Pixels of 16 bits were once left as they are: a run on such numbers is not continued on others.
+    """
+    return ("16 bits / 65535",) if gives == "images" and dtype.newbyteorder("=") == np.uint16 else ()
+
+
+def describe_values(inputs: np.ndarray, gives: str) -> str:
+    """Return what a person should know about the values of inputs; mostly nothing."""
+    if inputs.dtype.kind != "f" or not inputs.size:
+        return ""
+    # NaN is the smallest and the largest of all where it occurs.
+    low, high = float(inputs.min()), float(inputs.max())
+    if not np.isfinite([low, high]).all():
+        missing = int(inputs.size - np.isfinite(inputs).sum())
+        return f"{missing:,} of {inputs.size:,} values of inputs are NaN or infinite"
+    if gives == "images" and (low < 0 or high > 1):
+        return f"pixels from {low:g} to {high:g}, not scaled"
+    return ""

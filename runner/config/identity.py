@@ -67,6 +67,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "data.field": None,
     "data.eval_path": None,
     "data.columns": {},
+    "data.labels": None,
     "data.vocab_size": None,
     "data.delimiter": None,
     "train.epochs": None,

@@ -199,7 +199,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (wrong_vocabulary, "holds the token 300, but its vocabulary has 257"),
     (lambda root: Arrays(path=file("a.npz")(root)), "is no .npz; write it with"),
     (lambda root: an_arrays(root, label=np.zeros(5, int)), "label is int64 of shape (5,); expected whole numbers of"),
-    (lambda root: an_arrays(root, label=np.zeros(SIZE)), "label is float64 of shape"),
+    (lambda root: an_arrays(root, label=np.zeros(SIZE, complex)), "label is complex128 of shape"),
     (lambda root: an_arrays(root, inputs=np.zeros((SIZE, 4))), "which is no images; say data.gives=features"),
     (lambda root: an_arrays(root, inputs=np.array(["a"] * SIZE)), "inputs has shape (90,), which is no images"),
     (lambda root: an_arrays(root, label=np.arange(SIZE) - 1), "a label is -1; expected 0 or more"),

@@ -1,0 +1,367 @@
+"""Labels of every kind, looked at once: the number or the name of a class for each example, or numbers to regress on.
+
+`prepare_labels` reads the labels of a table. Where the objective is known only later, as with data of the user's own,
+`find_usual_objective` and `check_labels_fit` look at what a source gives; `CheckedLabels` looks at each batch where
+nobody can look at all labels beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from data.data_errors import UnreadableError
+from data.sources import IGNORED_LABEL, Source, SourcePart, Table
+
+# A label above that is the number of something else, such as a time or a customer: a model of so many classes would
+# fill the memory. Whoever means it says `num_classes`.
+MOST_CLASSES = 10_000_000
+# Text that is another one in each of so many rows names no classes.
+LEAST_ROWS_TO_DOUBT = 20
+# Numbers that differ by less than what float32 keeps of them: their rounding may be this share of their spread.
+MOST_ROUNDING = 0.01
+# So many examples are looked at where a source cannot show all its labels at once.
+EXAMPLES_LOOKED_AT = 8
+
+ReadAs = Literal["classes", "numbers"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of all parts of a data set, as a model is trained on them.
+
+    Attributes:
+        sides: the labels of each part: int32 of shape (examples,), or float32 of (examples,) or (examples, numbers).
+        num_outputs: the number of classes, or of numbers in a label.
+        classes: the names of the classes, where the labels are names; else empty.
+        may_ignore: whether some are `IGNORED_LABEL`.
+    """
+
+    sides: tuple[np.ndarray, ...]
+    num_outputs: int
+    classes: tuple[str, ...] = ()
+    may_ignore: bool = False
+
+    @property
+    def description(self) -> str:
+        """Return how many classes or numbers there are, in words."""
+        if self.sides and self.sides[0].dtype.kind == "f":
+            return f"labels of {self.num_outputs} number{'s' if self.num_outputs > 1 else ''}"
+        return f"{self.num_outputs} classes"
+
+
+def prepare_labels(
+    sides: Sequence[np.ndarray], num_classes: int | None = None, read_as: ReadAs | None = None
+) -> Labels:
+    """Return the labels of the parts of a data set as a model is trained on them.
+
+    Whole numbers, true and false, and names are classes; other numbers are to regress on. `read_as` says so where whole
+    numbers are meant as numbers, or where floats are the numbers of classes. Raises ValueError, in a line, where a
+    label is none of these, is missing, or is outside the range.
+    """
+    arrays = [_drop_single_column(np.asarray(side)) for side in sides]
+    kinds = {_find_kind(array) for array in arrays}
+    if len(kinds) > 1:
+        listed = " and ".join(sorted({str(array.dtype) for array in arrays}))
+        raise ValueError(f"label is {listed} in different parts of the data; expected one type")
+    kind = kinds.pop()
+    if kind == "text":
+        if read_as == "numbers":
+            raise ValueError("labels=numbers, but label is text; expected numbers")
+        return _number_names(arrays, num_classes)
+    if read_as == "classes" and kind == "float":
+        arrays, kind = [_take_whole_numbers(array) for array in arrays], "whole"
+    if kind == "float" or read_as == "numbers":
+        return _prepare_numbers(arrays, num_classes)
+    return _prepare_class_numbers(arrays, num_classes)
+
+
+def _find_kind(array: np.ndarray) -> Literal["text", "float", "whole"]:
+    """Return what the labels of an array are. Raises ValueError where they are nothing that a label can be."""
+    if is_text(array):
+        return "text"
+    if array.dtype.kind in "biuf":
+        return "float" if array.dtype.kind == "f" else "whole"
+    raise ValueError(f"label is {array.dtype} of shape {array.shape}; expected whole numbers, numbers, or names")
+
+
+def is_text(array: np.ndarray) -> bool:
+    """Tell whether an array holds text, whatever numpy calls its type."""
+    if array.dtype.kind in "UST":
+        return True
+    return array.dtype.kind == "O" and array.size > 0 and all(isinstance(value, str) for value in array.flat)
+
+
+def _drop_single_column(array: np.ndarray) -> np.ndarray:
+    """Return labels without a second dimension of size 1, unless they are numbers to regress on."""
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind != "f" else array
+
+
+def _number_names(arrays: list[np.ndarray], num_classes: int | None) -> Labels:
+    """Return names of classes as numbers, in the order of the names."""
+    texts = [array.astype(np.str_) if array.dtype.kind != "S" else np.char.decode(array, "utf-8") for array in arrays]
+    _check_dimensions(texts)
+    every = np.concatenate(texts)
+    if empty := int((every == "").sum()):
+        raise ValueError(f"label is empty in {_count_of(empty, every)}; fill or drop these rows")
+    names, numbers = np.unique(every, return_inverse=True)
+    if len(names) == len(every) >= LEAST_ROWS_TO_DOUBT:
+        raise ValueError(
+            f"label is another text in each of the {len(every):,} rows (such as {str(names[0])[:40]!r}), which names "
+            "no classes; choose another data.label"
+        )
+    if num_classes is not None and len(names) > num_classes:
+        raise ValueError(
+            f"num_classes={num_classes}, but the labels have {len(names)} names; raise data.num_classes or leave it out"
+        )
+    ends = np.cumsum([len(text) for text in texts])[:-1]
+    split = np.split(numbers.reshape(-1).astype(np.int32), ends)
+    return Labels(tuple(split), num_classes or len(names), tuple(names.tolist()))
+
+
+def _take_whole_numbers(array: np.ndarray) -> np.ndarray:
+    """Return the numbers of classes that are written as floats. Raises ValueError where one is no whole number."""
+    odd = array[~(np.isfinite(array) & (array == np.round(array)))]
+    if odd.size:
+        raise ValueError(f"labels=classes, but a label is {odd.flat[0]}; expected whole numbers")
+    return _drop_single_column(array.astype(np.int64))
+
+
+def _prepare_numbers(arrays: list[np.ndarray], num_classes: int | None) -> Labels:
+    """Return numbers to regress on as float32."""
+    if num_classes is not None:
+        raise ValueError(
+            f"num_classes={num_classes}, but label is {arrays[0].dtype}, numbers to regress on; leave "
+            "data.num_classes out, or write the classes as whole numbers (astype(int))"
+        )
+    shapes = {array.shape[1:] for array in arrays}
+    if len(shapes) > 1 or len(next(iter(shapes))) > 1:
+        listed = " and ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"label has shape {listed}; expected (examples,) or (examples, numbers)")
+    for array in arrays:
+        check_numbers(array)
+    sides = tuple(array.astype(np.float32) for array in arrays)
+    return Labels(sides, int(np.prod(shapes.pop())))
+
+
+def check_numbers(label: np.ndarray) -> None:
+    """Raise ValueError where numbers to regress on are missing, infinite, or alike but for what float32 rounds off."""
+    if missing := int((~np.isfinite(label)).sum()):
+        raise ValueError(f"label is NaN or infinite in {_count_of(missing, label)}; fill or drop these rows")
+    if label.dtype.kind == "f" and label.dtype.itemsize <= 4:
+        return
+    wide = label.reshape(len(label), -1).astype(np.float64)
+    with np.errstate(over="ignore"):
+        rounding = np.abs(wide.astype(np.float32) - wide).max(axis=0, initial=0.0)
+    spread = wide.std(axis=0) if len(wide) else np.zeros(wide.shape[1])
+    if (lost := (rounding > MOST_ROUNDING * spread) & (rounding > 0) & (spread > 0)).any():
+        column = int(np.argmax(lost))
+        raise ValueError(
+            f"label is about {wide[:, column].mean():.6g} and varies by {spread[column]:.3g}, which float32 rounds by "
+            f"{rounding[column]:.3g}; subtract their mean, or scale them"
+        )
+
+
+def _prepare_class_numbers(arrays: list[np.ndarray], num_classes: int | None) -> Labels:
+    """Return the numbers of classes as int32, and how many classes there are."""
+    _check_dimensions(arrays)
+    tops = []
+    for array in arrays:
+        check_class_range(array, num_classes)
+        tops.append(int(array.max(initial=0)))
+    ignored = [bool(array.size) and bool((array == IGNORED_LABEL).any()) for array in arrays]
+    if max(tops) >= (MOST_CLASSES if num_classes is None else 2**31):
+        raise ValueError(
+            f"a label is {max(tops)}, which would make {max(tops) + 1:,} classes; number the classes from 0, or say "
+            "data.num_classes=N"
+        )
+    sides = tuple(array.astype(np.int32) for array in arrays)
+    return Labels(sides, num_classes or max(tops) + 1, may_ignore=any(ignored))
+
+
+def _check_dimensions(arrays: list[np.ndarray]) -> None:
+    """Raise ValueError where there is not one label for each example."""
+    for array in arrays:
+        if array.ndim != 1:
+            way_out = "argmax(1) gives the classes" if is_one_hot(array) else "expected one whole number an example"
+            raise ValueError(f"label is {array.dtype} of shape {array.shape}; {way_out}")
+
+
+def is_one_hot(label: np.ndarray) -> bool:
+    """Tell whether labels are rows of zeros with a single one, as one-hot encoding makes them."""
+    if label.ndim != 2 or label.shape[1] < 2 or not len(label) or label.dtype.kind not in "biuf":
+        return False
+    return bool(((label == 0) | (label == 1)).all() and (label.sum(axis=1) == 1).all())
+
+
+def check_class_range(label: np.ndarray, num_classes: int | None) -> None:
+    """Raise ValueError where a whole number is that of no class, or where every label is one to leave out."""
+    outside = find_outside(label, num_classes)
+    if outside.any():
+        wrong = int(label[outside].min()) if (label[outside] < 0).any() else int(label[outside].max())
+        most = f"num_classes={num_classes}" if num_classes else "the number of classes"
+        way_out = (
+            f"number the classes from 0, and write {IGNORED_LABEL} where there is none"
+            if wrong < 0
+            else f"is the number of classes {wrong + 1}?"
+        )
+        raise ValueError(
+            f"a label is {wrong}; expected 0 or more, and less than {most} ({_count_of(int(outside.sum()), label)} "
+            f"are not); {way_out}"
+        )
+    if label.size and (label == IGNORED_LABEL).all():
+        raise ValueError(f"every label is {IGNORED_LABEL}, which is left out; nothing is there to train on")
+
+
+def find_outside(label: np.ndarray, num_classes: int | None) -> np.ndarray:
+    """Return which whole numbers are those of no class and not `IGNORED_LABEL`: Bool of the same shape."""
+    if label.dtype.kind == "b":
+        return label & (num_classes == 1)
+    outside = (label < 0) & (label != IGNORED_LABEL)
+    return outside if num_classes is None else outside | (label >= num_classes)
+
+
+def _count_of(count: int, array: np.ndarray) -> str:
+    return f"{count:,} of {array.size:,}"
+
+
+# --- where the objective is known only later ---
+
+
+def read_known_labels(source: Source) -> dict[str, np.ndarray]:
+    """Return `label` and `tokens` of a source: all of them where they are in memory, else those of a few examples."""
+    if not len(source):
+        return {}
+    if isinstance(source, Table):
+        return {name: column for name, column in source.columns.items() if name in ("label", "tokens")}
+    if isinstance(source, SourcePart) and isinstance(source.source, Table):
+        return {name: column[source.chosen] for name, column in read_known_labels(source.source).items()}
+    inner, chosen = (source.source, source.chosen) if isinstance(source, SourcePart) else (source, slice(None))
+    # Images and rows that are read when they are taken have their labels in memory.
+    if isinstance(label := getattr(inner, "label", None), np.ndarray) and len(label) == len(inner):
+        return {"label": label[chosen]}
+    taken = source.take(np.arange(min(len(source), EXAMPLES_LOOKED_AT)))
+    return {name: np.asarray(value) for name, value in taken.items() if name in ("label", "tokens")}
+
+
+def find_usual_objective(source: Source) -> Literal["classify", "regress"]:
+    """Return what is usual for the labels of a source: floats are to regress on, whole numbers are classes.
+
+    Raises ValueError where floats may be either.
+    """
+    label = read_known_labels(source).get("label")
+    if label is None or label.dtype.kind != "f":
+        return "classify"
+    if is_one_hot(label):
+        raise ValueError(f"label is {label.dtype} of shape {label.shape}, one-hot; argmax(1) gives the classes")
+    # A few examples may be whole by chance; classes are told by all of them, or taken for numbers.
+    if label.ndim == 1 and len(label) > 1 and (label == np.round(label)).all():
+        raise ValueError(
+            f"label is {label.dtype}, but holds whole numbers ({label.min():g} to {label.max():g}); make them whole "
+            "numbers if they are classes (astype(int), or data.labels=classes), or say objective=regress"
+        )
+    return "regress"
+
+
+def check_labels_fit(objective: str, source: Source, num_outputs: int) -> None:
+    """Raise ValueError where an objective of ours cannot be measured on the labels, or tokens, of a source.
+
+    With an objective of the user's own nothing is checked.
+    """
+    if objective not in ("classify", "next_token", "regress"):
+        return
+    known = read_known_labels(source)
+    if objective == "next_token":
+        if "tokens" in known:
+            _check_tokens(known["tokens"], num_outputs)
+    elif "label" in known:
+        label = known["label"]
+        where = f"label is {label.dtype} of shape {label.shape}"
+        if objective == "classify":
+            _check_classes(label, num_outputs, where)
+        elif label.dtype.kind != "f":
+            raise ValueError(
+                f"{where}, but objective=regress takes numbers; astype(float) makes them so, or data.labels=numbers"
+            )
+        else:
+            check_numbers(label)
+
+
+def _check_classes(label: np.ndarray, num_outputs: int, where: str) -> None:
+    if is_one_hot(label):
+        raise ValueError(f"{where}, one-hot; objective=classify takes the classes, as argmax(1) gives them")
+    if label.dtype.kind not in "biu":
+        raise ValueError(
+            f"{where}, but objective=classify takes whole numbers; make them so (astype(int)), or say objective=regress"
+        )
+    if label.ndim == 2 and label.shape[1] == 1:
+        raise ValueError(f"{where}; objective=classify takes one whole number an example, as label[:, 0] gives it")
+    # A label for each place of an example, where nobody has said how many classes there are.
+    if label.ndim > 1 and find_outside(label, num_outputs).any() and not find_outside(label, None).any():
+        raise ValueError(
+            f"{where} up to {int(label.max())}, taken for {num_outputs} numbers an example; for a class at each place "
+            "return data.sources.Sources, which says num_outputs"
+        )
+    check_class_range(label, num_outputs)
+
+
+def _check_tokens(tokens: np.ndarray, vocabulary: int) -> None:
+    where = f"tokens is {tokens.dtype} of shape {tokens.shape}"
+    if tokens.dtype.kind not in "iu":
+        raise ValueError(f"{where}; expected whole numbers (astype(int))")
+    if tokens.ndim != 2:
+        raise ValueError(f"{where}; expected a row of tokens for each example")
+    if (outside := find_outside(tokens, vocabulary)).any():
+        raise ValueError(
+            f"a token is {int(tokens[outside][0])}; expected 0 or more, and less than the vocabulary of {vocabulary} "
+            f"({_count_of(int(outside.sum()), tokens)} are not); write {IGNORED_LABEL} for padding"
+        )
+    if (tokens == IGNORED_LABEL).all():
+        raise ValueError(f"every token is {IGNORED_LABEL}, which is padding; nothing is there to train on")
+
+
+@dataclass(frozen=True)
+class CheckedLabels:
+    """A source whose labels, or tokens, nobody could look through beforehand: each batch of them is looked at.
+
+    Attributes:
+        source: the examples.
+        num_outputs: labels are less than that.
+        may_ignore: whether a label may be `IGNORED_LABEL`.
+        name: what an example is called in a message, such as `FOLDER: record`.
+    """
+
+    source: Source
+    num_outputs: int
+    may_ignore: bool
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the examples at `indices`. Raises UnreadableError, which names one whose label is outside."""
+        batch = self.source.take(indices)
+        for name in ("label", "tokens"):
+            if name in batch:
+                self._check(name, batch[name], np.asarray(indices))
+        return batch
+
+    def _check(self, name: str, values: np.ndarray, indices: np.ndarray) -> None:
+        if values.dtype.kind not in "iu" or not values.size:
+            return
+        # Almost always all is well, and the smallest and the largest say so.
+        if int(values.min()) >= 0 and int(values.max()) < self.num_outputs:
+            return
+        outside = find_outside(values, self.num_outputs)
+        if not self.may_ignore:
+            outside |= values == IGNORED_LABEL
+        if outside.any():
+            place: tuple[Any, ...] = tuple(np.argwhere(outside)[0])
+            raise UnreadableError(
+                f"{self.name} {int(indices[place[0]])} has the {name.removesuffix('s')} {int(values[place])}; expected "
+                f"0 or more, and less than {self.num_outputs}; write it again"
+            )
