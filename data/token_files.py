@@ -102,22 +102,29 @@ def _check_size(file: Path, expected: int) -> None:
 
 @dataclass(frozen=True)
 class MappedWindows:
-    """Windows over a token file, which every process that gets them maps for itself."""
+    """Windows over a token file, which every process that gets them maps for itself. `offset`: bytes before a token."""
 
     file: Path
     dtype: np.dtype[Any]
     seq_len: int
     vocab_size: int
+    offset: int = 0
 
     def __post_init__(self) -> None:
         # An empty file cannot be mapped.
-        is_empty = self.file.stat().st_size == 0
-        corpus = np.zeros(0, self.dtype) if is_empty else np.memmap(self.file, self.dtype, "r")
+        is_empty = self.file.stat().st_size == self.offset
+        corpus = np.zeros(0, self.dtype) if is_empty else np.memmap(self.file, self.dtype, "r", self.offset)
         object.__setattr__(self, "_windows", TokenWindows(corpus, self.seq_len))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Otherwise pickle would send the whole file to a worker.
-        return MappedWindows, (self.file, self.dtype, self.seq_len, self.vocab_size)
+        return MappedWindows, (self.file, self.dtype, self.seq_len, self.vocab_size, self.offset)
+
+    @property
+    def shown_dtype(self) -> np.dtype[Any]:
+        """Return the type of the tokens that are given."""
+        # int32 is what jax takes for an index, and holds every vocabulary there is.
+        return self.dtype if self.dtype != np.uint32 else np.dtype(np.int32)
 
     def __len__(self) -> int:
         return len(self._windows)  # type: ignore[attr-defined]
@@ -129,8 +136,7 @@ class MappedWindows:
             raise UnreadableError(
                 f"{self.file}: holds the token {tokens.max()}, but its vocabulary has {self.vocab_size}; tokenize again"
             )
-        # int32 is what jax takes for an index, and holds every vocabulary there is.
-        return {"tokens": tokens if tokens.dtype != np.uint32 else tokens.astype(np.int32)}
+        return {"tokens": tokens.astype(self.shown_dtype, copy=False)}
 
 
 def read_tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
@@ -143,7 +149,7 @@ def read_tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
         MappedWindows(folder / f"{side}.bin", header.dtype, seq_len, header.vocab_size) for side in SIDES
     )
     for source in (train, held_out):
-        _check_vocabulary(source)
+        check_vocabulary(source)
     documents = header.train.documents + header.eval.documents
     return Sources(
         train,
@@ -159,7 +165,7 @@ def read_tokens(folder: Path, encoding: str | None, seq_len: int) -> Sources:
     )
 
 
-def _check_vocabulary(source: Source) -> None:
+def check_vocabulary(source: Source) -> None:
     """Raise UnreadableError where a few windows from all over the file hold a token outside the vocabulary."""
     if len(source):
         source.take(np.linspace(0, len(source) - 1, CHECKED_WINDOWS).astype(np.int64))

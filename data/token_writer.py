@@ -1,7 +1,7 @@
 """Text files become token files, in parallel: the same bytes whatever the number of processes.
 
-A file is a document. Its side (train or eval) depends on its name alone, as for data=text; where that leaves a side
-empty, the last documents are for evaluation, or the end of the only one.
+A file is a document; of JSON, each object is one. The side of a file (train or eval) depends on its name alone, as for
+data=text; where that leaves a side empty, the last files are for evaluation, or the end of the only one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from data.compressed import strip_ending
+from data.documents import find_text_files, group_text_files, read_documents
 from data.encodings import TOKENIZER, Encoding, EncodingChoice
 from data.fingerprint import draw_from_name, identify_file
 from data.orphans import end_with_parent
 from data.safe_path import leave_safe_path, safe_path_for_children
-from data.text_files import find_files
+from data.splits import Split
 from data.token_files import HEADER, SIDES, TokenFile, TokenHeader, choose_dtype
 
-# Is told how many documents are done, and how many tokens they gave.
+# Is told how many files are done, and how many tokens they gave.
 Progress = Callable[[int, int], None]
 
 # The encoding of a worker process: loaded once, used for every document.
@@ -33,10 +35,15 @@ _worker_encoding: Encoding | None = None
 
 @dataclass(frozen=True)
 class Document:
-    """A file, and the name that decides its side."""
+    """A file, and the name that decides its side, unless the name says which part of a data set it is.
+
+    `field` is that of the text where the file holds JSON.
+    """
 
     file: Path
     name: str
+    field: str | None = None
+    part: Split | None = None
 
 
 @dataclass
@@ -48,18 +55,31 @@ class SideCount:
     text_bytes: int = 0
 
 
-def find_documents(paths: list[Path], pattern: str) -> list[Document]:
-    """Return every file that was named or lies in a folder that was named. Raises ValueError where there is none."""
-    found = []
+@dataclass(frozen=True)
+class EncodedFile:
+    """The tokens of each document of a file, and their size as text in bytes."""
+
+    documents: list[np.ndarray]
+    text_bytes: int
+
+
+def find_documents(paths: list[Path], pattern: str, field: str | None = None) -> list[Document]:
+    """Return every file that was named or lies in a folder that was named, with the part that its name says it is.
+
+    Raises ValueError where there is none, or which are to train on is not clear.
+    """
+    found: list[Document] = []
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path}: does not exist")
         root = path if path.is_dir() else path.parent
-        here = [Document(file, file.relative_to(root).as_posix()) for file in find_files(path, pattern)]
-        if not here:
-            raise ValueError(f"{path}: holds no file that matches --pattern '{pattern}'")
-        found += here
-    return found
+        for file in find_text_files(path, pattern)[0]:
+            found.append(Document(file, strip_ending(file.relative_to(root).as_posix()), field))
+    groups = group_text_files([Path(document.name) for document in found], Path())
+    if groups is None:
+        return found
+    parts = {name.as_posix(): part for part, names in groups.items() for name in names}
+    return [replace(document, part=parts[document.name]) for document in found]
 
 
 def write_token_files(
@@ -95,7 +115,7 @@ def write_token_files(
 
 def _write_sides(
     documents: list[Document],
-    encoded: Iterator[tuple[np.ndarray, int]],
+    encoded: Iterator[EncodedFile],
     folder: Path,
     encoding: Encoding,
     eval_fraction: float,
@@ -107,12 +127,14 @@ def _write_sides(
     sides = _choose_sides(documents, eval_fraction)
     with ExitStack() as opened:
         out = {side: opened.enter_context((folder / f"{side}.bin").open("wb")) for side in SIDES}
-        for number, (side, (tokens, text_bytes)) in enumerate(zip(sides, encoded, strict=True), 1):
-            row, count = np.concatenate([tokens.astype(dtype), end]), counts[side]
-            out[side].write(row.tobytes())
-            count.tokens += len(row)
-            count.documents += 1
-            count.text_bytes += text_bytes
+        for number, (side, file) in enumerate(zip(sides, encoded, strict=True), 1):
+            count = counts[side]
+            for tokens in file.documents:
+                row = np.concatenate([tokens.astype(dtype), end])
+                out[side].write(row.tobytes())
+                count.tokens += len(row)
+            count.documents += len(file.documents)
+            count.text_bytes += file.text_bytes
             progress(number, sum(count.tokens for count in counts.values()))
     if len(documents) == 1:
         _move_end_to_eval(folder, counts, eval_fraction, dtype.itemsize)
@@ -129,6 +151,8 @@ def _choose_sides(documents: list[Document], eval_fraction: float) -> list[str]:
     """Return on which side each document is; a single one is to train on, all of it."""
     if len(documents) == 1:
         return ["train"]
+    if any(document.part == "eval" for document in documents):
+        return [str(document.part) for document in documents]
     sides = [SIDES[draw_from_name(document.name.encode()) < eval_fraction] for document in documents]
     if len(set(sides)) == 2:
         return sides
@@ -149,10 +173,9 @@ def _move_end_to_eval(folder: Path, counts: dict[str, SideCount], eval_fraction:
 
 
 def _encode_documents(
-    documents: list[Document], encoding: Encoding, choice: EncodingChoice, workers: int
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the tokens of each document and its size as text in bytes, in the order of the documents."""
-    files = [document.file for document in documents]
+    files: list[Document], encoding: Encoding, choice: EncodingChoice, workers: int
+) -> Iterator[EncodedFile]:
+    """Yield the tokens of each file, in the order of the files."""
     if workers <= 1:
         yield from (_encode_file(encoding, file) for file in files)
         return
@@ -175,11 +198,11 @@ def _start_worker(choice: EncodingChoice) -> None:
     _worker_encoding = choice.load()
 
 
-def _encode_in_worker(file: Path) -> tuple[np.ndarray, int]:
+def _encode_in_worker(file: Document) -> EncodedFile:
     assert _worker_encoding is not None
     return _encode_file(_worker_encoding, file)
 
 
-def _encode_file(encoding: Encoding, file: Path) -> tuple[np.ndarray, int]:
-    content = file.read_bytes()
-    return encoding.encode(content), len(content)
+def _encode_file(encoding: Encoding, file: Document) -> EncodedFile:
+    texts = read_documents(file.file, file.field)
+    return EncodedFile([encoding.encode(text) for text in texts], sum(map(len, texts)))

@@ -22,22 +22,41 @@ from data.option_fields import (
 if TYPE_CHECKING:
     from data.sources import Sources
 
+# So many files of text are looked into before jax starts.
+CHECKED_FILES = 8
+
+
+def check_eval_path(path: str) -> Path:
+    """Return the path of what to evaluate on, `~` expanded. Raises ValueError where nothing is there."""
+    try:
+        return check_path_exists(path)
+    except ValueError as error:
+        raise ValueError(f"eval_{error}") from None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text(BatchOptions):
     """A text file or a folder of the user's, as bytes; split by file, or by position where the files are few.
 
+    Files that are called parts of a data set, such as `wiki.train.txt` and `valid/a.txt`, are these parts; those of
+    `test` are never trained on. What is compressed (gz, bz2, xz, zst) is unpacked. Of JSON, a line an object or one
+    list of objects, a field is read.
+
     Attributes:
         path: a file, or a folder of them.
+        eval_path: another file or folder to evaluate on; null: a part of `path`.
         pattern: which files of a folder.
+        field: which field of JSON is the text; null: `text`, in files whose name says that they are JSON.
         seq_len: tokens in an example; a token is a byte.
         batch_size: examples in a step, on all devices together.
-        eval_fraction: share of the text that is held out for evaluation.
+        eval_fraction: share of the text that is held out for evaluation, where the data has no part for that.
     """
 
     kind: Literal["text"] = "text"
     path: str
+    eval_path: str | None = None
     pattern: str = "**/*.txt"
+    field: str | None = None
     seq_len: Count = 128
     batch_size: Count = 16
     eval_fraction: Fraction = 0.05
@@ -46,24 +65,34 @@ class Text(BatchOptions):
 
     def check_readable(self) -> None:
         """Raise ValueError where the data cannot be what it should be."""
+        from data.documents import check_text_file, find_text_files, group_text_files
+
         path = check_path_exists(self.path)
-        if path.is_dir() and not any(path.glob(self.pattern)):
-            raise ValueError(f"path={self.path} holds no file that matches pattern={self.pattern}")
+        files, _ = find_text_files(path, self.pattern)
+        group_text_files(files, path)
+        if self.eval_path is not None:
+            files += find_text_files(check_eval_path(self.eval_path), self.pattern)[0]
+        # A few, for there may be a million; all of them are read before training.
+        for file in [*files[:CHECKED_FILES], files[-1]]:
+            check_text_file(file, self.field)
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
-        from data.text_files import read_text
+        from data.text_files import TextPlace, read_text
 
-        return read_text(Path(self.path).expanduser(), self.pattern, self.seq_len, self.eval_fraction)
+        eval_path = None if self.eval_path is None else Path(self.eval_path).expanduser()
+        place = TextPlace(Path(self.path).expanduser(), self.pattern, self.field, eval_path)
+        return read_text(place, self.seq_len, self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(BatchOptions):
-    """Tokens that `python -m runner tokenize` has written, mapped from disk.
+    """Tokens that `python -m runner tokenize` has written, mapped from disk; or `train.bin` and `val.bin` of others.
 
     Attributes:
-        path: the folder it has written.
+        path: the folder it has written, or one with the .bin files of nanoGPT (uint16) or llm.c.
         encoding: refuse any other one, such as `tiktoken:gpt2`; null: take what is there.
+        vocab_size: how many tokens there may be, for files that do not say it; null: as many as the largest one says.
         seq_len: tokens in an example.
         batch_size: examples in a step, on all devices together.
     """
@@ -71,6 +100,7 @@ class Tokens(BatchOptions):
     kind: Literal["tokens"] = "tokens"
     path: str
     encoding: str | None = None
+    vocab_size: Count | None = None
     seq_len: Count = 128
     batch_size: Count = 16
 
@@ -78,16 +108,20 @@ class Tokens(BatchOptions):
 
     def check_readable(self) -> None:
         """Raise ValueError where the data cannot be what it should be."""
-        from data.token_files import read_token_header
+        from data.raw_tokens import choose_token_format
 
-        check_path_exists(self.path)
-        read_token_header(Path(self.path).expanduser(), self.encoding)
+        choose_token_format(check_path_exists(self.path), self.encoding, self.vocab_size)
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
+        from data.raw_tokens import choose_token_format, read_raw_tokens
         from data.token_files import read_tokens
 
-        return read_tokens(Path(self.path).expanduser(), self.encoding, self.seq_len)
+        path = Path(self.path).expanduser()
+        raw = choose_token_format(path, self.encoding, self.vocab_size)
+        if raw is not None:
+            return read_raw_tokens(path, raw, self.vocab_size, self.seq_len)
+        return read_tokens(path, self.encoding, self.seq_len)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +226,70 @@ class Parquet(TableOptions):
         pixels = InputFormat(self.gives, self.size, self.channels)
         form = TableFormat(self.gives, self.num_classes, self.labels)
         return read_parquet(Path(self.path).expanduser(), *self.names, pixels, form, self.eval_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csv(BatchOptions):
+    """A CSV file, or a folder of them, with a line of names: columns of numbers and a label. Needs pyarrow.
+
+    Files that are called `train`, `validation` and `test` are these parts; else a fixed part is held out. What is
+    compressed (gz, bz2, xz, zst) is unpacked.
+
+    Attributes:
+        path: a file, or a folder of them.
+        inputs: a column of numbers, or several; null: all columns of numbers other than the label.
+        label: the column of labels: numbers, or names of classes.
+        columns: both at once, as in `{inputs: [a, b], label: y}`.
+        delimiter: what stands between columns, `tab` for a tabulator; null: whichever of `,` `;` `|` and tab it is.
+        batch_size: examples in a step, on all devices together.
+        eval_fraction: share of the rows that are held out for evaluation, where the files have no part for that.
+        num_classes: null: as many as the largest label says.
+        labels: `classes` or `numbers` (to regress on); null: whole numbers, names, true and false are classes, other
+            numbers are numbers.
+        gives: `features` (a vector) or `ids` (whole numbers, for an embedding).
+    """
+
+    kind: Literal["csv"] = "csv"
+    path: str
+    inputs: str | tuple[str, ...] | None = None
+    label: str = "label"
+    columns: ColumnNames | None = None
+    delimiter: str | None = None
+    batch_size: Count = 64
+    eval_fraction: Fraction = 0.1
+    num_classes: Count | None = None
+    labels: Literal["classes", "numbers"] | None = None
+    gives: Literal["features", "ids"] = "features"
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and len(self.separator or "") != 1:
+            raise ValueError(f"delimiter: got {self.delimiter!r}; expected one character, or tab")
+
+    @property
+    def separator(self) -> str | None:
+        """Return the delimiter as it is in the file; None where it is to be found out."""
+        # A shell hands on a backslash and a letter where a tabulator is meant.
+        return "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+
+    @property
+    def names(self) -> tuple[str | tuple[str, ...] | None, str]:
+        """Return the columns of inputs and that of labels, however they are said."""
+        given = self.columns or ColumnNames()
+        return given.inputs or self.inputs, given.label or self.label
+
+    def check_readable(self) -> None:
+        """Raise ValueError where the data cannot be what it should be."""
+        from data.csv_files import find_csv_files
+
+        find_csv_files(check_path_exists(self.path), *self.names, self.separator)
+
+    def sources(self) -> Sources:
+        """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
+        from data.csv_files import read_csv
+        from data.tables import TableFormat
+
+        form = TableFormat(self.gives, self.num_classes, self.labels)
+        return read_csv(Path(self.path).expanduser(), *self.names, self.separator, form, self.eval_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

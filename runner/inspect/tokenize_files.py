@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -22,7 +23,10 @@ REDRAW_SECONDS = 0.5
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the files, where their tokens go, and how text becomes tokens."""
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="a text file, or a folder of them; a file is a document"
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="a text file, or a folder of them, compressed or not; a file is a document, of JSON each object",
     )
     parser.add_argument("--to", metavar="DIR", required=True, help="a directory that is new, or empty")
     parser.add_argument(
@@ -31,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--pattern", default="**/*.txt", help="which files of a folder; '**/*.txt' unless said otherwise"
     )
+    parser.add_argument("--field", help="which field of JSON is the text; 'text' unless said otherwise")
     parser.add_argument("--eval-fraction", type=float, default=0.05, help="share of the documents to evaluate on; 0.05")
     parser.add_argument("--no-eos", action="store_true", help="put no token between documents")
     parser.add_argument("--workers", type=int, help="processes: one a core, but one for bytes, which are faster read")
@@ -44,7 +49,10 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         raise ConfigError("tokenize: --eval-fraction is between 0 and 1, and --workers 1 or more")
     target, began = Path(arguments.to).expanduser(), time.monotonic()
     try:
-        documents = find_documents([Path(path).expanduser() for path in arguments.paths], arguments.pattern)
+        paths = [Path(path).expanduser() for path in arguments.paths]
+        everything = find_documents(paths, arguments.pattern, arguments.field)
+        # What is to test on is in neither file: it could be trained on by mistake.
+        documents = [document for document in everything if document.part != "test"]
         header = write_token_files(
             documents,
             target,
@@ -54,13 +62,16 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
             progress=ProgressLine(len(documents)),
         )
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(_name_flags(str(error))) from None
     seconds = time.monotonic() - began
+    if tests := [document.name for document in everything if document.part == "test"]:
+        say(f"left out: {len(tests)} to test on ({tests[0]}{', …' if len(tests) > 1 else ''}); tokenize it by itself")
     text_bytes = header.train.text_bytes + header.eval.text_bytes
     tokens = header.train.tokens + header.eval.tokens
     say(
         f"{target}  {header.train.tokens:,} + {header.eval.tokens:,} tokens (train + eval) of {header.encoding}, "
-        f"vocabulary {header.vocab_size:,}, from {len(documents):,} documents ({format_size(text_bytes)})"
+        f"vocabulary {header.vocab_size:,}, from {header.train.documents + header.eval.documents:,} documents "
+        f"({format_size(text_bytes)})"
     )
     say(
         f"{seconds:.1f} s, {format_size(int(text_bytes / max(seconds, 1e-9)))}/s, "
@@ -70,21 +81,31 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     return VerbResult({"path": str(target), "seconds": round(seconds, 3), **asdict(header)})
 
 
-class ProgressLine:
-    """One line on a terminal that tells how many documents are done; nothing where stderr is no terminal."""
+def _name_flags(message: str) -> str:
+    """Return what is said of a data option as it is said of this verb, whose options are flags."""
+    message = re.sub(r"^path=(.*?) holds", r"\1: holds", message).removeprefix("path=")
+    message = re.sub(r"matches pattern=([^;]*)", r"matches --pattern '\1'", message)
+    for key in ("pattern", "field"):
+        message = message.replace(f"data.{key}=", f"--{key} ").replace(f"data.{key}", f"--{key}")
+    message = message.replace(", or name data.path and data.eval_path", "")
+    return re.sub(r"^field(=\S+)?:? ", r"--field\1: ", message)
 
-    def __init__(self, num_documents: int):
-        self._num_documents, self._drawn = num_documents, time.monotonic()
+
+class ProgressLine:
+    """One line on a terminal that tells how many files are done; nothing where stderr is no terminal."""
+
+    def __init__(self, num_files: int):
+        self._num_files, self._drawn = num_files, time.monotonic()
 
     def __call__(self, done: int, tokens: int) -> None:
-        """Draw the line anew: `done` documents, which gave `tokens` tokens."""
+        """Draw the line anew: `done` files, which gave `tokens` tokens."""
         now = time.monotonic()
         if not sys.stderr.isatty():
             return
         # The last one is always drawn: it stays.
-        if now - self._drawn < REDRAW_SECONDS and done < self._num_documents:
+        if now - self._drawn < REDRAW_SECONDS and done < self._num_files:
             return
         self._drawn = now
-        end = "\n" if done == self._num_documents else ""
-        line = f"\r{done:,} of {self._num_documents:,} documents, {tokens:,} tokens"
+        end = "\n" if done == self._num_files else ""
+        line = f"\r{done:,} of {self._num_files:,} files, {tokens:,} tokens"
         print(line, end=end, file=sys.stderr, flush=True)
