@@ -25,6 +25,7 @@ from runner.train.compile import CompiledPrograms, start_compiling
 from runner.train.compile_cache import enable_compile_cache
 from runner.train.evaluator import EvaluationRun
 from runner.train.loop import Progress, train
+from runner.train.moved_data import read_moved_data
 from runner.train.run_context import RunContext
 from runner.types import State
 from runner.values import Outcome
@@ -41,7 +42,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         _step_back(context)
     try:
         cache = enable_compile_cache(config.compile_cache, console.say)
-        built = build(config)
+        built = build(config, read_moved_data(config, run_dir))
         dataset.record_or_compare(run_dir, built.sources)
         console.say(describe_run(built, config))
         built, remat = _resolve_remat(context, built)

@@ -18,6 +18,7 @@ from runner.train.built import describe_run
 from runner.train.compile import compile_eval
 from runner.train.compile_cache import enable_compile_cache
 from runner.train.evaluator import EvaluationRun
+from runner.train.moved_data import read_moved_data
 from runner.values import MetricValues
 
 
@@ -46,7 +47,7 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     enable_compile_cache(config.compile_cache, say)
     # steps=0 asked for this evaluation; a schedule over no steps cannot be built.
     config = replace(config, train=replace(config.train, steps=1))
-    built = build(config)
+    built = build(config, read_moved_data(config, run))
     dataset.refuse_other_data(run, built.sources)
     say(describe_run(built, config))
     checksums = config.ckpt.verify != "off"

@@ -50,9 +50,10 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
     gc.set_threshold(100_000, *usual[1:])
     if config.train.steps == 0:
         return evaluate_run(config, overrides)
-    run_dir = find_run(config, overrides)
     stop_flag = StopFlag()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
+        # Here, because it may read data that has moved.
+        run_dir = find_run(config, overrides)
         if config.overwrite and run_dir.config.exists():
             with lock_run(run_dir), _as_storage_error(run_dir):
                 # Before anything is moved: a command that is refused leaves the run where it was.
@@ -189,7 +190,8 @@ def _introduce(context: RunContext, standing: Standing) -> None:
     else:
         say(f"{run_dir}  (going on)")
         for change in standing.drifts:
-            say(f"{'warning: ' if change.kind == 'resumable' else ''}changed: {change}")
+            compared = " (what is there is compared)" if change.kind == "place" else ""
+            say(f"{'warning: ' if change.kind == 'resumable' else ''}changed: {change}{compared}")
     mine = user_code.describe_origins(user_code.find_origins(config.document))
     before = standing.status.get("attempt", {}).get("external", {})
     for line in user_code.list_changed_files(before, mine):

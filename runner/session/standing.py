@@ -16,6 +16,7 @@ from runner.errors import RefusedError
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.decisions import read_decisions
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
+from runner.session.moved_run import find_moved_run
 from runner.text import display_path, quote_words
 from runner.types import JsonObject
 
@@ -40,13 +41,19 @@ class Standing:
 def find_run(config: Config, overrides: Sequence[str]) -> RunDir:
     """Return the directory of this configuration's run, which may not be there yet.
 
-    Raises RefusedError where `resume` does not allow what is, or is not, there.
+    A run whose data lies elsewhere by now is that run: its data is read, and compared with what the run recorded.
+
+    Raises:
+        RefusedError: `resume` does not allow what is, or is not, there.
+        ConfigError: the data has to be compared and cannot be read.
     """
     if config.dir is not None:
         run_dir = RunDir(Path(os.path.realpath(config.dir)))
     else:
         parent = Path(os.path.realpath(Path(config.root) / config.name))
         run_dir = find_run_dir(parent, slug_from_overrides(overrides, UNHASHED_KEYS), hash_config(config.document))
+        if not os.path.lexists(run_dir.path):
+            run_dir = find_moved_run(parent, config) or run_dir
         # A run that was moved to another disk, with a link in its place, is that run.
         run_dir = RunDir(run_dir.path.resolve())
     if config.resume == "must" and not run_dir.config.exists():

@@ -81,13 +81,14 @@ def _name_as_recorded(run: RunDir, before: Mapping[str, Any], option: Data) -> S
         return None
     if record["fingerprint"] == sources.fingerprint:
         return sources
-    renamed = {}
+    renamed: dict[str, str] = {}
     for key in PLACE_KEYS:
         now = getattr(option, key.removeprefix("data."), None)
         if isinstance(now, str) and isinstance(before.get(key), str):
-            # A folder has names below it alone.
-            renamed |= {} if Path(now).expanduser().is_dir() else {Path(now).name: Path(before[key]).name}
             renamed[now] = before[key]
+            # A folder has names below it alone.
+            if not Path(now).expanduser().is_dir():
+                renamed[Path(now).name] = Path(before[key]).name
     if not renamed or not is_same_content(record.get("files", {}), sources.files, renamed):
         return None
     recorded = {"fingerprint": record["fingerprint"], "files": record["files"]}
