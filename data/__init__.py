@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, r
 from annotated_types import Ge
 
 from data.option_fields import BatchOptions, Count, Fraction, ImageOptions
-from data.user_formats import Arrayrecord, Arrays, Hub, Images, Parquet, Text, Tokens
+from data.user_formats import Arrayrecord, Arrays, Csv, Hub, Images, Parquet, Text, Tokens
 
 if TYPE_CHECKING:
     from data.sources import Sources
@@ -150,4 +150,4 @@ class ExternalData(BatchOptions):
         return read_user_data(self.target, self.options, self.eval_fraction)
 
 
-Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Arrayrecord | Hub | ExternalData
+Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Csv | Arrayrecord | Hub | ExternalData

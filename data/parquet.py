@@ -13,52 +13,32 @@ from typing import Any
 import numpy as np
 
 from data.arrow_columns import find_class_names, find_encoded_images, read_inputs, read_label, require_pyarrow
-from data.fingerprint import identify_file
 from data.images import EncodedImages
 from data.labels import prepare_labels
-from data.option_fields import explain_missing_name
 from data.sources import Source, Sources
 from data.splits import Split
+from data.table_files import TableFiles, find_table_files
 from data.tables import (
     InputFormat,
     TableFormat,
     TableParts,
     check_example_shape,
-    describe_parts,
     drop_hidden_test,
-    group_table_files,
     make_split_sources,
     make_table_sources,
 )
 
 
-def find_parquet_files(path: Path, inputs: str | tuple[str, ...], label: str) -> dict[Split, list[Path]]:
+def find_parquet_files(path: Path, inputs: str | tuple[str, ...], label: str) -> TableFiles:
     """Return the file, or the files of a folder, in the order of their names: by part where their names say one.
 
-    Files of a test set without labels are left out. Raises ValueError where there are none, or one lacks a wanted
-    column.
+    Raises ValueError where there are none, or one lacks a wanted column.
     """
     require_pyarrow("parquet")
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"path={path} holds no .parquet file")
-    groups = group_table_files(files, path)
-    for split, members in list(groups.items()):
-        lacking = [name for file in members for name in _list_missing_columns(file, [*_as_names(inputs), label])]
-        # Competitions keep the labels of their test set to themselves.
-        if split == "test" and set(lacking) == {label}:
-            del groups[split]
-        elif lacking:
-            file = next(file for file in members if _list_missing_columns(file, lacking[:1]))
-            key = "label" if lacking[0] == label else "inputs"
-            names = _read_column_names(file)
-            raise ValueError(f"{key}={lacking[0]} is no column of {file}{explain_missing_name(lacking[0], names)}")
-    return groups
-
-
-def _list_missing_columns(file: Path, wanted: Sequence[str]) -> list[str]:
-    columns = _read_column_names(file)
-    return [name for name in wanted if name not in columns]
+    return find_table_files(path, files, _as_names(inputs), label, _read_column_names)
 
 
 def _read_column_names(file: Path) -> list[str]:
@@ -85,26 +65,21 @@ def read_parquet(
     `inputs` is a column of lists of numbers or of encoded images, or several columns of numbers. Raises ValueError
     where they cannot be read or are not what `form` says.
     """
-    groups = find_parquet_files(path, inputs, label)
+    found = find_parquet_files(path, inputs, label)
     names = _as_names(inputs)
-    tables = {split: _read_tables(path, files, [*names, label]) for split, files in groups.items()}
-    root = path if path.is_dir() else path.parent
-    files = {file.relative_to(root).as_posix(): identify_file(file) for group in groups.values() for file in group}
-    # Where nothing is split by name, the fingerprint is what it ever was.
-    selected = tuple(groups) if len(groups) > 1 else ()
+    tables = {split: _read_tables(path, files, [*names, label]) for split, files in found.groups.items()}
+    parts = TableParts({}, found.identify(path), found.selected, found.said)
     labels = {split: read_label(table, label) for split, table in tables.items()}
     images = _find_images(tables, names[0]) if len(names) == 1 else None
     if images is not None:
-        parts = TableParts({split: {"label": own} for split, own in labels.items()}, files, selected)
+        parts = replace(parts, columns={split: {"label": own} for split, own in labels.items()})
         made = _make_image_sources(path, images, parts, pixels, form, eval_fraction)
     else:
         columns = {
             split: {"inputs": read_inputs(table, names), "label": labels[split]} for split, table in tables.items()
         }
         check_example_shape(columns["train"]["inputs"].shape[1:], form.gives)
-        made = make_table_sources(TableParts(columns, files, selected), form, eval_fraction)
-    if said := describe_parts(groups):
-        made = replace(made, summary=f"{made.summary}; {said}")
+        made = make_table_sources(replace(parts, columns=columns), form, eval_fraction)
     classes = find_class_names(tables["train"].schema, label)
     return replace(made, classes=classes) if len(classes) == made.num_outputs and not made.classes else made
 
@@ -141,7 +116,8 @@ def _make_image_sources(
         if len(encoded):
             sources[split].take(np.array([0]))
     shape = (pixels.size, pixels.size, pixels.channels)
-    return make_split_sources(sources, shape, labels, replace(parts, said=said), eval_fraction, waits=True)
+    told = "; ".join(filter(None, [parts.said, said]))
+    return make_split_sources(sources, shape, labels, replace(parts, said=told), eval_fraction, waits=True)
 
 
 def _find_images(tables: Mapping[Split, Any], name: str) -> dict[Split, list[bytes]] | None:

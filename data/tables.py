@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from data.fingerprint import hash_files, identify_file
 from data.labels import Labels, ReadAs, prepare_labels
 from data.option_fields import ArrayNames
 from data.sources import Source, Sources, Table, split_source
-from data.splits import AmbiguousSplitError, Split, group_by_split
+from data.splits import Split
 
 # The dimensions that inputs may have, examples included; images without channels get one.
 DIMENSIONS = {"images": (3, 4), "features": (2,), "ids": (2,)}
@@ -25,7 +25,6 @@ LARGEST_PIXEL = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 # Whatever numpy raises of a file that is torn, encrypted, or packed in a way it does not know.
 NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
-PARTS: tuple[Split, ...] = ("train", "eval", "test")
 OTHER_PARTS: dict[Split, str] = {"eval": "evaluation", "test": "the test set"}
 
 Header = tuple[tuple[int, ...], np.dtype[Any]]
@@ -208,28 +207,6 @@ def make_split_sources(
     held_out = {"test": sources["test"]} if "test" in sources else {}
     kept = f"{len(held_out['test']):,} test examples are kept apart" if held_out else ""
     return replace(made, summary="; ".join(filter(None, [made.summary, kept, parts.said])), held_out=held_out)
-
-
-def group_table_files(files: Sequence[Path], path: Path) -> dict[Split, list[Path]]:
-    """Return the files of a folder by the part of the data set that their names say; all of them to train on if none.
-
-    Raises ValueError where the names may be those of parts or not.
-    """
-    try:
-        groups = group_by_split(files, path) if path.is_dir() else None
-    except AmbiguousSplitError as error:
-        raise ValueError(f"path={path} {error}; name the file to train on, or move the others away") from None
-    if groups is None:
-        return {"train": list(files)}
-    return {split: groups[split] for split in PARTS if split in groups}
-
-
-def describe_parts(groups: Mapping[Split, Sequence[Path]]) -> str:
-    """Return which files are which part, where their names say so."""
-    if len(groups) == 1:
-        return ""
-    counts = ", ".join(f"{split} {len(files)}" for split, files in groups.items())
-    return f"files split by name: {counts}"
 
 
 def check_example_shape(shape: tuple[int, ...], gives: str) -> None:
