@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.data_errors import UnreadableError
-from data.labels import check_class_range, check_numbers, count_of, find_outside, is_one_hot
+from data.labels import MOST_CLASSES, check_class_range, check_numbers, count_of, find_outside, is_one_hot
 from data.sources import IGNORED_LABEL, Source, SourcePart, Table
 
 # So many examples are looked at where a source cannot show all its labels at once.
@@ -78,6 +78,7 @@ def check_labels_fit(objective: str, source: Source, num_outputs: int) -> None:
 
 
 def _check_classes(label: np.ndarray, num_outputs: int, where: str) -> None:
+    """Raise ValueError where labels are not the numbers of classes."""
     if is_one_hot(label):
         raise ValueError(f"{where}, one-hot; objective=classify takes the classes, as argmax(1) gives them")
     if label.dtype.kind not in "biu":
@@ -93,9 +94,14 @@ def _check_classes(label: np.ndarray, num_outputs: int, where: str) -> None:
             "return data.sources.Sources, which says num_outputs"
         )
     check_class_range(label, num_outputs)
+    if num_outputs > MOST_CLASSES:
+        raise ValueError(
+            f"{where} up to {int(label.max())}, which makes {num_outputs:,} classes; number the classes from 0"
+        )
 
 
 def _check_tokens(tokens: np.ndarray, vocabulary: int) -> None:
+    """Raise ValueError where tokens are no rows of numbers below the size of the vocabulary."""
     where = f"tokens is {tokens.dtype} of shape {tokens.shape}"
     if tokens.dtype.kind not in "iu":
         raise ValueError(f"{where}; expected whole numbers (astype(int))")
@@ -105,6 +111,10 @@ def _check_tokens(tokens: np.ndarray, vocabulary: int) -> None:
         raise ValueError(
             f"a token is {int(tokens[outside][0])}; expected 0 or more, and less than the vocabulary of {vocabulary} "
             f"({count_of(int(outside.sum()), tokens)} are not); write {IGNORED_LABEL} for padding"
+        )
+    if vocabulary > MOST_CLASSES:
+        raise ValueError(
+            f"{where} up to {int(tokens.max())}, which makes a vocabulary of {vocabulary:,}; number the tokens from 0"
         )
     if (tokens == IGNORED_LABEL).all():
         raise ValueError(f"every token is {IGNORED_LABEL}, which is padding; nothing is there to train on")
@@ -138,8 +148,12 @@ class CheckedLabels:
         return batch
 
     def _check(self, name: str, values: np.ndarray, indices: np.ndarray) -> None:
-        if values.dtype.kind not in "iu" or not values.size:
+        if values.dtype.kind == "b" or not values.size:
             return
+        if values.dtype.kind not in "iu":
+            raise UnreadableError(
+                f"{self.name} {int(indices[0])} and others: {name} is {values.dtype}; expected whole numbers"
+            )
         # Almost always all is well, and the smallest and the largest say so.
         if int(values.min()) >= 0 and int(values.max()) < self.num_outputs:
             return

@@ -166,7 +166,8 @@ def _prepare_class_numbers(arrays: list[np.ndarray], num_classes: int | None) ->
     tops = []
     for array in arrays:
         check_class_range(array, num_classes)
-        tops.append(int(array.max(initial=0)))
+        # True and false are two classes, also where all are the same.
+        tops.append(1 if array.dtype.kind == "b" else int(array.max(initial=0)))
     ignored = [bool(array.size) and bool((array == IGNORED_LABEL).any()) for array in arrays]
     if max(tops) >= (MOST_CLASSES if num_classes is None else 2**31):
         raise ValueError(

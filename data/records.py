@@ -12,8 +12,10 @@ import numpy as np
 
 from data.data_errors import UnreadableError
 from data.fingerprint import identify_file
-from data.sources import Sources, count_classes, split_source
-from data.tables import DIMENSIONS, make_labelled_sources, prepare_inputs
+from data.label_checks import CheckedLabels
+from data.labels import Labels, prepare_labels
+from data.sources import Source, Sources, split_source
+from data.tables import DIMENSIONS, describe_scaling, make_labelled_sources, prepare_inputs
 
 ARRAYS = ("inputs", "label")
 # So many records, from all over the files, are looked at before training: reading all of them would take long.
@@ -56,7 +58,18 @@ class ArrayRecordSource:
             raise UnreadableError(
                 f"{self.files[0].parent}: records have inputs of several shapes; expected one"
             ) from None
-        return {"inputs": prepare_inputs(inputs, self.gives), "label": labels.astype(np.int32)}
+        try:
+            return {"inputs": prepare_inputs(inputs, self.gives), "label": _prepare_record_labels(labels)}
+        except ValueError as error:
+            raise UnreadableError(
+                f"{self.files[0].parent}: records {min(numbers)} to {max(numbers)}: {error}"
+            ) from None
+
+    def read_type(self) -> np.dtype[Any]:
+        """Return the type of the inputs of the first record."""
+        (record,) = self._records.__getitems__([0])  # type: ignore[attr-defined]
+        dtype: np.dtype[Any] = self._parse_record(0, record)["inputs"].dtype
+        return dtype
 
     def _parse_record(self, number: int, record: bytes) -> dict[str, Any]:
         try:
@@ -67,6 +80,22 @@ class ArrayRecordSource:
             raise UnreadableError(
                 f"{self.files[0].parent}: record {number} is no .npz with inputs and label; write it again"
             ) from None
+
+
+def _prepare_record_labels(labels: np.ndarray) -> np.ndarray:
+    """Return the labels of some records as a model takes them. Raises ValueError where they are no numbers."""
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind != "f":
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "biuf" or labels.ndim > (2 if labels.dtype.kind == "f" else 1):
+        raise ValueError(f"label is {labels.dtype} of shape {labels.shape[1:]}; expected a whole number, or numbers")
+    if labels.dtype.kind == "f":
+        return labels.astype(np.float32)
+    # One that is beyond 32 bits stays beyond all classes.
+    if labels.dtype.itemsize >= 4:
+        labels = np.minimum(labels, 2**31 - 1)
+    if labels.dtype.itemsize > 4 and labels.dtype.kind == "i":
+        labels = np.maximum(labels, -(2**31))
+    return labels.astype(np.int32)
 
 
 def read_array_records(path: Path, gives: str, eval_fraction: float, num_classes: int | None) -> Sources:
@@ -82,10 +111,20 @@ def read_array_records(path: Path, gives: str, eval_fraction: float, num_classes
     shape = sample["inputs"].shape[1:]
     if len(shape) + 1 not in DIMENSIONS[gives]:
         raise ValueError(f"an example is {shape}, which is no {gives}; set data.gives")
-    if num_classes is None:
-        raise ValueError("records are not counted through: say how many classes there are, data.num_classes=N")
-    number = count_classes(sample["label"], num_classes)
+    labels = _check_sample(sample["label"], num_classes)
     root = path if path.is_dir() else path.parent
     files = {file.relative_to(root).as_posix(): identify_file(file) for file in found}
-    sides = split_source(source, eval_fraction)
-    return make_labelled_sources(sides, shape, number, files, (eval_fraction,), waits=True)
+    # The records that were not looked at are looked at when they are taken.
+    looked_at: Source = source
+    if num_classes is not None:
+        looked_at = CheckedLabels(source, num_classes, labels.may_ignore, f"{root}: record")
+    sides = split_source(looked_at, eval_fraction)
+    selected = (eval_fraction, *describe_scaling(source.read_type(), gives))
+    return make_labelled_sources(sides, shape, labels, files, selected, waits=True)
+
+
+def _check_sample(label: np.ndarray, num_classes: int | None) -> Labels:
+    """Return what the labels of some records say. Raises ValueError where they are outside, or not enough to know."""
+    if label.dtype.kind != "f" and num_classes is None:
+        raise ValueError("records are not counted through: say how many classes there are, data.num_classes=N")
+    return prepare_labels([label], num_classes)
