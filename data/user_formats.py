@@ -153,20 +153,28 @@ class Arrays(TableOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Images(ImageOptions):
-    """A folder with a folder of PNG or JPEG files for each class; split by file. Decoded when needed, then kept.
+    """A folder with a folder of image files for each class; split by file. Decoded when needed, then kept.
+
+    Where it holds the parts of a data set, `train/CLASS`, `val/CLASS` and `test/CLASS`, these are used: what is to
+    test on is never trained on.
 
     Attributes:
         path: the folder of folders.
+        eval_path: another folder with the same classes to evaluate on; null: `val` beside `train`, or a part.
         size: side in pixels that images are scaled and cut to.
         channels: 1 makes them grey.
+        on_bad: what is done about an image that cannot be decoded: the run ends and says which it is (`raise`), or
+            another one takes its place, now and after a restart (`skip`).
         batch_size: examples in a step, on all devices together.
-        eval_fraction: share of the files that are held out for evaluation.
+        eval_fraction: share of the files that are held out for evaluation, where no part of the data is for that.
     """
 
     kind: Literal["images"] = "images"
     path: str
+    eval_path: str | None = None
     size: Count = 32
     channels: Literal[1, 3] = 3
+    on_bad: Literal["raise", "skip"] = "raise"
     batch_size: Count = 64
     eval_fraction: Fraction = 0.1
 
@@ -174,15 +182,20 @@ class Images(ImageOptions):
 
     def check_readable(self) -> None:
         """Raise ValueError where the data cannot be what it should be."""
-        from data.images import list_classes
+        from data.image_folders import find_image_layout
 
-        list_classes(check_path_exists(self.path))
+        eval_path = None if self.eval_path is None else check_eval_path(self.eval_path)
+        find_image_layout(check_path_exists(self.path), eval_path)
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
-        from data.images import read_image_folder
+        from data.bad_examples import skip_bad_examples
+        from data.image_folders import ImageForm, find_image_layout, read_image_folder
 
-        return read_image_folder(Path(self.path).expanduser(), self.size, self.channels, self.eval_fraction)
+        eval_path = None if self.eval_path is None else Path(self.eval_path).expanduser()
+        layout = find_image_layout(Path(self.path).expanduser(), eval_path)
+        form = ImageForm(self.size, self.channels, self.on_bad)
+        return skip_bad_examples(read_image_folder(layout, form, self.eval_fraction), self.on_bad)
 
 
 @dataclass(frozen=True, kw_only=True)
