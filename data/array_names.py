@@ -11,9 +11,11 @@ from data.splits import Split, find_split
 
 INPUT_WORDS = frozenset({"x", "inputs", "input", "images", "image", "imgs", "img", "data", "features", "feature"})
 LABEL_WORDS = frozenset({"y", "label", "labels", "target", "targets", "classes", "class"})
-# `Xtrain` and `ytest`, whose letter and part are one word.
-RUN_TOGETHER = re.compile(r"^([xy])(?=tr|te|val|dev|eval)", re.IGNORECASE)
-EXPECTED = "inputs and label; or x_train and y_train; or train_images and train_labels"
+# `Xtrain` and `trainX`, whose letter and part are one word.
+RUN_TOGETHER = re.compile(r"^(?P<letter>[xyXY])(?=(tr|te|val|dev|eval))|(?<=[a-z])(?=[A-Z])")
+# A message names so many arrays.
+MOST_NAMES = 20
+KNOWN = "x_train and y_train, or train_images and train_labels"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def choose_arrays(names: Sequence[str], given: ArrayNames | None) -> ChosenArray
     found = _choose_known(names)
     if "train" not in found:
         raise ValueError(
-            f"has no {EXPECTED}; it has: {', '.join(sorted(names)) or 'none'}; say which in "
-            "data.columns={inputs: NAME, label: NAME}"
+            f"has no inputs and label, nor names that are known ({KNOWN}); it has: {_list_names(names)}; say which "
+            "with data.columns={inputs: NAME, label: NAME}"
         )
     return _use_test_where_alone(found)
 
@@ -63,7 +65,7 @@ def _choose_own(names: Sequence[str]) -> ChosenArrays:
     parts: dict[Split, tuple[str, str]] = {"train": ("inputs", "label")}
     if "eval_inputs" in names:
         if "eval_label" not in names:
-            raise ValueError(f"has no array eval_label; it has: {', '.join(sorted(names))}")
+            raise ValueError(f"has no array eval_label; it has: {_list_names(names)}")
         parts["eval"] = ("eval_inputs", "eval_label")
     if "test_inputs" in names and "test_label" in names:
         parts["test"] = ("test_inputs", "test_label")
@@ -77,10 +79,10 @@ def _choose_known(names: Sequence[str]) -> dict[Split, tuple[str, str]]:
         if (role := _find_role(name)) is None:
             continue
         # An archive that is not split is to train on.
-        place = (find_split(RUN_TOGETHER.sub(r"\1_", name)) or "train", role)
+        place = (find_split(_part_words(name)) or "train", role)
         if place in places:
             raise ValueError(
-                f"has {places[place]} and {name}, which may both be {place[1]} to {place[0]} on; say which in "
+                f"has {places[place]} and {name}, which may both be {place[1]} of {place[0]}; say which with "
                 "data.columns={inputs: NAME, label: NAME}"
             )
         places[place] = name
@@ -94,12 +96,22 @@ def _choose_known(names: Sequence[str]) -> dict[Split, tuple[str, str]]:
 
 def _find_role(name: str) -> str | None:
     """Return whether an array of this name is `inputs` or `label`; None where the name does not say."""
-    words = [word for word in re.split(r"[\W_]+", RUN_TOGETHER.sub(r"\1_", name).lower()) if word]
+    words = [word for word in re.split(r"[\W_]+", _part_words(name).lower()) if word]
     rest = [word for word in words if find_split(word) is None]
     # More words than one say more than we know: `train_images_mean`.
     if len(rest) != 1 or len(words) > 2:
         return None
     return "inputs" if rest[0] in INPUT_WORDS else "label" if rest[0] in LABEL_WORDS else None
+
+
+def _part_words(name: str) -> str:
+    """Return a name with its words apart: `X_train` of `Xtrain`."""
+    return RUN_TOGETHER.sub(lambda found: f"{found['letter'] or ''}_", name)
+
+
+def _list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(sorted(names)[:MOST_NAMES]) + more if names else "none"
 
 
 def _use_test_where_alone(found: dict[Split, tuple[str, str]]) -> ChosenArrays:

@@ -97,7 +97,7 @@ def _drop_single_column(array: np.ndarray) -> np.ndarray:
 
 def _number_names(arrays: list[np.ndarray], num_classes: int | None) -> Labels:
     """Return names of classes as numbers, in the order of the names."""
-    texts = [array.astype(np.str_) if array.dtype.kind != "S" else np.char.decode(array, "utf-8") for array in arrays]
+    texts = [_to_text(array) for array in arrays]
     _check_dimensions(texts)
     every = np.concatenate(texts)
     if empty := int((every == "").sum()):
@@ -115,6 +115,18 @@ def _number_names(arrays: list[np.ndarray], num_classes: int | None) -> Labels:
     ends = np.cumsum([len(text) for text in texts])[:-1]
     split = np.split(numbers.reshape(-1).astype(np.int32), ends)
     return Labels(tuple(split), num_classes or len(names), tuple(names.tolist()))
+
+
+def _to_text(array: np.ndarray) -> np.ndarray:
+    """Return text of any of numpy's types as its oldest one. Raises ValueError where some of it is missing."""
+    if array.dtype.kind == "S":
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("label is bytes that are no UTF-8 text; write names of classes as text") from None
+    if array.dtype.kind == "T" and (missing := sum(not isinstance(value, str) for value in array.flat)):
+        raise ValueError(f"label is empty in {count_of(missing, array)}; fill or drop these rows")
+    return np.array(array.tolist(), np.str_).reshape(array.shape)
 
 
 def _take_whole_numbers(array: np.ndarray) -> np.ndarray:
@@ -146,13 +158,13 @@ def check_numbers(label: np.ndarray) -> None:
     """Raise ValueError where numbers to regress on are missing, infinite, or alike but for what float32 rounds off."""
     if missing := int((~np.isfinite(label)).sum()):
         raise ValueError(f"label is NaN or infinite in {count_of(missing, label)}; fill or drop these rows")
-    if label.dtype.kind == "f" and label.dtype.itemsize <= 4:
+    if not label.size or (label.dtype.kind == "f" and label.dtype.itemsize <= 4):
         return
     wide = label.reshape(len(label), -1).astype(np.float64)
-    with np.errstate(over="ignore"):
-        rounding = np.abs(wide.astype(np.float32) - wide).max(axis=0, initial=0.0)
-    spread = wide.std(axis=0) if len(wide) else np.zeros(wide.shape[1])
-    if (lost := (rounding > MOST_ROUNDING * spread) & (rounding > 0) & (spread > 0)).any():
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounding, spread = np.abs(wide.astype(np.float32) - wide).max(axis=0), wide.std(axis=0)
+    # A column of one value has no spread, and nothing is lost by its rounding.
+    if (lost := ~np.isfinite(rounding) | ((rounding > MOST_ROUNDING * spread) & (spread > 0))).any():
         column = int(np.argmax(lost))
         raise ValueError(
             f"label is about {wide[:, column].mean():.6g} and varies by {spread[column]:.3g}, which float32 rounds by "
