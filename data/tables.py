@@ -79,7 +79,9 @@ def read_npz_shapes(path: Path, gives: str, given: ArrayNames | None = None) -> 
             try:
                 found[name] = _read_array_header(archive.open(f"{name}.npy"))
             except NPZ_ERRORS as error:
-                raise ValueError(f"path={path}: {name} is no array ({str(error).splitlines()[0]})") from None
+                raise ValueError(
+                    f"path={path}: {name} cannot be read ({str(error).splitlines()[0]}); write it again"
+                ) from None
     for inputs, label in chosen.parts.values():
         _check_inputs(f"path={path}: {inputs}", found[inputs], gives)
         _check_label(f"path={path}: {label}", found[label], found[inputs][0][:1])
