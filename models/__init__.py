@@ -26,7 +26,7 @@ from annotated_types import Ge, Gt, Interval, MinLen
 if TYPE_CHECKING:
     from flax import nnx
 
-    from models.objectives import ObjectiveFunction
+    from models.objectives import BatchObjective
 
 Count = Annotated[int, Ge(1)]
 Counts = Annotated[tuple[Count, ...], MinLen(1)]  # one for each stage of a network
@@ -331,12 +331,17 @@ class ExternalModel:
         target(inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs, **options) -> nnx.Module
 
     `inputs` is the shape of one example. `num_outputs` is the number of classes; for tokens the size of the vocabulary,
-    where the label is a number or a vector its length, without a label 0. The target may say what it takes, as in
-    `takes = ("images",)`.
+    where the label is a number or a vector its length, without a label 0. A target that was written for something else
+    is called by the names of its parameters: `in_features`, `num_classes`, `rngs` and the like; what no name says is
+    an option. The target may say what it takes, as in `takes = ("images",)`.
+
+    In training and evaluation the model is called with the inputs. Where its `__call__` has an argument `train`,
+    `training`, `deterministic`, `use_running_average` or `rngs`, it is told.
 
     Attributes:
-        target: `module:attribute`, a class or a function.
-        options: what it is called with by name, as in `+model.options.width=64`.
+        target: `module:attribute` or `path/to/file.py:attribute`, a class or a function.
+        options: what it is called with by name, as in `+model.options.width=64`. Where the parameter is a dataclass,
+            a mapping of its fields, or the name of a method of it that makes one.
     """
 
     kind: Literal["external"] = "external"
@@ -376,11 +381,11 @@ class NamedObjective:
 
     kind: Literal["default", "classify", "next_token", "elbo", "regress"] = "default"
 
-    def build(self, own: str) -> ObjectiveFunction:
-        """Return the function that is trained for; `own` is the objective of the model itself."""
-        from models.objectives import OBJECTIVES
+    def build(self, own: str, num_outputs: int, *, may_ignore: bool) -> BatchObjective:
+        """Return what is trained for; `own`: the model's; `may_ignore`: labels may be padding."""
+        from models.objectives import make_objective
 
-        return OBJECTIVES[own if self.kind == "default" else self.kind]
+        return make_objective(own if self.kind == "default" else self.kind, num_outputs, may_ignore=may_ignore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,10 +396,13 @@ class ExternalObjective:
 
         target(model: nnx.Module, batch: dict[str, Array], **options) -> dict[str, Float[Array, "batch"]]
 
-    It returns "loss", which is minimized, and any other metric: each with one value per example, not a mean.
+    It returns "loss", which is minimized, and any other metric: each with one value per example, not a mean. A metric
+    that is no mean (F1, AUC) is an object with `merge(other)` and `compute()`, as google-metrax has them. Where the
+    function has an argument `training`, `rngs` or `weights` (Float[batch], 0 for an example that only fills up the last
+    batch of an evaluation), it is told.
 
     Attributes:
-        target: `module:function`.
+        target: `module:function` or `path/to/file.py:function`.
         options: what it is called with by name, as in `+objective.options.delta=0.1`.
     """
 
@@ -402,8 +410,8 @@ class ExternalObjective:
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, own: str) -> ObjectiveFunction:
-        """Return the function; it raises InvalidModelOrObjective when it is traced and gives something else."""
+    def build(self, own: str, num_outputs: int, *, may_ignore: bool) -> BatchObjective:
+        """Return what is trained for; tracing it raises InvalidModelOrObjective where it gives something else."""
         from models.user_model import wrap_user_objective
 
         return wrap_user_objective(self.target, self.options)

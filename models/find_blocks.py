@@ -14,8 +14,8 @@ from typing import Any
 
 from flax import nnx
 
-from models.remat_plan import RematPlan
-from models.scopes import EXEMPT, RematPlanError, scope
+from models.remat_plan import RematPlan, RematPlanError
+from models.scopes import EXEMPT, scope
 
 
 def apply_plan(model: nnx.Module, plan: RematPlan, block: str | None) -> None:

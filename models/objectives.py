@@ -8,22 +8,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from models import InvalidModelOrObjective
+from models.call_roles import CallRoles
 
 Batch = Mapping[str, jax.Array]
-Examples = dict[str, Float[Array, "batch"]]
-ObjectiveFunction = Callable[[nnx.Module, Batch], Examples]
+# A user's own metric may be an object with `merge` and `compute` instead of one value per example.
+Examples = dict[str, Any]
+# (model, batch, weights Float[batch]: 0 for an example that only fills up a batch) → metrics
+ObjectiveFunction = Callable[[nnx.Module, Batch, Float[Array, "batch"]], Examples]
 
 # A vocabulary of this size is that of bytes.
 BYTE_VOCABULARY = 256
+# A label of this value counts nowhere. It is the one that PyTorch and Hugging Face use.
+IGNORED_LABEL = -100
 
 
-def next_token(model: nnx.Module, batch: Batch) -> Examples:
+@dataclass(frozen=True)
+class BatchObjective:
+    """What is measured of a batch, and how much each example counts.
+
+    Attributes:
+        function: (model, batch, weights) → metrics.
+        weigh: batch → Float[batch], how much each example counts in means; None: all alike.
+        roles: arguments of a user's own function that are told whether the model is trained.
+    """
+
+    function: ObjectiveFunction
+    weigh: Callable[[Batch], Float[Array, "batch"]] | None = None
+    roles: CallRoles = field(default_factory=CallRoles)
+
+    def __call__(self, model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
+        """Return the metrics of a batch; `weights` is 0 for an example that only fills it up."""
+        return self.function(model, batch, weights)
+
+
+def make_objective(name: str, num_outputs: int | None = None, *, may_ignore: bool = False) -> BatchObjective:
+    """Return the objective of this name, for a model of so many outputs (None: not checked).
+
+    `may_ignore` says whether labels, or tokens, may be IGNORED_LABEL. Where none is, leaving them out of the program
+    keeps it as small as it can be.
+    """
+    function, weigh = OBJECTIVES[name], None
+    if name in ("classify", "next_token"):
+        function = partial(function, num_outputs=num_outputs, may_ignore=may_ignore)
+        if may_ignore:
+            weigh = count_labels if name == "classify" else count_targets
+
+    def measure(model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
+        return function(model, batch)
+
+    return BatchObjective(measure, weigh)
+
+
+def next_token(
+    model: nnx.Module, batch: Batch, *, num_outputs: int | None = None, may_ignore: bool = False
+) -> Examples:
     """Return the mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1].
 
     It is given in bits as well: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are longer.
@@ -33,12 +82,18 @@ def next_token(model: nnx.Module, batch: Batch) -> Examples:
     position alone.
     """
     tokens = batch["tokens"].astype(jnp.int32)
+    given, targets = tokens[:, :-1], tokens[:, 1:]
+    if may_ignore:
+        # What is padding is no id of an embedding; nothing that is measured comes from the places it is seen at.
+        given, measured = jnp.maximum(given, 0), targets != IGNORED_LABEL
+        targets = jnp.maximum(targets, 0)
     if getattr(model, "loss_chunks", 1) > 1:
-        nats = model.map_logits(cross_entropy_by_unit, tokens[:, :-1], tokens[:, 1:])  # type: ignore[attr-defined]
+        nats = model.map_logits(cross_entropy_by_unit, given, targets)  # type: ignore[attr-defined]
     else:
-        nats = cross_entropy_by_unit(model(tokens[:, :-1]), tokens[:, 1:])
+        logits = take_logits(model(given), given.shape, num_outputs)
+        nats = cross_entropy_by_unit(logits, targets)
     ((unit, each),) = nats.items()
-    loss = each.mean(axis=-1)
+    loss = _mean_where(each, measured) if may_ignore else each.mean(axis=-1)
     return {"loss": loss, unit: loss / math.log(2.0)}
 
 
@@ -52,18 +107,30 @@ def cross_entropy_by_unit(
     return {unit: cross_entropy(logits, labels)}
 
 
-def classify(model: nnx.Module, batch: Batch) -> Examples:
-    """Return cross-entropy (nats) and accuracy; batch: inputs Float[batch *inputs], label Int[batch]."""
-    logits = model(batch["inputs"])
-    loss = cross_entropy(logits, batch["label"])
-    return {"loss": loss, "accuracy": (logits.argmax(axis=-1) == batch["label"]).astype(loss.dtype)}
+def classify(model: nnx.Module, batch: Batch, *, num_outputs: int | None = None, may_ignore: bool = False) -> Examples:
+    """Return cross-entropy (nats) and accuracy; batch: inputs Float[batch *inputs], label Int[batch *places].
+
+    A label for each place of an example (a pixel, a token) is measured at each place and averaged.
+    """
+    label = batch["label"]
+    logits = take_logits(model(batch["inputs"]), label.shape, num_outputs)
+    # A label that is left out must still be the number of a class, or the loss of its place is NaN.
+    loss = cross_entropy(logits, jnp.maximum(label, 0) if may_ignore else label)
+    accuracy = (logits.argmax(axis=-1) == label).astype(loss.dtype)
+    if label.ndim == 1:
+        return {"loss": loss, "accuracy": accuracy}
+    measured = label != IGNORED_LABEL if may_ignore else jnp.ones(label.shape, bool)
+    return {"loss": _mean_where(loss, measured), "accuracy": _mean_where(accuracy, measured)}
 
 
 def regress(model: nnx.Module, batch: Batch) -> Examples:
-    """Return the mean squared and absolute error of the numbers of a label; batch: label Float[batch] or [batch k]."""
+    """Return the mean squared and absolute error of the numbers of a label; batch: label Float[batch] or [batch k].
+
+    Raises InvalidModelOrObjective where the model gives another number of numbers.
+    """
     label = batch["label"].astype(jnp.float32)
-    error = model(batch["inputs"]).astype(jnp.float32).reshape(label.shape) - label
-    error = error.reshape(len(label), -1)
+    given = find_only_array(model(batch["inputs"]), "numbers", lambda array: array.size == label.size)
+    error = given.astype(jnp.float32).reshape(len(label), -1) - label.reshape(len(label), -1)
     return {"loss": jnp.square(error).mean(axis=1), "absolute_error": jnp.abs(error).mean(axis=1)}
 
 
@@ -73,8 +140,22 @@ def elbo(model: nnx.Module, batch: Batch) -> Examples:
     The model returns −log p(x|z) and KL(q(z|x) ‖ p(z)), each Float[batch]. It may have a `beta`, the weight of the KL
     divergence; 1 is the bound itself (Higgins et al. 2017).
     """
-    reconstruction, kl = model(batch["inputs"])
+    size, given = len(batch["inputs"]), model(batch["inputs"])
+    if not (isinstance(given, tuple | list) and len(given) == 2 and all(_shape(each) == (size,) for each in given)):
+        raise InvalidModelOrObjective(
+            f"{type(model).__name__}: gave {describe_value(given)}; objective=elbo expects (-log p(x|z), KL), each of "
+            f"shape ({size},)"
+        )
+    reconstruction, kl = given
     return {"loss": reconstruction + getattr(model, "beta", 1.0) * kl, "reconstruction": reconstruction, "kl": kl}
+
+
+OBJECTIVES: dict[str, Callable[..., Examples]] = {
+    "next_token": next_token,
+    "classify": classify,
+    "regress": regress,
+    "elbo": elbo,
+}
 
 
 def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -82,9 +163,74 @@ def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*b
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
-OBJECTIVES: dict[str, ObjectiveFunction] = {
-    "next_token": next_token,
-    "classify": classify,
-    "regress": regress,
-    "elbo": elbo,
-}
+def count_labels(batch: Batch) -> Float[Array, "batch"]:
+    """Return how many labels of each example are measured."""
+    label = batch["label"]
+    return (label != IGNORED_LABEL).reshape(len(label), -1).sum(axis=1).astype(jnp.float32)
+
+
+def count_targets(batch: Batch) -> Float[Array, "batch"]:
+    """Return how many next tokens of each example are measured."""
+    return (batch["tokens"][:, 1:] != IGNORED_LABEL).sum(axis=1).astype(jnp.float32)
+
+
+def _mean_where(values: Float[Array, "batch *places"], measured: Bool[Array, "batch *places"]) -> Float[Array, "batch"]:
+    """Return the mean of each example over the places that are measured; 0 where there is none."""
+    places = tuple(range(1, values.ndim))
+    # Chosen and not multiplied: what is infinite at a place that is left out would make the sum NaN.
+    sums = jnp.where(measured, values, 0).sum(axis=places)
+    return sums / jnp.maximum(measured.sum(axis=places), 1)
+
+
+# --- what somebody else's model gives ---
+
+
+def take_logits(given: Any, places: tuple[int, ...], num_outputs: int | None) -> Float[Array, "*places classes"]:
+    """Return the logits in what a model gave: the array itself, or the one that is called so or alone has the shape.
+
+    Raises InvalidModelOrObjective where there is none, or they are fewer than there are classes.
+    """
+    logits = find_only_array(given, "logits", lambda array: array.shape[:-1] == places)
+    if logits.ndim != len(places) + 1 or logits.shape[:-1] != places:
+        wanted = ", ".join(map(str, (*places, num_outputs or "classes")))
+        raise InvalidModelOrObjective(f"the model gave {describe_value(logits)}; expected logits of shape ({wanted})")
+    if num_outputs is not None and logits.shape[-1] < num_outputs:
+        raise InvalidModelOrObjective(
+            f"the model gave {logits.shape[-1]} logits, but there are {num_outputs} classes; give it as many outputs"
+        )
+    return logits
+
+
+def find_only_array(given: Any, name: str, fits: Callable[[jax.Array], bool]) -> jax.Array:
+    """Return the array that a model's result is, or that is named `name` in it, or that alone in it fits.
+
+    Raises InvalidModelOrObjective where none or several do.
+    """
+    if isinstance(given, jax.Array):
+        return given
+    named = given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
+    if isinstance(named, jax.Array):
+        return named
+    found = [leaf for leaf in jax.tree.leaves(given) if isinstance(leaf, jax.Array) and leaf.ndim and fits(leaf)]
+    if len(found) != 1:
+        several = "several arrays that could be" if found else "no"
+        raise InvalidModelOrObjective(
+            f"the model gave {describe_value(given)}, with {several} {name}; return the {name} alone or under that "
+            "name, or say what to do with it in an objective of your own (objective=my_file:my_loss)"
+        )
+    return found[0]
+
+
+def describe_value(value: Any) -> str:
+    """Return what a value is, for an error message."""
+    if isinstance(value, jax.Array):
+        return f"an array of shape {value.shape}"
+    if isinstance(value, Mapping):
+        return f"a dict with {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(map(describe_value, value)) or 'nothing'}"
+    return type(value).__name__
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return value.shape if isinstance(value, jax.Array) else None

@@ -28,3 +28,7 @@ class RematPlan:
     names: frozenset[str] = frozenset()
     offload: frozenset[str] = frozenset()
     every: int = 1
+
+
+class RematPlanError(ValueError):
+    """A plan asks for something that this model does not have."""

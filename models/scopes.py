@@ -34,7 +34,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from models.remat_plan import RematPlan
+from models.remat_plan import RematPlan, RematPlanError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -51,10 +51,6 @@ SLICE_OPERATIONS = ("slice", "squeeze", "dynamic_slice")
 
 _current_plan = jax.make_user_context(default_value=RematPlan())
 _is_inside_scan = jax.make_user_context(default_value=False)
-
-
-class RematPlanError(ValueError):
-    """A plan asks for something that this model does not have."""
 
 
 def use_plan(plan: RematPlan) -> AbstractContextManager[None]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from models import InvalidModelOrObjective
-from models.objectives import Batch, Examples, ObjectiveFunction
+from models.call_roles import STREAMS, is_training, read_roles
+from models.objectives import Batch, BatchObjective, Examples, describe_value
+from models.user_arguments import Wanted, bind_arguments
+
+# Names that the runner writes itself, beside the metrics.
+RESERVED_METRICS = ("step", "split", "lr", "grad_norm", "weight")
 
 
 def build_user_model(
@@ -18,48 +26,76 @@ def build_user_model(
 ) -> nnx.Module:
     """Return the model that `target` makes; `inputs` is the shape of one example.
 
-    Raises InvalidModelOrObjective where it is no flax.nnx.Module.
+    Raises InvalidModelOrObjective where it asks for what it does not get, or makes no flax.nnx.Module.
     """
-    made = _import_target(target)(inputs, num_outputs, rngs=rngs, **options)
+    function = _find_target(target)
+    positional, named = bind_arguments(function, options, Wanted(inputs, num_outputs, rngs))
+    made = function(*positional, **named)
     if not isinstance(made, nnx.Module):
-        raise InvalidModelOrObjective(f"{target}: made {_describe_value(made)}; expected a flax.nnx.Module")
+        raise InvalidModelOrObjective(f"{target}: made {describe_value(made)}; expected a flax.nnx.Module")
+    if not callable(made):
+        raise InvalidModelOrObjective(f"{target}: {type(made).__name__} has no __call__")
     return made
 
 
-def wrap_user_objective(target: str, options: Mapping[str, Any]) -> ObjectiveFunction:
+def wrap_user_objective(target: str, options: Mapping[str, Any]) -> BatchObjective:
     """Return the function `target` with its options, and with a check of what it returns.
 
-    Tracing it raises InvalidModelOrObjective where it does not return a "loss" with one value per example.
+    Where it has arguments such as `training`, `rngs` or `weights`, it is told. Tracing it raises
+    InvalidModelOrObjective where it does not return a "loss" with one value per example.
     """
-    function = _import_target(target)
+    function = _find_target(target)
+    roles, takes_weights = read_roles(function, skip=2), "weights" in _name_arguments(function)
 
-    def checked_objective(model: nnx.Module, batch: Batch) -> Examples:
-        given = function(model, batch, **options)
+    def checked_objective(model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
+        told = roles.arguments(training=is_training(model), streams=getattr(model, STREAMS, None))
+        if takes_weights:
+            told["weights"] = weights
+        given = function(model, batch, **{**told, **options})
         if not isinstance(given, Mapping) or "loss" not in given:
             raise InvalidModelOrObjective(
-                f'{target}: gave {_describe_value(given)}; expected a dict with "loss" and any other metric'
+                f'{target}: gave {describe_value(given)}; expected a dict with "loss" and any other metric'
             )
-        # A mean would train as well, but an evaluation could not leave out the padding of its last batch.
-        size = len(next(iter(batch.values())))
         for name, values in given.items():
-            if not isinstance(values, jax.Array) or values.shape != (size,):
-                raise InvalidModelOrObjective(
-                    f'{target}: "{name}" is {_describe_value(values)}; expected one value per example, of shape '
-                    f"({size},): the mean is taken later"
-                )
+            _check_metric(target, name, values, len(weights))
         return dict(given)
 
-    return checked_objective
+    return BatchObjective(checked_objective, roles=roles)
 
 
-def _import_target(target: str) -> Any:
-    name, _, attribute = target.partition(":")
-    return getattr(import_module(name), attribute)
+def is_reducible(value: Any) -> bool:
+    """Return whether a metric says itself how it is put together from batches: `merge(other)` and `compute()`."""
+    return not isinstance(value, jax.Array) and callable(getattr(value, "merge", None)) and hasattr(value, "compute")
 
 
-def _describe_value(value: Any) -> str:
-    if isinstance(value, jax.Array):
-        return f"an array of shape {value.shape}"
-    if isinstance(value, Mapping):
-        return f"a dict with {', '.join(map(str, value)) or 'nothing'}"
-    return f"{type(value).__name__}"
+def _check_metric(target: str, name: Any, values: Any, size: int) -> None:
+    """Raise InvalidModelOrObjective where a metric has a name that is taken, or is not one value per example."""
+    if not isinstance(name, str) or name in RESERVED_METRICS or "/" in name:
+        raise InvalidModelOrObjective(
+            f"{target}: a metric may not be called {name!r} (taken: {', '.join(RESERVED_METRICS)}, and names with "
+            "'/'); give it another name"
+        )
+    if is_reducible(values) and name != "loss":
+        return
+    # A mean would train as well, but an evaluation could not leave out the padding of its last batch.
+    if not isinstance(values, jax.Array) or values.shape != (size,):
+        raise InvalidModelOrObjective(
+            f'{target}: "{name}" is {describe_value(values)}; expected one value per example, of shape ({size},): the '
+            "mean is taken later"
+        )
+
+
+def _find_target(target: str) -> Any:
+    # It was imported when the configuration was built: a file is known by the name that the user gave it.
+    module, _, attribute = target.rpartition(":")
+    found: Any = sys.modules.get(module) or import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _name_arguments(function: Any) -> list[str]:
+    try:
+        return [*inspect.signature(function).parameters]
+    except (TypeError, ValueError):
+        return []

@@ -340,7 +340,7 @@ def read_saved_position(directory: Path) -> SavedPosition:
     best, owes = progress.get("best"), progress.get("owes_evaluation", False)
     wrong = {
         "data": not isinstance(data, str),
-        "position": not isinstance(position, dict),
+        "position": not _is_position(position),
         "best": best is not None and not _is_best(best),
         "owes_evaluation": not isinstance(owes, bool),
     }
@@ -352,6 +352,11 @@ def read_saved_position(directory: Path) -> SavedPosition:
     assert isinstance(data, str)
     assert isinstance(position, dict)
     return SavedPosition(position, data, best, owes_evaluation=owes)
+
+
+def _is_position(value: object) -> bool:
+    """Tell whether a value is a position in the data: how many batches came before; examples are counted in 64 bits."""
+    return isinstance(value, dict) and _is_count(next_index := value.get("next_index")) and next_index < 1 << 40
 
 
 def _is_best(value: object) -> bool:

@@ -1,46 +1,45 @@
 """A user's own model, data and objective: found before jax starts, imported when they are built, or refused in a line.
 
-A target is named in the configuration as `module:attribute`. Its module is looked for where Python looks, and only then
-where the command is typed: no file there takes the place of a library. A target that a run's directory names, and not
-the command, is imported only with `--trust`: looking at somebody else's run must not run his code.
+A target is named in the configuration as `module:attribute`, or as `path/to/file.py:attribute`. A module is looked for
+where Python looks, and only then where the command is typed: no file there takes the place of a library. A target that
+a run's directory names, and not the command, is imported only with `--trust`: looking at somebody else's run must not
+run his code.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.data_errors import InvalidUserData
+from data.user_target import find_in_shared_package, import_user_module, is_file_target, split_target
 from models import REQUIRED_BATCH_KEYS, InvalidModelOrObjective
+from models.remat_plan import RematPlanError
+from models.user_arguments import initializer_of
 from runner.config.explain import suggest_word
-from runner.errors import ConfigError
-from runner.installation import OWN_PACKAGES, keep_own_packages_first
-from runner.text import display_path
+from runner.errors import ConfigError, HoldfastError
+from runner.installation import OWN_PACKAGES, PACKAGE, keep_own_packages_first
+from runner.text import display_path, shorten
 from runner.types import Document
 
 if TYPE_CHECKING:
-    from data.sources import Source
+    from data.sources import Sources
     from runner.config.schema import Config
 
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-# For each part, what its target is called with before the options: by position, and by name, as flax modules take rngs.
-ARGUMENTS = {
-    "model": (("inputs", "num_outputs"), ("rngs",)),
-    "data": ((), ()),
-    "objective": (("model", "batch"), ()),
-}
+# For each part, what its target is called with before the options.
+ARGUMENTS: dict[str, tuple[str, ...]] = {"data": (), "objective": ("model", "batch")}
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,51 @@ def check_targets_exist(document: Document) -> None:
     """Raise ConfigError where a target cannot be read, or no module of that name can be found. Imports nothing."""
     for key, name in find_targets(document).items():
         _add_current_folder_to_path()
-        if not re.fullmatch(f"{DOTTED_NAME}:{DOTTED_NAME}", name) or name.partition(":")[0].endswith(".py"):
+        module, attribute = split_target(name)
+        if is_file_target(module) and re.fullmatch(DOTTED_NAME, attribute):
+            _check_file_exists(key, name, module)
+            continue
+        if not re.fullmatch(f"{DOTTED_NAME}:{DOTTED_NAME}", name):
             raise ConfigError(f"{key}: got {name}; expected module:attribute{_suggest_target(name)}")
         # The package alone: to find a module in it, Python would import the package.
-        top = name.partition(":")[0].partition(".")[0]
+        top = module.partition(".")[0]
         if find_spec(top) is None:
             near = suggest_word(top, [path.stem for path in Path.cwd().glob("*.py")])
             raise ConfigError(
                 f"{key}: {name}: there is no module {top} in {Path.cwd()}, nor is one installed"
-                f"{near or '; run the command where the file is, or set PYTHONPATH'}"
+                f"{near or '; run the command where the file is, or name the file: path/to/file.py:Name'}"
             )
-        if hidden := _find_hidden_module(top):
+        if top in OWN_PACKAGES:
+            _check_shared_name(key, name, module)
+        elif hidden := _find_hidden_module(top):
             raise ConfigError(
-                f"{key}: {name}: {top} is a module of {hidden}; give {top} in this directory another name"
+                f"{key}: {name}: {top} is a module of {hidden}; give {top} in this directory another name, or name the "
+                f"file: ./{top}.py:{attribute}"
             )
+
+
+def _check_file_exists(key: str, name: str, file: str) -> None:
+    path = Path(file).expanduser()
+    if path.is_file():
+        return
+    near = suggest_word(path.name, [each.name for each in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+    raise ConfigError(f"{key}: {name}: there is no file {display_path(path)}{near or '; check the path'}")
+
+
+def _check_shared_name(key: str, name: str, module: str) -> None:
+    """Raise ConfigError where a module of a user's package that is called as one of ours would not be found."""
+    top = module.partition(".")[0]
+    here, ours = Path.cwd(), PACKAGE.parent / top
+    below = Path(*module.split("."))
+    candidates = (below.with_name(f"{below.name}.py"), below / "__init__.py")
+    theirs = next((file for file in candidates if (here / file).is_file()), None)
+    if theirs is None or (here / top).resolve() == ours.resolve():
+        return
+    # What ours has as well is imported from ours: theirs has to be named by its file.
+    if find_in_shared_package(module, ours) is None:
+        raise ConfigError(
+            f"{key}: {name}: {module} is Holdfast's own; name the file of yours: ./{theirs}:{split_target(name)[1]}"
+        )
 
 
 def import_targets(config: Config) -> None:
@@ -93,40 +123,84 @@ def import_targets(config: Config) -> None:
     for key, name in find_targets(document).items():
         part = key.partition(".")[0]
         target = _import_target(key, name)
-        if part in ARGUMENTS:
+        if part == "model":
+            # What it is made with depends on the shape of the data as well: that is known when it is built.
+            _check_options(name, target, part, document[part]["options"])
+        elif part in ARGUMENTS:
             _check_call(key, name, target, part, document[part]["options"])
 
 
-def choose_objective(config: Config, source: Source) -> str:
-    """Return the objective that is usual for the model of a run on its data (`source`).
+def choose_objective(config: Config, sources: Sources) -> str:
+    """Return the objective that is usual for the model of a run on its data.
 
-    Raises ConfigError where the model does not take such data, or where the objective reads arrays that it has not.
+    Raises ConfigError where the model does not take such data, or where the objective cannot be measured on it: it
+    reads arrays that are not there, or labels that are none for it.
     """
+    from data.label_checks import check_labels_fit, find_usual_objective
     from data.user_data import classify_source
 
-    gives, names = classify_source(source)
+    gives, names = classify_source(sources.eval)
     model, read = (getattr(part, "target", part.kind) for part in (config.model, config.data))
     # A user's own model may say what it takes, in an attribute; a function mostly has none.
     takes = config.model.takes or getattr(_import_target("model.target", model), "takes", ())
     if takes and gives not in takes:
         raise ConfigError(f"model={model} takes {' or '.join(takes)}, but data={read} gives {gives}; choose another")
     usual = config.model.objective or ("next_token" if gives == "tokens" else "classify")
-    objective = usual if config.objective.kind == "default" else config.objective.kind
-    if lacking := [name for name in REQUIRED_BATCH_KEYS.get(objective, ()) if name not in names]:
-        raise ConfigError(
-            f"objective={objective} reads {lacking[0]}, which data={read} does not give (it has: {', '.join(names)}); "
-            "choose objective=external with a loss of your own, or other data"
-        )
+    chosen = config.objective.kind
+    if chosen == "external":
+        return usual
+    try:
+        if chosen == "default" and usual == "classify" and "label" in names:
+            usual = find_usual_objective(sources.train)
+        objective = usual if chosen == "default" else chosen
+        if lacking := [name for name in REQUIRED_BATCH_KEYS.get(objective, ()) if name not in names]:
+            raise ConfigError(
+                f"objective={objective} reads {lacking[0]}, which data={read} does not give (it has: "
+                f"{', '.join(names)}); choose objective=external with a loss of your own, or other data"
+            )
+        for part in (sources.train, sources.eval, *sources.held_out.values()):
+            check_labels_fit(objective, part, sources.num_outputs)
+    except ValueError as error:
+        raise ConfigError(f"data={read}: {error}") from None
     return usual
 
 
 @contextmanager
-def as_config_error(part: str) -> Iterator[None]:
-    """Turn the refusal of what a target of `part` returned into a ConfigError that names the target."""
+def as_config_error(part: str, target: str | None = None) -> Iterator[None]:
+    """Turn the refusal of what a target of `part` returned into a ConfigError that names the target.
+
+    Where `target` is given, so is whatever else its code raises: with the place in the file, and not a traceback.
+    """
     try:
         yield
     except (InvalidModelOrObjective, InvalidUserData) as error:
-        raise ConfigError(f"{part}.target: {error}") from None
+        name = f"{target}: " if target and not str(error).startswith(f"{target}: ") else ""
+        raise ConfigError(f"{part}.target: {name}{error}") from None
+    except (HoldfastError, RematPlanError, MemoryError):
+        raise
+    except Exception as error:
+        place = _find_user_frame(error) if target else None
+        if place is None or os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{part}.target: {target}: {type(error).__name__}: {shorten(said, 300)} ({place}); "
+            "HYDRA_FULL_ERROR=1 shows the whole traceback"
+        ) from None
+
+
+def _find_user_frame(error: Exception) -> str | None:
+    """Return the last place of a traceback that is in nobody's library: `net.py, line 12`; None where there is none."""
+    libraries = (*map(os.path.realpath, (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])),)
+    own = tuple(str(PACKAGE.parent / name) + os.sep for name in OWN_PACKAGES)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<")
+        and not os.path.realpath(frame.filename).startswith((*libraries, *own))
+        and os.path.basename(frame.filename) not in ("run.py", "holdfast")
+    ]
+    return f"{display_path(Path(frames[-1].filename))}, line {frames[-1].lineno}" if frames else None
 
 
 def find_origins(document: Document) -> list[CodeOrigin]:
@@ -134,7 +208,16 @@ def find_origins(document: Document) -> list[CodeOrigin]:
     found = []
     for key, name in find_targets(document).items():
         _add_current_folder_to_path()
-        top, *below = name.partition(":")[0].split(".")
+        module = split_target(name)[0]
+        if is_file_target(module):
+            if (path := Path(module).expanduser()).is_file():
+                beside = sorted(path.parent.rglob("*.py")) if (path.parent / "__init__.py").is_file() else [path]
+                found.append(CodeOrigin(key, name, path, tuple(beside)))
+            continue
+        top, *below = module.split(".")
+        if top in OWN_PACKAGES and (theirs := find_in_shared_package(module, PACKAGE.parent / top)):
+            found.append(CodeOrigin(key, name, theirs, tuple(sorted((Path.cwd() / top).rglob("*.py")))))
+            continue
         spec = find_spec(top) if re.fullmatch(DOTTED_NAME, top) else None
         # Modules that are built in, or in an archive, have no file of their own.
         if spec is None or spec.origin is None or not Path(spec.origin).is_file():
@@ -168,10 +251,10 @@ def list_changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def _import_target(key: str, name: str) -> Any:
-    """Return what `module:attribute` names. Raises ConfigError where it cannot be imported or called."""
-    module, _, attribute = name.partition(":")
+    """Return what a target names. Raises ConfigError where it cannot be imported or called."""
+    module, attribute = split_target(name)
     try:
-        target: Any = importlib.import_module(module)
+        target: Any = import_user_module(module)
     except (ImportError, SyntaxError) as error:
         raise ConfigError(f"{key}: {name}: {_explain_import_error(module, error)}") from None
     for part in attribute.split("."):
@@ -185,27 +268,42 @@ def _import_target(key: str, name: str) -> Any:
     return target
 
 
-def _check_call(key: str, name: str, target: Any, part: str, options: Mapping[str, Any]) -> None:
-    """Raise ConfigError where the target cannot be called with what it will get."""
-    positional, named = ARGUMENTS[part]
+def _check_options(name: str, target: Any, part: str, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError where an option is none of the target's; one that takes any keyword is asked nothing."""
     try:
-        signature = inspect.signature(_initializer_or_self(target))
-    except ValueError:
+        takes = inspect.signature(initializer_of(target)).parameters.values()
+    except (TypeError, ValueError):
         # Some callables that are written in C do not say what they take.
         return
-    takes = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_POSITIONAL]
-    names = [parameter.name for parameter in takes if parameter.kind is not parameter.VAR_KEYWORD]
-    # An unknown option gets a line of its own, unless the target takes any keyword.
-    takes_any_option = len(names) < len(takes)
-    if not takes_any_option and (unknown := sorted(options.keys() - set(names))):
-        its = [each for each in names[len(positional) :] if each not in named]
+    names = [each.name for each in takes if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+    if any(each.kind is each.VAR_KEYWORD for each in takes):
+        return
+    if unknown := sorted(options.keys() - set(names)):
+        given = (*ARGUMENTS.get(part, ()), "inputs", "num_outputs", "rngs")
+        its = [each for each in names if each not in given]
         near = suggest_word(unknown[0], its) or f"; it has: {', '.join(its) or 'none'}"
         raise ConfigError(f"{part}.options.{unknown[0]}: {name} has no such option{near}")
+
+
+def _check_call(key: str, name: str, target: Any, part: str, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the target cannot be called with what it will get."""
+    _check_options(name, target, part, options)
+    positional, function = ARGUMENTS[part], initializer_of(target)
     try:
-        signature.bind(*positional, **dict.fromkeys(named), **options)
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    # What an objective is told by the names of its arguments: whether it trains, random numbers, weights.
+    from models.call_roles import read_roles
+
+    roles = read_roles(function, skip=len(positional))
+    told = {*roles.training, *roles.evaluation, *roles.rngs, *roles.keys, "weights"} & signature.parameters.keys()
+    try:
+        signature.bind(*positional, **dict.fromkeys(told if part == "objective" else ()), **options)
     except TypeError as error:
-        called = ", ".join([*positional, *(f"{each}={each}" for each in named), *(f"{each}=…" for each in options)])
-        raise ConfigError(f"{key}: {name}({', '.join(names)}) cannot be called as ({called}): {error}") from None
+        called = ", ".join([*positional, *(f"{each}=…" for each in options)])
+        names = ", ".join(signature.parameters)
+        raise ConfigError(f"{key}: {name}({names}) cannot be called as ({called}): {error}") from None
 
 
 def _explain_import_error(module: str, error: ImportError | SyntaxError) -> str:
@@ -213,7 +311,7 @@ def _explain_import_error(module: str, error: ImportError | SyntaxError) -> str:
     # `module` itself or one of its packages is missing, and not something that it imports.
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
         top = module.partition(".")[0]
-        way_out = f"; {top} is a package of Holdfast's own: give yours another name" if top in OWN_PACKAGES else ""
+        way_out = f"; {top} is a package of Holdfast's own: name the file of yours" if top in OWN_PACKAGES else ""
         return f"there is no module {error.name}{way_out}"
     if isinstance(error, SyntaxError):
         file = display_path(Path(error.filename or module))
@@ -239,23 +337,18 @@ def _find_hidden_module(top: str) -> str | None:
     spec = find_spec(top)
     if here is None or spec is None or (spec.origin and os.path.exists(spec.origin) and here.samefile(spec.origin)):
         return None
-    if top in OWN_PACKAGES:
-        return "Holdfast's own"
     return "Python's own" if top in sys.stdlib_module_names else str(spec.origin)
 
 
 def _suggest_target(name: str) -> str:
     """Return `; did you mean my_file:MyModel?`, made from what was typed if that can be guessed, else an example."""
-    bare = name.replace(".py:", ":").removesuffix(".py").replace("/", ".")
+    if name.endswith(".py"):
+        return f", such as {name}:MyModel"
+    bare = name.replace("/", ".")
     guess = bare if ":" in bare else ":".join(bare.rsplit(".", 1))
     if re.fullmatch(f"{DOTTED_NAME}:{DOTTED_NAME}", guess):
         return f"; did you mean {guess}?"
     return ", such as my_file:MyModel"
-
-
-def _initializer_or_self(target: Any) -> Any:
-    """Return what has the signature of a call: the metaclass of flax modules hides that of `__init__`."""
-    return partial(target.__init__, None) if inspect.isclass(target) else target
 
 
 def _iter_targets(node: Any, prefix: str) -> Iterator[tuple[str, str]]:

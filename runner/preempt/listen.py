@@ -78,8 +78,9 @@ class Listener:
             ends = time.monotonic() + parse_walltime(preempt.walltime) - seconds_since_start(began)
         wants_file = preempt.stop_file
         while wants_file or ends is not None:
-            # `os.path.exists` is False for every trouble of the file system; `Path.exists` raises for some.
-            if wants_file and os.path.exists(self.run.stop):
+            # `os.path.isfile` is False for every trouble of the file system; `Path.is_file` raises for some. A folder
+            # of that name asks for nothing: it could not be removed afterwards, and would stop every attempt.
+            if wants_file and os.path.isfile(self.run.stop):
                 self._act_on(Notice(STOP_FILE), time.time())
                 wants_file = False
             if ends is not None and time.monotonic() >= ends:

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from data.sources import Sources
 from models.remat_plan import RematPlan
-from models.scopes import CheckpointPolicy, RematPlanError, use_plan
+from models.scopes import CheckpointPolicy, use_plan
 from runner.config.remat_policies import RematPolicy
 from runner.config.schema import Config
 from runner.errors import ConfigError
@@ -136,7 +136,7 @@ def measure_loss(config: Config, policy: RematPolicy, sources: Sources) -> Remat
             trace = jax.make_jaxpr(run_both_passes, return_shape=True)
             traced, (_, stored) = trace(built.abstract, abstract_microbatch(built, config))
     # A model of the user's own may have no such scope, or iterate over its blocks itself.
-    except (ConfigError, RematPlanError):
+    except ConfigError:
         return None
     # It may also declare a scope that it never enters on this batch: then nothing would be recomputed.
     if built.plan.scopes - find_scopes_and_tags(traced.jaxpr).scopes.keys():

@@ -17,7 +17,7 @@ from runner.errors import STOPPED, DivergedError, HoldfastError, StorageError
 from runner.preempt.stop import Stopped, run_in_thread
 from runner.rundir.readme import write_readme
 from runner.session.resume import restore_or_begin
-from runner.train import dataset
+from runner.train import broken_data, dataset
 from runner.train.assemble import open_parts
 from runner.train.build import build, read_train_state, sample_text
 from runner.train.built import Built, describe_hardware, describe_run
@@ -43,8 +43,13 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
     try:
         cache = enable_compile_cache(config.compile_cache, console.say)
         built = build(config, read_moved_data(config, run_dir))
-        dataset.record_or_compare(run_dir, built.sources)
+        for line in dataset.record_or_compare(run_dir, built.sources):
+            console.say(line)
+        broken_data.watch_skipped(run_dir, built.sources, console.say)
+        broken_data.look_at_examples(run_dir, built.sources)
         console.say(describe_run(built, config))
+        for warning in built.warnings:
+            console.say(f"warning: {warning}")
         built, remat = _resolve_remat(context, built)
         programs = start_compiling(built, config, remat, attempt, cache)
         # Once; and once more after each rollback: a batch on which the loss was not finite is skipped from then on.
@@ -78,6 +83,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
             except DivergedError as error:
                 _roll_back(context, built, error)
             except UnreadableError as error:
+                broken_data.remember_broken(run_dir, built.sources, error)
                 raise HoldfastError(f"the data broke while training: {error}; what was saved stands") from error
             finally:
                 console.close()

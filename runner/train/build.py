@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 
 from data.sources import Sources
+from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
-from models.scopes import RematPlanError
+from models.remat_plan import RematPlanError
 from runner.checkpoint import store
 from runner.checkpoint.transfer import TransferReport, transfer_weights
 from runner.config import user_code
@@ -24,16 +26,17 @@ from runner.optim.parameter_groups import is_stacked
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources
 from runner.train.evaluator import Evaluator
+from runner.train.rehearse import rehearse
+from runner.train.split_model import Variables, merge_model, split_model
 from runner.train.step import (
     TrainStep,
     UpdateOptions,
     init_state,
     make_eval_step,
     make_init,
+    make_key,
     make_mean_loss,
     make_train_step,
-    merge_model,
-    split_model,
     with_ema,
 )
 from runner.types import Batch, State
@@ -50,32 +53,40 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     user_code.import_targets(config)
     with user_code.as_config_error("data"):
         sources = sources or read_sources(config.data)
-    own = user_code.choose_objective(config, sources.eval)
+    own = user_code.choose_objective(config, sources)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
     stream = make_stream(config.data, sources, config.seed)
 
+    with user_code.as_config_error("objective"):
+        objective = config.objective.build(own, sources.num_outputs, may_ignore=sources.may_ignore)
+
     def make_model(key: jax.Array) -> nnx.Module:
         try:
-            return config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(key))
+            # Where an array lies is the mesh's business; a kernel that says it by itself (`nnx.with_partitioning`)
+            # would ask for a mesh with axes of its own.
+            with nnx.use_eager_sharding(False):  # noqa: FBT003 - flax takes it by position
+                model = config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(key))
         except ValueError as error:
             if config.model.kind == "external":
-                # A bug of the user's: its traceback is what helps.
                 raise
             raise ConfigError(f"model={config.model.kind}: {error}") from error
+        if "external" in (config.model.kind, config.objective.kind):
+            follow_mode(model, key, objective.roles)
+        return model
 
-    with user_code.as_config_error("model"):
-        network = split_model(lambda: make_model(jax.random.key(config.seed)), partial(_apply_remat, config))
-    objective = config.objective.build(own)
+    key = make_key(config.seed)
+    with user_code.as_config_error("model", getattr(config.model, "target", None)):
+        network = split_model(lambda: make_model(key), partial(_apply_remat, config))
     update = UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
 
     def make_optimizer(lr: jax.Array | float) -> tuple[optax.GradientTransformation, optax.Schedule]:
         schedule = config.schedule.build(lr, config.train.steps)  # type: ignore[arg-type]
         return config.optim.build(schedule), schedule
 
-    def fresh(key: jax.Array) -> State:
-        return init_state(partial(make_model, key), make_optimizer(config.optim.lr)[0], ema=update.ema is not None)
+    def begin(variables: Variables) -> State:
+        return init_state(variables, make_optimizer(config.optim.lr)[0], ema=update.ema is not None)
 
-    init, abstract = make_init(fresh, config.seed, partial(state_shardings, mesh))
+    init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh))
     sharding = batch_sharding(mesh)
     # The next state lies where the one before lay, or a resumed run would compile another program.
     train_step = jax.jit(
@@ -94,12 +105,18 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         config.eval, sources, model, put, config.data.batch_size, config.train.eval_batches, config.seed
     )
     evaluator.check_methods(nnx.merge(network.eval, *network.variables))
+    warnings: tuple[str, ...] = ()
+    if "external" in (config.model.kind, config.objective.kind):
+        target, measured = getattr(config.model, "target", None), getattr(config.objective, "target", None)
+        with user_code.as_config_error("objective" if measured else "model", measured or target):
+            seen = rehearse(network, objective, abstract_batch(sources, config.data.batch_size), target)
+        warnings = seen.warnings
     return Built(
         sources=sources,
         stream=stream,
         beginning=stream.state(),
         mesh=mesh,
-        init=init,
+        init=partial(init, key),
         abstract=abstract,
         loss=make_mean_loss(network, objective, update.precision),
         train_step=TrainStep(train_step, config.optim.lr, replicated_sharding(mesh)),
@@ -108,7 +125,17 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         evaluator=evaluator,
         put=put,
         plan=config.remat.plan,
+        warnings=warnings,
     )
+
+
+def abstract_batch(sources: Sources, batch_size: int) -> Batch:
+    """Return the shapes of one batch."""
+    examples = sources.eval.take(np.zeros(batch_size, np.int64))
+    return {
+        name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype))
+        for name, value in examples.items()
+    }
 
 
 def _apply_remat(config: Config, model: nnx.Module) -> None:

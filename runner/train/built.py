@@ -30,6 +30,7 @@ class Built:
         model: makes a live model of a state, for evaluation.
         put: lays a batch on the devices.
         plan: what is recomputed in the backward pass.
+        warnings: what a first look at a user's own model showed, one line each.
     """
 
     sources: Sources
@@ -45,6 +46,7 @@ class Built:
     evaluator: Evaluator
     put: Callable[[Tree], Tree]
     plan: RematPlan
+    warnings: tuple[str, ...] = ()
 
 
 def count_state_bytes(built: Built) -> int:

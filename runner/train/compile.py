@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from models.remat_plan import RematPlan
-from models.scopes import RematPlanError, use_plan
+from models.remat_plan import RematPlan, RematPlanError
+from models.scopes import use_plan
 from runner.config.remat_policies import Names, Offload, RematPolicy, format_policy
 from runner.config.schema import Config
 from runner.config.user_code import as_config_error
@@ -133,12 +134,11 @@ def abstract_batch(built: Built, config: Config) -> tuple[dict[str, jax.ShapeDty
     """Return the shapes of one batch and of its weights, with the shardings that they will have."""
     examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
     sharding = batch_sharding(built.mesh)
-    examples["weights"] = np.zeros(config.data.batch_size, np.float32)
     abstract = {
         name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
         for name, value in examples.items()
     }
-    return abstract, abstract.pop("weights")
+    return abstract, jax.ShapeDtypeStruct((config.data.batch_size,), jnp.float32, sharding=sharding)
 
 
 def _refuse_missed(config: Config, plan: RematPlan, traced: jax.stages.Traced) -> None:

@@ -1,21 +1,20 @@
-"""The train state and its successor: pure functions, jitted once. NNX is split and merged here and nowhere else.
+"""The train state and its successor: pure functions, jitted once.
 
-The state is a plain dict of arrays, donated to the step: flattening NNX variables in Python costs 8-15 times a small
-step, a dict almost nothing (measured on flax 0.12.8).
+The state is a plain dict of arrays, donated to the step:
 
     {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …, "ema": …}
 
 `params` are the trained variables; `extra` every other variable that lasts (batch statistics, a user's own);
-`rng` the random streams of the model (dropout); `ema` an average of `params`, where one is kept. Keys are strings, so
-that any reader of a checkpoint sees one tree.
+`rng` the random streams of the model (dropout); `ema` an average of `params`, where one is kept. split_model.py takes
+a model apart into them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +22,18 @@ import numpy as np
 import optax
 from flax import nnx
 
+from models.objectives import BatchObjective
 from runner.errors import ConfigError
+from runner.train.split_model import (
+    SplitModel,
+    Variables,
+    abstract_variables,
+    keep_structure,
+    merge_model,
+    split_variables,
+)
 from runner.types import Batch, Metrics, Params, State, Tree
 
-# (model, batch) → metrics, each with one value an example; "loss" is among them.
-Objective: TypeAlias = Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]
 # (params, state, batch) → (mean loss, (mean metrics, what the model changed beside its parameters))
 MeanLoss: TypeAlias = Callable[[Params, State, Batch], tuple[jax.Array, tuple[Metrics, State]]]
 # (params, state, batch) → ((mean loss, (mean metrics, changed)), gradients), as jax.value_and_grad returns them
@@ -38,48 +44,20 @@ TrainStepFunction: TypeAlias = Callable[[State, Batch, jax.Array], tuple[State, 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 Weights: TypeAlias = Literal["params", "ema"]
 
-
-@dataclass(frozen=True)
-class SplitModel:
-    """A model taken apart, nothing of it allocated.
-
-    Attributes:
-        train: its static structure in training mode.
-        eval: its static structure in evaluation mode.
-        variables: abstract `params`, `rng` and `extra`.
-    """
-
-    train: nnx.GraphDef
-    eval: nnx.GraphDef
-    variables: tuple[nnx.State, nnx.State, nnx.State]
+# The key of a batch under which it says how much each example counts.
+WEIGHT = "__weight__"
 
 
-def split_model(make_model: Callable[[], nnx.Module], prepare: Callable[[nnx.Module], None]) -> SplitModel:
-    """Trace a model's constructor and take the result apart; `prepare` may change its modules before."""
-    model = nnx.eval_shape(make_model)
-    prepare(model)
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.Embed) and module.dtype == module.param_dtype:
-            # flax pins the type of an embedding, and with it would raise all that follows to float32; every other
-            # layer computes in the type of what comes in.
-            module.dtype = None
-    model.train()
-    graphdef, *variables = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    model.eval()
-    return SplitModel(graphdef, nnx.graphdef(model), (variables[0], variables[1], variables[2]))
+def make_key(seed: int) -> jax.Array:
+    """Return the random key of a seed. Two seeds never share one: jax alone looks at the lower 32 bits only."""
+    low, high = seed % 2**32, seed >> 32
+    key = jax.random.key(low)
+    return jax.random.fold_in(key, high) if high else key
 
 
-def merge_model(graphdef: nnx.GraphDef, model: SplitModel, state: State) -> nnx.Module:
-    """Return a live model with the variables of a state. They are copies: changing them changes no state."""
-    trees = (state["params"], state["rng"], state["extra"])
-    filled = [_fill_variables(variables, tree) for variables, tree in zip(model.variables, trees, strict=True)]
-    return nnx.merge(graphdef, *filled, copy=True)
-
-
-def init_state(make_model: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, ema: bool = False) -> State:
-    """Return the state of a fresh model at step 0."""
-    _, *variables = nnx.split(make_model(), nnx.Param, nnx.RngState, ...)
-    params, rng, extra = (_to_tree(part) for part in variables)
+def init_state(variables: Variables, tx: optax.GradientTransformation, *, ema: bool = False) -> State:
+    """Return the state of a fresh model, given its variables, at step 0."""
+    params, rng, extra = variables
     state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
@@ -96,20 +74,35 @@ def with_ema(state: State) -> State:
 
 
 def make_init(
-    init: Callable[[jax.Array], State], seed: int, shardings: Callable[[State], Tree]
-) -> tuple[Callable[[], State], State]:
-    """Return a jitted `init` of this seed whose arrays are born where they belong, and the abstract state.
+    make_model: Callable[[jax.Array], nnx.Module],
+    network: SplitModel,
+    begin: Callable[[Variables], State],
+    shardings: Callable[[State], Tree],
+) -> tuple[Callable[[jax.Array], State], State]:
+    """Return a function (key → fresh state) whose arrays are born where they belong, and the abstract state.
 
     The key is an argument of the program: another seed finds it compiled. A restored state is laid out by the same
-    abstract state, so that the first step after a resume finds the compiled program.
+    abstract state, so that the first step after a resume finds the compiled program. A constructor that cannot be
+    traced runs on the CPU, and its arrays are moved.
     """
-    shapes = jax.eval_shape(lambda: init(jax.random.key(seed)))
+    shapes = jax.eval_shape(begin, abstract_variables(network))
     where = shardings(shapes)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
     )
-    placed = jax.jit(init, out_shardings=where)
-    return lambda: placed(jax.random.key(seed)), abstract
+
+    def fresh(key: jax.Array) -> State:
+        return begin(split_variables(make_model(key)))
+
+    if network.is_traceable:
+        return jax.jit(fresh, out_shardings=where), abstract
+
+    def run_constructor(key: jax.Array) -> State:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            variables = jax.tree.map(jnp.asarray, split_variables(make_model(key)))
+            return jax.device_put(begin(variables), where)
+
+    return run_constructor, abstract
 
 
 @dataclass(frozen=True)
@@ -121,22 +114,55 @@ class UpdateOptions:
     ema: float | None = None
 
 
-def make_mean_loss(model: SplitModel, objective: Objective, precision: Precision) -> MeanLoss:
-    """Return the function that is differentiated: (params, state, batch) → (loss, (metrics, changed))."""
+def make_mean_loss(model: SplitModel, objective: BatchObjective, precision: Precision) -> MeanLoss:
+    """Return the function that is differentiated: (params, state, batch) → (loss, (metrics, changed)).
+
+    Where the batch says how much each example counts (WEIGHT, as `weigh_examples` adds it), means are weighted.
+    """
 
     def mean_loss(params: Params, state: State, batch: Batch) -> tuple[jax.Array, tuple[Metrics, State]]:
-        params, batch = cast_floats(params, precision), cast_floats(batch, precision)
+        params, batch = cast_floats(params, precision), cast_inputs(batch, precision)
         live = merge_model(model.train, model, {**state, "params": params})
-        means = {name: values.mean() for name, values in objective(live, batch).items()}
-        _, *variables = nnx.split(live, nnx.Param, nnx.Intermediate, nnx.RngState, ...)
-        _, _, rng, extra = variables
-        return means["loss"], (means, cast_like({"rng": _to_tree(rng), "extra": _to_tree(extra)}, state))
+        examples, weights = {name: value for name, value in batch.items() if name != WEIGHT}, batch.get(WEIGHT)
+        found = objective(live, examples, jnp.ones(_count_examples(batch), jnp.float32))
+        means = {name: _mean(value, weights) for name, value in found.items()}
+        _, rng, extra = split_variables(live)
+        changed = {"rng": keep_structure(rng, state["rng"]), "extra": keep_structure(extra, state["extra"])}
+        return means["loss"], (means, cast_like(changed, state))
 
     return mean_loss
 
 
+def _mean(value: Any, weights: jax.Array | None) -> jax.Array:
+    """Return the mean of one value per example, or what a metric that is no mean makes of the batch."""
+    if not isinstance(value, jax.Array):
+        return jnp.asarray(value.compute(), jnp.float32)
+    if weights is None:
+        return value.mean()
+    # Chosen and not multiplied: an example that counts for nothing may be infinite.
+    return jnp.where(weights > 0, value * weights, 0).mean()
+
+
+def weigh_examples(batch: Batch, objective: BatchObjective) -> Batch:
+    """Return the batch with how much each example counts, where the objective says so; the weights' mean is 1.
+
+    They are relative to the whole batch: the parts it may be split into then count as much as they hold.
+    """
+    if objective.weigh is None:
+        return batch
+    weights = objective.weigh(batch)
+    return {**batch, WEIGHT: weights / jnp.maximum(weights.mean(), 1e-30)}
+
+
+def _count_examples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
 def make_train_step(
-    model: SplitModel, objective: Objective, make_optimizer: MakeOptimizer, options: UpdateOptions = UpdateOptions()
+    model: SplitModel,
+    objective: BatchObjective,
+    make_optimizer: MakeOptimizer,
+    options: UpdateOptions = UpdateOptions(),
 ) -> TrainStepFunction:
     """Return one update: (state, batch, learning rate) → (next state, metrics).
 
@@ -148,7 +174,9 @@ def make_train_step(
 
     def train_step(state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
         tx, schedule = make_optimizer(lr)
-        (_, (means, changed)), grads = gradients(state["params"], state, batch)
+        (_, (means, changed)), grads = gradients(state["params"], state, weigh_examples(batch, objective))
+        # jax gives the conjugate of the direction in which a complex parameter raises the loss.
+        grads = jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, grads)
         updates, opt = tx.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {**means, "grad_norm": optax.tree.norm(grads), "lr": jnp.asarray(schedule(state["step"]))}
@@ -244,19 +272,30 @@ def with_weights(state: State, weights: Weights) -> State:
 
 
 def make_eval_step(
-    model: SplitModel, objective: Objective, precision: Precision = "fp32"
+    model: SplitModel, objective: BatchObjective, precision: Precision = "fp32"
 ) -> Callable[[State, Batch, jax.Array], Metrics]:
     """Return the evaluation step: (state, batch, weights) → metrics.
 
-    They are weighted sums of every metric over the batch, and `weight`, the sum of the weights.
+    They are weighted sums of every metric over the batch, and `weight`, the sum of the weights. A metric that is no
+    mean comes as it is, to be merged with those of other batches.
     """
 
     def eval_step(state: State, batch: Batch, weights: jax.Array) -> Metrics:
         state = {**state, "params": cast_floats(state["params"], precision)}
-        examples = objective(merge_model(model.eval, model, state), cast_floats(batch, precision))
-        return {**{name: (values * weights).sum() for name, values in examples.items()}, "weight": weights.sum()}
+        examples = objective(merge_model(model.eval, model, state), cast_inputs(batch, precision), weights)
+        if objective.weigh is not None:
+            weights = weights * objective.weigh(batch)
+        sums = {name: _sum(value, weights) for name, value in examples.items()}
+        return {**sums, "weight": weights.sum()}
 
     return eval_step
+
+
+def _sum(value: Any, weights: jax.Array) -> Any:
+    if not isinstance(value, jax.Array):
+        return value
+    # What fills up a batch may be infinite, and infinity times zero is NaN.
+    return jnp.where(weights > 0, value * weights, 0).sum()
 
 
 def cast_floats(tree: Tree, precision: Precision) -> Tree:
@@ -270,6 +309,11 @@ def cast_floats(tree: Tree, precision: Precision) -> Tree:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if _is_float(leaf) else leaf, tree)
 
 
+def cast_inputs(batch: Batch, precision: Precision) -> Batch:
+    """Cast what a model computes with, `inputs`; never labels or anything else an objective measures against."""
+    return {name: cast_floats(value, precision) if name == "inputs" else value for name, value in batch.items()}
+
+
 def cast_like(changed: State, state: State) -> State:
     """Cast what the model changed beside its parameters to the types of the state: statistics stay float32."""
     return {name: jax.tree.map(lambda new, old: new.astype(old.dtype), changed[name], state[name]) for name in changed}
@@ -280,38 +324,15 @@ def is_finite(state: State) -> jax.Array:
 
     Beside them infinity may be meant (a mask).
     """
-    weights = _float_leaves([state.get(name, {}) for name in ("params", "ema")])
-    beside = _float_leaves([state.get("extra", {})])
+    weights = _inexact_leaves([state.get(name, {}) for name in ("params", "ema")])
+    beside = _inexact_leaves([state.get("extra", {})])
     fine = [jnp.isfinite(leaf).all() for leaf in weights] + [~jnp.isnan(leaf).any() for leaf in beside]
     return jnp.stack(fine).all()
 
 
-def _float_leaves(tree: Tree) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+def _inexact_leaves(tree: Tree) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
 def _is_float(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _to_tree(variables: nnx.State) -> Params:
-    """Return NNX variables as nested dicts of arrays with string keys."""
-    return _with_string_keys(nnx.to_pure_dict(variables))
-
-
-def _fill_variables(variables: nnx.State, tree: Params) -> nnx.State:
-    """Return variables of the given structure that hold the arrays of a tree."""
-    filled = jax.tree.map(lambda leaf: leaf, variables)
-    nnx.replace_by_pure_dict(filled, _with_keys_of(nnx.to_pure_dict(variables), tree))
-    return filled
-
-
-def _with_string_keys(node: Tree) -> Tree:
-    return {str(key): _with_string_keys(value) for key, value in node.items()} if isinstance(node, dict) else node
-
-
-def _with_keys_of(template: Tree, tree: Tree) -> Tree:
-    """Undo `_with_string_keys`: layers in a list have numbers for keys."""
-    if not isinstance(template, dict):
-        return tree
-    return {key: _with_keys_of(value, tree[str(key)]) for key, value in template.items()}

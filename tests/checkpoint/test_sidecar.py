@@ -252,6 +252,15 @@ def test_bytes_of_any_kind_are_one_line(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "position", [{}, {"next_index": "/etc/passwd"}, {"next_index": 1e19}, {"next_index": -1}, {"next_index": 1 << 60}]
+)
+def test_a_position_that_no_run_reaches_is_one_line(tmp_path: Path, position: dict[str, Any]) -> None:
+    """It was a traceback once the first batch was asked for."""
+    with pytest.raises(RefusedError, match="its progress has no position that this version can go on from"):
+        read_saved_position(progress_of(tmp_path / "3", json.dumps({**GOOD, "position": position}).encode()))
+
+
 def test_values_of_any_kind_are_one_line(tmp_path: Path) -> None:
     for field in ("position", "data", "best", "owes_evaluation"):
         for value in STRANGE:

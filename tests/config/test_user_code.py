@@ -125,7 +125,8 @@ def built(document: dict[str, Any]) -> Any:
 
 WRONG = [
     ({"model": "mine.Net"}, "model.target: got mine.Net; expected module:attribute; did you mean mine:Net?"),
-    ({"model": "mine.py:Net"}, "model.target: got mine.py:Net; expected module:attribute; did you mean mine:Net?"),
+    ({"model": "mien.py:Net"}, "model.target: mien.py:Net: there is no file mien.py; did you mean mine.py?"),
+    ({"model": "mine.py"}, "model.target: got mine.py; expected module:attribute, such as mine.py:MyModel"),
     ({"model": "Net"}, "model.target: got Net; expected module:attribute, such as my_file:MyModel"),
     ({"model": "mien:Net"}, r"model.target: mien:Net: there is no module mien in .*, nor .*; did you mean mine\?"),
     ({"model": "mine.deeper:Net"}, "model.target: mine.deeper:Net: there is no module mine.deeper"),
@@ -134,7 +135,7 @@ WRONG = [
     ({"model": "broken:f"}, "cannot be imported: No module named 'not_there' (broken.py, line 2)"),
     ({"model": "garbled:f"}, "model.target: garbled:f: cannot be imported: invalid syntax (garbled.py, line 1)"),
     ({"model": "mine:three"}, "model.target: mine:three: made int; expected a flax.nnx.Module"),
-    ({"model": "mine:line"}, "mine:line(size) cannot be called as (inputs, num_outputs, rngs=rngs)"),
+    ({"model": "mine:line"}, "model.target: mine:line: made a dict with inputs, label; expected a flax.nnx.Module"),
     ({"model__options": {"widht": 3}}, "model.options.widht: mine:Net has no such option; did you mean width?"),
     ({"model": "mine:OfImages"}, "model=mine:OfImages takes images, but data=mine:line gives features"),
     ({"model": {"kind": "gpt"}}, "model=gpt takes tokens, but data=mine:line gives features"),
@@ -182,7 +183,7 @@ WRONG = [
     ({"data": "mine:unnamed"}, 'data.target: mine:unnamed: returned x; expected "inputs"'),
     ({"data": "mine:uneven"}, "the arrays are not of the same examples: inputs has 10, label has 9 rows"),
     ({"data": "mine:flat"}, "an example is a single number (shape (10,)); expected a row per example"),
-    ({"data": "mine:words"}, '"inputs" is <U1[10, 1]; expected an array of numbers'),
+    ({"data": "mine:words"}, '"inputs" is text (such as .a.); expected an array of numbers'),
     ({"data": "mine:bare", "objective": {"kind": "default"}}, "objective=classify reads label, which data=mine:bare"),
     ({"objective": {"kind": "next_token"}}, "objective=next_token reads tokens, which data=mine:line does not give"),
     ({"objective": "mine:mean"}, 'mine:mean: "loss" is an array of shape (); expected one value per example'),
@@ -441,10 +442,23 @@ def test_what_is_typed_is_trusted_and_a_changed_file_is_told(trap: Path, here: P
     assert "warning: evil.py has changed since then (" in done.stdout
 
 
-@pytest.mark.parametrize("part", ["model", "data", "objective"])
-def test_an_error_in_the_code_of_the_user_is_his_to_read(part: str, here: Path) -> None:
+def test_an_error_in_the_data_of_the_user_is_his_to_read(here: Path) -> None:
     """A ValueError of his is no complaint of ours: he gets the traceback."""
     (here / "mine.py").write_text(MINE + "def bug(*args, **options): raise ValueError('my own')\n")
+    with pytest.raises(ValueError, match=r"^my own"):
+        built(own(data="mine:bug"))
+
+
+@pytest.mark.parametrize("part", ["model", "objective"])
+def test_an_error_in_a_model_is_a_line_with_its_place(part: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (MINE + "def bug(*args, **options): raise ValueError('my own')\n").splitlines()
+    (here / "mine.py").write_text("\n".join(lines) + "\n")
+    line = len(lines)
+    with pytest.raises(
+        ConfigError, match=rf"^{part}.target: mine:bug: ValueError: my own \(mine.py, line {line}\); HYDRA"
+    ):
+        built(own(**{part: "mine:bug"}))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match=r"^my own"):
         built(own(**{part: "mine:bug"}))
 

@@ -682,6 +682,16 @@ def test_a_stop_file_that_was_there_before_counts(run: RunDir) -> None:
     assert run.stop.exists(), "not ours where it is not wanted"
 
 
+def test_a_folder_called_stop_asks_for_nothing(run: RunDir) -> None:
+    """It could not be removed afterwards, and every attempt from then on would stop at once."""
+    run.stop.mkdir()
+    stop_flag = StopFlag()
+    with listen_to_sources(Preempt(), run, stop_flag, time.time()):
+        time.sleep(0.3)
+        assert stop_flag.reason is None
+    assert run.stop.is_dir()
+
+
 def test_walltime_counts_from_the_start_of_the_process(run: RunDir) -> None:
     stop_flag, began = StopFlag(), time.time()
     with listen_to_sources(Preempt(walltime="10"), run, stop_flag, began - 9.5):

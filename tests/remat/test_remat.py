@@ -17,8 +17,8 @@ import pytest
 from flax import nnx
 
 from models.find_blocks import apply_plan
-from models.remat_plan import RematPlan
-from models.scopes import EXEMPT, CheckpointPolicy, RematPlanError, inside_scan, layers, scope, tag, use_plan
+from models.remat_plan import RematPlan, RematPlanError
+from models.scopes import EXEMPT, CheckpointPolicy, inside_scan, layers, scope, tag, use_plan
 from runner.config.remat_policies import (
     AttentionCore,
     AttentionOnly,

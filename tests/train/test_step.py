@@ -20,7 +20,7 @@ import pytest
 from flax import nnx
 
 from models import Gpt
-from models.objectives import classify, next_token
+from models.objectives import OBJECTIVES, make_objective
 from runner.checkpoint import store
 from runner.config.schema import validate_config
 from runner.errors import ConfigError
@@ -29,6 +29,7 @@ from runner.optim.optimizers import AdamW, Sgd
 from runner.optim.schedules import Constant
 from runner.train import step as steps
 from runner.train.build import build, start_from_weights
+from runner.train.split_model import SplitModel, merge_model, split_model, split_variables
 from runner.train.step import UpdateOptions
 from runner.types import State
 from tests.checkpoint.test_store import abstract, assert_equal, saved
@@ -38,7 +39,7 @@ from tests.conftest import QUICK, REPO
 BATCH, FEATURES, CLASSES = 8, 6, 3
 DECAY = 0.8
 ONCE = UpdateOptions()
-Parts = tuple[Callable[..., Any], State, steps.SplitModel]
+Parts = tuple[Callable[..., Any], State, SplitModel]
 
 
 class Small(nnx.Module):
@@ -92,7 +93,7 @@ def tokens() -> dict[str, jax.Array]:
 
 def parts(make: Callable[[], nnx.Module] = small, update: UpdateOptions = ONCE) -> Parts:
     """The jitted step as the runner has it, a fresh state, and the network."""
-    step, init, network = made(make, update, AdamW(lr=0.05), classify)
+    step, init, network = made(make, update, AdamW(lr=0.05), "classify")
     return step, init(), network
 
 
@@ -100,10 +101,13 @@ def parts(make: Callable[[], nnx.Module] = small, update: UpdateOptions = ONCE) 
 def made(make: Callable[[], nnx.Module], update: UpdateOptions, optim: Any, objective: Any) -> Any:
     """Compiled once for all tests."""
     schedule = Constant().build(optim.lr, 100)
-    tx, network = optim.build(schedule), steps.split_model(make, lambda model: None)
-    train_step = steps.make_train_step(network, objective, lambda lr: (tx, schedule), update)
+    tx, network = optim.build(schedule), split_model(make, lambda model: None)
+    train_step = steps.make_train_step(network, make_objective(objective), lambda lr: (tx, schedule), update)
     step = jax.jit(lambda state, batch: train_step(state, batch, optim.lr), donate_argnums=0, compiler_options=QUICK)
-    init = functools.partial(steps.init_state, make, tx, ema=update.ema is not None)
+
+    def init() -> State:
+        return steps.init_state(split_variables(make()), tx, ema=update.ema is not None)
+
     return step, jax.jit(init, compiler_options=QUICK), network
 
 
@@ -164,9 +168,12 @@ def test_an_evaluation_chooses_the_weights_and_has_the_live_statistics() -> None
     step, state, network = parts(update=UpdateOptions(ema=DECAY))
     for number in range(4):
         state, _ = step(state, batch(number))
-    evaluate, ones = jax.jit(steps.make_eval_step(network, classify), compiler_options=QUICK), jnp.ones(BATCH)
-    model = steps.merge_model(network.eval, network, {**state, "params": state["ema"]})
-    by_hand = classify(model, batch(9))["loss"].sum()
+    evaluate, ones = (
+        jax.jit(steps.make_eval_step(network, make_objective("classify")), compiler_options=QUICK),
+        jnp.ones(BATCH),
+    )
+    model = merge_model(network.eval, network, {**state, "params": state["ema"]})
+    by_hand = OBJECTIVES["classify"](model, batch(9))["loss"].sum()
     live, average = (
         evaluate(steps.with_weights(state, weights), batch(9), ones) for weights in get_args(steps.Weights)
     )
@@ -186,7 +193,7 @@ def test_an_average_that_is_not_kept_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("make", "data", "objective"),
-    [(plain, batch(0), classify), pytest.param(gpt, tokens(), next_token, marks=pytest.mark.slow)],
+    [(plain, batch(0), "classify"), pytest.param(gpt, tokens(), "next_token", marks=pytest.mark.slow)],
     ids=["plain", "gpt"],
 )
 def test_microbatches_give_the_same_gradients_and_metrics(make: Any, data: Any, objective: Any) -> None:
@@ -217,7 +224,7 @@ def test_statistics_and_random_streams_go_through_every_microbatch() -> None:
     whole, same, network = parts()
     counts = {name: int(value) for name, value in leaves(same["rng"]).items() if name.endswith("count")}
     halves = [{name: values[first::2] for name, values in batch(0).items()} for first in (0, 1)]
-    model = steps.merge_model(network.train, network, same)
+    model = merge_model(network.train, network, same)
     for half in halves:
         model(half["inputs"])
     expected = np.asarray(model.norm.mean[...]), np.asarray(model.norm.var[...])
@@ -283,7 +290,9 @@ def test_bfloat16_computes_and_everything_that_lasts_stays_float32() -> None:
         if not np.array_equal(leaf, leaf.astype(jnp.bfloat16).astype(jnp.float32))
     ]
     assert len(moments) == len(jax.tree.leaves(state["params"]))  # not rounded to bfloat16 on the way
-    lossy, exact = (jax.jit(steps.make_eval_step(network, classify, precision)) for precision in ("bf16", "fp32"))
+    lossy, exact = (
+        jax.jit(steps.make_eval_step(network, make_objective("classify"), precision)) for precision in ("bf16", "fp32")
+    )
     one, other = (float(evaluate(state, batch(1), jnp.ones(BATCH))["loss"]) for evaluate in (lossy, exact))
     assert one != other
     assert one == pytest.approx(other, rel=0.05)
@@ -291,7 +300,7 @@ def test_bfloat16_computes_and_everything_that_lasts_stays_float32() -> None:
 
 def test_a_transformer_computes_in_bfloat16_from_its_embedding_on() -> None:
     """All but the weights of attention, [batch heads …], which are summed in float32 and softened so."""
-    step, init, _ = made(gpt, UpdateOptions("bf16"), AdamW(lr=0.05), next_token)
+    step, init, _ = made(gpt, UpdateOptions("bf16"), AdamW(lr=0.05), "next_token")
     text = str(step.trace(jax.eval_shape(init), tokens()).jaxpr)
     products = re.findall(r":(\w+)\[([\d,]+)\] = dot_general", text)
     assert len(products) > 15

@@ -1,0 +1,155 @@
+"""Which arguments a user's own model is made with: by position, as the documentation asks, or by the names they have.
+
+    target(inputs, num_outputs, rngs=rngs, **options)
+
+is the rule. A published class was not written for it, but what its parameters are called says what they want: the
+number of classes, the features of an input, random numbers. What no name says has to be given as an option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_type_hints
+
+from models import InvalidModelOrObjective
+
+SHAPE_NAMES = ("inputs", "input_shape", "in_shape")
+FEATURE_NAMES = (
+    *("in_features", "in_channels", "in_chans", "in_dim", "din", "dim_in"),
+    *("input_dim", "input_size", "input_channels", "num_inputs", "n_inputs"),
+)
+CLASS_NAMES = (
+    *("num_outputs", "num_classes", "n_classes", "nb_classes", "num_labels", "n_labels"),
+    *("out_features", "out_dim", "dout", "dim_out", "output_dim", "output_size", "n_outputs"),
+)
+VOCABULARY_NAMES = ("vocab_size", "n_vocab", "vocabulary_size")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model is made for: the shape of one example, the number of outputs, and random numbers (`nnx.Rngs`)."""
+
+    inputs: tuple[int, ...]
+    num_outputs: int
+    rngs: Any
+
+    def find(self, name: str, names: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return what a parameter of this name gets, or nothing; `names` are all that there are beside it."""
+        if name in SHAPE_NAMES:
+            return (self.inputs,)
+        if name in FEATURE_NAMES and self.inputs:
+            return (self.inputs[-1],)
+        # A classifier of text has both, and then the outputs are its classes.
+        if name in CLASS_NAMES or (name in VOCABULARY_NAMES and not names.keys() & set(CLASS_NAMES)):
+            return (self.num_outputs,)
+        return (self.rngs,) if name == "rngs" else ()
+
+
+def bind_arguments(target: Any, options: Mapping[str, Any], wanted: Wanted) -> tuple[list[Any], dict[str, Any]]:
+    """Return what a target is called with, by position and by name.
+
+    Raises InvalidModelOrObjective, beginning with the way it would be called, where something is missing.
+    """
+    function = initializer_of(target)
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        # Some callables that are written in C do not say what they take.
+        return [wanted.inputs, wanted.num_outputs], {"rngs": wanted.rngs, **options}
+    hints = _read_hints(target)
+    options = {name: _as_declared(name, value, hints.get(name), wanted) for name, value in options.items()}
+    by_position = [wanted.inputs, wanted.num_outputs]
+    if _fits_by_position(function, parameters, by_position, {"rngs": wanted.rngs, **options}, wanted):
+        return by_position, {"rngs": wanted.rngs, **options}
+    named: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if name in options or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if found := wanted.find(name, parameters):
+            named[name] = found[0]
+        elif parameter.default is parameter.empty:
+            named[name] = _make_required(name, hints.get(name), wanted)
+    positional = [{**named, **options}[name] for name, each in parameters.items() if each.kind is each.POSITIONAL_ONLY]
+    by_name = {
+        name: value
+        for name, value in {**named, **options}.items()
+        if name not in parameters or parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+    }
+    return positional, by_name
+
+
+def initializer_of(target: Any) -> Callable[..., Any]:
+    """Return what has the signature of a call: the metaclass of flax modules hides that of `__init__`."""
+    return partial(target.__init__, None) if inspect.isclass(target) else target
+
+
+def _fits_by_position(
+    function: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    positional: list[Any],
+    named: Mapping[str, Any],
+    wanted: Wanted,
+) -> bool:
+    """Return whether a target takes (inputs, num_outputs, rngs=…), and the names it has for them do not object."""
+    try:
+        bound = inspect.signature(function).bind(*positional, **named)
+    except TypeError:
+        return False
+    for name, value in bound.arguments.items():
+        found = wanted.find(name, parameters)
+        if found and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD and found[0] is not value:
+            return False
+    return True
+
+
+def _read_hints(target: Any) -> dict[str, Any]:
+    """Return the types of parameters; empty where they cannot be told, as for names that are only imported to check."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:
+        return {}
+
+
+def _as_declared(name: str, value: Any, hint: Any, wanted: Wanted) -> Any:
+    """Return an option as its parameter wants it: a dataclass of its fields, or of the method of it that has a name."""
+    if not (inspect.isclass(hint) and dataclasses.is_dataclass(hint)):
+        return value
+    if isinstance(value, Mapping):
+        return _make_dataclass(name, hint, value, wanted)
+    maker = getattr(hint, value, None) if isinstance(value, str) else None
+    return maker() if callable(maker) else value
+
+
+def _make_required(name: str, hint: Any, wanted: Wanted) -> Any:
+    if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+        return _make_dataclass(name, hint, {}, wanted)
+    raise InvalidModelOrObjective(f"it asks for {name}; give it as +model.options.{name}=…")
+
+
+def _make_dataclass(name: str, kind: Any, given: Mapping[str, Any], wanted: Wanted) -> Any:
+    """Return a dataclass of options; fields that are not given but have a known name get what they want."""
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    if unknown := sorted(given.keys() - fields.keys()):
+        raise InvalidModelOrObjective(
+            f"model.options.{name}.{unknown[0]}: {kind.__name__} has no such field; it has: {', '.join(fields)}"
+        )
+    try:
+        hints = get_type_hints(kind)
+    except Exception:
+        hints = {}
+    values = {key: _as_declared(f"{name}.{key}", value, hints.get(key), wanted) for key, value in given.items()}
+    for key, field in fields.items():
+        if key in values:
+            continue
+        if found := wanted.find(key, fields):
+            values[key] = found[0]
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InvalidModelOrObjective(
+                f"{kind.__name__} asks for {key}; give it as +model.options.{name}.{key}=…, or name a method of "
+                f"{kind.__name__} that makes one: +model.options.{name}=METHOD"
+            )
+    return kind(**values)

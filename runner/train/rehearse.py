@@ -1,0 +1,177 @@
+"""Try a user's own model and objective on abstract values, before anything is compiled: what does not fit is one line.
+
+Nothing is computed. A model of ours needs none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.call_roles import STREAMS, describe_signature_problem
+from models.objectives import BatchObjective
+from models.user_model import is_reducible
+from runner.errors import ConfigError
+from runner.train.split_model import (
+    SplitModel,
+    Variables,
+    abstract_variables,
+    list_paths,
+    merge_model,
+    split_variables,
+)
+from runner.types import Batch
+
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a first look at a model and an objective shows.
+
+    Attributes:
+        metrics: the names of what is measured.
+        warnings: what a person should know, one line each.
+    """
+
+    metrics: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def rehearse(network: SplitModel, objective: BatchObjective, batch: Batch, target: str | None) -> Rehearsal:
+    """Call a model as training and as evaluation will, without computing anything.
+
+    `batch` holds the shapes of a batch; `target` names the model where it is the user's own.
+
+    Raises:
+        ConfigError: it cannot be called with its inputs, or has nothing to train.
+        InvalidModelOrObjective: what it, or the objective, returns is not what is asked of it.
+    """
+    name = target or "the model"
+    variables = abstract_variables(network)
+    if not jax.tree.leaves(variables[0]):
+        raise ConfigError(
+            f"{_where(target)}has nothing to train: no nnx.Param of floating-point numbers (an array that is a plain "
+            "attribute lasts, but is not trained: wrap it in nnx.Param)"
+        )
+    findings = _Findings()
+
+    def call(graphdef: nnx.GraphDef, note: Callable[[nnx.Module], Callable[[], None]]) -> Callable[..., Any]:
+        def called(variables: Variables, batch: Batch) -> dict[str, Any]:
+            params, rng, extra = variables
+            model = merge_model(graphdef, network, {"params": params, "rng": rng, "extra": extra})
+            if target and (problem := describe_signature_problem(model)):
+                raise ConfigError(
+                    f"{_where(target)}cannot be called with its inputs alone: {problem}; give its __call__ defaults, "
+                    "or call it in an objective of your own (objective=my_file:my_loss)"
+                )
+            compare = note(model)
+            size = len(next(iter(batch.values())))
+            found = objective(model, batch, jnp.ones(size, jnp.float32))
+            compare()
+            findings.note_variables(model, extra)
+            findings.metrics = tuple(found)
+            # Objects with `merge` and `compute` need not be pytrees until an evaluation merges them.
+            return {key: value.compute() if is_reducible(value) else value for key, value in found.items()}
+
+        return called
+
+    jax.eval_shape(call(network.train, findings.watch_training), variables, batch)
+    jax.eval_shape(call(network.eval, lambda model: lambda: None), variables, batch)
+    if findings.lost:
+        raise ConfigError(
+            f"{_where(target)}its call removes the variable '{findings.lost[0]}'; keep it, as every step has the same "
+            "variables"
+        )
+    return Rehearsal(findings.metrics, findings.warnings(name))
+
+
+class _Findings:
+    """What the calls of a model change, as far as tracing them shows it."""
+
+    def __init__(self) -> None:
+        self.metrics: tuple[str, ...] = ()
+        self.new: list[str] = []
+        self.lost: list[str] = []
+        self._still: dict[str, list[str]] = {"BatchNorm": [], "Dropout": []}
+        self._seen: dict[str, int] = {"BatchNorm": 0, "Dropout": 0}
+
+    def note_variables(self, model: nnx.Module, before: Any) -> None:
+        """Note which variables a call makes or removes."""
+        after, known = set(list_paths(split_variables(model)[2])), set(list_paths(before))
+        self.new = sorted(after - known - {""})
+        self.lost = sorted(known - after - {""})
+
+    def watch_training(self, model: nnx.Module) -> Callable[[], None]:
+        """Return a function that notes which layers with a training mode behaved as in evaluation since this call.
+
+        In training a BatchNorm sets its statistics and a Dropout draws: their variables hold other values then.
+        """
+        norms = {
+            ".".join(map(str, path)): module
+            for path, module in nnx.iter_modules(model)
+            if isinstance(module, nnx.BatchNorm) and module.mean is not None
+        }
+        dropouts = {
+            ".".join(map(str, path)): module
+            for path, module in nnx.iter_modules(model)
+            if isinstance(module, nnx.Dropout) and module.rate
+        }
+        own = {path: module.mean.get_value() for path, module in norms.items()}
+        drawn = {path: _counts(module) for path, module in dropouts.items()}
+        streams = _counts(getattr(model, STREAMS, None))
+
+        def compare() -> None:
+            self._seen = {"BatchNorm": len(norms), "Dropout": len(dropouts)}
+            self._still["BatchNorm"] = [path for path, norm in norms.items() if norm.mean.get_value() is own[path]]
+            others_drew = _differ(streams, _counts(getattr(model, STREAMS, None)))
+            self._still["Dropout"] = [
+                path
+                for path, dropout in dropouts.items()
+                if not others_drew and not _differ(drawn[path], _counts(dropout))
+            ]
+
+        return compare
+
+    def warnings(self, name: str) -> tuple[str, ...]:
+        """Return a line for each thing that a person should know."""
+        lines = []
+        did = {"BatchNorm": "moves its statistics", "Dropout": "drops anything"}
+        for kind, still in self._still.items():
+            if still:
+                lines.append(
+                    f"{name}: {len(still)} of {self._seen[kind]} {kind} layers never see training mode, so none of "
+                    f"them {did[kind]} ({_name_some(still)}); where that is not meant, pass them a flag that follows "
+                    "model.train(), or give the model's __call__ an argument `train`"
+                )
+        if self.new:
+            lines.append(
+                f"{name}: its call makes variables that last for that call alone ({_name_some(self.new)}); make one "
+                "that is to be kept in __init__"
+            )
+        return tuple(lines)
+
+
+def _counts(node: Any) -> list[Any]:
+    """Return the counters of all random streams below a module."""
+    if node is None:
+        return []
+    return [variable.get_value() for _, variable in nnx.iter_graph(node) if isinstance(variable, nnx.RngCount)]
+
+
+def _differ(before: list[Any], now: list[Any]) -> bool:
+    return any(old is not new for old, new in zip(before, now, strict=False))
+
+
+def _where(target: str | None) -> str:
+    return f"model.target: {target}: " if target else "the model "
+
+
+def _name_some(names: list[str]) -> str:
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
