@@ -7,8 +7,9 @@ mended: a run remembers them, and says so with `remember`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,10 @@ NEWLY_SKIPPED = "newly skipped"
 
 @dataclass(frozen=True)
 class SkippedExample:
-    """An example that is passed over: its number within its source, and what is wrong with it, in words."""
+    """An example that is passed over: its number within its source, and what is wrong with it, in words.
+
+    `file` is the name in `Sources.files` of the file that holds it alone; None where there is no such file.
+    """
 
     index: int
     why: str
@@ -49,8 +53,8 @@ class SkippingSource:
 
     @property
     def skipped(self) -> Mapping[int, SkippedExample]:
-        """Return the examples that are passed over, by their number."""
-        return dict(self._skipped)
+        """Return the examples that are passed over, by their number: those of now, whenever it is looked at."""
+        return self._skipped
 
     def remember(self, skipped: Mapping[int, SkippedExample]) -> None:
         """Pass over these from now on, whatever is in their files."""
@@ -107,6 +111,21 @@ class SkippingSource:
             self._tell(example)
         else:
             self._untold.append(example)
+
+
+def attach_skipped(batch: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
+    """Return a batch that says which examples were newly passed over in this process."""
+    untold = source.take_untold() if isinstance(source, SkippingSource) else []
+    return {**batch, NEWLY_SKIPPED: np.array([json.dumps(asdict(one)) for one in untold])} if untold else batch
+
+
+def detach_skipped(batch: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
+    """Return a batch as it is to train on, having noted in this process what another one passed over."""
+    if NEWLY_SKIPPED not in batch or not isinstance(source, SkippingSource):
+        return batch
+    for line in batch[NEWLY_SKIPPED].tolist():
+        source.note(SkippedExample(**json.loads(line)))
+    return {name: column for name, column in batch.items() if name != NEWLY_SKIPPED}
 
 
 def skip_bad_examples(sources: Sources, on_bad: OnBad) -> Sources:

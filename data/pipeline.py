@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data.bad_examples import attach_skipped, detach_skipped
 from data.option_fields import Augmentation
 from data.sources import Source
 
@@ -74,11 +75,17 @@ class ShuffledBatches:
             here = epochs == epoch
             indices[here] = self._order_of(epoch)[positions[here] % size]
         batch = self._source.take(indices)
-        if self._augment is None:
-            return batch
-        from data.transforms import augment_images
+        if self._augment is not None:
+            from data.transforms import augment_images
 
-        return {**batch, "inputs": augment_images(batch["inputs"], self._augment, seed=self._seed, number=number)}
+            varied = augment_images(batch["inputs"], self._augment, seed=self._seed, number=number)
+            batch = {**batch, "inputs": varied}
+        # Where nobody listens to the source, in a worker, the batch carries what is to be told.
+        return attach_skipped(batch, self._source)
+
+    def note_skipped(self, batch: Batch) -> Batch:
+        """Return a batch without what another process says of examples, having noted that."""
+        return detach_skipped(batch, self._source)
 
     def _order_of(self, epoch: int) -> np.ndarray:
         """Return the permutation of an epoch: the order that sorts random keys."""
@@ -156,14 +163,14 @@ class TrainingStream:
 
     def _take(self) -> Batch:
         if not (self._workers or self._prefetch):
-            batch = self._batches[self._number]
+            batch = self._batches.note_skipped(self._batches[self._number])
         else:
             if self._coming is None:
                 # Here and not above: grain is heavy to import, and most runs do without.
                 from data.workers import prefetch_batches
 
                 self._coming = prefetch_batches(self._batches.starting_at(self._number), self._workers, self._prefetch)
-            batch = next(self._coming)
+            batch = self._batches.note_skipped(next(self._coming))
         self._number += 1
         return batch
 

@@ -12,7 +12,7 @@ from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
 from runner.rundir.layout import RunDir
 from runner.rundir.numerics import adopt_numerics
-from runner.train import dataset
+from runner.train import broken_data, dataset
 from runner.train.build import build, read_train_state
 from runner.train.built import describe_run
 from runner.train.compile import compile_eval
@@ -49,6 +49,7 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     config = replace(config, train=replace(config.train, steps=1))
     built = build(config, read_moved_data(config, run))
     dataset.refuse_other_data(run, built.sources)
+    broken_data.recall_skipped(run, built.sources)
     say(describe_run(built, config))
     checksums = config.ckpt.verify != "off"
     record, state = restore_exactly(checkpoint, partial(read_train_state, built), checksums=checksums)

@@ -31,7 +31,7 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
         return Progress(_begin(context, built), 0), None
     record, state = found
     saved = read_saved_position(context.run_dir.checkpoints / str(record.step))
-    if saved.data != built.sources.fingerprint:
+    if saved.data not in dataset.list_fingerprints(context.run_dir, built.sources):
         raise RefusedError(dataset.explain_refusal(context.run_dir, built.sources.summary, ""))
     built.stream.restore(saved.position)
     context.console.say(f"restored step {record.step} (saved: {record.reason})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from data import Data
+from data.bad_examples import SkippedExample, SkippingSource
 from data.data_errors import UnreadableError
 from data.fingerprint import fold_into_folders
 from data.pipeline import ShuffledBatches, TrainingStream
 from data.sources import Source, Sources, Table
 from runner import files
+from runner.checkpoint.trouble import PASSING_ERRNOS
 from runner.errors import ConfigError, RefusedError
 from runner.rundir.layout import RunDir
 from runner.rundir.side_files import is_count, is_text, keep_typed, list_of, object_of
@@ -39,6 +42,14 @@ RECORD = {
     "example": object_of(_is_field),
     "inputs": list_of(is_count),
     "num_outputs": is_count,
+    "examples": is_count,
+    "classes": list_of(is_text),
+    # Files that could not be decoded, each with its entry as it was then: they may be mended.
+    "broken": object_of(is_text),
+    # What the fingerprint was before files were mended: checkpoints of that time have it.
+    "earlier": list_of(is_text),
+    # The numbers of examples that are passed over, by source, each with what is wrong with it.
+    "skipped": object_of(object_of(object_of(is_text))),
 }
 # One example is smaller than that.
 MAX_EXAMPLE_BYTES = 1 << 30
@@ -48,11 +59,19 @@ def read_sources(option: Data) -> Sources:
     """Read what a data option stands for. Raises ConfigError where it cannot be read, or leaves a side empty."""
     try:
         sources = option.sources()
+        # What a model is built for is the shape of the first example that is evaluated.
+        if len(sources.eval):
+            sources.eval.take(np.zeros(1, np.int64))
     except ValueError as error:
         if option.kind == "external":
             # A bug in the user's own code: its traceback is what helps.
             raise
         raise ConfigError(f"data={option.kind}: {error}") from None
+    except OSError as error:
+        # A disk in trouble is no mistake in the command.
+        if option.kind == "external" or error.errno in PASSING_ERRNOS:
+            raise
+        raise ConfigError(f"data={option.kind}: {_name_file(error)}; bring it back, or make it readable") from None
     for side, source in (("train", sources.train), ("evaluate", sources.eval)):
         if len(source) == 0:
             raise ConfigError(
@@ -62,25 +81,34 @@ def read_sources(option: Data) -> Sources:
     return sources
 
 
+def _name_file(error: OSError) -> str:
+    where = f"{mask_unprintable(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{where}{error.strerror or error}"
+
+
 def make_stream(option: Data, sources: Sources, seed: int) -> TrainingStream:
     """Return the training batches in their order, made as the option says."""
+    # As it is when a worker starts: what was passed over until then.
+    skipped = sources.train.skipped if isinstance(sources.train, SkippingSource) else {}
     batches = ShuffledBatches(
         sources.train,
         batch_size=option.batch_size,
         seed=seed,
         augment=getattr(option, "augment", None) if option.gives == "images" else None,
-        reopen=partial(_read_again, option, sources.fingerprint_as_read or sources.fingerprint),
+        reopen=partial(_read_again, option, sources.fingerprint_as_read or sources.fingerprint, skipped),
     )
     return TrainingStream(batches, workers=getattr(option, "workers", 0), prefetch=getattr(option, "prefetch", 0))
 
 
-def _read_again(option: Data, fingerprint: str) -> Source:
+def _read_again(option: Data, fingerprint: str, skipped: Mapping[int, SkippedExample]) -> Source:
     """Read the training data once more, in a process that makes batches. Raises UnreadableError where it changed."""
     sources = option.sources()
     if sources.fingerprint != fingerprint:
         raise UnreadableError(
             f"data={option.kind}: changed since training began ({sources.summary} now); bring it back"
         )
+    if isinstance(sources.train, SkippingSource):
+        sources.train.remember(skipped)
     return sources.train
 
 
@@ -90,25 +118,61 @@ def suggest_faster_data(option: Data) -> str:
     return "try data.workers=2" if not workers else f"try more than data.workers={workers}, or data.prefetch=4"
 
 
-def record_or_compare(run: RunDir, sources: Sources) -> None:
+def record_or_compare(run: RunDir, sources: Sources) -> list[str]:
     """Write data.json for a run that has trained on nothing yet; else check that the data is the same.
 
-    Raises RefusedError, naming the files that changed.
+    A file that could not be decoded may be another one now: then data.json says so from now on. Returns what a person
+    is told. Raises RefusedError, naming the files that changed.
     """
+    before = read_data_record(run)
     # As long as no state depends on it, the data may still be put right.
-    if read_data_record(run) is None or not run.holds_checkpoints():
-        files.replace_file(run.data, json.dumps(_describe_sources(sources), indent=1, ensure_ascii=False) + "\n")
-    else:
-        refuse_other_data(run, sources)
+    if before is None or not run.holds_checkpoints():
+        write_data_record(run, _describe_sources(sources))
+        return []
+    refuse_other_data(run, sources)
+    if before["fingerprint"] == sources.fingerprint:
+        return []
+    now, mended = _describe_sources(sources), find_mended_files(before, sources)
+    kept = {
+        "earlier": [*before.get("earlier", []), before["fingerprint"]],
+        "broken": {name: entry for name, entry in before["broken"].items() if name not in mended},
+        "skipped": before.get("skipped", {}),
+    }
+    write_data_record(run, {**now, **kept})
+    return [f"mended since: {_name_some(mended)}; going on with the same examples"]
 
 
 def refuse_other_data(run: RunDir, sources: Sources) -> None:
     """Raise RefusedError, naming the files that changed, where this is not what the run was trained on."""
-    before, now = read_data_record(run), _describe_sources(sources)
-    if before is not None and before["fingerprint"] != now["fingerprint"]:
-        raise RefusedError(
-            explain_refusal(run, sources.summary, describe_changes(before.get("files", {}), now["files"]))
-        )
+    before = read_data_record(run)
+    if before is None or before["fingerprint"] == sources.fingerprint or find_mended_files(before, sources):
+        return
+    now = fold_into_folders({**sources.files, **_find_replaced(before, sources)})
+    raise RefusedError(explain_refusal(run, sources.summary, describe_changes(before.get("files", {}), now)))
+
+
+def find_mended_files(before: Mapping[str, Any], sources: Sources) -> list[str]:
+    """Return the files that could not be decoded and were replaced; none where anything else changed as well."""
+    replaced = _find_replaced(before, sources)
+    same = fold_into_folders({**sources.files, **replaced}) == before.get("files", {})
+    return sorted(replaced) if same else []
+
+
+def _find_replaced(before: Mapping[str, Any], sources: Sources) -> dict[str, str]:
+    """Return the entries, as they were, of files that could not be decoded and are there with other content now."""
+    broken = before.get("broken", {})
+    return {name: entry for name, entry in broken.items() if sources.files.get(name, entry) != entry}
+
+
+def list_fingerprints(run: RunDir, sources: Sources) -> set[str]:
+    """Return the fingerprints that a checkpoint of this run may have: of the data now, and before files were mended."""
+    before = read_data_record(run) or {}
+    return {sources.fingerprint, *before.get("earlier", [])}
+
+
+def write_data_record(run: RunDir, document: Mapping[str, Any]) -> None:
+    """Replace data.json, all of it or nothing."""
+    files.replace_file(run.data, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_data_record(run: RunDir) -> dict[str, Any] | None:
@@ -206,6 +270,8 @@ def _describe_sources(sources: Sources) -> dict[str, Any]:
         "example": {name: [str(value.dtype), *value.shape[1:]] for name, value in example.items()},
         "inputs": list(sources.inputs),
         "num_outputs": sources.num_outputs,
+        "examples": len(sources.train),
+        "classes": list(sources.classes),
         "fingerprint": sources.fingerprint,
         "summary": sources.summary,
         "files": fold_into_folders(sources.files),
