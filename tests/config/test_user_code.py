@@ -183,7 +183,7 @@ WRONG = [
     ({"data": "mine:unnamed"}, 'data.target: mine:unnamed: returned x; expected "inputs"'),
     ({"data": "mine:uneven"}, "the arrays are not of the same examples: inputs has 10, label has 9 rows"),
     ({"data": "mine:flat"}, "an example is a single number (shape (10,)); expected a row per example"),
-    ({"data": "mine:words"}, '"inputs" is text (such as .a.); expected an array of numbers'),
+    ({"data": "mine:words"}, "\"inputs\" is text (such as 'a'); expected an array of numbers"),
     ({"data": "mine:bare", "objective": {"kind": "default"}}, "objective=classify reads label, which data=mine:bare"),
     ({"objective": {"kind": "next_token"}}, "objective=next_token reads tokens, which data=mine:line does not give"),
     ({"objective": "mine:mean"}, 'mine:mean: "loss" is an array of shape (); expected one value per example'),
