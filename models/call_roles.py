@@ -87,9 +87,9 @@ def _is_key(parameter: inspect.Parameter) -> bool:
     """Return whether an argument is one random key: by its annotation, else by its name."""
     annotation = parameter.annotation
     written = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    if annotation is parameter.empty or "Rng" in written:
-        return annotation is parameter.empty and parameter.name != "rngs"
-    return "Array" in written or "Key" in written
+    if "Rng" in written:
+        return False
+    return parameter.name != "rngs" or "Array" in written or "Key" in written
 
 
 def follow_mode(model: nnx.Module, key: jax.Array, objective: CallRoles = CallRoles()) -> None:

@@ -327,7 +327,7 @@ def is_finite(state: State) -> jax.Array:
     weights = _inexact_leaves([state.get(name, {}) for name in ("params", "ema")])
     beside = _inexact_leaves([state.get("extra", {})])
     fine = [jnp.isfinite(leaf).all() for leaf in weights] + [~jnp.isnan(leaf).any() for leaf in beside]
-    return jnp.stack(fine).all()
+    return jnp.stack(fine).all() if fine else jnp.ones((), bool)
 
 
 def _inexact_leaves(tree: Tree) -> list[jax.Array]:
