@@ -43,6 +43,20 @@ def read_label(table: Any, name: str) -> np.ndarray:
     return _to_array(column, name, "expected numbers or names of classes")
 
 
+def read_text(table: Any, name: str) -> list[str]:
+    """Return the rows of a column of text. Raises ValueError where it is none, or has rows without a value."""
+    import pyarrow as pa
+
+    column = table.column(name).combine_chunks()
+    if isinstance(column.type, pa.DictionaryType):
+        column = column.dictionary_decode()
+    if not is_text(column.type):
+        raise ValueError(f"column {name} is {column.type}, which is no text; say data.gives=features, or images")
+    _check_filled(column, name)
+    rows: list[str] = column.to_pylist()
+    return rows
+
+
 def is_text(kind: Any) -> bool:
     """Tell whether an Arrow type is text."""
     import pyarrow as pa
@@ -113,7 +127,7 @@ def _to_array(column: Any, name: str, expected: str = EXPECTED) -> np.ndarray:
         # What is empty inside of lists would become NaN, or zeros.
         _check_filled(column, name)
     if is_text(kind):
-        raise ValueError(f"column {name} is text ({kind}); {expected}; data=hub data.gives=tokens reads text")
+        raise ValueError(f"column {name} is text ({kind}); {expected}; Parquet with data.gives=tokens reads text")
     if not is_number(kind):
         raise ValueError(f"column {name} is {kind}; {expected}")
     if pa.types.is_decimal(kind):

@@ -48,7 +48,7 @@ def find_usual_objective(source: Source) -> Literal["classify", "regress"]:
     if label.ndim == 1 and len(label) > 1 and (label == np.round(label)).all():
         raise ValueError(
             f"label is {label.dtype}, but holds whole numbers ({label.min():g} to {label.max():g}); make them whole "
-            "numbers if they are classes (astype(int), or data.labels=classes), or say objective=regress"
+            "numbers if they are classes (astype(int); data.labels=classes of a table), or say objective=regress"
         )
     return "regress"
 

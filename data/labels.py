@@ -209,16 +209,16 @@ def check_class_range(label: np.ndarray, num_classes: int | None) -> None:
     """Raise ValueError where a whole number is that of no class, or where every label is one to leave out."""
     outside = find_outside(label, num_classes)
     if outside.any():
-        wrong = int(label[outside].min()) if (label[outside] < 0).any() else int(label[outside].max())
-        most = f"num_classes={num_classes}" if num_classes else "the number of classes"
-        way_out = (
-            f"number the classes from 0, and write {IGNORED_LABEL} where there is none"
-            if wrong < 0
-            else f"is the number of classes {wrong + 1}?"
-        )
+        count = count_of(int(outside.sum()), label)
+        if (label[outside] < 0).any():
+            raise ValueError(
+                f"a label is {int(label[outside].min())}; expected 0 or more ({count} are not); number the classes "
+                f"from 0, {IGNORED_LABEL} where there is none; floats are numbers to regress on"
+            )
+        wrong = int(label[outside].max())
         raise ValueError(
-            f"a label is {wrong}; expected 0 or more, and less than {most} ({count_of(int(outside.sum()), label)} "
-            f"are not); {way_out}"
+            f"a label is {wrong}; expected 0 or more, and less than num_classes={num_classes} ({count} are not); is "
+            f"the number of classes {wrong + 1}?"
         )
     if label.size and (label == IGNORED_LABEL).all():
         raise ValueError(f"every label is {IGNORED_LABEL}, which is left out; nothing is there to train on")

@@ -107,8 +107,8 @@ class ArrayNames:
         test_label: their labels.
     """
 
-    inputs: str
-    label: str
+    inputs: str = "inputs"
+    label: str = "label"
     eval_inputs: str | None = None
     eval_label: str | None = None
     test_inputs: str | None = None

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from data.arrow_columns import find_class_names, find_encoded_images, read_inputs, read_label, require_pyarrow
+from data.arrow_columns import (
+    find_class_names,
+    find_encoded_images,
+    read_inputs,
+    read_label,
+    read_text,
+    require_pyarrow,
+)
+from data.fingerprint import hash_files
 from data.images import EncodedImages
 from data.labels import prepare_labels
 from data.sources import Source, Sources
@@ -27,12 +35,13 @@ from data.tables import (
     make_split_sources,
     make_table_sources,
 )
+from data.text_files import TokenWindows, make_byte_sources
 
 
-def find_parquet_files(path: Path, inputs: str | tuple[str, ...], label: str) -> TableFiles:
+def find_parquet_files(path: Path, inputs: str | tuple[str, ...], label: str | None) -> TableFiles:
     """Return the file, or the files of a folder, in the order of their names: by part where their names say one.
 
-    Raises ValueError where there are none, or one lacks a wanted column.
+    Without `label`, none is looked for. Raises ValueError where there are none, or one lacks a wanted column.
     """
     require_pyarrow("parquet")
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
@@ -82,6 +91,27 @@ def read_parquet(
         made = make_table_sources(replace(parts, columns=columns), form, eval_fraction)
     classes = find_class_names(tables["train"].schema, label)
     return replace(made, classes=classes) if len(classes) == made.num_outputs and not made.classes else made
+
+
+def read_parquet_text(path: Path, column: str, seq_len: int, eval_fraction: float) -> Sources:
+    """Return a column of text as one long run of bytes, a line between rows.
+
+    Without a part to evaluate on, the end of the text is held out. Raises ValueError where the column is no text.
+    """
+    found = find_parquet_files(path, column, None)
+    runs = {}
+    for split, files in found.groups.items():
+        rows = read_text(_read_tables(path, files, [column]), column)
+        runs[split] = np.frombuffer("".join(f"{row}\n" for row in rows).encode(), np.uint8)
+    drawn = None if "eval" in runs else eval_fraction
+    if drawn is not None:
+        cut = int(len(runs["train"]) * (1.0 - drawn))
+        runs |= {"train": runs["train"][:cut], "eval": runs["train"][cut:]}
+    files_read = found.identify(path)
+    fingerprint = hash_files(files_read, column, drawn, *found.selected)
+    made = make_byte_sources([runs["train"]], [runs["eval"]], seq_len, fingerprint, files_read)
+    held_out = {"test": TokenWindows(runs["test"], seq_len)} if "test" in runs else {}
+    return replace(made, summary="; ".join(filter(None, [made.summary, found.said])), held_out=held_out)
 
 
 def _read_tables(path: Path, files: Sequence[Path], columns: list[str]) -> Any:

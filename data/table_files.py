@@ -34,12 +34,16 @@ class TableFiles:
 
 
 def find_table_files(
-    path: Path, files: Sequence[Path], wanted: Sequence[str], label: str, read_names: Callable[[Path], Sequence[str]]
+    path: Path,
+    files: Sequence[Path],
+    wanted: Sequence[str],
+    label: str | None,
+    read_names: Callable[[Path], Sequence[str]],
 ) -> TableFiles:
     """Return files by part, once each is known to have the wanted columns and the label.
 
-    A test set without labels is left out. `read_names` returns the columns of a file. Raises ValueError where one lacks
-    a column, or the names of files may be those of parts or not.
+    A test set without labels is left out, unless none are wanted. `read_names` returns the columns of a file. Raises
+    ValueError where one lacks a column, or the names of files may be those of parts or not.
     """
     try:
         groups = group_by_split(files, path) if path.is_dir() else None
@@ -50,7 +54,8 @@ def find_table_files(
     left_out = ""
     for split, members in list(groups.items()):
         columns = {file: read_names(file) for file in members}
-        lacking = [(name, file) for file, names in columns.items() for name in (*wanted, label) if name not in names]
+        every = [*wanted, *([] if label is None else [label])]
+        lacking = [(name, file) for file, names in columns.items() for name in every if name not in names]
         # Competitions keep the labels of their test set to themselves.
         if split == "test" and {name for name, _ in lacking} == {label}:
             del groups[split]

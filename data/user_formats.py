@@ -205,19 +205,31 @@ class Parquet(TableOptions):
     Files that are called `train-…`, `validation-…` and `test-…` are these parts; else a fixed part is held out.
 
     Attributes:
-        inputs: a column of lists, or of encoded images; or several columns of numbers.
+        gives: `images` (height × width × channels), `features` (a vector), `ids` (whole numbers, for an embedding), or
+            `tokens`: the column `inputs` is text, which is read byte by byte.
+        inputs: a column of lists, or of encoded images, or of text; or several columns of numbers.
         label: the column of labels: numbers, or names of classes.
         columns: both at once, as in `{inputs: [a, b], label: y}`.
         size: side in pixels that encoded images are scaled and cut to.
         channels: of encoded images; 1 makes them grey.
+        seq_len: tokens in an example, where it is text; null: 128.
     """
 
     kind: Literal["parquet"] = "parquet"
     inputs: str | tuple[str, ...] = "inputs"
     label: str = "label"
+    gives: Literal["images", "features", "ids", "tokens"] = "images"  # type: ignore[assignment]
     columns: ColumnNames | None = None
     size: Count = 32
     channels: Literal[1, 3] = 3
+    seq_len: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gives == "tokens" and not isinstance(self.names[0], str):
+            raise ValueError("inputs: text is one column; name it alone, as in data.inputs=text")
+        if self.gives != "tokens" and self.seq_len is not None:
+            raise ValueError(f"seq_len is of text, but gives={self.gives}; leave it out, or say data.gives=tokens")
 
     @property
     def names(self) -> tuple[str | tuple[str, ...], str]:
@@ -229,13 +241,18 @@ class Parquet(TableOptions):
         """Raise ValueError where the data cannot be what it should be."""
         from data.parquet import find_parquet_files
 
-        find_parquet_files(check_path_exists(self.path), *self.names)
+        inputs, label = self.names
+        find_parquet_files(check_path_exists(self.path), inputs, None if self.gives == "tokens" else label)
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
-        from data.parquet import read_parquet
+        from data.parquet import read_parquet, read_parquet_text
         from data.tables import InputFormat, TableFormat
 
+        if self.gives == "tokens":
+            (column, _), seq_len = self.names, self.seq_len or 128
+            assert isinstance(column, str)
+            return read_parquet_text(Path(self.path).expanduser(), column, seq_len, self.eval_fraction)
         pixels = InputFormat(self.gives, self.size, self.channels)
         form = TableFormat(self.gives, self.num_classes, self.labels)
         return read_parquet(Path(self.path).expanduser(), *self.names, pixels, form, self.eval_fraction)

@@ -68,6 +68,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "data.eval_path": None,
     "data.columns": {},
     "data.labels": None,
+    "data.seq_len": None,
     "data.vocab_size": None,
     "data.delimiter": None,
     "train.epochs": None,

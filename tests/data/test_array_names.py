@@ -69,6 +69,7 @@ def test_names_that_are_given_come_first() -> None:
         (("images", "data", "label"), None, "has data and images, which may both be inputs of train"),
         (("inputs", "label", "eval_inputs"), None, "has no array eval_label; it has: eval_inputs, inputs, label"),
         (KERAS, ArrayNames(inputs="x_trian", label="y_train"), "has no array x_trian; did you mean x_train?"),
+        (KERAS, ArrayNames(inputs="x_train"), "has no array label; it has: x_train, y_train, x_test, y_test"),
         (KERAS, ArrayNames(inputs="x_train", label="digit"), "has no array digit; it has: x_train, y_train, x_test"),
         (tuple(f"block{n}" for n in range(500)), None, "and 480 more"),
     ],

@@ -48,7 +48,7 @@ def test_labels_say_what_is_usual(label: np.ndarray, objective: str) -> None:
 
 def test_floats_that_may_be_classes_are_asked_about() -> None:
     with pytest.raises(
-        ValueError, match=r"holds whole numbers \(0 to 4\).*data\.labels=classes\), or say objective=reg"
+        ValueError, match=r"holds whole numbers \(0 to 4\).*data\.labels=classes of a table\), or say objective"
     ):
         find_usual_objective(labelled(np.arange(5.0)))
     with pytest.raises(ValueError, match=r"one-hot; argmax\(1\) gives the classes"):
@@ -93,7 +93,7 @@ def test_what_fits_passes(objective: str, column: np.ndarray) -> None:
         (
             "classify",
             np.arange(4) - 1,
-            "a label is -1; expected 0 or more, and less than num_classes=4 (1 of 4 are not)",
+            "a label is -1; expected 0 or more (1 of 4 are not)",
         ),
         ("classify", np.arange(6), "a label is 5; expected 0 or more, and less than num_classes=4 (2 of 6 are not)"),
         ("classify", np.full(3, IGNORED_LABEL), "every label is -100"),

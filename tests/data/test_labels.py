@@ -97,8 +97,8 @@ def test_what_is_meant_can_be_said() -> None:
 @pytest.mark.parametrize(
     ("labels", "num_classes", "part"),
     [
-        (np.arange(9) - 1, None, "a label is -1; expected 0 or more, and less than the number of classes (1 of 9 are"),
-        (np.array([0, -5, -5, -1]), 3, "a label is -5; expected 0 or more, and less than num_classes=3 (3 of 4 are"),
+        (np.arange(9) - 1, None, "a label is -1; expected 0 or more (1 of 9 are not); number"),
+        (np.array([0, -5, -5, -1]), 3, "a label is -5; expected 0 or more (3 of 4 are not)"),
         (np.arange(9), 3, "a label is 8; expected 0 or more, and less than num_classes=3 (6 of 9 are not)"),
         (np.full(4, IGNORED_LABEL), None, "every label is -100, which is left out"),
         (np.eye(3, dtype=int), None, "label is int64 of shape (3, 3); argmax(1) gives the classes"),

@@ -189,3 +189,27 @@ def test_a_test_set_without_labels_is_left_out(tmp_path: Path) -> None:
     sources = read(Parquet(path=str(tmp_path), inputs=("a", "b"), label="y", gives="features"))
     assert (len(sources.train), len(sources.eval), dict(sources.held_out)) == (27, 3, {})
     assert "the test set is left out, for it has no column y" in sources.summary
+
+
+def test_text_is_read_byte_by_byte(tmp_path: Path) -> None:
+    lines = [f"line {n}" for n in range(40)]
+    pd.DataFrame({"text": lines, "n": range(40)}).to_parquet(tmp_path / "train-0.parquet")
+    whole = read(Parquet(path=str(tmp_path), inputs="text", gives="tokens", seq_len=8, eval_fraction=0.25))
+    assert (whole.inputs, whole.num_outputs) == ((8,), 256)
+    assert whole.decode is not None
+    assert whole.decode(whole.train.take(np.array([0]))["tokens"][0]) == "line 0\nli"
+    # Of 310 bytes, 232 are to train on; each window shares a byte with the next.
+    assert (len(whole.train), len(whole.eval)) == (28, 9)
+    for name, text in (("validation", "other"), ("test", "last one")):
+        pd.DataFrame({"text": [text] * 9, "n": range(9)}).to_parquet(tmp_path / f"{name}-0.parquet")
+    parts = read(Parquet(path=str(tmp_path), inputs="text", gives="tokens", seq_len=4))
+    assert parts.decode is not None
+    sources = (parts.train, parts.eval, parts.held_out["test"])
+    assert [parts.decode(source.take(np.array([0]))["tokens"][0]) for source in sources] == ["line ", "other", "last "]
+    assert "files by name: train 1, eval 1, test 1" in parts.summary
+    with pytest.raises(ValueError, match="column n is int64, which is no text"):
+        read(Parquet(path=str(tmp_path), inputs="n", gives="tokens"))
+    with pytest.raises(ValueError, match="inputs: text is one column"):
+        Parquet(path=str(tmp_path), inputs=("text", "n"), gives="tokens")
+    with pytest.raises(ValueError, match="seq_len is of text, but gives=features"):
+        Parquet(path=str(tmp_path), inputs="n", gives="features", seq_len=8)
