@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.data_errors import UndecodableError, UnreadableError
 from data.fingerprint import hash_files, identify_bytes, identify_file
 from data.images import EncodedImages
-from data.sources import Source, Sources, count_classes, split_source
+from data.labels import Labels, prepare_labels
+from data.option_fields import explain_missing_name
+from data.sources import Source, Sources, split_source
+from data.splits import find_split
 from data.tables import DIMENSIONS, InputFormat, make_labelled_sources, prepare_inputs
-from data.text_files import make_byte_sources
+from data.text_files import TokenWindows, make_byte_sources
+
+# The name of a split, and no expression such as `train[:1000]` or `train+test`.
+SPLIT_NAME = re.compile(r"[\w.-]+")
+# As `eval_split`: a part of what is trained on is held out, whatever splits the dataset has.
+HELD_OUT_PART = "none"
 
 
 @dataclass(frozen=True)
 class HubDataset:
     """Which dataset is read, and which splits of it: one to train on, and perhaps one to evaluate on.
 
-    `path` is a name on the hub or a folder; `subset` and `revision` are of a dataset on the hub.
+    `path` is a name on the hub or a folder; `subset` and `revision` are of a dataset on the hub. Without `eval_split`
+    the dataset's own split for that is taken, where it has one.
     """
 
     path: str
@@ -31,32 +42,49 @@ class HubDataset:
     split: str
     eval_split: str | None
 
-    @property
-    def splits(self) -> list[str]:
-        """Return the names of the splits that are read, the one to train on first."""
-        return [self.split, *([self.eval_split] if self.eval_split else [])]
-
-    def load_splits(self, columns: list[str]) -> list[Any]:
-        """Return the `datasets.Dataset` of each split.
+    def load_splits(self, columns: list[str]) -> HubSplits:
+        """Return the splits that are read.
 
         Raises ValueError where one cannot be had, or lacks one of the columns (`inputs` first, then perhaps `label`).
         """
-        loaded = [self._load(split) for split in self.splits]
-        for dataset, split in zip(loaded, self.splits, strict=True):
-            if missing := [name for name in columns if name not in dataset.column_names]:
+        own = self._load_all() if SPLIT_NAME.fullmatch(self.split) else {}
+        eval_split = self.eval_split
+        if eval_split is None:
+            found = [name for name in own if name != self.split and find_split(name) == "eval"]
+            # Of several, as MNLI has, none is the one.
+            eval_split = found[0] if len(found) == 1 and self.split in own else None
+        names = [self.split, *([eval_split] if eval_split not in (None, HELD_OUT_PART) else [])]
+        chosen = {name: self._choose(own, name) for name in names}
+        for name, dataset in chosen.items():
+            if missing := [column for column in columns if column not in dataset.column_names]:
                 key = "inputs" if missing[0] == columns[0] else "label"
-                raise ValueError(
-                    f"data.{key}={missing[0]} is no column of {split}; it has: {', '.join(dataset.column_names)}"
-                )
-        return loaded
+                known = explain_missing_name(missing[0], dataset.column_names)
+                raise ValueError(f"{key}={missing[0]} is no column of {name}{known}")
+        tests = {
+            name: dataset
+            for name, dataset in own.items()
+            if name not in names and find_split(name) == "test" and not set(columns) - set(dataset.column_names)
+        }
+        rest = [name for name in own if name not in (*names, *tests)]
+        return HubSplits(self.path, chosen, tests, rest)
 
-    def _load(self, split: str) -> Any:
-        try:
-            import datasets
-        except ImportError:
-            raise ValueError('needs a package: pip install -e ".[hub]"') from None
-        # It tells of each try, twice; the error says enough.
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    def _choose(self, own: dict[str, Any], split: str) -> Any:
+        """Return one split, perhaps a part of it (`train[:1000]`). Raises ValueError where there is none."""
+        if split in own:
+            return own[split]
+        if own and SPLIT_NAME.fullmatch(split):
+            raise ValueError(f"{self.path} has no split {split}; it has: {', '.join(own)}")
+        return self._load(split)
+
+    def _load_all(self) -> dict[str, Any]:
+        """Return every split by its name; a dataset that has no splits counts as the one to train on."""
+        datasets = import_datasets()
+        whole = self._load(None)
+        return {self.split: whole} if isinstance(whole, datasets.Dataset) else dict(whole)
+
+    def _load(self, split: str | None) -> Any:
+        """Return a split, or all of them. Raises ValueError where it cannot be had."""
+        datasets = import_datasets()
         path = Path(self.path).expanduser()
         try:
             if not path.is_dir():
@@ -64,19 +92,51 @@ class HubDataset:
             whole = datasets.load_from_disk(str(path))
         # What fails here is the network, the name, or the split: the package says which.
         except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"{self.path} cannot be loaded: {str(error).splitlines()[0]}") from None
-        if isinstance(whole, datasets.Dataset):
-            return whole
-        if split not in whole:
-            raise ValueError(f"{self.path} has no split {split}; it has: {', '.join(whole)}")
-        return whole[split]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{self.path} cannot be loaded: {reason}") from None
+        if split is not None:
+            raise ValueError(f"split={split}: of a folder a split is read as a whole; name one of: {', '.join(whole)}")
+        return whole
 
-    def identify(self, loaded: list[Any]) -> dict[str, str]:
-        """Return "SIZE HASH" of each loaded split by a name for a person."""
-        return {
-            f"{self.path}, {split}": _identify_split(dataset)
-            for dataset, split in zip(loaded, self.splits, strict=True)
-        }
+
+@dataclass(frozen=True)
+class HubSplits:
+    """What was loaded of a dataset: the split to train on first, then perhaps one to evaluate on.
+
+    `tests` are those to test on, which nobody asked for; `rest` are the names of others, which are not read.
+    """
+
+    path: str
+    chosen: dict[str, Any]
+    tests: dict[str, Any]
+    rest: list[str]
+
+    def identify(self) -> dict[str, str]:
+        """Return "SIZE HASH" of each chosen split by a name for a person."""
+        return {f"{self.path}, {name}": _identify_split(dataset) for name, dataset in self.chosen.items()}
+
+    def describe(self, held_out: Iterable[str], left_out: Iterable[str]) -> str:
+        """Return which splits are read as what, where the dataset has more than one."""
+        if len(self.chosen) + len(self.tests) + len(self.rest) == 1:
+            return ""
+        train, *evaluated = self.chosen
+        said = [f"trains on its split {train}"]
+        said += [f"evaluates on {name}" for name in evaluated]
+        said += [f"{name} is never trained on" for name in held_out]
+        if unread := [*left_out, *self.rest]:
+            said.append(f"not read: {', '.join(unread)}")
+        return "; " + ", ".join(said)
+
+
+def import_datasets() -> Any:
+    """Return the package. Raises ValueError where it is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError('needs a package: pip install -e ".[hub]"') from None
+    # It tells of each try, twice; the error says enough.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return datasets
 
 
 def read_hub_examples(
@@ -86,19 +146,56 @@ def read_hub_examples(
 
     `inputs` and `label` are columns. Raises ValueError where they cannot be had, or are not what `form` says.
     """
-    loaded = chosen.load_splits([inputs, label])
-    files = chosen.identify(loaded)
-    both = []
-    for dataset, split in zip(loaded, chosen.splits, strict=True):
-        labels = np.asarray(dataset.with_format("numpy")[:][label] if len(dataset) else np.zeros(0, np.int64))
-        both.append((_make_source(dataset, f"{chosen.path}, {split}", inputs, labels, form), labels))
-    number = count_classes(np.concatenate([labels for _, labels in both]), num_classes)
-    first = both[0][0]
-    sides = (first, both[1][0]) if len(both) == 2 else split_source(first, eval_fraction)
-    shape = first.take(np.array([0]))["inputs"].shape[1:]
+    splits = chosen.load_splits([inputs, label])
+    raw = [_read_column(dataset, label) for dataset in splits.chosen.values()]
+    labels = prepare_labels(raw, num_classes)
+    made = [
+        _make_source(dataset, f"{splits.path}, {name}", inputs, own, form)
+        for (name, dataset), own in zip(splits.chosen.items(), labels.sides, strict=True)
+    ]
+    sides = (made[0], made[1]) if len(made) == 2 else split_source(made[0], eval_fraction)
+    shape = made[0].take(np.array([0]))["inputs"].shape[1:] if len(made[0]) else (0,)
     if len(shape) + 1 not in DIMENSIONS[form.gives]:
         raise ValueError(f"an example is {shape}, which is no {form.gives}; set data.gives")
-    return make_labelled_sources(sides, shape, number, files, (chosen.splits, eval_fraction), waits=True)
+    selected = (list(splits.chosen), eval_fraction)
+    sources = make_labelled_sources(sides, shape, labels, splits.identify(), selected, waits=True)
+    held_out = {}
+    for name, dataset in splits.tests.items():
+        own = _number_test_labels(raw, _read_column(dataset, label), labels)
+        if own is not None:
+            held_out[name] = _make_source(dataset, f"{splits.path}, {name}", inputs, own, form)
+    left_out = [f"{name} (without labels, or with others)" for name in splits.tests if name not in held_out]
+    names = _find_class_names(next(iter(splits.chosen.values())), label)
+    return replace(
+        sources,
+        held_out=held_out,
+        classes=names if len(names) == sources.num_outputs else sources.classes,
+        summary=sources.summary + splits.describe(held_out, left_out),
+    )
+
+
+def _read_column(dataset: Any, column: str) -> np.ndarray:
+    """Return one column as an array. The others are not looked at: one may hold images, which would be decoded."""
+    alone = dataset.select_columns([column]).with_format("numpy")
+    return np.asarray(alone[:][column] if len(dataset) else np.zeros(0, np.int64))
+
+
+def _number_test_labels(raw: list[np.ndarray], test: np.ndarray, labels: Labels) -> np.ndarray | None:
+    """Return the labels of a test set as those trained on are numbered; None where it has none, or other classes.
+
+    Makers of a data set may keep the labels of its test set back: all are -1 then.
+    """
+    try:
+        together = prepare_labels([*raw, test])
+    except ValueError:
+        return None
+    same = together.classes == labels.classes and together.num_outputs <= labels.num_outputs
+    return together.sides[-1] if same and len(test) else None
+
+
+def _find_class_names(dataset: Any, label: str) -> tuple[str, ...]:
+    """Return the names of the classes, where the dataset knows them."""
+    return tuple(getattr(dataset.features[label], "names", None) or ())
 
 
 def read_hub_text(chosen: HubDataset, column: str, seq_len: int, eval_fraction: float) -> Sources:
@@ -107,19 +204,23 @@ def read_hub_text(chosen: HubDataset, column: str, seq_len: int, eval_fraction: 
     The split for evaluation is held out, or the end of the text where there is none. Raises ValueError where they
     cannot be had.
     """
-    loaded = chosen.load_splits([column])
-    files = chosen.identify(loaded)
-    runs = []
-    for dataset in loaded:
-        out = io.BytesIO()
-        for text in dataset[column]:
-            out.write(str(text).encode())
-            out.write(b"\n")
-        runs.append(np.frombuffer(out.getvalue(), np.uint8))
+    splits = chosen.load_splits([column])
+    files = splits.identify()
+    runs = [_join_rows(dataset, column) for dataset in splits.chosen.values()]
     if len(runs) == 1:
         cut = int(len(runs[0]) * (1.0 - eval_fraction))
         runs = [runs[0][:cut], runs[0][cut:]]
-    return make_byte_sources([runs[0]], [runs[1]], seq_len, hash_files(files, column, eval_fraction), files)
+    sources = make_byte_sources([runs[0]], [runs[1]], seq_len, hash_files(files, column, eval_fraction), files)
+    held_out = {name: TokenWindows(_join_rows(dataset, column), seq_len) for name, dataset in splits.tests.items()}
+    return replace(sources, held_out=held_out, summary=sources.summary + splits.describe(held_out, []))
+
+
+def _join_rows(dataset: Any, column: str) -> np.ndarray:
+    out = io.BytesIO()
+    for text in dataset.select_columns([column])[column]:
+        out.write(str(text).encode())
+        out.write(b"\n")
+    return np.frombuffer(out.getvalue(), np.uint8)
 
 
 def _identify_split(dataset: Any) -> str:
@@ -154,19 +255,27 @@ def _make_source(dataset: Any, name: str, inputs: str, labels: np.ndarray, form:
     """Return the rows of a split as a source of images or of numbers."""
     import datasets
 
-    # Labels of another type are refused by `count_classes`, which has to see them as they are.
-    kept = labels.astype(np.int32) if labels.dtype.kind in "ui" else labels
     if isinstance(dataset.features[inputs], datasets.Image):
         rows = [f"{name}, row {row}" for row in range(len(dataset))]
-        undecoded = dataset.cast_column(inputs, datasets.Image(decode=False))
-        return EncodedImages(rows, kept, _read_encoded_from(undecoded, inputs), form.size, form.channels)
-    return NumberRows(dataset.with_format("numpy", columns=[inputs]), inputs, kept, form.gives)
+        # The other columns are left out: one may hold images too, which would be decoded with each row.
+        undecoded = dataset.select_columns([inputs]).cast_column(inputs, datasets.Image(decode=False))
+        return EncodedImages(rows, labels, _read_encoded_from(undecoded, inputs), form.size, form.channels)
+    return NumberRows(dataset.with_format("numpy", columns=[inputs]), inputs, labels, form.gives)
 
 
 def _read_encoded_from(dataset: Any, column: str) -> Callable[[int], bytes]:
     def read(row: int) -> bytes:
         value = dataset[row][column]
+        if value is None:
+            raise UndecodableError(f"row {row} has no image")
         # An image is in the dataset itself, or in a file that it names.
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        return value["bytes"] if value["bytes"] is not None else _read_file(value["path"])
 
     return read
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableError(f"{path}: {error.strerror}; bring it back") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -212,6 +212,8 @@ class Parquet(TableOptions):
         columns: both at once, as in `{inputs: [a, b], label: y}`.
         size: side in pixels that encoded images are scaled and cut to.
         channels: of encoded images; 1 makes them grey.
+        on_bad: what is done about an image that cannot be decoded: the run ends and says which it is (`raise`), or
+            another one takes its place, now and after a restart (`skip`).
         seq_len: tokens in an example, where it is text; null: 128.
     """
 
@@ -222,6 +224,7 @@ class Parquet(TableOptions):
     columns: ColumnNames | None = None
     size: Count = 32
     channels: Literal[1, 3] = 3
+    on_bad: Literal["raise", "skip"] = "raise"
     seq_len: Count | None = None
 
     def __post_init__(self) -> None:
@@ -253,7 +256,7 @@ class Parquet(TableOptions):
             (column, _), seq_len = self.names, self.seq_len or 128
             assert isinstance(column, str)
             return read_parquet_text(Path(self.path).expanduser(), column, seq_len, self.eval_fraction)
-        pixels = InputFormat(self.gives, self.size, self.channels)
+        pixels = InputFormat(self.gives, self.size, self.channels, self.on_bad)
         form = TableFormat(self.gives, self.num_classes, self.labels)
         return read_parquet(Path(self.path).expanduser(), *self.names, pixels, form, self.eval_fraction)
 
@@ -356,11 +359,14 @@ class Hub(LabelledFileOptions):
         subset: of the dataset, where it has several.
         revision: a commit or a tag of it; null: the newest.
         split: what to train on.
-        eval_split: what to evaluate on; null: a part of `split` is held out.
+        eval_split: what to evaluate on; null: the dataset's own split for that, or else a part of `split`; none: a part
+            of `split` whatever there is. A split to test on is never trained on.
         inputs: the column of inputs.
         label: the column of labels.
         size: side in pixels that images are scaled and cut to.
         channels: of images; 1 makes them grey.
+        on_bad: what is done about an image that cannot be decoded: the run ends and says which it is (`raise`), or
+            another one takes its place, now and after a restart (`skip`).
         seq_len: tokens in an example, where it is text.
         prefetch: so many batches are made ahead.
     """
@@ -375,6 +381,7 @@ class Hub(LabelledFileOptions):
     label: str = "label"
     size: Count = 32
     channels: Literal[1, 3] = 3
+    on_bad: Literal["raise", "skip"] = "raise"
     seq_len: Count = 128
     prefetch: Number = 4
 
@@ -389,6 +396,7 @@ class Hub(LabelledFileOptions):
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
+        from data.bad_examples import skip_bad_examples
         from data.hub import HubDataset, read_hub_examples, read_hub_text
         from data.tables import InputFormat
 
@@ -396,4 +404,9 @@ class Hub(LabelledFileOptions):
         if self.gives == "tokens":
             return read_hub_text(chosen, self.inputs, self.seq_len, self.eval_fraction)
         form = InputFormat(self.gives, self.size, self.channels)
-        return read_hub_examples(chosen, self.inputs, self.label, form, self.eval_fraction, self.num_classes)
+        made = read_hub_examples(chosen, self.inputs, self.label, form, self.eval_fraction, self.num_classes)
+        return skip_bad_examples(made, self.on_bad)
+
+    def as_before(self) -> Hub:
+        """Return the option that gives what this one did when no split for evaluation was looked for."""
+        return self if self.eval_split is not None else replace(self, eval_split="none")

@@ -42,7 +42,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         _step_back(context)
     try:
         cache = enable_compile_cache(config.compile_cache, console.say)
-        built = build(config, read_moved_data(config, run_dir))
+        built = build(config, read_moved_data(config, run_dir) or dataset.read_as_before(config.data, run_dir))
         for line in dataset.record_or_compare(run_dir, built.sources):
             console.say(line)
         broken_data.watch_skipped(run_dir, built.sources, console.say)

@@ -47,7 +47,7 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     enable_compile_cache(config.compile_cache, say)
     # steps=0 asked for this evaluation; a schedule over no steps cannot be built.
     config = replace(config, train=replace(config.train, steps=1))
-    built = build(config, read_moved_data(config, run))
+    built = build(config, read_moved_data(config, run) or dataset.read_as_before(config.data, run))
     dataset.refuse_other_data(run, built.sources)
     broken_data.recall_skipped(run, built.sources)
     say(describe_run(built, config))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data import Data
+from data import Data, Hub
 from data.bad_examples import SkippedExample, SkippingSource
 from data.data_errors import UnreadableError
 from data.fingerprint import fold_into_folders
@@ -81,6 +81,20 @@ def read_sources(option: Data) -> Sources:
     return sources
 
 
+def read_as_before(option: Data, run: RunDir) -> Sources | None:
+    """Return the data of a run as it was read when it began, where the same option gives more today; None elsewhere.
+
+    Raises ConfigError where it cannot be read.
+    """
+    if not isinstance(option, Hub) or option.as_before() == option or (record := read_data_record(run)) is None:
+        return None
+    sources = read_sources(option)
+    if sources.fingerprint == record["fingerprint"]:
+        return sources
+    older = read_sources(option.as_before())
+    return older if older.fingerprint == record["fingerprint"] else sources
+
+
 def _name_file(error: OSError) -> str:
     where = f"{mask_unprintable(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
     return f"{where}{error.strerror or error}"
@@ -103,6 +117,8 @@ def make_stream(option: Data, sources: Sources, seed: int) -> TrainingStream:
 def _read_again(option: Data, fingerprint: str, skipped: Mapping[int, SkippedExample]) -> Source:
     """Read the training data once more, in a process that makes batches. Raises UnreadableError where it changed."""
     sources = option.sources()
+    if sources.fingerprint != fingerprint and isinstance(option, Hub):
+        sources = option.as_before().sources()
     if sources.fingerprint != fingerprint:
         raise UnreadableError(
             f"data={option.kind}: changed since training began ({sources.summary} now); bring it back"
