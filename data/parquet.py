@@ -20,6 +20,7 @@ from data.arrow_columns import (
     read_text,
     require_pyarrow,
 )
+from data.bad_examples import skip_bad_examples
 from data.fingerprint import hash_files
 from data.images import EncodedImages
 from data.labels import prepare_labels
@@ -143,11 +144,12 @@ def _make_image_sources(
         rows = [f"{where} row {row}" for row in range(len(encoded))]
         sources[split] = EncodedImages(rows, own, encoded.__getitem__, pixels.size, pixels.channels)
         # A look at the first one: what is no image at all is told before training begins.
-        if len(encoded):
+        if len(encoded) and pixels.on_bad == "raise":
             sources[split].take(np.array([0]))
     shape = (pixels.size, pixels.size, pixels.channels)
     told = "; ".join(filter(None, [parts.said, said]))
-    return make_split_sources(sources, shape, labels, replace(parts, said=told), eval_fraction, waits=True)
+    made = make_split_sources(sources, shape, labels, replace(parts, said=told), eval_fraction, waits=True)
+    return skip_bad_examples(made, pixels.on_bad)
 
 
 def _find_images(tables: Mapping[Split, Any], name: str) -> dict[Split, list[bytes]] | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.array_names import ChosenArrays, choose_arrays
+from data.bad_examples import OnBad
 from data.fingerprint import hash_files, identify_file
 from data.labels import Labels, ReadAs, prepare_labels
 from data.option_fields import ArrayNames
@@ -33,11 +34,15 @@ Columns = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class InputFormat:
-    """As what a column of inputs is read: `gives`, and the size in pixels and the channels of an encoded image."""
+    """As what a column of inputs is read: `gives`, and the size in pixels and the channels of an encoded image.
+
+    `on_bad` says what is done about an image that cannot be decoded.
+    """
 
     gives: Literal["images", "features", "ids"]
     size: int
     channels: int
+    on_bad: OnBad = "raise"
 
 
 @dataclass(frozen=True)

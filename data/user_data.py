@@ -12,6 +12,7 @@ import numpy as np
 
 from data.data_errors import InvalidUserData, UnreadableError
 from data.fingerprint import identify_bytes
+from data.label_checks import CheckedLabels
 from data.labels import is_text, prepare_labels
 from data.sources import IGNORED_LABEL, NUM_BYTES, Source, Sources, Table, split_table
 from data.tables import describe_values
@@ -224,6 +225,23 @@ class CheckedExamples:
                     f'{self.name}.take: "{name}" has {len(column)} rows for {len(indices)} indices; expected one each'
                 )
         return batch
+
+
+def watch_user_labels(sources: Sources, objective: str) -> Sources:
+    """Return sources that look at the labels, or tokens, of each batch of a user's own source.
+
+    With an objective of the user's own, only he knows what they mean: nothing is looked at.
+    """
+    if objective not in ("classify", "next_token"):
+        return sources
+
+    def watch(source: Source) -> Source:
+        if not isinstance(source, CheckedExamples):
+            return source
+        return CheckedLabels(source, sources.num_outputs, sources.may_ignore, f"{source.name}: example")
+
+    held_out = {name: watch(source) for name, source in sources.held_out.items()}
+    return replace(sources, train=watch(sources.train), eval=watch(sources.eval), held_out=held_out)
 
 
 def _check_sources(target: str, made: Sources) -> Sources:

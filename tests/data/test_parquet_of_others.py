@@ -87,6 +87,17 @@ def test_files_that_are_no_parts_are_one_set_as_ever(tmp_path: Path) -> None:
         read(Parquet(path=str(tmp_path), inputs="image"))
 
 
+def test_a_torn_image_may_be_passed_over(tmp_path: Path) -> None:
+    rows = [{"bytes": encode_image(n)[: 40 if n in (0, 5) else None], "path": None} for n in range(9)]
+    pq.write_table(pa.table({"image": rows, "label": np.arange(9) % 3}), tmp_path / "t.parquet")
+    option = Parquet(path=str(tmp_path / "t.parquet"), inputs="image", size=8, eval_fraction=0.2)
+    with pytest.raises(ValueError, match=r"t\.parquet, row 0: .*data\.on_bad=skip"):
+        read(option)
+    sources = read(replace(option, on_bad="skip"))
+    assert (len(sources.train), len(sources.eval)) == (7, 2)
+    assert shades(sources.train) | shades(sources.eval) == {1, 2, 3, 4, 6, 7, 8}
+
+
 def frame(**columns: Any) -> pd.DataFrame:
     size = 30
     species = [NAMES[n % 3] for n in range(size)]

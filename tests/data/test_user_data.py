@@ -15,7 +15,7 @@ import pytest
 
 from data.data_errors import InvalidUserData, UnreadableError
 from data.sources import IGNORED_LABEL, Sources, Table
-from data.user_data import read_user_data
+from data.user_data import read_user_data, watch_user_labels
 
 Give = Callable[[Any], Sources]
 ROWS = np.arange(20.0).reshape(10, 2)
@@ -226,3 +226,18 @@ def test_sources_that_are_none_are_said_in_a_line(source: Any, fields: dict[str,
         give(sources_of(source, **fields))
     assert part in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_labels_of_their_own_sources_are_watched_where_the_objective_is_ours(give: Give) -> None:
+    late = Theirs(lambda indices: {"inputs": ROWS[indices], "label": np.where(indices == 7, -1, indices % 3)})
+    made = give(sources_of(late, num_outputs=3, held_out={"test": late}))
+    watched = watch_user_labels(made, "classify")
+    assert watched.train.take(np.array([1, 5]))["label"].tolist() == [1, 2]
+    for name, source in (("train", watched.train), ("test", watched.held_out["test"])):
+        with pytest.raises(
+            UnreadableError, match=f"their_data:make: {name}: example 7 has the label -1; expected 0 or"
+        ):
+            source.take(np.array([6, 7]))
+    assert watch_user_labels(made, "external") is made
+    # What is in memory was looked at as a whole.
+    assert watched.eval is made.eval
