@@ -26,6 +26,27 @@ _EXPECTED = {
     "less_than_equal": "at most {le:g}",
     "less_than": "less than {lt:g}",
 }
+# Keys of other programs' configurations, and what says the same here.
+_FOREIGN_KEYS = {
+    "optimized_metric": "say score.metric=eval/accuracy score.mode=max",
+    "task_name": "say name=NAME",
+    "experiment_name": "say name=NAME",
+    "ckpt_path": "the same command goes on by itself; init_from=RUN begins with the weights of another run",
+    "resume_from_checkpoint": "the same command goes on by itself; dir=RUN goes on with a run that you name",
+    "output_dir": "say root=FOLDER",
+    "trainer": "its keys are train.*, mesh.*, optim.* and ckpt.* here",
+    "callbacks": "what they do is said by ckpt.*, retention.*, stop.* and log.* here",
+    "logger": "say log=wandb, or log.*",
+    "tags": "leave it out",
+    "datamodule": "say data=KIND data.*",
+    "optimizer": "say optim=KIND optim.*",
+    "scheduler": "say schedule=KIND schedule.*",
+    "lr": "say optim.lr",
+    "batch_size": "say data.batch_size",
+    "epochs": "say train.epochs",
+    "max_epochs": "say train.epochs",
+    "max_steps": "say train.steps",
+}
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 _MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
 _WRONG_CHOICE = ("union_tag_invalid", "literal_error")
@@ -68,6 +89,8 @@ def _explain_problem(problem: Mapping[str, Any], document: dict[str, Any], schem
     path, known = _locate(problem["loc"], document, schema)
     where, kind = ".".join(path), problem["type"]
     if kind in _UNKNOWN_KEY:
+        if len(path) == 1 and path[0] in _FOREIGN_KEYS:
+            return f"{where}: unknown key; {_FOREIGN_KEYS[path[0]]}"
         if near := suggest_word(path[-1], known):
             return f"{where}: unknown key{near}"
         return f"{where}: unknown key; {'.'.join(path[:-1]) or 'here'} has: {', '.join(known)}"

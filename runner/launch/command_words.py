@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from runner.config.trust import TRUST_FLAG
 from runner.errors import ConfigError
 from runner.launch.conf_folders import is_group, list_conf_folders
+from runner.launch.hydra_keys import refuse_typed_key
 from runner.text import format_override, shorten
 
 MULTIRUN = ("-m", "--multirun")
@@ -122,10 +123,7 @@ def _force(argument: str) -> str:
     if len(name) > MAX_KEY:
         raise ConfigError(f"{shorten(name, MAX_SHOWN)}: unknown key, of {len(name):,} characters")
     if re.match(r"hydra($|[/.@])", name) and not re.fullmatch(HYDRA_KEYS, name):
-        raise ConfigError(
-            f"{shorten(name, MAX_SHOWN)}: belongs to Hydra, which only composes here; hydra/launcher, hydra/sweeper, "
-            "hydra.searchpath and what is below the first two may be set"
-        )
+        raise refuse_typed_key(name)
     if key == "init_from":
         return f"++init_from.run={value}"
     if not equals or key[0] in "+~" or name.startswith("hydra") or "@" in key or is_group(key):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.config import user_code
@@ -41,6 +42,9 @@ from runner.screen import print_error
 if TYPE_CHECKING:
     from runner.launch.hydra_plugin import SweepJobs
 
+# Of these flags one says that it is a single run, whatever a file of choices says.
+SINGLE = {"--run", "-r"}
+SEARCH_IS_SWEEP = "hydra/sweeper=optuna: a search is many runs; add -m, or leave it out"
 # What the verbs that look at a configuration do with it: they neither log nor listen for a stop.
 LOOKING: tuple[Use, ...] = ("code", "data")
 
@@ -60,16 +64,10 @@ def compose(argv: Sequence[str], uses: Sequence[Use] = ALL_USES) -> RunRequest |
     words = spell_for_hydra(argv)
     if unused := describe_unused_conf():
         print_error(unused)
-    composed = _Composed()
-    if set(MULTIRUN) & set(argv):
-        # Imported for sweeps alone: it lets Hydra load its plugins, which takes a fifth of a second.
-        from runner.launch import hydra_plugin
-
-        hydra_plugin.register_plugins(composed.keep_sweep, composed.keep_search)
-    elif "hydra/sweeper=optuna" in argv:
-        raise ConfigError("hydra/sweeper=optuna: a search is many runs; add -m, or leave it out")
-    with in_plain_words(words):
-        drive_hydra(words, list_conf_folders()[-1], OwnConf, composed.keep_run)
+    composed = _drive(words, argv)
+    # `hydra.mode: MULTIRUN` in a file of choices is what -m is on the command line.
+    if composed.run is not None and _asks_for_sweep(composed.run[1].hydra) and not SINGLE & set(argv):
+        composed = _drive([MULTIRUN[0], *words], argv)
     if composed.run is not None:
         return _validate_run(composed.run, argv, uses)
     if composed.sweep is not None:
@@ -77,6 +75,26 @@ def compose(argv: Sequence[str], uses: Sequence[Use] = ALL_USES) -> RunRequest |
     if composed.search is not None:
         return SearchRequest(partial(_search, composed.search, argv))
     return None
+
+
+def _drive(words: Sequence[str], argv: Sequence[str]) -> _Composed:
+    """Return what Hydra composes of a command."""
+    composed = _Composed()
+    if set(MULTIRUN) & set(words):
+        # Imported for sweeps alone: it lets Hydra load its plugins, which takes a fifth of a second.
+        from runner.launch import hydra_plugin
+
+        hydra_plugin.register_plugins(composed.keep_sweep, composed.keep_search)
+    elif "hydra/sweeper=optuna" in argv:
+        raise ConfigError(SEARCH_IS_SWEEP)
+    with in_plain_words(words):
+        drive_hydra(words, list_conf_folders()[-1], OwnConf, composed.keep_run)
+    return composed
+
+
+def _asks_for_sweep(chosen: DictConfig) -> bool:
+    """Return whether a file of choices, and not the command line, makes several runs of a command."""
+    return bool(chosen.mode == RunMode.MULTIRUN)
 
 
 def compose_run(argv: Sequence[str]) -> RunRequest:
@@ -119,6 +137,8 @@ def _hydra_config(chosen: DictConfig) -> Iterator[None]:
 
 def _validate_run(composed: tuple[DictConfig, DictConfig], argv: Sequence[str], uses: Sequence[Use]) -> RunRequest:
     config, chosen = composed
+    if chosen.hydra.runtime.choices.get("hydra/sweeper") != "basic" and not SINGLE & set(argv):
+        raise ConfigError(SEARCH_IS_SWEEP)
     with _hydra_config(chosen):
         validated, overrides = _validate(config, argv, uses)
         words = (*drop_launcher(argv), *_stay_here(argv, chosen.hydra))
@@ -140,7 +160,8 @@ def _validate_sweep(sweep: SweepJobs, argv: Sequence[str]) -> SweepRequest:
                 config, overrides = _validate(_without_hydra(composed), argv, ALL_USES)
             except HoldfastError as error:
                 raise type(error)(f"{error} (in the run {' '.join(own)})" if own else str(error)) from None
-        runs.append(RunRequest(config, Command(overrides, process_start_time(), (*flags, *words, *trust))))
+        single = _stay_single(argv, composed.hydra)
+        runs.append(RunRequest(config, Command(overrides, process_start_time(), (*flags, *single, *words, *trust))))
     return SweepRequest(tuple(runs), launcher)
 
 
@@ -244,6 +265,13 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
     with open_dict(plain):
         del plain["hydra"]
     return plain
+
+
+def _stay_single(argv: Sequence[str], chosen: DictConfig) -> tuple[str, ...]:
+    """Return what keeps a run of a sweep a single one where a file of choices makes a sweep, or a search, of it."""
+    typed = any(word.lstrip("+~").startswith("hydra/sweeper=") for word in argv)
+    searches = chosen.runtime.choices.get("hydra/sweeper") != "basic" and not typed
+    return ("--run",) if _asks_for_sweep(chosen) or searches else ()
 
 
 def _stay_here(argv: Sequence[str], chosen: DictConfig) -> tuple[str, ...]:

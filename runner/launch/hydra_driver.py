@@ -7,6 +7,7 @@ choices is measured before Hydra reads it.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,11 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.config.read_yaml import check_yaml, read_bounded_text
 from runner.errors import ConfigError
+from runner.launch.hydra_keys import check_hydra_keys, refuse_passing_values
 from runner.text import display_path
 
 # The words of one command, together: Hydra's parser takes about a second for so many characters.
@@ -67,8 +69,19 @@ class ComposingHydra(Hydra):
         """Leave it to `-m` whether there are several runs: Hydra would compose everything to see what a file says."""
 
     def compose_config(self, *args: Any, **options: Any) -> DictConfig:
-        """Compose, and leave logging as it is: what a file says of it may name files to write."""
-        return super().compose_config(*args, **{**options, "with_log_configuration": False})
+        """Compose, and leave logging as it is: what a file says of it may name files to write.
+
+        Raises ConfigError where Hydra's own keys ask for what it does not do here, and for values of the moment.
+        """
+        options |= dict(zip(("config_name", "overrides", "run_mode"), args, strict=False))
+        # Not what a flag has added: `hydra.mode` says what a file wants.
+        options["overrides"] = [word for word in options["overrides"] if not word.startswith("hydra.mode=")]
+        config = super().compose_config(**{**options, "with_log_configuration": False})
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+        own = plain.pop("hydra")
+        check_hydra_keys(own, own["runtime"]["choices"])
+        refuse_passing_values(plain)
+        return config
 
     def run(
         self,
@@ -146,6 +159,8 @@ def _refuse_flags(message: str) -> NoReturn:
 def _composing_only() -> Iterator[None]:
     """Have Hydra be a ComposingHydra with a BoundedFileSource, which raises its errors instead of printing them."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # `--info` is printed by a logger, which would print a traceback where nobody reads it any more.
+    raises, logging.raiseExceptions = logging.raiseExceptions, False
     sources = SourcesRegistry.instance().types
     hydra_inside.Hydra, sources["file"] = ComposingHydra, BoundedFileSource  # type: ignore[misc]
     try:
@@ -153,5 +168,6 @@ def _composing_only() -> Iterator[None]:
     finally:
         # What is pickled for a worker has Hydra's own again: another class of that name is an error there.
         hydra_inside.Hydra, sources["file"] = Hydra, FileConfigSource  # type: ignore[misc]
+        logging.raiseExceptions = raises
         # Processes that we start are told nothing of it.
         os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -12,12 +12,19 @@ from pathlib import Path
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError
 from runner.launch.conf_folders import is_group, list_options
+from runner.launch.hydra_keys import SEARCH_WAYS_OUT
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import INSTALL_SUBMITIT, SUBMITIT_LAUNCHERS
@@ -100,7 +107,8 @@ def in_one_line(error: HydraException) -> str:
         return f"{override}: cannot be read as key=value ({problem}); quote special characters"
     text = str(error).strip() or str(error.__cause__)
     # Every plain override was handed to Hydra with `++` before it.
-    first = text.splitlines()[0].replace("'++", "'")
+    lines = text.splitlines()
+    first = lines[0].replace("'++", "'")
     if first.startswith("Ambiguous value for argument ") or re.match("Sweep parameters .* requires --multirun", first):
         override = first.removeprefix("Ambiguous value for argument ").removeprefix("Sweep parameters ")
         override = shorten(override.removesuffix(" requires --multirun").strip("'"), MAX_WORD)
@@ -112,7 +120,12 @@ def in_one_line(error: HydraException) -> str:
         return f"{first.split(chr(39))[1]}: nothing to take away; the configuration has no such key"
     if first.startswith("Could not override "):
         return _unknown_key(first.split("'")[1])
-    return first
+    if isinstance(error, InstantiationException):
+        # The reason stands below what was called, and the key below that.
+        key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "hydra")
+        return f"{key}: {' '.join(line for line in lines if not line.startswith('full_key: '))}"
+    # A line that ends like this is no reason yet.
+    return " ".join(lines).replace("'++", "'") if first.rstrip().endswith((":", ",", "\t")) else first
 
 
 def _find_wrong_choice(words: Sequence[str]) -> str | None:
@@ -155,7 +168,10 @@ def _unknown_key(key: str) -> str:
     if key == name:
         from runner.launch.study import OPTIONS
 
-        return f"{key}: unknown key{suggest_word(key.removeprefix('hydra.sweeper.'), list(OPTIONS))}"
+        option = key.removeprefix("hydra.sweeper.")
+        if option in SEARCH_WAYS_OUT:
+            return f"{key}: {SEARCH_WAYS_OUT[option]}"
+        return f"{key}: unknown key{suggest_word(option, list(OPTIONS))}"
     if word := next((word for word in sys.argv if word.startswith("hydra/launcher=submitit")), None):
         return f"{key}: unknown key; what there is: python run.py {word} --cfg hydra -p hydra.launcher"
     if name in there:

@@ -23,16 +23,16 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.errors import ConfigError
 from runner.launch.command_words import quote_target, spell_out
+from runner.launch.hydra_keys import BASIC_SWEEPER, OPTUNA_SWEEPER, refuse_passing_values
 from runner.launch.study import SearchOptions, Study
 from runner.launch.submitit_sweep import RunOnWorkers, WorkerTask
 
 PACKAGE = "hydra_plugins"
 NAMESPACE = f"{PACKAGE}.holdfast"
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Each of them is composed and checked before the first is started, which takes about a quarter of a second.
 MAX_RUNS = 10_000
 INSTALL_SEARCH = 'pip install -c constraints.txt -e ".[search]"'
@@ -102,6 +102,7 @@ class HoldfastLauncher(Launcher):
             words = [word for each in words for word in spell_out(each)]
             spelled.append(words)
             composed = self._context.config_loader.load_sweep_config(self._config, words)
+            refuse_passing_values({key: value for key, value in _to_unresolved(composed).items() if key != "hydra"})
             with open_dict(composed):
                 composed.hydra.job.id, composed.hydra.job.num = str(number), number
             jobs.append(
@@ -206,6 +207,9 @@ def register_plugins(launch: Launch, defer: Callable[[Callable[[], None]], None]
         BoundedSweeper.basic, classes[BASIC_SWEEPER] = classes[BASIC_SWEEPER], BoundedSweeper
     _register_class(HoldfastLauncher)
     _register_search()
+    # A file that names the plugin's own sweeper, as its manual does, gets ours.
+    if OPTUNA_SWEEPER in classes:
+        classes[OPTUNA_SWEEPER] = HoldfastSearch
     try:
         package = importlib.import_module(PACKAGE)
     # No other plugin is installed, so the package is not there.
@@ -248,6 +252,11 @@ def _register_class(plugin: type[Launcher] | type[Sweeper]) -> None:
     """Let Hydra find a class of this module in the namespace of plugins."""
     plugin.__module__ = NAMESPACE
     Plugins.instance().register(plugin)
+
+
+def _to_unresolved(config: DictConfig) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return dict(plain)
 
 
 def _has_optuna() -> bool:

@@ -196,6 +196,14 @@ def read_score(member: SweepMember) -> float | None:
 
 def read_search_options(options: Mapping[str, object]) -> SearchOptions:
     """Return the options of a search, checked. Raises ConfigError."""
+    options = dict(options)
+    if isinstance(directions := options.get("direction"), list):
+        if len(directions) > 1:
+            raise ConfigError(
+                f"hydra.sweeper.direction: got {len(directions)}; a search has one score, score.metric; name one"
+            )
+        # As the plugin's manual writes it.
+        options["direction"] = directions[0] if directions else None
     try:
         return validate_options(SearchOptions, options)
     except ConfigError as error:
@@ -216,6 +224,7 @@ def choose_direction(wanted: str | None, mode: str) -> str:
     meant = DIRECTIONS[mode]
     if wanted not in (None, meant):
         raise ConfigError(
-            f"hydra.sweeper.direction: got {wanted}; expected {meant}, as score.mode={mode} says; leave it out"
+            f"hydra.sweeper.direction: got {wanted}; expected {meant}, as score.mode={mode} says; leave it out, or say "
+            f"score.metric=… score.mode={'max' if mode == 'min' else 'min'}"
         )
     return meant

@@ -20,7 +20,7 @@ OF_HYDRA = "belongs to Hydra, which only composes here"
 SAYS = [
     # --- groups that are set to no name ---
     (["ckpt=10"], "ckpt: got 10; expected one of adaptive, async, best, combined"),
-    (["data=true"], "data: got true; expected one of arrayrecord, arrays, digits"),
+    (["data=true"], "data: got true; expected one of arrayrecord, arrays"),
     (["remat=null"], f"remat: got null; expected one of {REMAT}"),
     (["retention=[1]"], "retention: got [1]; expected one of all, best_n"),
     (["eval=[metrics,null]"], 'eval: got ["metrics", null]; expected one of ema, metrics'),
