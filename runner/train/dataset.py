@@ -275,9 +275,8 @@ def sources_as_recorded(run: RunDir) -> Sources | None:
     if fields.keys() != document["example"].keys():
         return None
     zeros, inputs = Table(fields), tuple(document["inputs"])
-    return Sources(
-        zeros, zeros, inputs, document["num_outputs"], document["fingerprint"], document.get("summary", "unknown data")
-    )
+    summary, classes = document.get("summary", "unknown data"), tuple(document.get("classes", ()))
+    return Sources(zeros, zeros, inputs, document["num_outputs"], document["fingerprint"], summary, classes=classes)
 
 
 def _describe_sources(sources: Sources) -> dict[str, Any]:

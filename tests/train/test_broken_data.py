@@ -11,8 +11,13 @@ import pytest
 from PIL import Image
 
 from data import Images
+from data.bad_examples import SkippingSource
+from data.data_errors import UndecodableError
+from runner.errors import RefusedError
 from runner.launch.main import main
+from runner.rundir.layout import RunDir
 from runner.train import broken_data
+from runner.train.dataset import list_fingerprints, record_or_compare
 from tests.data.test_bad_examples import jpegs
 
 SMALL = (
@@ -121,6 +126,58 @@ def test_another_change_is_still_refused_and_named(capsys: pytest.CaptureFixture
     assert f"gone: {name}" in capsys.readouterr().err
     Path("d", name).write_bytes(good)
     assert train("d") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data.fingerprint.MOST_LINES", 5), ("data.image_folders.WHOLE_BYTES", 100)]
+)
+def test_the_mended_file_is_known_where_files_are_many_or_large(
+    name: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where data.json has a line for each folder, or sizes alone."""
+    monkeypatch.setattr(name, value)
+    jpegs(Path("d"))
+    option, run = Images(path="d", size=8, eval_fraction=0.3), RunDir(Path("run"))
+    good = {file: tear(Path("d", file)) for file in ("a/12.jpg", "b/13.jpg")}
+    (run.checkpoints / "1").mkdir(parents=True)
+    sources = option.sources()
+    record_or_compare(run, sources)
+    torn = sources.train if "d/a/12.jpg" in sources.train.names else sources.eval  # type: ignore[attr-defined]
+    with pytest.raises(UndecodableError) as caught:
+        torn.take(np.array([torn.names.index("d/a/12.jpg")]))  # type: ignore[attr-defined]
+    broken_data.remember_broken(run, sources, caught.value)
+    Path("d/b/13.jpg").write_bytes(good["b/13.jpg"])
+    with pytest.raises(RefusedError, match="the data is not what this run was trained on"):
+        record_or_compare(run, option.sources())
+    tear(Path("d/b/13.jpg"))
+    Path("d/a/12.jpg").write_bytes(good["a/12.jpg"])
+    now = option.sources()
+    assert record_or_compare(run, now) == ["mended since: a/12.jpg; going on with the same examples"]
+    assert record_or_compare(run, now) == []
+    assert list_fingerprints(run, now) == {sources.fingerprint, now.fingerprint}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"broken": 7},
+        {"skipped": {"train": {"x": {}, "99": {"why": "far"}, "0": {}}}},
+        {"earlier": [1]},
+        {"classes": "abc"},
+    ],
+)
+def test_what_a_record_says_of_broken_files_may_be_anything(odd: dict[str, Any]) -> None:
+    jpegs(Path("d"))
+    option, run = Images(path="d", size=8, eval_fraction=0.3, on_bad="skip"), RunDir(Path("run"))
+    (run.checkpoints / "1").mkdir(parents=True)
+    sources = option.sources()
+    record_or_compare(run, sources)
+    run.data.write_text(json.dumps({**json.loads(run.data.read_text()), **odd}))
+    assert record_or_compare(run, sources) == []
+    broken_data.watch_skipped(run, sources, print)
+    assert isinstance(sources.train, SkippingSource)
+    assert list(sources.train.skipped) == ([0] if "skipped" in odd else [])
+    assert list_fingerprints(run, sources) == {sources.fingerprint}
 
 
 def test_a_broken_example_is_passed_over_and_told_once(capsys: pytest.CaptureFixture[str]) -> None:
