@@ -111,15 +111,3 @@ def _draw_split(size: int, eval_fraction: float) -> tuple[np.ndarray, np.ndarray
     order = np.random.default_rng(0).permutation(size)
     cut = int(size * (1.0 - eval_fraction))
     return order[:cut], order[cut:]
-
-
-def count_classes(labels: Int[np.ndarray, "examples"], num_classes: int | None) -> int:
-    """Return the number of classes: as was said, or as the labels need. Raises ValueError where a label is outside."""
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise ValueError(f"label is {labels.dtype} of shape {labels.shape}; expected one whole number an example")
-    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
-    if low < 0 or (num_classes is not None and high >= num_classes):
-        wrong = low if low < 0 else high
-        most = f"num_classes={num_classes}" if num_classes else "the number of classes"
-        raise ValueError(f"a label is {wrong}; expected 0 or more, and less than {most}")
-    return num_classes or high + 1

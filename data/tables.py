@@ -226,7 +226,7 @@ def check_example_shape(shape: tuple[int, ...], gives: str) -> None:
 def make_labelled_sources(
     sides: tuple[Source, Source],
     shape: tuple[int, ...],
-    labels: Labels | int,
+    labels: Labels,
     files: Mapping[str, str],
     selected: tuple[object, ...],
     *,
@@ -237,8 +237,6 @@ def make_labelled_sources(
     `selected` is whatever else than the content of the files decides which examples there are.
     """
     train, held_out = sides
-    if isinstance(labels, int):
-        labels = Labels((), labels)
     return Sources(
         train,
         held_out,
