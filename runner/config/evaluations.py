@@ -1,8 +1,8 @@
 """What is evaluated while a model trains, by name: options, defaults and ranges. Free of jax.
 
 The name of an evaluation is its split in the log: one named `eval` measures `eval/loss`. Each has a cadence of its own;
-at the last step all of them are due. To add a kind: a dataclass here (also in the union `Evaluation`), what it does in
-runner/train/evaluator.py, and a YAML in conf/eval/.
+at the last step all of them are due, and some only then. To add a kind: a dataclass here (also in the union
+`Evaluation`), what it does in runner/train/evaluator.py, and a YAML in conf/eval/.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class EvaluationOption:
     """What every evaluation has.
 
     Attributes:
-        steps: evaluate every so many; null: train.eval_steps.
+        steps: evaluate every so many; null: train.eval_steps; `last`: at the last step alone.
         weights: `ema` looks at the moving average of the weights (optim.ema).
     """
 
-    steps: Count | None = None
+    steps: Count | Literal["last"] | None = None
     weights: WeightsChoice = "params"
 
 
@@ -39,13 +39,19 @@ class MetricsEvaluation(EvaluationOption):
     """The mean of every metric of the objective, over data that is held out, or over training data.
 
     Attributes:
-        split: `eval` is what is held out, `train` is training data, without dropout.
-        batches: so many, evenly apart; null: train.eval_batches.
+        split: `eval` is what is held out, `train` is training data, without dropout; any other name is that of a
+            further set that the data holds out, as `test`.
+        batches: so many, evenly apart; null: train.eval_batches; `all`: every example once.
     """
 
     kind: Literal["metrics"] = "metrics"
-    split: Literal["eval", "train"] = "eval"
-    batches: Count | None = None
+    split: str = "eval"
+    batches: Count | Literal["all"] | None = None
+
+    @property
+    def looks_at_test_set(self) -> bool:
+        """Return whether what is measured may choose nothing: it says how good a model is that was chosen without."""
+        return self.split.partition("_")[0] == "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +115,18 @@ def check_evaluations(evaluations: Evaluations, model: Model, *, has_ema: bool) 
             raise ValueError(f"eval.{name}.weights=ema: no average is kept; add optim.ema=0.999")
 
 
-def check_score_metric(metric: str, evaluations: Evaluations) -> None:
-    """Raise ValueError where the metric that ranks checkpoints, such as `eval/loss`, is of no evaluation."""
-    split = metric.partition("/")[0]
-    if not isinstance(evaluations.get(split), MetricsEvaluation):
-        measured = ", ".join(name for name, option in evaluations.items() if isinstance(option, MetricsEvaluation))
-        way_out = f"there is: {measured}" if measured else "add it: eval=[metrics,…]"
-        raise ValueError(f"score.metric={metric}: no evaluation named '{split}' measures anything ({way_out})")
-
-
 def find_due_evaluations(evaluations: Evaluations, eval_steps: int, step: int, last: int) -> list[str]:
     """Return the names of the evaluations that are due after `step` completed updates, in their order.
 
     `eval_steps` is the cadence of those that have none of their own; after step `last` all are due.
     """
-    return [name for name, one in evaluations.items() if step == last or step % (one.steps or eval_steps) == 0]
+    return [
+        name
+        for name, one in evaluations.items()
+        if step == last or (one.steps != "last" and step % (one.steps or eval_steps) == 0)
+    ]
 
 
 def find_cadences(evaluations: Evaluations, eval_steps: int) -> frozenset[int]:
     """Return every how many steps there is something to evaluate, one number for each cadence."""
-    return frozenset(one.steps or eval_steps for one in evaluations.values())
+    return frozenset(one.steps or eval_steps for one in evaluations.values() if one.steps != "last")

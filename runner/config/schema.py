@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,8 +28,10 @@ from models import Model, NamedObjective, Objective
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.record import Score
 from runner.checkpoint.strategy import SaveRule
-from runner.config.evaluations import Evaluation, MetricsEvaluation, check_evaluations, check_score_metric
+from runner.config.early_stop import EarlyStop
+from runner.config.evaluations import Evaluation, MetricsEvaluation, check_evaluations
 from runner.config.explain import explain_problems
+from runner.config.metric_names import check_chosen_metrics
 from runner.config.read_yaml import MAX_BYTES, decode_text, parse_yaml
 from runner.config.remat_policies import RematPolicy, check_model_supports
 from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
@@ -43,6 +47,7 @@ from runner.types import Document
 
 # Linux takes names of 255 bytes and paths of 4,096; a run's own are below these.
 MAX_NAME, MAX_PATH = 255, 3500
+DEFAULT_STEPS = 600
 Count = Annotated[int, Ge(1)]
 # It becomes part of the names of metrics and of files.
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -53,7 +58,9 @@ class Train:
     """How long to train, how often to look, which weights a finished run ends on, and when to give up.
 
     Attributes:
-        steps: so many updates in all; 0 evaluates a run that is there (with dir=RUN, or as `python -m runner eval`).
+        steps: so many updates in all; null: 600, or as many as `epochs` says; 0 evaluates a run that is there (with
+            dir=RUN, or as `python -m runner eval`).
+        epochs: so many passes over the training data, in place of `steps`; a part of one is allowed.
         log_steps: measure the training loss every so many.
         eval_steps: evaluate every so many, where an evaluation does not say otherwise.
         eval_batches: so many batches in an evaluation, where it does not say otherwise.
@@ -66,7 +73,8 @@ class Train:
         dollars_per_hour: what the machine costs, for the goodput report.
     """
 
-    steps: Annotated[int, Ge(0)] = 600
+    steps: Annotated[int, Ge(0)] | None = DEFAULT_STEPS
+    epochs: Annotated[float, Gt(0.0)] | None = None
     log_steps: Count = 10
     eval_steps: Count = 100
     eval_batches: Count = 40
@@ -77,6 +85,28 @@ class Train:
     max_crashes: Count = 3
     max_rollbacks: Annotated[int, Ge(0)] = 3
     dollars_per_hour: Annotated[float, Ge(0.0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"epochs={self.epochs:g} and train.steps={self.steps} both say how long to train; leave one of them "
+                "out, or make it null"
+            )
+        if self.steps is None and self.epochs is None:
+            raise ValueError("steps: nothing says how long to train; say train.steps=N, or train.epochs=N")
+
+    @property
+    def num_steps(self) -> int:
+        """Return how many updates there are in all. Where `epochs` says it, only `Config.with_known_steps` has it."""
+        assert self.steps is not None, "train.epochs: asked for the number of steps before the data was read"
+        return self.steps
+
+    def count_steps(self, num_examples: int, batch_size: int) -> int:
+        """Return how many updates there are in all, with so many examples to train on."""
+        if self.steps is not None:
+            return self.steps
+        # Exactly: 1.1 × 1,000 ÷ 100 is 11 steps, but 11.000000000000002 in floating point.
+        return math.ceil(Fraction(repr(self.epochs)) * num_examples / batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +181,7 @@ class Config:
     preempt: PreemptByKind
     log: LogOptions
     score: Score
+    stop: EarlyStop = field(default_factory=EarlyStop)
     objective: Annotated[Objective, BY_KIND] = field(default_factory=NamedObjective)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     root: str = "outputs"
@@ -170,7 +201,6 @@ class Config:
         if self.train.steps == 0 and self.dir is None:
             raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
         check_evaluations(self.eval, self.model, has_ema=self.optim.ema is not None)
-        check_score_metric(self.score.metric, self.eval)
         if self.data.batch_size % self.train.microbatches:
             raise ValueError(
                 f"train.microbatches={self.train.microbatches} must divide data.batch_size={self.data.batch_size}; "
@@ -201,6 +231,13 @@ class Config:
         if getattr(model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
             raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
 
+    def with_known_steps(self, num_examples: int) -> Config:
+        """Return the configuration with the number of steps that `train.epochs` means on so many training examples."""
+        if self.train.epochs is None:
+            return self
+        steps = self.train.count_steps(num_examples, self.data.batch_size)
+        return replace(self, train=replace(self.train, steps=steps, epochs=None))
+
     @property
     def document(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values, defaults included, as it is written to config.yaml."""
@@ -222,6 +259,8 @@ def validate_config(document: Any) -> Config:
     Raises ConfigError, with every way out it knows.
     """
     config: Config = validate_options(Config, document)
+    # Not in Config itself: a run whose configuration names no such metric is still looked at, and gone on with.
+    check_chosen_metrics(config)
     # Only now: a misspelt key is told before a file that is not there.
     if isinstance(config.data, CheckableData):
         try:
@@ -239,11 +278,20 @@ def validate_config(document: Any) -> Config:
 def validate_options(schema: Any, document: Any) -> Any:
     """Return a document as `schema`, a dataclass of options. Raises ConfigError, with every way out it knows."""
     plain = to_plain(document)
+    if schema is Config:
+        _fill_in_length(plain)
     _check_numbers_and_text(plain, "")
     try:
         return validate_plain(schema, plain)
     except ValidationError as error:
         raise ConfigError(explain_problems(error.errors(include_url=False), plain, schema)) from None
+
+
+def _fill_in_length(document: dict[str, Any]) -> None:
+    """Put the usual number of steps where a document says in neither way how long to train."""
+    train = document.get("train")
+    if isinstance(train, dict) and train.get("steps") is None and train.get("epochs") is None:
+        document["train"] = {**train, "steps": DEFAULT_STEPS}
 
 
 def _check_numbers_and_text(node: Any, key: str) -> None:
@@ -315,6 +363,23 @@ def merge_typed_keys(saved: Document, composed: DictConfig, keys: Sequence[str])
             target[leaf] = source[leaf]
         else:
             target.pop(leaf, None)
+    return _drop_other_length(document, keys)
+
+
+def drop_untyped_length(document: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """Return a composed document without the length that a file of conf/ gives, where the command gives the other one.
+
+    `keys` are those that the command line touched: `train.epochs=3` counts, whatever an experiment has for train.steps.
+    """
+    return _drop_other_length(copy.deepcopy(to_plain(document)), keys)
+
+
+def _drop_other_length(document: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    train, typed = document.get("train"), {"train.steps", "train.epochs"}.intersection(keys)
+    if isinstance(train, dict) and len(typed) == 1:
+        (key,) = typed
+        if train.get(key.removeprefix("train.")) is not None:
+            train["epochs" if key == "train.steps" else "steps"] = None
     return document
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from runner.launch.sweep_members import MemberResult, MemberState, SweepMember
 from runner.screen import can_draw, fix_unknown_size, stdout_state
@@ -131,8 +132,14 @@ def format_status_line(member: SweepMember, result: MemberResult) -> str:
 
 def _table_row(member: SweepMember, result: MemberResult, pace: StepPace | None) -> tuple[str, ...]:
     status = member.read_status()
-    step, steps, best = int(status.get("step", 0)), member.config.train.steps, status.get("best")
-    left = pace.time_left(step, steps) if pace and result.state == "running" else ""
+    step, steps, best = int(status.get("step", 0)), _count_steps(member, status), status.get("best")
+    left = pace.time_left(step, steps) if pace and steps and result.state == "running" else ""
     score = f"{best['value']:.4f}" if best else ""
     why = result.why if result.state in ("failed", "in use", "queued", "waiting") else ""
-    return member.name, result.state, f"{step}/{steps}", score, left, result.job, why
+    return member.name, result.state, f"{step}/{steps or '?'}", score, left, result.job, why
+
+
+def _count_steps(member: SweepMember, status: Mapping[str, Any]) -> int | None:
+    """Return how long a run is; None while it is not known, for it is so many epochs of data that is not read yet."""
+    steps = member.config.train.steps
+    return status.get("steps") if steps is None else steps

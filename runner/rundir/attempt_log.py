@@ -57,7 +57,7 @@ class AttemptLog:
         self,
         run_dir: RunDir,
         score: Score,
-        steps: int,
+        steps: int | None,
         identity: str,
         began: float | None = None,
         check_held: Callable[[], None] = lambda: None,

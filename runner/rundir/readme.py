@@ -44,7 +44,9 @@ def render_readme(run_dir: RunDir) -> str:
 
 def _render_head(run_dir: RunDir, status: JsonObject) -> list[str]:
     why = f": {escape_markdown(status['why'])}" if status.get("why") else ""
-    progress = f"at step {status.get('step', 0)} of {status.get('steps', '?')}"
+    progress = f"at step {status.get('step', 0)} of {status.get('steps') or '?'}"
+    if status.get("stopped_early"):
+        progress += ", stopped early"
     lines = [
         f"# {escape_markdown(f'{run_dir.path.parent.name}/{run_dir.path.name}')}",
         "",
@@ -56,6 +58,9 @@ def _render_head(run_dir: RunDir, status: JsonObject) -> list[str]:
     if last := status.get("last"):
         values = (f"{escape_markdown(name)} {value:.5g}" for name, value in last.items())
         lines.append(f"- last: {', '.join(values)}")
+    if final := status.get("final"):
+        values = (f"{escape_markdown(name)} {value:.5g}" for name, value in final.items())
+        lines.append(f"- of the weights it ends on, those of step {status.get('final_step', '?')}: {', '.join(values)}")
     return lines
 
 

@@ -138,7 +138,7 @@ STATUS: Mapping[str, Check] = {
     "taken_back_to": lambda value: value is None or is_count(value) or value == "best",
     "last_committed_step": or_null(is_count),
     "unburied": list_of(is_attempt_line),
-    "last": object_of(is_measured),
+    **dict.fromkeys(("last", "final"), object_of(is_measured)),
     "attempt": with_keys(attempt=is_count, started=_is_aware_timestamp),
     "seconds": object_of(is_number),
     "updated": _is_aware_timestamp,
@@ -153,8 +153,8 @@ def parse_status(document: Mapping[str, Any] | None) -> JsonObject:
     status = keep_typed(document, STATUS)
     if "attempt" in status:
         status["attempt"] = parse_attempt(status["attempt"])
-    if "last" in status:
-        status["last"] = {name: parse_nonfinite(value) for name, value in status["last"].items()}
+    for key in status.keys() & {"last", "final"}:
+        status[key] = {name: parse_nonfinite(value) for name, value in status[key].items()}
     if "unburied" in status:
         status["unburied"] = [parse_attempt(line) for line in status["unburied"]]
     return status

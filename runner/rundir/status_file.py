@@ -22,7 +22,7 @@ class StatusFile:
     Nothing here is locked: `AttemptLog` sees to it that one thread writes at a time.
     """
 
-    def __init__(self, run_dir: RunDir, score: Score, steps: int, identity: str):
+    def __init__(self, run_dir: RunDir, score: Score, steps: int | None, identity: str):
         self._run_dir, self._score = run_dir, score
         self._fields: JsonObject = {"steps": steps, "step": 0, "score": None, "best": None, "identity": identity}
         self._as_found: bytes | None = None
@@ -55,6 +55,18 @@ class StatusFile:
     def set_final_step(self, step: int) -> None:
         """Remember whose weights a finished run ended on, where they are not the last."""
         self._fields["final_step"] = step
+
+    def set_steps(self, steps: int) -> None:
+        """Note how long the run is, where that was not known before its data was read."""
+        self._fields["steps"] = steps
+
+    def set_stopped_early(self) -> None:
+        """Note that training ended before its last step, because a metric got no better."""
+        self._fields["stopped_early"] = True
+
+    def set_final_metrics(self, measured: Mapping[str, float]) -> None:
+        """Note what was measured of the weights that a finished run ends on, where they are not the last."""
+        self._fields["final"] = dict(measured)
 
     def add_skipped(self, batch: int, step: int, why: str) -> None:
         """Remember that a batch is skipped from now on."""

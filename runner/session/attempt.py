@@ -8,11 +8,15 @@ from dataclasses import replace
 from functools import partial
 
 from data.data_errors import UnreadableError
+from data.sources import Sources
 from runner.checkpoint.quarantine import set_newer_aside
 from runner.checkpoint.record import find_best, list_records, newest_durable_step
 from runner.checkpoint.restore import restore_exactly
+from runner.config import user_code
 from runner.config.evaluations import MetricsEvaluation
+from runner.config.metric_names import check_metric_names, warn_of_worst_as_best
 from runner.config.remat_policies import AutoRemat, RematPolicy
+from runner.config.schema import Config
 from runner.errors import STOPPED, DivergedError, HoldfastError, StorageError
 from runner.preempt.stop import Stopped, run_in_thread
 from runner.rundir.readme import write_readme
@@ -24,7 +28,7 @@ from runner.train.built import Built, describe_hardware, describe_run
 from runner.train.compile import CompiledPrograms, start_compiling
 from runner.train.compile_cache import enable_compile_cache
 from runner.train.evaluator import EvaluationRun
-from runner.train.loop import Progress, train
+from runner.train.loop import Progress, name_numbers, train
 from runner.train.moved_data import read_moved_data
 from runner.train.run_context import RunContext
 from runner.types import State
@@ -42,18 +46,26 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         _step_back(context)
     try:
         cache = enable_compile_cache(config.compile_cache, console.say)
-        built = build(config, read_moved_data(config, run_dir) or dataset.read_as_before(config.data, run_dir))
+        sources = read_moved_data(config, run_dir) or dataset.read_as_before(config.data, run_dir)
+        if config.train.epochs is not None:
+            # Before anything is built: how long the run is decides its learning rates.
+            sources = sources or _read_sources(config)
+            context = _resolve_epochs(context, len(sources.train))
+            config = context.config
+        built = build(config, sources)
+        built.evaluator.check_splits()
+        check_metric_names(config, built.evaluator.list_metric_names(built.measures))
         for line in dataset.record_or_compare(run_dir, built.sources):
             console.say(line)
         broken_data.watch_skipped(run_dir, built.sources, console.say)
         broken_data.look_at_examples(run_dir, built.sources)
-        console.say(describe_run(built, config))
-        for warning in built.warnings:
-            console.say(f"warning: {warning}")
+        console.say(" · ".join(filter(None, [describe_run(built, config), built.evaluator.describe_samples()])))
+        for line in [*(f"warning: {warning}" for warning in built.warnings), *warn_of_worst_as_best(config)]:
+            console.say(line)
         built, remat = _resolve_remat(context, built)
         programs = start_compiling(built, config, remat, attempt, cache)
         # Once; and once more after each rollback: a batch on which the loss was not finite is skipped from then on.
-        reached = None
+        reached, early = None, ""
         while reached is None:
             stop_flag.raise_if_stopped()
             built.stream.skip([skipped["batch"] for skipped in attempt.status.skipped])
@@ -67,7 +79,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                 with attempt.time_in("finish"), ExitStack() as opened:
                     with attempt.time_in("startup"):
                         parts = opened.enter_context(open_parts(context, built, programs, start))
-                        console.begin(start.step, config.train.steps)
+                        console.begin(start.step, config.train.num_steps)
                     # What garbage training holds may be large: look for it as often as usual.
                     gc.set_threshold(*gc_threshold)
                     with attempt.time_in("step"):
@@ -80,6 +92,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                             "mend that (free space?), then run the same command"
                         )
                     attempt.note(reached.step, {}, saver.newest)
+                    early = parts.end_rule.reason if reached.step < config.train.num_steps else ""
             except DivergedError as error:
                 _roll_back(context, built, error)
             except UnreadableError as error:
@@ -87,14 +100,33 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                 raise HoldfastError(f"the data broke while training: {error}; what was saved stands") from error
             finally:
                 console.close()
+        if reached.owes or (reached.step < config.train.num_steps and not early):
+            return _tell_stopped(context, ""), stop_flag.reason or ""
+        with attempt.time_in("finish"):
+            _finish(context, built, programs, reached)
     except Stopped as stop:
-        # Before training began, or too late to save: what was durable is what there is.
+        # Before training began, too late to save, or after the last step: what was durable is what there is.
         return _tell_stopped(context, str(stop)), stop_flag.reason or ""
-    if reached.step < config.train.steps or reached.owes:
-        return _tell_stopped(context, ""), stop_flag.reason or ""
-    with attempt.time_in("finish"):
-        _finish(context, built, programs, reached)
-    return _tell_complete(context, reached.step), ""
+    if early:
+        attempt.status.set_stopped_early()
+        console.say(f"stopped early at step {reached.step} of {config.train.num_steps}: {early}")
+    return _tell_complete(context, reached.step), early
+
+
+def _read_sources(config: Config) -> Sources:
+    """Read the data before anything is built. Raises ConfigError where it, or the user's own code, does not fit."""
+    user_code.import_targets(config)
+    with user_code.as_config_error("data"):
+        return dataset.read_sources(config.data)
+
+
+def _resolve_epochs(context: RunContext, num_examples: int) -> RunContext:
+    """Return the context of a run of so many epochs with its number of steps, which its data says; tell it as well."""
+    epochs, config = context.config.train.epochs, context.config.with_known_steps(num_examples)
+    steps, batch = config.train.num_steps, config.data.batch_size
+    context.attempt.status.set_steps(steps)
+    context.console.say(f"train.epochs={epochs:g}: {steps:,} steps of {batch} of {num_examples:,} training examples")
+    return replace(context, config=config)
 
 
 def _step_back(context: RunContext) -> None:
@@ -139,33 +171,43 @@ def _roll_back(context: RunContext, built: Built, error: DivergedError) -> None:
 
 
 def _finish(context: RunContext, built: Built, programs: CompiledPrograms, reached: Progress) -> None:
-    """Make of the final weights what a finished run shows."""
+    """Make of the final weights what a finished run shows. Raises Stopped where a stop is asked for before that."""
     say = context.console.say
     # Long done, unless the run is very short.
     if error := programs.counted.exception():
         say(f"warning: what a step needs is not written down: {type(error).__name__}: {error}")
     state = reached.state
     if context.config.train.final == "best":
-        state = _restore_best(context, built, programs, state)
+        state = _end_on_best(context, built, programs, reached)
     if text := sample_text(built, state):
         say("a sample:\n" + "\n".join(f"  | {line}" for line in text.splitlines()))
 
 
-def _restore_best(context: RunContext, built: Built, programs: CompiledPrograms, last: State) -> State:
-    """Return the state of the best checkpoint, proven; else the last one, and say why."""
+def _end_on_best(context: RunContext, built: Built, programs: CompiledPrograms, reached: Progress) -> State:
+    """Return the state of the best checkpoint, proven and evaluated; else the last one, and say why."""
     config, checkpoints, say = context.config, context.run_dir.checkpoints, context.console.say
-    best = find_best(list_records(checkpoints), config.score)
+    best, step, state = find_best(list_records(checkpoints), config.score), reached.step, reached.state
     if best is None:
         say(f"warning: train.final=best: no checkpoint has a finite {config.score.metric}; ending on the last")
-        return last
-    _, state = restore_exactly(checkpoints / str(best.step), partial(read_train_state, built))
-    names = [name for name, option in config.eval.items() if isinstance(option, MetricsEvaluation)]
-    how = EvaluationRun(programs.eval.result(), context.run_dir.path, file="")
+    else:
+        step = best.step
+        _, state = restore_exactly(checkpoints / str(step), partial(read_train_state, built))
+        context.attempt.status.set_final_step(step)
+    # What is due at the end alone was left for here: a test set is looked at once, with the weights that were chosen.
+    names = [name for name, one in config.eval.items() if isinstance(one, MetricsEvaluation) or one.steps == "last"]
+    program = context.stop_flag.wait_for(programs.eval)
+    how = EvaluationRun(program, context.run_dir.path, f"media/{{}}/{step:08}", partial(_show_life, context))
     found = built.evaluator(names, state, how)
-    context.attempt.status.set_final_step(best.step)
-    values = ", ".join(f"{split}/{name} {value:.4f}" for split in names for name, value in found[split].items())
-    say(f"ends on the best weights, of step {best.step}: {values}")
+    measured = name_numbers(found)
+    context.attempt.status.set_final_metrics(measured)
+    values = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    say(f"ends on the {'last' if best is None else 'best'} weights, of step {step}: {values}")
     return state
+
+
+def _show_life(context: RunContext) -> None:
+    context.stop_flag.raise_if_stopped()
+    context.attempt.heartbeat.set_phase("finish")
 
 
 def _tell_stopped(context: RunContext, trouble: str) -> Outcome:
@@ -179,7 +221,7 @@ def _tell_stopped(context: RunContext, trouble: str) -> Outcome:
     fate = f"{saved}, {lost} steps are lost{reason}" if lost else "saved" if durable else "nothing to save yet"
     then = "goes on from here" if durable or not lost else "starts over"
     context.console.say(
-        f"stopped by {context.stop_flag.reason} at step {durable + lost} of {config.train.steps}, {fate}; "
+        f"stopped by {context.stop_flag.reason} at step {durable + lost} of {config.train.num_steps}, {fate}; "
         f"the same command {then}"
     )
     best = attempt.status.best

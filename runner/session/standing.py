@@ -6,16 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from runner import files
 from runner.checkpoint.quarantine import list_set_aside
 from runner.checkpoint.record import list_steps, locate_checkpoint
+from runner.config.early_stop import explain_early_stop, read_history
 from runner.config.identity import UNHASHED_KEYS, Drift, find_drift, hash_config
 from runner.config.schema import Config, read_document
 from runner.errors import RefusedError
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.decisions import read_decisions
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
+from runner.rundir.side_files import is_count
 from runner.session.moved_run import find_moved_run
 from runner.text import display_path, quote_words
 from runner.types import JsonObject
@@ -113,10 +116,24 @@ def _was_durable(run_dir: RunDir, status: JsonObject) -> bool:
 
 
 def is_finished(config: Config, run_dir: RunDir, status: JsonObject) -> bool:
-    """Return whether nothing is left to do: all steps are done, and the last is on disk where that is wanted."""
-    step = status.get("step", 0)
-    if config.overwrite or status.get("state") != "finished" or step < config.train.steps:
+    """Return whether nothing is left to do: training has ended, and the last step is on disk where that is wanted."""
+    if config.overwrite or status.get("state") != "finished" or not _has_ended(config, run_dir, status):
         return False
     if config.step is not None and config.step != status.get("taken_back_to"):
         return False
-    return not config.ckpt.last or (run_dir.checkpoints / str(step)).is_dir()
+    return not config.ckpt.last or (run_dir.checkpoints / str(status.get("step", 0))).is_dir()
+
+
+def _has_ended(config: Config, run_dir: RunDir, status: JsonObject) -> bool:
+    """Return whether training is at its last step, or ended before that by a rule that still ends it there."""
+    step, steps = status.get("step", 0), config.train.steps
+    if config.train.epochs is not None:
+        # Not what status.json says: it was written for as many epochs as were asked for then.
+        examples: Any = (files.read_json_object(run_dir.data) or {}).get("examples")
+        steps = config.train.count_steps(examples, config.data.batch_size) if is_count(examples) else None
+    if steps is not None and step >= steps:
+        return True
+    if not status.get("stopped_early") or config.stop.metric is None:
+        return False
+    # Asked anew: the command may allow more patience now.
+    return bool(explain_early_stop(config.stop, config.score.mode, read_history(run_dir.metrics, config.stop.metric)))

@@ -35,6 +35,7 @@ from runner.rundir.attempt_log import AttemptLog
 from runner.train.built import Built, count_state_bytes
 from runner.train.compile import CompiledPrograms
 from runner.train.dataset import suggest_faster_data
+from runner.train.early_stopper import EarlyStopper
 from runner.train.evaluator import EvaluationRun
 from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
@@ -69,7 +70,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         timing = opened.enter_context(closing(open_json_lines(run_dir.timing, sink_context)))
         logger = opened.enter_context(closing(open_sinks(config.log, sink_context, context.console)))
         if warning := warn_of_little_space(
-            run_dir.checkpoints, count_state_bytes(built), config.retention, config.train.steps
+            run_dir.checkpoints, count_state_bytes(built), config.retention, config.train.num_steps
         ):
             say(warning)
         budget = SaveBudget(
@@ -80,9 +81,10 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         data: BatchStream | Prefetcher = built.stream
         if built.sources.waits or built.stream.waits:
             data = opened.enter_context(closing(Prefetcher(built.stream, context.stop_flag)))
+        due = DueEvaluations(context, built, programs)
         yield LoopParts(
             cadence=Cadence(
-                steps=config.train.steps,
+                steps=config.train.num_steps,
                 log_steps=config.train.log_steps,
                 eval_steps=find_cadences(config.eval, config.train.eval_steps),
                 epoch_steps=len(built.sources.train) / config.data.batch_size,
@@ -91,11 +93,13 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             step=CompiledStep(programs.train.result(), built.train_step.put_lr()),
             data=data,
             starvation=StarvationMonitor(say, suggest_faster_data(config.data)),
-            evaluating=Evaluating(DueEvaluations(context, built, programs), FiniteCheck(built)),
+            evaluating=Evaluating(due.evaluate, FiniteCheck(built), due.evaluate_rest),
             saving=Saving(saver, partial(_checkpoint_items, built, attempt)),
             outputs=Outputs(logger, timing.write, context.console),
             log=attempt,
             deadline=budget,
+            # Of the log that was cut back just now: what it holds is what an uninterrupted run would have measured.
+            end_rule=EarlyStopper(config.stop, config.score.mode, run_dir.metrics),
         )
 
 
@@ -135,10 +139,26 @@ class DueEvaluations:
     built: Built
     programs: CompiledPrograms
 
-    def __call__(self, state: State, step: int) -> Mapping[str, MetricValues]:
-        """Return what each measured, by split. Raises Stopped where a stop is asked for before all are done."""
-        config, stop_flag = self.context.config, self.context.stop_flag
-        names = find_due_evaluations(config.eval, config.train.eval_steps, step, config.train.steps)
+    def evaluate(self, state: State, step: int) -> Mapping[str, MetricValues]:
+        """Return what each that is due measured, by split. Raises Stopped where a stop is asked for before that."""
+        return self._evaluate(self._find_due(step), state, step)
+
+    def evaluate_rest(self, state: State, step: int) -> Mapping[str, MetricValues]:
+        """Return what those measure that are due at the last step and were not at this one."""
+        due, last = self._find_due(step), self._find_due(self.context.config.train.num_steps)
+        return self._evaluate([name for name in last if name not in due], state, step)
+
+    def _find_due(self, step: int) -> list[str]:
+        train, evaluations = self.context.config.train, self.context.config.eval
+        if train.final == "best":
+            # What is measured at the end alone is measured of the weights that the run ends on, see attempt.py.
+            evaluations = {name: option for name, option in evaluations.items() if option.steps != "last"}
+        return find_due_evaluations(evaluations, train.eval_steps, step, train.num_steps)
+
+    def _evaluate(self, names: list[str], state: State, step: int) -> Mapping[str, MetricValues]:
+        if not names:
+            return {}
+        stop_flag = self.context.stop_flag
         program = stop_flag.wait_for(self.programs.eval)
         how = EvaluationRun(program, self.context.run_dir.path, f"media/{{}}/{step:08}", self._between_batches)
         work = partial(self.built.evaluator, names, state, how)

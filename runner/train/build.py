@@ -12,8 +12,10 @@ import optax
 from flax import nnx
 
 from data.sources import Sources
+from models import OBJECTIVE_METRICS
 from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
+from models.objectives import BYTE_VOCABULARY
 from models.remat_plan import RematPlanError
 from runner.checkpoint import store
 from runner.checkpoint.transfer import TransferReport, transfer_weights
@@ -53,6 +55,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     user_code.import_targets(config)
     with user_code.as_config_error("data"):
         sources = sources or read_sources(config.data)
+    config = config.with_known_steps(len(sources.train))
     own = user_code.choose_objective(config, sources)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
     stream = make_stream(config.data, sources, config.seed)
@@ -106,11 +109,12 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     )
     evaluator.check_methods(nnx.merge(network.eval, *network.variables))
     warnings: tuple[str, ...] = ()
+    measures = _list_metrics(config, own, sources.num_outputs)
     if "external" in (config.model.kind, config.objective.kind):
         target, measured = getattr(config.model, "target", None), getattr(config.objective, "target", None)
         with user_code.as_config_error("objective" if measured else "model", measured or target):
             seen = rehearse(network, objective, abstract_batch(sources, config.data.batch_size), target)
-        warnings = seen.warnings
+        warnings, measures = seen.warnings, seen.metrics
     return Built(
         sources=sources,
         stream=stream,
@@ -126,6 +130,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         put=put,
         plan=config.remat.plan,
         warnings=warnings,
+        measures=measures,
     )
 
 
@@ -136,6 +141,14 @@ def abstract_batch(sources: Sources, batch_size: int) -> Batch:
         name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype))
         for name, value in examples.items()
     }
+
+
+def _list_metrics(config: Config, own: str, num_outputs: int) -> tuple[str, ...]:
+    """Return the names of what an objective of ours measures; none for one of the user's own."""
+    names = OBJECTIVE_METRICS.get(own if config.objective.kind == "default" else config.objective.kind, ())
+    # The one of these that the objective does not give for such a vocabulary.
+    other = "bits_per_token" if num_outputs == BYTE_VOCABULARY else "bits_per_byte"
+    return tuple(name for name in names if name != other)
 
 
 def _apply_remat(config: Config, model: nnx.Module) -> None:

@@ -31,6 +31,7 @@ class Built:
         put: lays a batch on the devices.
         plan: what is recomputed in the backward pass.
         warnings: what a first look at a user's own model showed, one line each.
+        measures: the names of what the objective measures.
     """
 
     sources: Sources
@@ -47,6 +48,7 @@ class Built:
     put: Callable[[Tree], Tree]
     plan: RematPlan
     warnings: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
 
 
 def count_state_bytes(built: Built) -> int:

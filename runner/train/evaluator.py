@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,16 +24,29 @@ from runner.config.evaluations import (
     SamplesEvaluation,
     TextEvaluation,
 )
+from runner.config.explain import suggest_word
 from runner.errors import ConfigError
 from runner.train.evaluation_files import encode_mosaic, encode_pairs, format_samples
 from runner.train.step import with_weights
-from runner.types import Batch, Metrics, State, Tree
+from runner.types import Batch, State, Tree
 from runner.values import MetricValues
 
 # The method that a model has for an evaluation that it makes something for.
 METHODS = {"text": "sample", "samples": "generate", "reconstructions": "reconstruct"}
 
-EvalStep: TypeAlias = Callable[[State, Batch, jax.Array], Metrics]
+# Sums over a batch, and `weight`; or values that know how they are put together, see `MergeableMetric`.
+EvalStep: TypeAlias = Callable[[State, Batch, jax.Array], Mapping[str, Any]]
+
+
+@runtime_checkable
+class MergeableMetric(Protocol):
+    """A metric that is no mean over examples, as those of google-metrax and clu: a pytree that counts what it needs."""
+
+    def merge(self, other: Any) -> Any:
+        """Return the metric over what both have seen."""
+
+    def compute(self) -> Any:
+        """Return the value over all that was seen."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,39 @@ class Evaluator:
                     f"eval.{name}: {type(model).__name__} has no method `{method}`; leave eval.{name} out"
                 )
 
+    def check_splits(self) -> None:
+        """Raise ConfigError where an evaluation looks at a set that the data does not hold out."""
+        there = ["eval", "train", *self.sources.held_out]
+        for name, option in self.named.items():
+            if isinstance(option, MetricsEvaluation) and option.split not in there:
+                near = suggest_word(option.split, there)
+                raise ConfigError(
+                    f"eval.{name}.split={option.split}: the data has no such set; it has {', '.join(there)}"
+                    f"{near or f'; leave eval.{name} out'}"
+                )
+
+    def list_metric_names(self, measured: Iterable[str]) -> dict[str, list[str]]:
+        """Return what each evaluation measures, by its name, where this is what the objective does."""
+        names = [name for name in measured if name != "weight"]
+        if self.sources.bytes_per_token and "bits_per_token" in names:
+            names.append("bits_per_byte")
+        return {name: names for name, option in self.named.items() if isinstance(option, MetricsEvaluation)}
+
+    def describe_samples(self) -> str:
+        """Return which evaluations look at a part of their examples alone: nothing where each looks at all of them."""
+        parts = []
+        for name, option in self.named.items():
+            if not isinstance(option, MetricsEvaluation):
+                continue
+            source = self._find_source(option)
+            looked_at, num_examples = self._count_batches(option, source) * self.batch_size, len(source)
+            if looked_at < num_examples:
+                what = {"eval": "held-out examples", "train": "training examples"}.get(
+                    option.split, f"examples of {option.split}"
+                )
+                parts.append(f"{name} evaluates {looked_at:,} of {num_examples:,} {what}")
+        return ", ".join(parts)
+
     def __call__(self, names: Sequence[str], state: State, how: EvaluationRun) -> dict[str, MetricValues]:
         """Return what each evaluation measured, or the name of the file that it left."""
         return {name: self._evaluate(name, state, how) for name in names}
@@ -89,28 +135,41 @@ class Evaluator:
         state = with_weights(state, option.weights)
         how.between_batches()
         if isinstance(option, MetricsEvaluation):
-            source = self.sources.train if option.split == "train" else self.sources.eval
-            return self._mean_metrics(source, option.batches or self.batches, state, how)
+            source = self._find_source(option)
+            return self._measure(source, self._count_batches(option, source), state, how)
         content = self._make_content(option, self.model(state))
         file = how.file.format(name) + (".txt" if isinstance(content, str) else ".png")
         files.make_folder((how.run_dir / file).parent)
         files.replace_file(how.run_dir / file, content)
         return {"file": file}
 
-    def _mean_metrics(self, source: Source, num_batches: int, state: State, how: EvaluationRun) -> MetricValues:
-        """Return the mean of every metric over batches of a source that lie evenly apart."""
-        sums: dict[str, jax.Array] = {}
+    def _find_source(self, option: MetricsEvaluation) -> Source:
+        if option.split == "train":
+            return self.sources.train
+        return self.sources.eval if option.split == "eval" else self.sources.held_out[option.split]
+
+    def _count_batches(self, option: MetricsEvaluation, source: Source) -> int:
+        if option.batches == "all":
+            return math.ceil(len(source) / self.batch_size)
+        return option.batches or self.batches
+
+    def _measure(self, source: Source, num_batches: int, state: State, how: EvaluationRun) -> MetricValues:
+        """Return every metric over batches of a source that lie evenly apart: its mean, or what it computes itself."""
+        found: dict[str, Any] = {}
         for batch, weights in iterate_in_order(source, batch_size=self.batch_size, num_batches=num_batches):
             how.between_batches()
             # Sums stay on the device: nobody waits for a batch before the next one is dispatched.
             new = how.eval_step(state, self.put(batch), self.put(weights))
-            sums = {name: sums[name] + value for name, value in new.items()} if sums else dict(new)
-        weight = float(sums.pop("weight"))
-        means = {name: float(value) / weight for name, value in sums.items()}
-        if (size := self.sources.bytes_per_token) and "bits_per_token" in means:
+            found = {name: _merge(found[name], value) for name, value in new.items()} if found else dict(new)
+        weight = float(found.pop("weight"))
+        values = {
+            name: float(value.compute()) if isinstance(value, MergeableMetric) else _divide(float(value), weight)
+            for name, value in found.items()
+        }
+        if (size := self.sources.bytes_per_token) and "bits_per_token" in values:
             # Comparable between encodings.
-            means["bits_per_byte"] = means["bits_per_token"] / size
-        return means
+            values["bits_per_byte"] = values["bits_per_token"] / size
+        return values
 
     def _make_content(self, option: Evaluation, model: nnx.Module) -> str | bytes:
         """Return a text, or a picture as PNG."""
@@ -143,6 +202,16 @@ class Evaluator:
             for prompt, key in zip(prompts, keys, strict=True)
         ]
         return [(decode(prompt), decode(all_[len(prompt) :])) for prompt, all_ in zip(prompts, tokens, strict=True)]
+
+
+def _divide(value: float, weight: float) -> float:
+    """Return a mean; NaN where there is nothing to take one of, for every label is one to be ignored."""
+    return value / weight if weight else math.nan
+
+
+def _merge(before: Any, new: Any) -> Any:
+    """Return a sum, or a metric, over what both have seen. Nothing waits for the device."""
+    return before.merge(new) if isinstance(before, MergeableMetric) else before + new
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))

@@ -1,7 +1,7 @@
 """Train: the order of things, in code and not in callbacks, because exact resume depends on it.
 
     batch = next(data)  →  state, metrics = train_step(state, batch)  →  log if due  →  evaluate if due
-    →  save if due  →  stop if asked
+    →  save if due  →  stop if asked, or where a metric gets no better
 
 Saving comes after the update and before the next `next(data)`: so the data position that is saved is the first batch
 the state has not seen. A step's lines are in the logs before its checkpoint is on disk: so a restored step is never
@@ -16,13 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from runner import hosts
 from runner.errors import DivergedError, LostRunError
 from runner.log.sinks import LogDigest, MetricWriter
 from runner.preempt.stop import Stopped
+from runner.train.early_stopper import EndRule, NoEarlyEnd
 from runner.train.starvation import StarvationMonitor
 from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
 from runner.values import MetricValues, StepInfo
@@ -146,11 +147,13 @@ class CompiledStep:
 class Evaluating:
     """`evaluate(state, step)`: the metrics of every evaluation that is due, by split; raises Stopped if asked to.
 
-    `is_finite(state)`: whether the parameters are.
+    `is_finite(state)`: whether the parameters are. `evaluate_rest(state, step)`: what `evaluate` leaves out at a step
+    that is not the last, for training may end there all the same.
     """
 
     evaluate: Callable[[State, int], Mapping[str, MetricValues]]
     is_finite: Callable[[State], bool]
+    evaluate_rest: Callable[[State, int], Mapping[str, MetricValues]] = lambda state, step: {}
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class LoopParts:
     outputs: Outputs
     log: ProgressLog
     deadline: Deadline
+    end_rule: EndRule = field(default_factory=NoEarlyEnd)
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ class Progress:
 
 
 def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
-    """Train to the last step, or until asked to stop; save the last state.
+    """Train to the last step, to where a metric gets no better, or until asked to stop; save the last state.
 
     Raises:
         DivergedError: the loss, the gradient or the parameters are not finite at a step that is logged or saved: such
@@ -209,7 +213,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
     try:
         with suppress(Stopped):
             # The processes of a run stop, and save, at the same step: each of them asks what all have agreed on.
-            while hosts.agree(stop.reason) is None and (owes or step < cadence.steps):
+            while hosts.agree(stop.reason) is None and (owes or (step < cadence.steps and not parts.end_rule.reason)):
                 # An evaluation that a stop cut short before this process began comes before the next batch.
                 late = owes
                 if not owes:
@@ -242,7 +246,8 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
             parts.deadline.raise_if_hopeless()
             # Where the save after the last evaluation failed, this one must still be able to be the best.
             info = evaluated if evaluated.step == step else StepInfo(step)
-            _save(parts, pending, Progress(state, step, owes), info, stop.reason or "end of training")
+            why = ("" if owes else parts.end_rule.reason) or stop.reason or "end of training"
+            _save(parts, pending, Progress(state, step, owes), info, why)
     except (Stopped, LostRunError):
         raise
     except Exception as error:
@@ -350,11 +355,24 @@ def _evaluate(parts: LoopParts, state: State, step: int) -> dict[str, float]:
     """Do all that is due at this step, then log it: where it is cut short, none of it is in the log."""
     start = time.perf_counter()
     with parts.log.time_in("eval"):
-        found = parts.evaluating.evaluate(state, step)
-    measured: dict[str, float] = {}
+        found = dict(parts.evaluating.evaluate(state, step))
+        parts.end_rule.observe(name_numbers(found))
+        if parts.end_rule.reason and step < parts.cadence.steps:
+            # This turned out to be the last step, so what is evaluated at the end is due as well.
+            found |= parts.evaluating.evaluate_rest(state, step)
     for split, values in found.items():
         parts.outputs.metrics.log(step, split, values)
-        measured |= {f"{split}/{name}": value for name, value in values.items() if isinstance(value, float)}
+    measured = name_numbers(found)
     parts.log.note(step, measured, parts.saving.saver.newest)
     parts.outputs.timing({"step": step, "event": "eval", "seconds": round(time.perf_counter() - start, 6)})
     return measured
+
+
+def name_numbers(found: Mapping[str, MetricValues]) -> dict[str, float]:
+    """Return what was measured under names such as `eval/loss`, without the names of files."""
+    return {
+        f"{split}/{name}": value
+        for split, values in found.items()
+        for name, value in values.items()
+        if isinstance(value, float)
+    }
