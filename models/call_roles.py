@@ -104,8 +104,21 @@ def follow_mode(model: nnx.Module, key: jax.Array, objective: CallRoles = CallRo
     if roles.draws or objective.draws:
         # Of its own, so that what is drawn in a call changes nothing that the constructor drew.
         setattr(model, STREAMS, nnx.Rngs(jax.random.fold_in(key, 0x0CA11)))
+    elif not objective.draws:
+        _give_streams(model, key)
     if roles:
         model.__class__ = _following(type(model), roles)
+
+
+def _give_streams(model: nnx.Module, key: jax.Array) -> None:
+    """Give random numbers to each Dropout that was made without any; in training it can do nothing else than fail."""
+    lacking = [
+        (path, module)
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.Dropout) and module.rngs is None and module.rate
+    ]
+    for number, (_, dropout) in enumerate(sorted(lacking, key=lambda each: [str(part) for part in each[0]])):
+        dropout.rngs = nnx.data(nnx.Rngs(jax.random.fold_in(key, 0xD809 + number))[dropout.rng_collection].fork())
 
 
 @cache

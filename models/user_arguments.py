@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from models import InvalidModelOrObjective
 
@@ -119,12 +119,18 @@ def _read_hints(target: Any) -> dict[str, Any]:
 
 def _as_declared(name: str, value: Any, hint: Any, wanted: Wanted) -> Any:
     """Return an option as its parameter wants it: a dataclass of its fields, or of the method of it that has a name."""
+    # YAML knows lists alone.
+    if isinstance(value, list) and (get_origin(hint) or hint) is tuple:
+        return tuple(value)
     if not (inspect.isclass(hint) and dataclasses.is_dataclass(hint)):
         return value
     if isinstance(value, Mapping):
         return _make_dataclass(name, hint, value, wanted)
     maker = getattr(hint, value, None) if isinstance(value, str) else None
-    return maker() if callable(maker) else value
+    if not callable(maker):
+        return value
+    takes = inspect.signature(maker).parameters
+    return maker(**{key: found[0] for key in takes if (found := wanted.find(key, takes))})
 
 
 def _make_required(name: str, hint: Any, wanted: Wanted) -> Any:

@@ -86,7 +86,18 @@ class ByNothing(Body):
         return self.drop(self.norm(self.map(x)))
 
 
-TOLD = [ByTraining, ByTrain, ByIsTraining, ByDeterministic, ByRunningAverage, ByRngs, ByKey]
+class WithoutStreams(Body):
+    """A Dropout that was made without random numbers, as one published model has it."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        super().__init__(rngs)
+        self.drop = nnx.Dropout(0.5)
+
+    def __call__(self, x: jax.Array, training: bool = False) -> jax.Array:
+        return self.run(x, training)
+
+
+TOLD = [ByTraining, ByTrain, ByIsTraining, ByDeterministic, ByRunningAverage, ByRngs, ByKey, WithoutStreams]
 
 
 def batch() -> Batch:
@@ -414,10 +425,15 @@ class Settings:
     width: int
     num_labels: int = 1000
     layers: Layers = Layers()
+    patch: tuple[int, ...] = ()
 
     @classmethod
     def tiny(cls) -> Settings:
         return cls(width=3, num_labels=7)
+
+    @classmethod
+    def sized(cls, num_classes: int = 1000, *, width: int = 6) -> Settings:
+        return cls(width=width, num_labels=num_classes)
 
 
 def by_position(inputs: Any, num_outputs: Any, rngs: Any, width: int = 1) -> None: ...
@@ -455,6 +471,13 @@ IMAGE, RNGS = (8, 8, 3), object()
             {"cfg": Settings(5, 10, Layers(9)), "rngs": RNGS},
         ),
         (of_settings, {"cfg": "tiny"}, [], {"cfg": Settings(3, 7), "rngs": RNGS}),
+        (of_settings, {"cfg": "sized"}, [], {"cfg": Settings(6, 10), "rngs": RNGS}),
+        (
+            of_settings,
+            {"cfg": {"width": 1, "patch": [4, 4]}},
+            [],
+            {"cfg": Settings(1, 10, patch=(4, 4)), "rngs": RNGS},
+        ),
     ],
 )
 def test_a_constructor_gets_what_its_names_say(target: Any, options: Any, positional: Any, named: Any) -> None:
