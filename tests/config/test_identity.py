@@ -27,6 +27,8 @@ CHANGED: dict[str, Any] = {
     "data.field": "text",
     "data.eval_path": "held_out",
     "data.columns": {"inputs": "x_train"},
+    "data.labels": "numbers",
+    "data.seq_len": 8,
     "data.vocab_size": 300,
     "data.delimiter": ";",
     "train.epochs": 3,
