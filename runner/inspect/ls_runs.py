@@ -60,6 +60,7 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
             {
                 "run": str(run_dir),
                 "state": run_state(run_dir),
+                "stopped_early": bool(status.get("stopped_early")),
                 "step": status.get("step"),
                 "steps": status.get("steps"),
                 "best": status.get("best"),
@@ -69,8 +70,8 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
         )
     rows = [
         (
-            entry["state"],
-            f"{entry['step']}/{entry['steps']}" if entry["step"] is not None else "",
+            entry["state"] + " early" * entry["stopped_early"],
+            f"{entry['step']}/{entry['steps'] or '?'}" if entry["step"] is not None else "",
             "{metric} {value:.4g} at {step}".format(**entry["best"]) if entry["best"] else "",
             str(len(entry["checkpoints"])),
             format_age(time.time() - entry["updated_unix_seconds"]) if entry["updated_unix_seconds"] else "",
@@ -190,7 +191,8 @@ def _summarize_run(run_dir: RunDir, entries: Sequence[JsonObject]) -> str:
         f"{format_count(len(entries), 'checkpoint')}, {format_size(sum(entry['bytes'] or 0 for entry in entries))}"
     )
     if "state" in status:
-        summary += f"; {run_state(run_dir)} at step {status.get('step')} of {status.get('steps')}"
+        early = f" ({status.get('why')})" if status.get("stopped_early") else ""
+        summary += f"; {run_state(run_dir)} at step {status.get('step')} of {status.get('steps') or '?'}{early}"
     return summary
 
 

@@ -23,7 +23,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.config import user_code
-from runner.config.schema import Config, merge_typed_keys, read_document, to_plain, validate_config, validate_options
+from runner.config.schema import (
+    Config,
+    drop_untyped_length,
+    merge_typed_keys,
+    read_document,
+    to_plain,
+    validate_config,
+    validate_options,
+)
 from runner.config.trust import ALL_USES, KEYS_OF_THE_COMMAND, TRUST_FLAG, Use, require_trust
 from runner.errors import ConfigError, HoldfastError, RefusedError
 from runner.launch.command_line import Command, RunRequest, SearchRequest, SweepRequest, WorkOnBatch
@@ -197,7 +205,7 @@ def _validate(composed: DictConfig, argv: Sequence[str], uses: Sequence[Use]) ->
     keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]
     # A choice of everything leaves nothing to the run's own document.
     if typed_dir is None or "experiment" in keys:
-        config = validate_config(composed)
+        config = validate_config(drop_untyped_length(composed, keys))
     else:
         config = _continue_run(Path(str(typed_dir)), composed, keys, () if trusted else uses)
     user_code.check_targets_exist(config.document)

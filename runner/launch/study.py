@@ -26,7 +26,7 @@ from runner.launch.local_sweep import LocalOptions, SweepDisplay
 from runner.launch.sweep_members import RESULTS_CSV, SWEEP_JSON, MemberResult, SweepMember
 from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
-from runner.text import display_path
+from runner.text import display_path, format_count
 
 STUDY_JSON = "study.json"
 # What score.mode says → Optuna's word for it.
@@ -128,9 +128,22 @@ class Study:
             value, member = best(scored, key=lambda each: each[0])
             where = display_path(member.run_dir.path)
             lines.append(f"best: {member.name}  {member.config.score.metric} {value:.4f}  {where}")
+        if lacking := self.finished_without_score:
+            metric, count = lacking[0].config.score.metric, format_count(len(lacking), "finished run")
+            lines.append(f"warning: {count} measured no {metric} that is a number: the search learns nothing from that")
         lines.append("  ".join(display_path(self.folder / name) for name in (STUDY_JSON, SWEEP_JSON, RESULTS_CSV)))
         page = shlex.quote(display_path(self.folder.parent.parent))
         return [*lines, f"one page about them: python -m runner report {page}"]
+
+    @property
+    def finished_without_score(self) -> list[SweepMember]:
+        """The runs that are finished and have no score to compare."""
+        return [member for member in self.members if member.is_finished and read_score(member) is None]
+
+    @property
+    def optimizes_nothing(self) -> bool:
+        """True where runs are finished and not one of them has a score."""
+        return bool(self.finished_without_score) and all(read_score(member) is None for member in self.members)
 
     @property
     def members(self) -> list[SweepMember]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.errors import STOPPED, ConfigError, RefusedError
+from runner.errors import CRASHED, STOPPED, ConfigError, RefusedError
 from runner.installation import find_typed_program
 from runner.launch import local_sweep, slurm_array, status_table, submitit_sweep, sweep_members
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
@@ -41,12 +41,14 @@ def launch_sweep(request: SweepRequest) -> int:
 def launch_search(request: SearchRequest) -> int:
     """Work on one batch of trials after the other until the search is done. Return the exit code."""
     codes: list[int] = []
+    studies: list[Study] = []
 
     def work_on_batch(batch: SweepRequest, study: Study) -> Sequence[float | None]:
         assert isinstance(batch.launcher, LocalOptions), "a search with another launcher is refused before"
         members = _admit_members(batch.runs)
         code, scores = study.work_on_batch(members, batch.launcher, [sys.executable, *find_typed_program()])
         codes.append(code)
+        studies.append(study)
         if code == STOPPED:
             # The only way to have a sweeper of Hydra's ask for no more runs.
             raise SystemExit(STOPPED)
@@ -57,7 +59,11 @@ def launch_search(request: SearchRequest) -> int:
     except SystemExit:
         if STOPPED not in codes:
             raise
-    return STOPPED if STOPPED in codes else next((code for code in codes if code), 0)
+    if STOPPED in codes:
+        return STOPPED
+    # Not a success: there is nothing to choose by, which the last lines say.
+    none = CRASHED if studies and studies[-1].optimizes_nothing else 0
+    return next((code for code in codes if code), none)
 
 
 def _run_here(members: Sequence[SweepMember], options: LocalOptions) -> int:

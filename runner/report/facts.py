@@ -155,11 +155,11 @@ def read_facts(run_dir: RunDir) -> RunFacts:
 
 
 def _explain_state(state: str, why: str, account: TimeAccount) -> str:
-    """Return why a run is not finished, in one line."""
+    """Return why a run ended, or is not finished, in one line; nothing where it went to its last step."""
     # A killed run could not write down why; the account knows what it was doing.
     if state == "killed" and account.spans:
         return account.spans[-1].how
-    return "" if state == "finished" else why
+    return why
 
 
 def _parse_best(found: JsonObject | None) -> tuple[int, float] | None:
