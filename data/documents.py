@@ -12,6 +12,14 @@ from data.splits import AmbiguousSplitError, Split, group_by_split
 
 # Which files of a folder are text, unless it is said.
 USUAL_PATTERN = "**/*.txt"
+# What reads files of these endings, which are no text.
+OTHER_READERS = {
+    **dict.fromkeys((".parquet", ".csv", ".tsv"), "data=parquet or data=csv, for tables"),
+    ".bin": "data=tokens",
+    ".npz": "data=arrays",
+    ".arrow": "data=hub",
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), "data=images"),
+}
 
 
 def group_text_files(files: Sequence[Path], root: Path) -> dict[Split, list[Path]] | None:
@@ -42,7 +50,8 @@ def find_text_files(path: Path, pattern: str) -> tuple[list[Path], str]:
     if found:
         return found, others
     ending = others.partition(" ")[2].partition(",")[0]
-    there = f"; it holds {others}: say data.pattern='**/*{ending}'" if others else ""
+    way_out = OTHER_READERS.get(ending, f"data.pattern='**/*{ending}'")
+    there = f"; it holds {others}: say {way_out}" if others else ""
     raise ValueError(f"path={path} holds no file that matches pattern={pattern}{there}")
 
 

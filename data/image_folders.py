@@ -161,7 +161,7 @@ def _check_classes(key: str, place: Path, classes: tuple[str, ...]) -> None:
 def _refuse_folder_in_folder(folder: Path, names: list[str]) -> None:
     """Raise ValueError where the only folder is no class: what a downloaded archive was unpacked into."""
     inside = folder / names[0]
-    if len(names) == 1 and len(_list_folders(inside)) > 1 and _holds_classes(inside):
+    if len(names) == 1 and _holds_classes(inside):
         raise ValueError(f"path={folder} holds one folder, and that holds the others; say data.path={inside}")
 
 
@@ -239,6 +239,8 @@ def _find_images(place: Path, prefix: str, classes: Iterable[str]) -> FoundImage
         inside = []
         for path, folders, files in os.walk(place / name):
             folders[:] = [folder for folder in folders if not _is_hidden(folder)]
+            if path == str(place / name):
+                _refuse_parts_in_class(place / name, folders)
             relative = os.path.relpath(path, place / name)
             for file in files:
                 if file.lower().endswith(ENDINGS) and not _is_hidden(file):
@@ -254,6 +256,20 @@ def _find_images(place: Path, prefix: str, classes: Iterable[str]) -> FoundImage
     beside = (entry.name for entry in os.scandir(place) if entry.is_file() and not _is_hidden(entry.name))
     found.others += [name for name in beside if name.lower() not in UNTOLD_FILES]
     return found
+
+
+def _refuse_parts_in_class(folder: Path, inside: list[str]) -> None:
+    """Raise ValueError where a class holds the parts of a data set: what is to test on would be trained on."""
+    try:
+        groups = group_names(inside)
+    except AmbiguousSplitError:
+        groups = None
+    if groups is not None:
+        parts = " and ".join(group[0] for group in groups.values())
+        raise ValueError(
+            f"path={folder} holds {parts}, which are parts of a data set; expected the classes in them, as "
+            f"{groups['train'][0]}/{folder.name}: move them, or name data.path and data.eval_path"
+        )
 
 
 def _draw_sides(images: FoundImages, prefix: str, eval_fraction: float) -> dict[Split, FoundImages]:

@@ -50,7 +50,7 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     built = build(config, read_moved_data(config, run) or dataset.read_as_before(config.data, run))
     built.evaluator.check_splits()
     dataset.refuse_other_data(run, built.sources)
-    broken_data.recall_skipped(run, built.sources)
+    broken_data.tell_skipped(run, built.sources, say)
     say(" · ".join(filter(None, [describe_run(built, config), built.evaluator.describe_samples()])))
     checksums = config.ckpt.verify != "off"
     record, state = restore_exactly(checkpoint, partial(read_train_state, built), checksums=checksums)

@@ -75,14 +75,20 @@ def watch_skipped(run: RunDir, sources: Sources, say: Say) -> None:
 
     So the same are passed over for as long as the run lives, also where a file was mended in between.
     """
-    recorded = (read_data_record(run) or {}).get("skipped", {})
+    recall_skipped(run, sources)
     for name, source in iter_skipping(sources):
-        source.remember(_parse_skipped(recorded.get(name, {}), len(source)))
         source.listen(partial(_remember_skipped, run, sources, name, say))
 
 
+def tell_skipped(run: RunDir, sources: Sources, say: Say) -> None:
+    """Pass over the examples that a run has passed over, and tell each new one; the run stays as it is."""
+    recall_skipped(run, sources)
+    for name, source in iter_skipping(sources):
+        source.listen(partial(_tell_skipped, name, say))
+
+
 def recall_skipped(run: RunDir, sources: Sources) -> None:
-    """Pass over the examples that a run has passed over, for an evaluation that leaves it as it is."""
+    """Pass over the examples that a run has passed over."""
     recorded = (read_data_record(run) or {}).get("skipped", {})
     for name, source in iter_skipping(sources):
         source.remember(_parse_skipped(recorded.get(name, {}), len(source)))
@@ -101,7 +107,7 @@ def _parse_skipped(recorded: dict[str, Any], size: int) -> dict[int, SkippedExam
 def _remember_skipped(run: RunDir, sources: Sources, name: str, say: Say, example: SkippedExample) -> None:
     """Write an example that is passed over into data.json, and tell it."""
     file = {} if example.file is None else {"file": example.file}
-    entry = {"why": example.why.partition("; ")[0], **file}
+    entry = {"why": _shorten_reason(example), **file}
     with _writing:
         document = read_data_record(run)
         if document is not None:
@@ -111,4 +117,14 @@ def _remember_skipped(run: RunDir, sources: Sources, name: str, say: Say, exampl
             if example.file is not None and example.file in sources.files:
                 broken = {**broken, example.file: sources.files[example.file]}
             write_data_record(run, {**document, "skipped": skipped, "broken": broken})
-    say(f"warning: {mask_unprintable(entry['why'])}; another example takes its place in {name} (data.on_bad=skip)")
+    _tell_skipped(name, say, example)
+
+
+def _tell_skipped(name: str, say: Say, example: SkippedExample) -> None:
+    why = mask_unprintable(_shorten_reason(example))
+    say(f"warning: {why}; another example takes its place in {name} (data.on_bad=skip)")
+
+
+def _shorten_reason(example: SkippedExample) -> str:
+    # What could be done instead is said behind it.
+    return example.why.partition("; ")[0]

@@ -110,6 +110,7 @@ UNCLEAR: dict[str, tuple[dict[str, dict[str, int]], str]] = {
         "bea is no class .* did you mean bee",
     ),
     "flat val": ({"train": {"ant": 1, "bee": 1}, "val": {"": 3}}, "val holds no folder; expected the classes that are"),
+    "nested": ({"x": {"train/a": 1, "train/b": 1}}, "holds one folder, and that holds the others; say data.path=.*x"),
     "archive": ({"pets": {"ant": 1, "bee": 1}}, "holds one folder, and that holds the others; say data.path=.*pets"),
 }
 
@@ -123,6 +124,15 @@ def test_what_is_not_clear_is_refused_in_a_line(case: str, tmp_path: Path) -> No
             look()
         assert str(caught.value).startswith("path=")
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_parts_within_classes_are_refused(tmp_path: Path) -> None:
+    """As MVTec has them: what is to test on would be trained on."""
+    make(tmp_path, bottle={"train": 3, "test": 2}, cable={"train": 3, "test": 2})
+    with pytest.raises(
+        ValueError, match="bottle holds test and train, .*; expected the classes in them, as train/bottle"
+    ):
+        Images(path=str(tmp_path)).sources()
 
 
 def test_what_to_evaluate_on_may_be_named(tmp_path: Path) -> None:

@@ -230,6 +230,16 @@ def test_what_there_is_instead_is_told(tmp_path: Path) -> None:
     assert b"".join(corpora(Text(path=str(tmp_path), seq_len=8).sources())) == WORDS
 
 
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("a.parquet", "data=parquet"), ("train.bin", "data=tokens"), ("a.jpg", "data=images"), ("a.md", "data.pattern=")],
+)
+def test_what_reads_other_files_is_said(name: str, way_out: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"it holds 1 .*: say {way_out}"):
+        Text(path=str(tmp_path)).check_readable()
+
+
 def test_the_same_text_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(WORDS)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(WORDS))
