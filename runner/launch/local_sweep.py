@@ -22,6 +22,7 @@ from annotated_types import Ge
 from runner import files
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.child_process import handle_signals, spawn_child
+from runner.launch.handover import describe_checked
 from runner.launch.sweep_members import MemberResult, SweepMember, classify_exit
 from runner.preempt.preempt_options import STOP_FILE
 
@@ -172,7 +173,8 @@ def _start_member(
     files.make_folder(output.parent)
     words = [*command, *member.words]
     with os.fdopen(files.open_file(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as out:
-        handle = spawn_child(words, share.environment, cores=share.cores, stdin=subprocess.DEVNULL, output=out)
+        environment = {**share.environment, **describe_checked(member.config, member.run_dir)}
+        handle = spawn_child(words, environment, cores=share.cores, stdin=subprocess.DEVNULL, output=out)
     return MemberProcess(number, share, handle, output, time.monotonic())
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 from runner.errors import ConfigError, HoldfastError, StorageError
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.compose import compose
+from runner.launch.handover import describe_checked, take_checked_run
 from runner.screen import decouple_screen, flush_screen, prepare_screen, print_error
 from runner.text import mask_lines
 
@@ -42,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
             # Imported when the command is known to be right: a wrong one is answered without it.
             from runner.session import experiment
 
-            command = request.command
-            return experiment.run(request.config, command.overrides, command.began).exit_code
+            command, checked = request.command, take_checked_run(request.config)
+            return experiment.run(request.config, command.overrides, command.began, checked).exit_code
         return _launch(request)
     except HoldfastError as error:
         # A message quotes what lies on a disk.
@@ -93,5 +94,5 @@ def _submit_job(request: RunRequest) -> int:
         raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
     run_dir = experiment.find_unfinished(config, request.command.overrides)
     if run_dir is not None:
-        slurm_job.submit_job(run_dir, request.command.words, job)
+        slurm_job.submit_job(run_dir, request.command.words, job, describe_checked(config, run_dir))
     return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from runner import files
 from runner.errors import RefusedError
 from runner.launch import sweep_members
+from runner.launch.handover import describe_checked
 from runner.launch.slurm_job import SlurmOptions, remove_new_folders, render_script, shell_command
 from runner.launch.slurm_queue import (
     JOBS_FOLDER,
@@ -65,7 +66,11 @@ def submit_array(
 def render_array(tasks: Mapping[int, SweepMember], folder: Path, options: SlurmOptions) -> str:
     """Return the script of the array of these members, from task → member."""
     numbers = ",".join(_compress_numbers(list(tasks))) + (f"%{options.parallel}" if options.parallel else "")
-    cases = [f"    {number}) run=({shell_command(member.words, options)}) ;;" for number, member in tasks.items()]
+    commands = {
+        number: shell_command(member.words, options, describe_checked(member.config, member.run_dir))
+        for number, member in tasks.items()
+    }
+    cases = [f"    {number}) run=({command}) ;;" for number, command in commands.items()]
     return render_script(
         {str(number): member.run_dir.path for number, member in tasks.items()},
         folder.parent.parent.name,

@@ -37,6 +37,7 @@ from runner.rundir.run_lock import RunLock
 from runner.text import display_path
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "slurm.sbatch"
+NO_VARIABLES: Mapping[str, str] = {}
 # Begins the line of the recipe that says what it runs; what follows that line is the same for everyone.
 COMMAND_LINE = "\nrun=("
 
@@ -139,8 +140,16 @@ def _name_option(line: str) -> str | None:
     return name if is_one and len(name) > 2 and name.startswith("--") else None
 
 
-def submit_job(run_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> None:
-    """Have the run worked on by one job, and say by which; `words` is what to type after `python run.py`.
+def submit_job(
+    run_dir: RunDir, words: Sequence[str], options: SlurmOptions, environment: Mapping[str, str] = NO_VARIABLES
+) -> None:
+    """Have the run worked on by one job, and say by which.
+
+    Args:
+        run_dir: where the run lives.
+        words: what to type after `python run.py`.
+        options: what the job asks for.
+        environment: variables that the run's process has beside its own.
 
     Raises:
         RefusedError: Slurm cannot be asked or does not take it, or a process outside Slurm has the run.
@@ -156,7 +165,8 @@ def submit_job(run_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> 
                 reason = f" ({job.reason})" if job.reason else ""
                 what = f"has it already: {job.state}{reason}{NOTHING_SUBMITTED}"
             else:
-                job = _submit_under_lock(run_dir, job_dir, words, options, lock)
+                script = render_job(run_dir, job_dir, words, options, environment)
+                job = _submit_under_lock(run_dir, job_dir, script, lock)
                 what = f"submitted; {display_path(job.script)}"
     except RefusedError:
         if is_new:
@@ -206,26 +216,31 @@ def render_script(
     return "\n".join([*lines, body])
 
 
-def shell_command(words: Sequence[str], options: SlurmOptions) -> str:
+def shell_command(words: Sequence[str], options: SlurmOptions, environment: Mapping[str, str] = NO_VARIABLES) -> str:
     """Return what the shell of a job runs; `words` is what to type after `python run.py`."""
-    return shlex.join([options.python or sys.executable, *find_typed_program(), *words])
+    variables = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
+    return shlex.join([*variables, options.python or sys.executable, *find_typed_program(), *words])
 
 
-def render_job(run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: SlurmOptions) -> str:
+def render_job(
+    run_dir: RunDir,
+    job_dir: RunDir,
+    words: Sequence[str],
+    options: SlurmOptions,
+    environment: Mapping[str, str] = NO_VARIABLES,
+) -> str:
     """Return the script of the job of one run."""
-    choice = [f"run=({shell_command(words, options)})"]
+    choice = [f"run=({shell_command(words, options, environment)})"]
     return render_script({NO_TASK: run_dir.path}, run_dir.path.name, job_dir.path / "%j.out", [], options, choice)
 
 
-def _submit_under_lock(
-    run_dir: RunDir, job_dir: RunDir, words: Sequence[str], options: SlurmOptions, lock: RunLock
-) -> SlurmJob:
+def _submit_under_lock(run_dir: RunDir, job_dir: RunDir, content: str, lock: RunLock) -> SlurmJob:
     if run_dir.path.exists():
         # Raises where a process works on it, naming that process.
         with run_lock.lock_run(run_dir):
             pass
     script = job_dir.path / "job.sbatch"
-    files.replace_file(script, render_job(run_dir, job_dir, words, options))
+    files.replace_file(script, content)
     # `--parsable` prints JOB, or JOB;CLUSTER.
     number = call_slurm("sbatch", "--parsable", str(script), holding=[lock.handle]).split(";")[0]
     return SlurmJob(number, SUBMITTED, "", script)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from runner import files
 from runner.errors import CRASHED, STOPPED, ConfigError, RefusedError
 from runner.launch.child_process import handle_signals, spawn_child
+from runner.launch.handover import describe_checked
 from runner.launch.local_sweep import read_last_line, sweep_exit_code
 from runner.launch.slurm_queue import call_slurm
 from runner.launch.sweep_members import MemberResult, SweepMember, classify_exit
@@ -69,11 +70,13 @@ class WorkerTask:
         command: what the words of the run are added to, after the interpreter.
         flags: the words that every run has.
         outputs: the folder for what the runs print.
+        checked: the variables that say what was checked, by the name of a run's job.
     """
 
     command: tuple[str, ...]
     flags: tuple[str, ...]
     outputs: Path
+    checked: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __call__(self, _: object) -> int:
         """Run it, and return its exit code. Where the job is requeued this does not return."""
@@ -88,7 +91,9 @@ class WorkerTask:
 
         with handle_signals(on_signal), _open_output(self.outputs, hydra.job.name) as output:
             command = [sys.executable, *self.command, *self.flags, *words]
-            processes.append(spawn_child(command, {}, stdin=subprocess.DEVNULL, output=output))
+            processes.append(
+                spawn_child(command, self.checked.get(hydra.job.name, {}), stdin=subprocess.DEVNULL, output=output)
+            )
             # A signal that came while the process was started did not reach it.
             if received:
                 processes[0].send_signal(received[0])
@@ -114,8 +119,9 @@ def run_members_on_workers(
         print(f"{len(left)} to hydra/launcher={options.name}; what they say: {where}", flush=True)
         # A name of a job becomes one of a file: what is odd in it is replaced.
         names = {number: re.sub(r"[^A-Za-z0-9.-]", "_", member.run_dir.path.name) for number, member in left.items()}
+        checked = {names[number]: describe_checked(member.config, member.run_dir) for number, member in left.items()}
         try:
-            returned = options.run_on_workers(task, names)
+            returned = options.run_on_workers(replace(task, checked=checked), names)
         # submitit raises for one job, and waits for no other: how those stand is read from disk.
         except RuntimeError as error:
             returned = [error] * len(left)

@@ -98,7 +98,11 @@ def classify_exit(member: SweepMember, code: int, last_line: str) -> tuple[Membe
     """Return how a process ended, and why: from its exit code, and from what it wrote down or printed last."""
     status = member.read_status()
     if code == 0:
-        return "finished", ""
+        # The run's own word, where it was expected: an exit code alone may be that of another one.
+        if member.is_finished or member.config.train.steps == 0:
+            return "finished", ""
+        where = display_path(member.run_dir.path)
+        return "failed", f"its process ended well, but {where} is {status.get('state', 'not there')}"
     if code == STOPPED:
         return "stopped", status.get("why") or "stopped with its state saved"
     if code < 0:

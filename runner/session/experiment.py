@@ -35,12 +35,19 @@ from runner.rundir.time_buckets import describe_clock_jump
 from runner.session.mend import mend_finished
 from runner.session.standing import Standing, find_run, inspect_run
 from runner.text import quote_override
+from runner.train.broken_data import is_mended
 from runner.train.run_context import RunContext
 from runner.values import Outcome
 
 
-def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
-    """Work on the run of this configuration until it is finished, stopped or broken; `began` in seconds since 1970.
+def run(config: Config, overrides: Sequence[str], began: float, checked: RunDir | None = None) -> Outcome:
+    """Work on the run of this configuration until it is finished, stopped or broken.
+
+    Args:
+        config: the configuration.
+        overrides: what was typed for it.
+        began: when this process started, in seconds since 1970.
+        checked: the run's directory, where whoever started this process has found it already.
 
     Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
     """
@@ -49,11 +56,11 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
     usual = gc.get_threshold()
     gc.set_threshold(100_000, *usual[1:])
     if config.train.steps == 0:
-        return evaluate_run(config, overrides)
+        return evaluate_run(config, find_run(config, overrides, checked))
     stop_flag = StopFlag()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         # Here, because it may read data that has moved.
-        run_dir = find_run(config, overrides)
+        run_dir = find_run(config, overrides, checked)
         if config.overwrite and run_dir.config.exists():
             with lock_run(run_dir), _as_storage_error(run_dir):
                 # Before anything is moved: a command that is refused leaves the run where it was.
@@ -103,9 +110,8 @@ def run(config: Config, overrides: Sequence[str], began: float) -> Outcome:
     return outcome
 
 
-def evaluate_run(config: Config, overrides: Sequence[str]) -> Outcome:
+def evaluate_run(config: Config, run_dir: RunDir) -> Outcome:
     """Evaluate a run that is there, as this configuration says; it is only read."""
-    run_dir = find_run(config, overrides)
     inspect_run(run_dir, config)
     from runner.session.evaluate_only import evaluate_checkpoint
 
@@ -165,6 +171,8 @@ def _begin_attempt(
     run_dir, own = lock.run_dir, user_code.find_origins(config.document)
     own_files = [path for origin in own for path in origin.files]
     failure = find_repeated_failure(read_attempts(run_dir), hash_code(own_files))
+    if failure and is_mended(run_dir, config.data, failure.why):
+        failure = None
     move = failure.move(config.train.max_crashes) if failure else "try"
     if failure and move == "give up":
         give_up(run_dir, failure)

@@ -41,16 +41,19 @@ class Standing:
     is_finished: bool
 
 
-def find_run(config: Config, overrides: Sequence[str]) -> RunDir:
+def find_run(config: Config, overrides: Sequence[str], checked: RunDir | None = None) -> RunDir:
     """Return the directory of this configuration's run, which may not be there yet.
 
     A run whose data lies elsewhere by now is that run: its data is read, and compared with what the run recorded.
+    `checked`: where it is, if whoever started this process has found it already.
 
     Raises:
         RefusedError: `resume` does not allow what is, or is not, there.
         ConfigError: the data has to be compared and cannot be read.
     """
-    if config.dir is not None:
+    if checked is not None:
+        run_dir = checked
+    elif config.dir is not None:
         run_dir = RunDir(Path(os.path.realpath(config.dir)))
     else:
         parent = Path(os.path.realpath(Path(config.root) / config.name))

@@ -29,6 +29,8 @@ CHANGED: dict[str, Any] = {
     "data.columns": {"inputs": "x_train"},
     "data.labels": "numbers",
     "data.seq_len": 8,
+    "data.labels": "numbers",
+    "data.seq_len": 64,
     "data.vocab_size": 300,
     "data.delimiter": ";",
     "train.epochs": 3,

@@ -18,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner.errors import ConfigError, RefusedError
-from runner.launch import slurm_array, slurm_job
+from runner.launch import handover, slurm_array, slurm_job
 from runner.launch.compose import _launcher_option
 from runner.launch.hydra_plugin import SweepJobs
 from runner.launch.slurm_job import RECIPE, SlurmOptions
@@ -193,11 +193,14 @@ def test_an_array_is_the_recipe_and_each_task_its_own_command(tmp_path: Path) ->
     assert text.endswith(tail)
     assert "job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" in tail  # requeues itself alone
     assert text.index("module load x") < text.index("case $SLURM_ARRAY_TASK_ID")
-    choice = text[text.index("case $SLURM") : text.index(tail)] + 'printf "%s\\n" "${run[@]:2}"'
+    choice = text[text.index("case $SLURM") : text.index(tail)] + 'printf "%s\\n" "${run[@]}"'
     for number, each in tasks.items():
         environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(number)}
         said = subprocess.run(["bash", "-c", choice], env=environment, capture_output=True, text=True, check=True)
-        assert said.stdout.splitlines() == list(each.words)
+        checked = f"{handover.CHECKED}={handover.describe_checked(each.config, each.run_dir)[handover.CHECKED]}"
+        said_words = said.stdout.splitlines()
+        assert said_words[:2] == ["env", checked]
+        assert said_words[4:] == list(each.words)
 
 
 def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, books: Books) -> None:
