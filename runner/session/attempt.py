@@ -97,7 +97,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                 _roll_back(context, built, error)
             except UnreadableError as error:
                 broken_data.remember_broken(run_dir, built.sources, error)
-                raise HoldfastError(f"the data broke while training: {error}; what was saved stands") from error
+                raise HoldfastError(f"{broken_data.DATA_BROKE}: {error}; what was saved stands") from error
             finally:
                 console.close()
         if reached.owes or (reached.step < config.train.num_steps and not early):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data import Data, Hub, Images, Parquet
 from data.bad_examples import SkippedExample, iter_skipping
 from data.data_errors import UndecodableError, UnreadableError
+from data.fingerprint import identify_file
+from data.image_folders import EVAL_PREFIX
 from data.images import EncodedImages
 from data.sources import Source, Sources
 from runner.errors import ConfigError
@@ -23,6 +27,9 @@ from runner.values import Say
 # for training where there is room.
 LOOKED_AT_SECONDS = 1.0
 EXAMPLES_AT_ONCE = 8
+
+# How a failure is told that such an example is the reason of.
+DATA_BROKE = "the data broke while training"
 
 # The main thread, and one that makes batches ahead or evaluates, may pass over examples at the same time.
 _writing = threading.Lock()
@@ -68,6 +75,29 @@ def remember_broken(run: RunDir, sources: Sources, error: UnreadableError) -> No
         document = read_data_record(run)
         if document is not None and name not in document.get("broken", {}):
             write_data_record(run, {**document, "broken": {**document.get("broken", {}), name: entry}})
+
+
+def is_mended(run: RunDir, option: Data, why: str) -> bool:
+    """Tell whether what made training fail, in the words `why`, is mended or passed over now.
+
+    Then failures of before say nothing about what comes. Raises OSError where data.json cannot be read.
+    """
+    if not why.startswith(DATA_BROKE) or not isinstance(option, Images | Hub | Parquet):
+        return False
+    broken = (read_data_record(run) or {}).get("broken", {})
+    return option.on_bad == "skip" or any(_is_changed(option, name, entry) for name, entry in broken.items())
+
+
+def _is_changed(option: Images | Hub | Parquet, name: str, entry: str) -> bool:
+    """Tell whether a file is there with other content than the entry of a table of files says."""
+    place = getattr(option, "eval_path", None) if name.startswith(EVAL_PREFIX) else option.path
+    file = Path(place or option.path).expanduser() / name.removeprefix(EVAL_PREFIX)
+    try:
+        # Where a size alone is known, another size is another file.
+        now = identify_file(file)
+    except OSError:
+        return False
+    return now != entry and (not entry.endswith("-") or now.split()[0] != entry.split()[0])
 
 
 def watch_skipped(run: RunDir, sources: Sources, say: Say) -> None:

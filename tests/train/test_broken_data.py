@@ -104,6 +104,38 @@ def test_after_the_file_was_mended_the_same_command_goes_on(
     assert found.startswith(metrics("whole"))
 
 
+def test_a_run_that_was_given_up_goes_on_when_its_data_is_mended(capsys: pytest.CaptureFixture[str]) -> None:
+    """A supervisor has typed the command again and again, until it was not tried any more."""
+    jpegs(Path("d"))
+    name = last_trained("d", 3)
+    good = tear(Path("d", name))
+    assert [train("d", "train.max_crashes=1") for _ in range(3)] == [1, 1, 1]
+    assert "not tried again" in capsys.readouterr().err
+    Path("d", name).write_bytes(good)
+    assert train("d", "train.max_crashes=1") == 0
+    tear(Path("d", name))
+    assert [train("d", "train.max_crashes=1", "root=other") for _ in range(3)] == [1, 1, 1]
+    assert "not tried again" in capsys.readouterr().err
+    assert train("d", "train.max_crashes=1", "root=other", "data.on_bad=skip") == 0
+
+
+def test_an_evaluation_passes_over_too_and_leaves_the_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    jpegs(Path("d"))
+    assert train("d", "train.steps=2", "data.on_bad=skip") == 0
+    sources = Images(path="d", size=8, eval_fraction=0.3).sources()
+    last = Path(sources.eval.names[-1])  # type: ignore[attr-defined]
+    name, before = last.relative_to("d").as_posix(), record()
+    tear(last)
+    capsys.readouterr()
+    # What is torn now is other data than was trained on, but for a file that the run knows to be broken.
+    assert train("d", "train.steps=0", f"dir={the_run()}", "data.on_bad=skip") == 3
+    known = {**before, "broken": {name: before["files"][name]}}
+    (the_run() / "data.json").write_text(json.dumps(known))
+    assert train("d", "train.steps=0", f"dir={the_run()}", "data.on_bad=skip") == 0
+    assert f"warning: d/{name}: is no image that can be read" in capsys.readouterr().out
+    assert record() == known
+
+
 def test_another_change_is_still_refused_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     jpegs(Path("d"))
     name = last_trained("d", 3)
