@@ -35,7 +35,6 @@ from runner.rundir.time_buckets import describe_clock_jump
 from runner.session.mend import mend_finished
 from runner.session.standing import Standing, find_run, inspect_run
 from runner.text import quote_override
-from runner.train.broken_data import is_mended
 from runner.train.run_context import RunContext
 from runner.values import Outcome
 
@@ -171,8 +170,11 @@ def _begin_attempt(
     run_dir, own = lock.run_dir, user_code.find_origins(config.document)
     own_files = [path for origin in own for path in origin.files]
     failure = find_repeated_failure(read_attempts(run_dir), hash_code(own_files))
-    if failure and is_mended(run_dir, config.data, failure.why):
-        failure = None
+    if failure:
+        # Here and not above: who has not failed before does not wait for numpy.
+        from runner.train.broken_data import is_mended
+
+        failure = None if is_mended(run_dir, config.data, failure.why) else failure
     move = failure.move(config.train.max_crashes) if failure else "try"
     if failure and move == "give up":
         give_up(run_dir, failure)
