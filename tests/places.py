@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data import Arrayrecord, Arrays, Digits, Hub, Images, Parquet, Stdlib, Synthetic, Text, Tokens
+from data import Arrayrecord, Arrays, Csv, Digits, Hub, Images, Parquet, Stdlib, Synthetic, Text, Tokens
 from data.option_fields import Augmentation
 
 SIZE, NUM_CLASSES = 90, 3
@@ -85,6 +85,14 @@ def a_parquet(root: Path) -> Parquet:
     return Parquet(path=str(root / "table.parquet"), inputs="x", label="y", gives="features", batch_size=8)
 
 
+def a_csv(root: Path) -> Csv:
+    inputs, label = examples()
+    rows = [[*pixels.reshape(-1)[:5].tolist(), which] for pixels, which in zip(inputs, label.tolist(), strict=True)]
+    lines = ["a,b,c,d,e,y", *(",".join(map(str, row)) for row in rows)]
+    (root / "table.csv").write_text("\n".join(lines) + "\n")
+    return Csv(path=str(root / "table.csv"), label="y", batch_size=8)
+
+
 def an_arrayrecord(root: Path) -> Arrayrecord:
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -115,6 +123,7 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "arrays": an_arrays,
     "images": an_images,
     "parquet": a_parquet,
+    "csv": a_csv,
     "arrayrecord": an_arrayrecord,
     "hub": a_hub,
 }

@@ -49,6 +49,7 @@ MODELS_AND_DATA = [
     f"model=vae data=digits objective=elbo eval=[metrics,samples,reconstructions] {VAE}",
     "model=own:Net data=own:line objective=external objective.target=own:squared",
     "model=own:Net data=digits objective=classify",
+    f"model=mlp data=own:line objective=regress {MLP}",
     "model=own:Words data=stdlib data.seq_len=16 eval.eval.batches=1",  # its own, on text: it has no sample to show
     "model=external model.target=own:Words data=external data.target=own:words objective=next_token",
 ]

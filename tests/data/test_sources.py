@@ -260,6 +260,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "arrays": lambda root: (np.savez(root / "arrays.npz", inputs=examples()[0], label=examples()[1][::-1]), None)[1],
     "images": lambda root: (root / "images/cat/0.png").rename(root / "images/dog/0.png") and None,
     "parquet": lambda root: changed(root / "table.parquet", 40),
+    "csv": lambda root: changed(root / "table.csv", 20),
     "arrayrecord": lambda root: changed(root / "data.array_record", 200),
     "hub": lambda root: changed(next((root / "hub").glob("*.arrow")), -600),
 }
