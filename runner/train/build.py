@@ -15,7 +15,7 @@ from data.sources import Sources
 from models import OBJECTIVE_METRICS
 from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
-from models.objectives import BYTE_VOCABULARY
+from models.objectives import BYTE_VOCABULARY, BatchObjective
 from models.remat_plan import RematPlanError
 from runner.checkpoint import store
 from runner.checkpoint.transfer import TransferReport, transfer_weights
@@ -28,8 +28,8 @@ from runner.optim.parameter_groups import is_stacked
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources
 from runner.train.evaluator import Evaluator
-from runner.train.rehearse import rehearse
-from runner.train.split_model import Variables, merge_model, split_model
+from runner.train.rehearse import Rehearsal, rehearse
+from runner.train.split_model import SplitModel, Variables, merge_model, split_model
 from runner.train.step import (
     TrainStep,
     UpdateOptions,
@@ -55,36 +55,16 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     user_code.import_targets(config)
     with user_code.as_config_error("data"):
         sources = sources or read_sources(config.data)
-    config = config.with_known_steps(len(sources.train))
     own = user_code.choose_objective(config, sources)
-    mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
-    stream = make_stream(config.data, sources, config.seed)
-
     with user_code.as_config_error("objective"):
         objective = config.objective.build(own, sources.num_outputs, may_ignore=sources.may_ignore)
-
-    def make_model(key: jax.Array) -> nnx.Module:
-        try:
-            # Where an array lies is the mesh's business; a kernel that says it by itself (`nnx.with_partitioning`)
-            # would ask for a mesh with axes of its own.
-            with nnx.use_eager_sharding(False):  # noqa: FBT003 - flax takes it by position
-                model = config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(key))
-        except ValueError as error:
-            if config.model.kind == "external":
-                raise
-            raise ConfigError(f"model={config.model.kind}: {error}") from error
-        if "external" in (config.model.kind, config.objective.kind):
-            follow_mode(model, key, objective.roles)
-        return model
-
-    key = make_key(config.seed)
+    mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
+    stream = make_stream(config.data, sources, config.seed)
+    key, make_model = make_key(config.seed), partial(_make_model, config, sources, objective)
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
     update = UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
-
-    def make_optimizer(lr: jax.Array | float) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        schedule = config.schedule.build(lr, config.train.steps)  # type: ignore[arg-type]
-        return config.optim.build(schedule), schedule
+    make_optimizer = partial(_make_optimizer, config)
 
     def begin(variables: Variables) -> State:
         return init_state(variables, make_optimizer(config.optim.lr)[0], ema=update.ema is not None)
@@ -108,13 +88,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         config.eval, sources, model, put, config.data.batch_size, config.train.eval_batches, config.seed
     )
     evaluator.check_methods(nnx.merge(network.eval, *network.variables))
-    warnings: tuple[str, ...] = ()
-    measures = _list_metrics(config, own, sources.num_outputs)
-    if "external" in (config.model.kind, config.objective.kind):
-        target, measured = getattr(config.model, "target", None), getattr(config.objective, "target", None)
-        with user_code.as_config_error("objective" if measured else "model", measured or target):
-            seen = rehearse(network, objective, abstract_batch(sources, config.data.batch_size), target)
-        warnings, measures = seen.warnings, seen.metrics
+    seen = _look_at_metrics(config, sources, network, objective, own)
     return Built(
         sources=sources,
         stream=stream,
@@ -129,9 +103,49 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         evaluator=evaluator,
         put=put,
         plan=config.remat.plan,
-        warnings=warnings,
-        measures=measures,
+        warnings=seen.warnings,
+        measures=seen.metrics,
     )
+
+
+def _make_model(config: Config, sources: Sources, objective: BatchObjective, key: jax.Array) -> nnx.Module:
+    """Return a fresh model of the configuration; one of the user's own follows `train()` and `eval()` in its call."""
+    try:
+        # Where an array lies is the mesh's business; a kernel that says it by itself (`nnx.with_partitioning`) would
+        # ask for a mesh with axes of its own.
+        with nnx.use_eager_sharding(False):  # noqa: FBT003 - flax takes it by position
+            model = config.model.build(sources.inputs, sources.num_outputs, nnx.Rngs(key))
+    except ValueError as error:
+        if config.model.kind == "external":
+            # It is told with its place in the user's file.
+            raise
+        raise ConfigError(f"model={config.model.kind}: {error}") from error
+    if _is_users_own(config):
+        follow_mode(model, key, objective.roles)
+    return model
+
+
+def _make_optimizer(config: Config, lr: jax.Array | float) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    schedule = config.schedule.build(lr, config.train.steps)  # type: ignore[arg-type]
+    return config.optim.build(schedule), schedule
+
+
+def _look_at_metrics(
+    config: Config, sources: Sources, network: SplitModel, objective: BatchObjective, own: str
+) -> Rehearsal:
+    """Return what is measured, and what is to be told of a model or an objective of the user's own.
+
+    Raises ConfigError where these do not fit each other.
+    """
+    if not _is_users_own(config):
+        return Rehearsal(_list_metrics(config, own, sources.num_outputs), ())
+    model, measured = getattr(config.model, "target", None), getattr(config.objective, "target", None)
+    with user_code.as_config_error("objective" if measured else "model", measured or model):
+        return rehearse(network, objective, abstract_batch(sources, config.data.batch_size), model)
+
+
+def _is_users_own(config: Config) -> bool:
+    return "external" in (config.model.kind, config.objective.kind)
 
 
 def abstract_batch(sources: Sources, batch_size: int) -> Batch:

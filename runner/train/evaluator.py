@@ -27,7 +27,7 @@ from runner.config.evaluations import (
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError
 from runner.train.evaluation_files import encode_mosaic, encode_pairs, format_samples
-from runner.train.step import with_weights
+from runner.train.step import make_key, with_weights
 from runner.types import Batch, State, Tree
 from runner.values import MetricValues
 
@@ -176,7 +176,7 @@ class Evaluator:
         if isinstance(option, TextEvaluation):
             return format_samples(self.continue_prompts(option, model))
         if isinstance(option, SamplesEvaluation):
-            images = _call_method(*nnx.split(model), "generate", option.count, jax.random.key(self.seed))
+            images = _call_method(*nnx.split(model), "generate", option.count, make_key(self.seed))
             return encode_mosaic(np.asarray(images, np.float32), round(option.count**0.5))
         assert isinstance(option, ReconstructionsEvaluation)
         images = self.sources.eval.take(np.arange(min(option.count, len(self.sources.eval))))["inputs"]
@@ -195,7 +195,7 @@ class Evaluator:
         prompts = source.take(indices)["tokens"][:, : option.prompt_tokens].astype(np.int32)
         room = (getattr(model, "context", None) or math.inf) - option.prompt_tokens
         num_tokens = int(max(0, min(option.new_tokens, room)))
-        keys = jax.random.split(jax.random.key(self.seed), option.count)
+        keys = jax.random.split(make_key(self.seed), option.count)
         split = nnx.split(model)
         tokens = [
             np.asarray(_call_method(*split, "sample", num_tokens, prompt, key, option.temperature))
