@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.arrow_columns import is_number, is_text, read_inputs, read_label, require_pyarrow
-from data.compressed import find_binary_kind, read_beginning, read_plain, strip_ending
+from data.compressed import LOOKED_AT_BYTES, find_binary_kind, read_beginning, read_plain, strip_ending
 from data.sources import Sources
 from data.table_files import TableFiles, find_table_files
 from data.tables import TableFormat, TableParts, make_table_sources
@@ -57,9 +57,13 @@ def read_header(file: Path, delimiter: str | None) -> tuple[list[str], str]:
     beginning = read_beginning(file)
     if kind := find_binary_kind(beginning):
         raise ValueError(f"path={file} is {kind}; expected CSV")
+    is_cut = len(beginning) >= LOOKED_AT_BYTES
+    if is_cut and b"\n" not in beginning:
+        # So many columns that their names alone are longer than what was looked at.
+        beginning, is_cut = read_plain(file), False
     # The last line may be cut off, also within a character.
-    lines = beginning.decode("utf-8-sig", errors="replace").splitlines()[: SNIFFED_ROWS + 1]
-    lines = lines[:-1] if len(lines) > SNIFFED_ROWS else lines
+    lines = beginning.decode("utf-8-sig", errors="replace").splitlines()
+    lines = (lines[:-1] if is_cut else lines)[:SNIFFED_ROWS]
     if not any(line.strip() for line in lines):
         raise ValueError(f"path={file} is empty; expected a line of names, and a row for each example")
     delimiter = delimiter or _find_delimiter(lines)

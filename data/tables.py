@@ -1,21 +1,16 @@
-"""Arrays in an .npz, and what any table of inputs and labels becomes."""
+"""What a table of inputs and labels becomes, wherever it was read from."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from data.array_names import ChosenArrays, choose_arrays
 from data.bad_examples import OnBad
-from data.fingerprint import hash_files, identify_file
+from data.fingerprint import hash_files
 from data.labels import Labels, ReadAs, prepare_labels
-from data.option_fields import ArrayNames
 from data.sources import Source, Sources, Table, split_source
 from data.splits import Split
 
@@ -23,12 +18,8 @@ from data.splits import Split
 DIMENSIONS = {"images": (3, 4), "features": (2,), "ids": (2,)}
 # What is divided by to bring the pixels of an image to [0, 1].
 LARGEST_PIXEL = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
-# Whatever numpy raises of a file that is torn, encrypted, or packed in a way it does not know.
-NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
 OTHER_PARTS: dict[Split, str] = {"eval": "evaluation", "test": "the test set"}
 
-Header = tuple[tuple[int, ...], np.dtype[Any]]
 Columns = Mapping[str, np.ndarray]
 
 
@@ -71,92 +62,6 @@ class TableParts:
     said: str = ""
 
 
-def read_npz_shapes(path: Path, gives: str, given: ArrayNames | None = None) -> dict[str, Header]:
-    """Return shape and type of the wanted arrays of an .npz, from their headers.
-
-    Raises ValueError where one is wrong.
-    """
-    chosen = _choose_npz_arrays(path, given)
-    found = {}
-    # Only headers are read: this is done before jax starts, on files of any size.
-    with zipfile.ZipFile(path) as archive:
-        for name in chosen.names:
-            try:
-                found[name] = _read_array_header(archive.open(f"{name}.npy"))
-            except NPZ_ERRORS as error:
-                raise ValueError(
-                    f"path={path}: {name} cannot be read ({str(error).splitlines()[0]}); write it again"
-                ) from None
-    for inputs, label in chosen.parts.values():
-        _check_inputs(f"path={path}: {inputs}", found[inputs], gives)
-        _check_label(f"path={path}: {label}", found[label], found[inputs][0][:1])
-    return found
-
-
-def _choose_npz_arrays(path: Path, given: ArrayNames | None) -> ChosenArrays:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile):
-        raise ValueError(f"path={path} is no .npz; write it with numpy.savez(path, inputs=…, label=…)") from None
-    try:
-        return choose_arrays(names, given)
-    except ValueError as error:
-        raise ValueError(f"path={path} {error}") from None
-
-
-def _read_array_header(file: Any) -> Header:
-    with file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    return shape, dtype
-
-
-def _check_inputs(where: str, inputs: Header, gives: str) -> None:
-    """Raise ValueError where inputs are not what `gives` says."""
-    shape, dtype = inputs
-    if len(shape) not in DIMENSIONS[gives]:
-        other = next((kind for kind, sizes in DIMENSIONS.items() if len(shape) in sizes), None)
-        way = f"say data.gives={other}" if other else f"expected {' or '.join(map(str, DIMENSIONS[gives]))} dimensions"
-        raise ValueError(f"{where} has shape {shape}, which is no {gives}; {way}")
-    if dtype.kind == "c":
-        raise ValueError(f"{where} is {dtype}; write its real and its imaginary part as numbers beside each other")
-    if dtype.kind not in "buif":
-        raise ValueError(f"{where} is {dtype}; expected numbers")
-    if gives == "ids" and dtype.kind not in "ui":
-        raise ValueError(f"{where} is {dtype}, but ids are whole numbers; write them so (astype(int))")
-
-
-def _check_label(where: str, label: Header, examples: tuple[int, ...]) -> None:
-    """Raise ValueError where labels cannot be labels, or do not go together with the inputs."""
-    shape, dtype = label
-    if dtype.kind == "O":
-        raise ValueError(f"{where} is an array of objects; write it as numbers or as text, such as astype(str)")
-    if shape[:1] != examples or len(shape) > 2 or dtype.kind not in "buifUST":
-        raise ValueError(
-            f"{where} is {dtype} of shape {shape}; expected whole numbers of shape {examples}, names, or numbers"
-        )
-
-
-def read_npz(path: Path, form: TableFormat, eval_fraction: float, given: ArrayNames | None = None) -> Sources:
-    """Return the arrays of an .npz. Raises ValueError where they do not go together or the file is torn."""
-    read_npz_shapes(path, form.gives, given)
-    chosen = _choose_npz_arrays(path, given)
-    try:
-        # Without pickle: an array of objects would run code when it is read. One that is not wanted is left alone.
-        with np.load(path, allow_pickle=False) as archive:
-            columns: dict[Split, Columns] = {
-                split: {"inputs": archive[inputs], "label": archive[label]}
-                for split, (inputs, label) in chosen.parts.items()
-            }
-    except NPZ_ERRORS as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
-    files = {path.name: identify_file(path)}
-    selected = tuple(chosen.names) if given is not None else ()
-    return make_table_sources(TableParts(columns, files, selected, chosen.said), form, eval_fraction)
-
-
 def make_table_sources(parts: TableParts, form: TableFormat, eval_fraction: float) -> Sources:
     """Return the sources of a table in parts; without one to evaluate on, a fixed random part is held out.
 
@@ -176,7 +81,8 @@ def make_table_sources(parts: TableParts, form: TableFormat, eval_fraction: floa
             )
     train = columns["train"]["inputs"]
     selected = (*parts.selected, *describe_scaling(train.dtype, form.gives))
-    told = "; ".join(filter(None, [parts.said, said, describe_values(tables["train"].columns["inputs"], form.gives)]))
+    values = describe_values(tables["train"].columns["inputs"], form.gives)
+    told = "; ".join(filter(None, [parts.said, said, values, describe_layout(shapes["train"])]))
     return make_split_sources(
         tables, shapes["train"], labels, replace(parts, selected=selected, said=told), eval_fraction
     )
@@ -282,6 +188,15 @@ def describe_scaling(dtype: np.dtype[Any], gives: str) -> tuple[str, ...]:
     Pixels of 16 bits were once left as they are: a run on such numbers is not continued on others.
     """
     return ("16 bits / 65535",) if gives == "images" and dtype.newbyteorder("=") == np.uint16 else ()
+
+
+def describe_layout(shape: tuple[int, ...]) -> str:
+    """Return what a person should know about an example that has its channels first, as PyTorch has them."""
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[1] == shape[2] > 4:
+        return (
+            f"an example of {' × '.join(map(str, shape))} has its channels first? np.moveaxis(x, 1, -1) puts them last"
+        )
+    return ""
 
 
 def describe_values(inputs: np.ndarray, gives: str) -> str:

@@ -15,7 +15,7 @@ from data.fingerprint import identify_bytes
 from data.label_checks import CheckedLabels
 from data.labels import is_text, prepare_labels
 from data.sources import IGNORED_LABEL, NUM_BYTES, Source, Sources, Table, split_table
-from data.tables import describe_values
+from data.tables import describe_layout, describe_values
 from data.user_target import import_target
 
 NUMBER_KINDS = "biufc"
@@ -160,14 +160,14 @@ def _split_examples(columns: dict[str, np.ndarray], eval_fraction: float, classe
     # The numbers of other names may be the same.
     digest.update("\0".join(classes).encode())
     shape, num_outputs = _find_shapes(columns)
-    told = describe_values(columns["inputs"], "features") if "inputs" in columns else ""
+    told = [describe_values(columns["inputs"], "features"), describe_layout(shape)] if "inputs" in columns else []
     return Sources(
         train,
         held_out,
         shape,
         num_outputs,
         digest.hexdigest(),
-        "; ".join(filter(None, [f"{len(train)} + {len(held_out)} examples (train + eval)", told])),
+        "; ".join(filter(None, [f"{len(train)} + {len(held_out)} examples (train + eval)", *told])),
         files=files,
         classes=classes,
         may_ignore=any(_holds_ignored(columns[name]) for name in ("label", "tokens") if name in columns),

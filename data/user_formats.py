@@ -139,13 +139,14 @@ class Arrays(TableOptions):
 
     def check_readable(self) -> None:
         """Raise ValueError where the data cannot be what it should be."""
-        from data.tables import read_npz_shapes
+        from data.npz_files import read_npz_shapes
 
         read_npz_shapes(check_path_exists(self.path), self.gives, self.columns)
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
-        from data.tables import TableFormat, read_npz
+        from data.npz_files import read_npz
+        from data.tables import TableFormat
 
         form = TableFormat(self.gives, self.num_classes, self.labels)
         return read_npz(Path(self.path).expanduser(), form, self.eval_fraction, self.columns)

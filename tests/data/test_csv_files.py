@@ -134,6 +134,16 @@ def test_types_are_those_of_the_whole_file(tmp_path: Path) -> None:
         read(text(tmp_path, f"{head}n/k,1\n"))
 
 
+def test_lines_may_be_longer_than_what_is_looked_at(tmp_path: Path) -> None:
+    names = [f"feature_number_{n}" for n in range(5000)]
+    wide = pd.DataFrame(np.arange(4 * 5000).reshape(4, 5000), columns=names).assign(y=[0, 1, 0, 1])
+    sources = read(replace(write(tmp_path, wide), eval_fraction=0.5))
+    assert sources.inputs == (5000,)
+    assert sorted(rows(sources)) == [0, 5000, 10000, 15000]
+    long = read(replace(write(tmp_path, FRAME[["a", "y"]].assign(text="a;b|" * 30_000)), inputs="a"))
+    assert sorted(rows(long)) == list(range(SIZE))
+
+
 def test_ids_stay_whole_numbers(tmp_path: Path) -> None:
     taken = read(replace(write(tmp_path), inputs=("a", "y"), label="name", gives="ids")).train.take(np.arange(9))
     assert taken["inputs"].dtype == np.int32

@@ -136,6 +136,19 @@ def test_unusual_values_are_told(inputs: np.ndarray, gives: Any, told: str, tmp_
     assert told in summary if told else summary.endswith("3 classes")
 
 
+def test_channels_that_come_first_are_told(tmp_path: Path) -> None:
+    label = np.arange(4)
+    for shape, told in (
+        ((3, 8, 8), True),
+        ((1, 28, 28), True),
+        ((8, 8, 3), False),
+        ((3, 5, 7), False),
+        ((4, 4, 4), False),
+    ):
+        summary = read(Arrays(path=save(tmp_path, inputs=np.zeros((4, *shape)), label=label))).summary
+        assert ("has its channels first? np.moveaxis(x, 1, -1) puts them last" in summary) == told, shape
+
+
 @pytest.mark.parametrize(
     ("label", "num_outputs", "classes", "may_ignore"),
     [
