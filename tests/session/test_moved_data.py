@@ -255,6 +255,22 @@ def test_data_that_cannot_be_read_is_one_line(here: Path) -> None:
         found(*TABLE, "data.path=y.npz")
 
 
+def test_a_sweep_goes_on_with_its_runs_where_their_data_lies_now(door: Door) -> None:
+    words = [word for word in SMALL if not word.startswith(("data.path", "train.steps"))]
+    sweep = ("-m", *words, "train.steps=4", "seed=0,1")
+    assert door.run(*sweep, "data.path=corpus.txt").returncode == 0
+    (door.cwd / "corpus.txt").rename(door.cwd / "moved.txt")
+    done = door.run(*sweep, "data.path=moved.txt", "hydra.launcher.parallel=1")
+    assert "2 runs: 2 finished" in done.stdout, (done.stdout, done.stderr)
+    # Nothing was started: both were found finished.
+    assert "running" not in done.stdout
+    assert len([*door.cwd.glob("outputs/*/*/config.yaml")]) == 2
+    # One more run beside them, which finds none.
+    third = door.run("-m", *words, "train.steps=4", "seed=0,1,2", "data.path=moved.txt")
+    assert "3 runs: 3 finished" in third.stdout, (third.stdout, third.stderr)
+    assert len([*door.cwd.glob("outputs/*/*/config.yaml")]) == 3
+
+
 def test_killed_moved_and_typed_again_is_bit_for_bit_the_whole(door: Door, tmp_path: Path) -> None:
     """The law. Renamed as well, and typed with an absolute path."""
     words = [word for word in SMALL if not word.startswith("data.path")]
