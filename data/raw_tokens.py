@@ -151,6 +151,10 @@ def read_raw_tokens(
     a larger one.
     """
     every = [raw for group in found.values() for raw in group]
+    if other := next((raw for raw in every if raw.dtype != every[0].dtype), None):
+        raise ValueError(
+            f"path={other.file} holds {other.dtype.name}, {every[0].file.name} {every[0].dtype.name}; expected one type"
+        )
     size = vocab_size or 1 + max(map(_find_largest_token, every))
     windows = {part: _make_windows(group, seq_len, size) for part, group in found.items()}
     for source in windows.values():
@@ -164,19 +168,25 @@ def read_raw_tokens(
     counts = {part: sum(len(raw.map()) for raw in group) for part, group in found.items()}
     how = "" if vocab_size else ", by the largest token"
     says = "eval" if "eval" in found else f"the last {EVAL_FRACTION:.0%} of it to evaluate on"
-    test = f"; {counts['test'] / 1e6:.1f} M of test, never trained on" if "test" in counts else ""
+    sizes = " + ".join(_format_count(counts[part]) for part in ("train", "eval") if part in counts)
+    test = f"; {_format_count(counts['test'])} of test, never trained on" if "test" in counts else ""
+    unread = "; meta.pkl is not read, for that would run code" if (folder / "meta.pkl").exists() else ""
     return Sources(
         train,
         held_out,
         (seq_len,),
         size,
         hash_files(files, "raw", size),
-        f"{' + '.join(f'{counts[part] / 1e6:.1f}' for part in ('train', 'eval') if part in counts)} M tokens "
-        f"(train + {says}) as {every[0].dtype.name}, without tokens.json; vocabulary of {size:,}{how}{test}",
+        f"{sizes} tokens (train + {says}) as {every[0].dtype.name}, without tokens.json; vocabulary of "
+        f"{size:,}{how}{test}{unread}",
         show_numbers,
         files=files,
         held_out={"test": windows["test"]} if "test" in windows else {},
     )
+
+
+def _format_count(count: int) -> str:
+    return f"{count:,}" if count < 100_000 else f"{count / 1e6:.1f} M"
 
 
 def show_numbers(values: np.ndarray) -> str:

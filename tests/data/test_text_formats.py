@@ -298,7 +298,10 @@ def test_files_of_nanogpt_are_two_byte_numbers(tmp_path: Path) -> None:
     assert (sources.num_outputs, len(sources.train), len(sources.eval)) == (65, 199, 22)
     assert sources.train.take(np.array([1]))["tokens"].tolist() == [TOKENS[9:19].tolist()]
     assert sources.eval.take(np.array([0]))["tokens"].tolist() == [TOKENS[1800:1810].tolist()]
-    assert "vocabulary of 65, by the largest token" in sources.summary
+    assert sources.summary == (
+        "1,800 + 200 tokens (train + eval) as uint16, without tokens.json; vocabulary of 65, by the largest token; "
+        "meta.pkl is not read, for that would run code"
+    )
     assert not (tmp_path / "RAN").exists()
     assert Tokens(path=str(folder), vocab_size=100).sources().num_outputs == 100
     with pytest.raises(ValueError, match="holds the token 6[0-4], but its vocabulary has 50"):
@@ -338,6 +341,13 @@ def test_four_byte_tokens_behind_a_header(tmp_path: Path) -> None:
     sources = Tokens(path=str(tmp_path), seq_len=9).sources()
     row = sources.train.take(np.array([2]))["tokens"]
     assert (row.dtype, row[0, 0], sources.num_outputs) == (np.int32, TOKENS[18] + 100_000, 100_065)
+
+
+def test_tokens_of_two_types_are_refused(tmp_path: Path) -> None:
+    llm_c(tmp_path / "train.bin", TOKENS, 20240801, 7)
+    llm_c(tmp_path / "val.bin", TOKENS)
+    with pytest.raises(ValueError, match="val.bin holds uint16, train.bin uint32; expected one type"):
+        Tokens(path=str(tmp_path)).sources()
 
 
 @pytest.mark.parametrize(
