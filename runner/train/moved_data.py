@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data import Data
+from data.compressed import strip_ending
 from data.sources import Sources
 from runner.config.identity import PLACE_KEYS, find_places
 from runner.config.read_yaml import decode_text, parse_yaml
@@ -85,14 +86,23 @@ def _name_as_recorded(run: RunDir, before: Mapping[str, Any], option: Data) -> S
     for key in PLACE_KEYS:
         now = getattr(option, key.removeprefix("data."), None)
         if isinstance(now, str) and isinstance(before.get(key), str):
-            renamed[now] = before[key]
-            # A folder has names below it alone.
-            if not Path(now).expanduser().is_dir():
-                renamed[Path(now).name] = Path(before[key]).name
+            # As the readers call what only is evaluated on.
+            prefix = "" if key == "data.path" else f"{key.removeprefix('data.')}/"
+            renamed |= {f"{prefix}{new}": f"{prefix}{old}" for new, old in _pair_names(now, before[key]).items()}
     if not renamed or not is_same_content(record.get("files", {}), sources.files, renamed):
         return None
     recorded = {"fingerprint": record["fingerprint"], "files": record["files"]}
     return replace(sources, **recorded, fingerprint_as_read=sources.fingerprint)
+
+
+def _pair_names(now: str, then: str) -> dict[str, str]:
+    """Return what a table of files may call a place now, each with what it called it then."""
+    if Path(now).expanduser().is_dir():
+        # It has names below it alone; but a dataset of the hub is called by its place.
+        return {now: then}
+    new, old = Path(now).name, Path(then).name
+    # As it is, and without the ending of its compression.
+    return {now: then, new: old, strip_ending(new): strip_ending(old)}
 
 
 def _rename(name: str, renamed: Mapping[str, str]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from runner.config.schema import dump_yaml
 from runner.errors import ConfigError, RefusedError, StorageError
@@ -108,6 +111,61 @@ def test_a_folder_of_texts(here: Path) -> None:
     Path("mount/new/a.txt").rename("mount/new/z.txt")
     moved_data._last_read.clear()
     assert found(*TEXT, "data.path=mount/new").path != run.path
+
+
+def write_csv(path: str, seed: int) -> None:
+    rows = np.random.default_rng(seed).random((40, 2))
+    Path(path).write_text("a,b,label\n" + "".join(f"{x:.3f},{y:.3f},{n % 3}\n" for n, (x, y) in enumerate(rows)))
+
+
+def write_jsonl(path: str, seed: int) -> None:
+    lines = (json.dumps({"text": f"some text {x}"}) for x in np.random.default_rng(seed).random(100))
+    Path(path).write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+def write_images(path: str, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, (2, 6, 8, 8, 3), np.uint8)
+    for name, images in zip("ab", pixels, strict=True):
+        Path(path, name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(Path(path, name, f"{number}.png"))
+
+
+KINDS = {
+    "csv": (write_csv, ".csv", ("model=mlp", "data=csv", "data.label=label", "data.batch_size=4")),
+    "jsonl": (write_jsonl, ".jsonl.gz", ("data=text", "data.field=text", "data.seq_len=16", "data.batch_size=2")),
+    "images": (write_images, "", ("model=cnn", "data=images", "data.batch_size=4")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_data(kind: str, here: Path) -> None:
+    write, ending, words = KINDS[kind]
+    write(f"a{ending}", 0)
+    write(f"other{ending}", 1)
+    run = begun(*words, f"data.path=a{ending}")
+    Path("mount").mkdir()
+    Path(f"a{ending}").rename(f"mount/b{ending}")
+    assert found(*words, f"data.path=mount/b{ending}").path == run.path
+    compare(*words, f"data.path=mount/b{ending}")
+    assert found(*words, f"data.path=other{ending}").path != run.path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "images"])
+def test_what_is_evaluated_on_may_move_as_well(kind: str, here: Path) -> None:
+    write, ending, words = KINDS[kind]
+    Path("old").mkdir()
+    Path("new").mkdir()
+    write(f"a{ending}", 0)
+    write(f"old/a{ending}", 1)
+    run = begun(*words, f"data.path=a{ending}", f"data.eval_path=old/a{ending}")
+    Path(f"old/a{ending}").rename(f"new/b{ending}")
+    Path(f"a{ending}").rename(f"b{ending}")
+    now = (*words, f"data.path=b{ending}", f"data.eval_path=new/b{ending}")
+    assert found(*now).path == run.path
+    compare(*now)
+    # The two exchanged are other data.
+    assert found(*words, f"data.path=new/b{ending}", f"data.eval_path=b{ending}").path != run.path
 
 
 def test_workers_read_a_renamed_file_again(here: Path) -> None:
