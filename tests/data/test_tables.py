@@ -184,7 +184,7 @@ def wrong(root: Path, **columns: Any) -> Arrays:
     [
         (
             {"inputs": np.zeros((4, 2)) + 1j, "label": np.arange(4)},
-            "inputs is complex128; write its real and its imagin",
+            "inputs is complex128; write its real and its",
         ),
         ({"inputs": np.array([["a"]]), "label": np.arange(1)}, "inputs is <U1; expected numbers"),
         (
