@@ -12,7 +12,7 @@ from data.splits import Split, find_split
 INPUT_WORDS = frozenset({"x", "inputs", "input", "images", "image", "imgs", "img", "data", "features", "feature"})
 LABEL_WORDS = frozenset({"y", "label", "labels", "target", "targets", "classes", "class"})
 # `Xtrain` and `trainX`, whose letter and part are one word.
-RUN_TOGETHER = re.compile(r"^(?P<letter>[xyXY])(?=(tr|te|val|dev|eval))|(?<=[a-z])(?=[A-Z])")
+RUN_TOGETHER = re.compile(r"^(?P<letter>[xyXY])(?=(train|trn|test|tst|val|dev|eval))|(?<=[a-z])(?=[A-Z])")
 # A message names so many arrays.
 MOST_NAMES = 20
 KNOWN = "x_train and y_train, or train_images and train_labels"
