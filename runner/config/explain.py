@@ -46,6 +46,8 @@ _FOREIGN_KEYS = {
     "epochs": "say train.epochs",
     "max_epochs": "say train.epochs",
     "max_steps": "say train.steps",
+    "patience": "say stop.metric=eval/loss stop.patience=N",
+    "early_stopping": "say stop.metric=eval/loss stop.patience=N",
 }
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 _MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
@@ -89,8 +91,8 @@ def _explain_problem(problem: Mapping[str, Any], document: dict[str, Any], schem
     path, known = _locate(problem["loc"], document, schema)
     where, kind = ".".join(path), problem["type"]
     if kind in _UNKNOWN_KEY:
-        if len(path) == 1 and path[0] in _FOREIGN_KEYS:
-            return f"{where}: unknown key; {_FOREIGN_KEYS[path[0]]}"
+        if (len(path) == 1 or path[0] == "train") and path[-1] in _FOREIGN_KEYS:
+            return f"{where}: unknown key; {_FOREIGN_KEYS[path[-1]]}"
         if near := suggest_word(path[-1], known):
             return f"{where}: unknown key{near}"
         return f"{where}: unknown key; {'.'.join(path[:-1]) or 'here'} has: {', '.join(known)}"

@@ -19,7 +19,7 @@ from runner.inspect.lookup import Checkpoint
 from runner.rundir.layout import RunDir
 
 # What belongs to the outcome of a run in status.json; the rest says when and where.
-RESULT_KEYS = ("state", "step", "score", "best")
+RESULT_KEYS = ("state", "step", "score", "best", "stopped_early")
 
 
 @dataclass(frozen=True)

@@ -152,10 +152,13 @@ def _tell_finished(config: Config, run_dir: RunDir, standing: Standing) -> Outco
     status = standing.status
     step, best = status["step"], status.get("best")
     score = f" · best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+    early, more = "", f"train.steps={2 * step}"
+    # Not where it has gone to its last step since: then the rule decided nothing.
+    if status.get("stopped_early") and (config.train.steps is None or step < config.train.steps):
+        early, more = f", stopped early ({status.get('why')})", f"stop.patience={2 * config.stop.patience}"
     print(
-        f"{run_dir} is finished: {step} steps{score}\n"
-        f"more steps: python run.py {quote_override('dir', str(run_dir))} train.steps={2 * step}"
-        f"{trust_flag(config)}"
+        f"{run_dir} is finished: {step} steps{early}{score}\n"
+        f"more steps: python run.py {quote_override('dir', str(run_dir))} {more}{trust_flag(config)}"
     )
     return Outcome("finished", step, status.get("score"), 0)
 

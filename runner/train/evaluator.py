@@ -123,7 +123,8 @@ class Evaluator:
                 what = {"eval": "held-out examples", "train": "training examples"}.get(
                     option.split, f"examples of {option.split}"
                 )
-                parts.append(f"{name} evaluates {looked_at:,} of {num_examples:,} {what}")
+                which = "evaluates" if name == "eval" else f"eval.{name}"
+                parts.append(f"{which} {looked_at:,} of {num_examples:,} {what}")
         return ", ".join(parts)
 
     def __call__(self, names: Sequence[str], state: State, how: EvaluationRun) -> dict[str, MetricValues]:

@@ -106,6 +106,8 @@ def test_what_can_be_said() -> None:
         ("stop.patience=0", "stop.patience: got 0; expected at least 1"),
         ("stop.min_improvement=-0.1", "stop.min_improvement: got -0.1; expected at least 0"),
         ("+stop.patienc=3", "stop.patienc: unknown key; did you mean patience"),
+        ("+train.patience=5", "train.patience: unknown key; say stop.metric=eval/loss stop.patience=N"),
+        ("+early_stopping=true", "early_stopping: unknown key; say stop.metric=eval/loss stop.patience=N"),
         ("stop.mode=least", 'stop.mode: got "least"; expected one of min, max'),
     ],
 )

@@ -74,7 +74,8 @@ def test_typed_again_it_is_finished_and_with_more_patience_it_goes_on(reference:
     since = time.perf_counter()
     again = door.run(*RUN)
     assert (again.returncode, time.perf_counter() - since < 30) == (0, True)
-    assert f"is finished: {step} steps" in again.stdout
+    assert f"is finished: {step} steps, stopped early (eval/loss has not improved in 3 evaluations)" in again.stdout
+    assert again.stdout.rstrip().endswith("stop.patience=6")
     # Killed after its last save, before it said how it ended: nothing is trained, and it says so.
     status = read_status(run)
     del status["stopped_early"]

@@ -57,7 +57,7 @@ def evaluate(door: Door, which: str) -> dict[str, Any]:
 def test_a_test_set_is_looked_at_once_and_wholly_at_the_end(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = door.run(*RUN)
     assert ended.returncode == 0, ended.stderr
-    assert "· eval evaluates 16 of 40 held-out examples" in ended.stdout
+    assert "· evaluates 16 of 40 held-out examples" in ended.stdout
     assert list(read_lines(door.the_run, "eval")) == [4, 8, 12, 16, 20, 24]
     ((step, line),) = read_lines(door.the_run, "test").items()
     assert step == 24

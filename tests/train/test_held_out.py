@@ -76,7 +76,7 @@ def test_a_set_that_is_not_there_is_told_with_those_that_are() -> None:
 @pytest.mark.parametrize(
     ("named", "words"),
     [
-        ({"eval": MetricsEvaluation()}, "eval evaluates 8 of 50 held-out examples"),
+        ({"eval": MetricsEvaluation()}, "evaluates 8 of 50 held-out examples"),
         ({"eval": MetricsEvaluation(batches=13)}, ""),
         ({"eval": MetricsEvaluation(batches="all"), "test": MetricsEvaluation(split="test", batches="all")}, ""),
         (
@@ -85,8 +85,7 @@ def test_a_set_that_is_not_there_is_told_with_those_that_are() -> None:
                 "t": MetricsEvaluation(split="train"),
                 "w": MetricsEvaluation(split="test"),
             },
-            "e evaluates 48 of 50 held-out examples, t evaluates 8 of 100 training examples, w evaluates 8 of 23 "
-            "examples of test",
+            "eval.e 48 of 50 held-out examples, eval.t 8 of 100 training examples, eval.w 8 of 23 examples of test",
         ),
         ({"text": TextEvaluation()}, ""),
     ],
