@@ -104,11 +104,8 @@ def run_from_shell(words: Sequence[str]) -> int:
 
 def main(words: Sequence[str]) -> int:
     """Do what the words after `python -m runner` say; return the exit code. Errors are said on stderr."""
-    if not words or words[0] in ("-h", "--help"):
-        print(format_overview())
-        return 0 if words else ConfigError.exit_code
     try:
-        code = _run_named_verb(words[0], words[1:])
+        code = _answer(words)
         sys.stdout.flush()
     except HoldfastError as error:
         # A message quotes what lies on a disk.
@@ -139,6 +136,18 @@ def format_overview() -> str:
             "--json prints the same facts as data; VERB --help says more.",
         ]
     )
+
+
+def _answer(words: Sequence[str]) -> int:
+    """Print the overview where no verb is asked for, else do what the verb does. Return the exit code."""
+    if not words or words[0] in ("-h", "--help"):
+        print(format_overview())
+        return 0 if words else ConfigError.exit_code
+    try:
+        return _run_named_verb(words[0], words[1:])
+    except SystemExit as answered:
+        # argparse has printed the help of a verb: what is still in a buffer may have no reader, either.
+        return answered.code if isinstance(answered.code, int) else 0
 
 
 def _run_named_verb(name: str, words: Sequence[str]) -> int:

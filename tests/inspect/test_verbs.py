@@ -130,9 +130,7 @@ def test_the_overview_names_every_verb_and_each_has_a_module_that_says_what_it_t
     assert code == 0
     assert all(f"\n  {verb} " in out for verb in VERBS)
     for verb, (_, what) in VERBS.items():
-        with pytest.raises(SystemExit) as left:
-            ask(verb, "--help")
-        assert left.value.code == 0, what
+        assert ask(verb, "--help")[0] == 0, what
     assert ask()[0] == 2
 
 
