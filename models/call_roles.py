@@ -17,6 +17,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from models import InvalidModelOrObjective
+
 # Arguments that are true in training, and arguments that are true in evaluation.
 TRAINING_FLAGS = ("train", "training", "is_training", "is_train", "train_mode")
 EVALUATION_FLAGS = (
@@ -99,6 +101,20 @@ def follow_mode(model: nnx.Module, key: jax.Array, objective: CallRoles = CallRo
     neither asks for anything, the model is left as it is.
     """
     roles = read_roles(type(model).__call__, skip=2) if callable(model) else CallRoles()
+    if (bridged := getattr(model, "to_nnx__module", None)) is not None:
+        # A bridge to flax.linen takes every attribute for a variable of its module, and hands on what it is told.
+        inner = read_roles(type(bridged).__call__, skip=2)
+        if flags := (*inner.training, *inner.evaluation):
+            raise InvalidModelOrObjective(
+                f"{type(bridged).__name__} is told in its call whether it trains ({flags[0]}), and a bridge cannot follow "
+                f"that; give it an nnx.Module around it, whose __call__(x, {flags[0]}) hands it on"
+            )
+        return
+    if (roles or objective) and isinstance(getattr(type(model), MODE, None), property):
+        raise InvalidModelOrObjective(
+            f"{type(model).__name__} has a property `{MODE}`, which nobody can set; make it an attribute, so that "
+            "model.train() and model.eval() set it"
+        )
     if (roles or objective) and not hasattr(model, MODE):
         setattr(model, MODE, True)
     if roles.draws or objective.draws:

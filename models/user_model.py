@@ -32,7 +32,9 @@ def build_user_model(
     positional, named = bind_arguments(function, options, Wanted(inputs, num_outputs, rngs))
     made = function(*positional, **named)
     if not isinstance(made, nnx.Module):
-        raise InvalidModelOrObjective(f"{target}: made {describe_value(made)}; expected a flax.nnx.Module")
+        is_linen = any(base.__module__.startswith("flax.linen") for base in type(made).__mro__)
+        way_out = " (nnx.bridge.ToNNX makes one of a flax.linen.Module)" if is_linen else ""
+        raise InvalidModelOrObjective(f"{target}: made {describe_value(made)}; expected a flax.nnx.Module{way_out}")
     if not callable(made):
         raise InvalidModelOrObjective(f"{target}: {type(made).__name__} has no __call__")
     return made

@@ -179,6 +179,33 @@ def test_roles_are_read_from_names_and_types() -> None:
     assert read_roles(keyed, skip=2).keys == ("rngs",)
 
 
+def test_a_bridge_to_linen_is_refused_only_where_its_mode_would_be_lost() -> None:
+    from flax import linen
+
+    class Told(linen.Module):
+        @linen.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            return linen.Dropout(0.5, deterministic=not train)(linen.Dense(CLASSES)(x))
+
+    def bridge(module: Any) -> nnx.Module:
+        return nnx.bridge.ToNNX(module, rngs=nnx.Rngs(KEY)).lazy_init(jnp.ones((1, FEATURES)))
+
+    with pytest.raises(InvalidModelOrObjective, match=r"Told is told in its call whether it trains \(train\)"):
+        follow_mode(bridge(Told()), KEY)
+    _, before, after = stepped(lambda rngs: bridge(linen.Dense(CLASSES)))
+    assert (before["params"]["kernel"] != after["params"]["kernel"]).all()
+
+
+def test_a_mode_that_nobody_can_set_is_refused() -> None:
+    class Fixed(ByTraining):
+        @property
+        def deterministic(self) -> bool:
+            return True
+
+    with pytest.raises(InvalidModelOrObjective, match="Fixed has a property `deterministic`, which nobody can set"):
+        follow_mode(Fixed(nnx.Rngs(KEY)), KEY)
+
+
 def test_a_model_that_asks_for_nothing_is_left_alone() -> None:
     model = ByNothing(nnx.Rngs(KEY))
     follow_mode(model, KEY)
