@@ -34,6 +34,7 @@ from runner.config.explain import explain_problems
 from runner.config.metric_names import check_chosen_metrics
 from runner.config.read_yaml import MAX_BYTES, decode_text, parse_yaml
 from runner.config.remat_policies import RematPolicy, check_model_supports
+from runner.config.run_length import DEFAULT_STEPS, drop_untyped_length, fill_in_length
 from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
 from runner.errors import ConfigError, RefusedError, StorageError
 from runner.files import NOT_A_FILE, read_file
@@ -47,7 +48,6 @@ from runner.types import Document
 
 # Linux takes names of 255 bytes and paths of 4,096; a run's own are below these.
 MAX_NAME, MAX_PATH = 255, 3500
-DEFAULT_STEPS = 600
 Count = Annotated[int, Ge(1)]
 # It becomes part of the names of metrics and of files.
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -279,19 +279,12 @@ def validate_options(schema: Any, document: Any) -> Any:
     """Return a document as `schema`, a dataclass of options. Raises ConfigError, with every way out it knows."""
     plain = to_plain(document)
     if schema is Config:
-        _fill_in_length(plain)
+        plain = fill_in_length(plain)
     _check_numbers_and_text(plain, "")
     try:
         return validate_plain(schema, plain)
     except ValidationError as error:
         raise ConfigError(explain_problems(error.errors(include_url=False), plain, schema)) from None
-
-
-def _fill_in_length(document: dict[str, Any]) -> None:
-    """Put the usual number of steps where a document says in neither way how long to train."""
-    train = document.get("train")
-    if isinstance(train, dict) and train.get("steps") is None and train.get("epochs") is None:
-        document["train"] = {**train, "steps": DEFAULT_STEPS}
 
 
 def _check_numbers_and_text(node: Any, key: str) -> None:
@@ -363,24 +356,7 @@ def merge_typed_keys(saved: Document, composed: DictConfig, keys: Sequence[str])
             target[leaf] = source[leaf]
         else:
             target.pop(leaf, None)
-    return _drop_other_length(document, keys)
-
-
-def drop_untyped_length(document: Any, keys: Sequence[str]) -> dict[str, Any]:
-    """Return a composed document without the length that a file of conf/ gives, where the command gives the other one.
-
-    `keys` are those that the command line touched: `train.epochs=3` counts, whatever an experiment has for train.steps.
-    """
-    return _drop_other_length(copy.deepcopy(to_plain(document)), keys)
-
-
-def _drop_other_length(document: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    train, typed = document.get("train"), {"train.steps", "train.epochs"}.intersection(keys)
-    if isinstance(train, dict) and len(typed) == 1:
-        (key,) = typed
-        if train.get(key.removeprefix("train.")) is not None:
-            train["epochs" if key == "train.steps" else "steps"] = None
-    return document
+    return drop_untyped_length(document, keys)
 
 
 def to_plain(document: Any, *, throw: bool = True) -> dict[str, Any]:

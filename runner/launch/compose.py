@@ -23,9 +23,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.config import user_code
+from runner.config.run_length import drop_untyped_length
 from runner.config.schema import (
     Config,
-    drop_untyped_length,
     merge_typed_keys,
     read_document,
     to_plain,
@@ -205,7 +205,7 @@ def _validate(composed: DictConfig, argv: Sequence[str], uses: Sequence[Use]) ->
     keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]
     # A choice of everything leaves nothing to the run's own document.
     if typed_dir is None or "experiment" in keys:
-        config = validate_config(drop_untyped_length(composed, keys))
+        config = validate_config(drop_untyped_length(to_plain(composed), keys))
     else:
         config = _continue_run(Path(str(typed_dir)), composed, keys, () if trusted else uses)
     user_code.check_targets_exist(config.document)

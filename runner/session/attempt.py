@@ -46,22 +46,8 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         _step_back(context)
     try:
         cache = enable_compile_cache(config.compile_cache, console.say)
-        sources = read_moved_data(config, run_dir) or dataset.read_as_before(config.data, run_dir)
-        if config.train.epochs is not None:
-            # Before anything is built: how long the run is decides its learning rates.
-            sources = sources or _read_sources(config)
-            context = _resolve_epochs(context, len(sources.train))
-            config = context.config
-        built = build(config, sources)
-        built.evaluator.check_splits()
-        check_metric_names(config, built.evaluator.list_metric_names(built.measures))
-        for line in dataset.record_or_compare(run_dir, built.sources):
-            console.say(line)
-        broken_data.watch_skipped(run_dir, built.sources, console.say)
-        broken_data.look_at_examples(run_dir, built.sources)
-        console.say(" · ".join(filter(None, [describe_run(built, config), built.evaluator.describe_samples()])))
-        for line in [*(f"warning: {warning}" for warning in built.warnings), *warn_of_worst_as_best(config)]:
-            console.say(line)
+        context, built = _build_and_tell(context)
+        config = context.config
         built, remat = _resolve_remat(context, built)
         programs = start_compiling(built, config, remat, attempt, cache)
         # Once; and once more after each rollback: a batch on which the loss was not finite is skipped from then on.
@@ -111,6 +97,33 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         attempt.status.set_stopped_early()
         console.say(f"stopped early at step {reached.step} of {config.train.num_steps}: {early}")
     return _tell_complete(context, reached.step), early
+
+
+def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
+    """Build the parts of a run, and tell a person what it is; return them, and the context with its number of steps.
+
+    Raises:
+        ConfigError: something of the configuration does not go with the data, or with the user's own code.
+        RefusedError: the data is not what the run was trained on.
+    """
+    config, run_dir, say = context.config, context.run_dir, context.console.say
+    sources = read_moved_data(config, run_dir) or dataset.read_as_before(config.data, run_dir)
+    if config.train.epochs is not None:
+        # Before anything is built: how long the run is decides its learning rates.
+        sources = sources or _read_sources(config)
+        context = _resolve_epochs(context, len(sources.train))
+        config = context.config
+    built = build(config, sources)
+    built.evaluator.check_splits()
+    check_metric_names(config, built.evaluator.list_metric_names(built.measures))
+    for line in dataset.record_or_compare(run_dir, built.sources):
+        say(line)
+    broken_data.watch_skipped(run_dir, built.sources, say)
+    broken_data.look_at_examples(run_dir, built.sources)
+    say(" · ".join(filter(None, [describe_run(built, config), built.evaluator.describe_samples()])))
+    for line in [*(f"warning: {warning}" for warning in built.warnings), *warn_of_worst_as_best(config)]:
+        say(line)
+    return context, built
 
 
 def _read_sources(config: Config) -> Sources:

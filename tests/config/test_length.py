@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from runner.config.identity import classify_key, hash_config
-from runner.config.schema import Config, Train, drop_untyped_length, merge_typed_keys, validate_config, validate_options
+from runner.config.run_length import drop_untyped_length
+from runner.config.schema import Config, Train, merge_typed_keys, validate_config, validate_options
 from runner.errors import ConfigError
 from tests.conftest import composed
 
