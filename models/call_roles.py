@@ -106,8 +106,8 @@ def follow_mode(model: nnx.Module, key: jax.Array, objective: CallRoles = CallRo
         inner = read_roles(type(bridged).__call__, skip=2)
         if flags := (*inner.training, *inner.evaluation):
             raise InvalidModelOrObjective(
-                f"{type(bridged).__name__} is told in its call whether it trains ({flags[0]}), and a bridge cannot follow "
-                f"that; give it an nnx.Module around it, whose __call__(x, {flags[0]}) hands it on"
+                f"{type(bridged).__name__} is told in its call whether it trains ({flags[0]}), and a bridge cannot "
+                f"follow that; give it an nnx.Module around it, whose __call__(x, {flags[0]}) hands it on"
             )
         return
     if (roles or objective) and isinstance(getattr(type(model), MODE, None), property):

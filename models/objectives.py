@@ -112,7 +112,7 @@ def classify(model: nnx.Module, batch: Batch, *, num_outputs: int | None = None,
 
     A label for each place of an example (a pixel, a token) is measured at each place and averaged.
     """
-    label = batch["label"]
+    label = batch["label"].astype(jnp.int32)  # true and false are classes as well
     logits = take_logits(model(batch["inputs"]), label.shape, num_outputs)
     # A label that is left out must still be the number of a class, or the loss of its place is NaN.
     loss = cross_entropy(logits, jnp.maximum(label, 0) if may_ignore else label)

@@ -215,7 +215,9 @@ class Config:
         # A user's own model or data says what it takes or gives only when it is imported: checked then.
         if model.takes and gives and gives not in model.takes:
             other_data = "|".join(data.kind for data in get_args(Data) if data.gives in model.takes)
-            other_models = "|".join(other.kind for other in get_args(Model) if gives in other.takes)
+            other_models = (
+                "|".join(other.kind for other in get_args(Model) if gives in other.takes) or "my_file:MyModel"
+            )
             raise ValueError(
                 f"model={model.kind} takes {' or '.join(model.takes)}, but data={self.data.kind} gives {gives}; "
                 f"choose data={other_data} or model={other_models}"

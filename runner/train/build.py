@@ -26,7 +26,7 @@ from runner.errors import ConfigError
 from runner.mesh import batch_sharding, replicated_sharding, state_shardings
 from runner.optim.parameter_groups import is_stacked
 from runner.train.built import Built
-from runner.train.dataset import make_stream, read_sources
+from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.split_model import SplitModel, Variables, merge_model, split_model
@@ -59,7 +59,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     with user_code.as_config_error("objective"):
         objective = config.objective.build(own, sources.num_outputs, may_ignore=sources.may_ignore)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
-    stream = make_stream(config.data, sources, config.seed)
+    measured = own if config.objective.kind == "default" else config.objective.kind
+    sources = watch_labels(config.data, sources, measured)
+    stream = make_stream(config.data, sources, config.seed, measured)
     key, make_model = make_key(config.seed), partial(_make_model, config, sources, objective)
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
@@ -88,7 +90,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         config.eval, sources, model, put, config.data.batch_size, config.train.eval_batches, config.seed
     )
     evaluator.check_methods(nnx.merge(network.eval, *network.variables))
-    seen = _look_at_metrics(config, sources, network, objective, own)
+    seen = _look_at_metrics(config, sources, network, objective, measured)
     return Built(
         sources=sources,
         stream=stream,
@@ -131,16 +133,16 @@ def _make_optimizer(config: Config, lr: jax.Array | float) -> tuple[optax.Gradie
 
 
 def _look_at_metrics(
-    config: Config, sources: Sources, network: SplitModel, objective: BatchObjective, own: str
+    config: Config, sources: Sources, network: SplitModel, objective: BatchObjective, measured: str
 ) -> Rehearsal:
     """Return what is measured, and what is to be told of a model or an objective of the user's own.
 
     Raises ConfigError where these do not fit each other.
     """
     if not _is_users_own(config):
-        return Rehearsal(_list_metrics(config, own, sources.num_outputs), ())
-    model, measured = getattr(config.model, "target", None), getattr(config.objective, "target", None)
-    with user_code.as_config_error("objective" if measured else "model", measured or model):
+        return Rehearsal(_list_metrics(measured, sources.num_outputs), ())
+    model, own = getattr(config.model, "target", None), getattr(config.objective, "target", None)
+    with user_code.as_config_error("objective" if own else "model", own or model):
         return rehearse(network, objective, abstract_batch(sources, config.data.batch_size), model)
 
 
@@ -157,9 +159,9 @@ def abstract_batch(sources: Sources, batch_size: int) -> Batch:
     }
 
 
-def _list_metrics(config: Config, own: str, num_outputs: int) -> tuple[str, ...]:
+def _list_metrics(objective: str, num_outputs: int) -> tuple[str, ...]:
     """Return the names of what an objective of ours measures; none for one of the user's own."""
-    names = OBJECTIVE_METRICS.get(own if config.objective.kind == "default" else config.objective.kind, ())
+    names = OBJECTIVE_METRICS.get(objective, ())
     # The one of these that the objective does not give for such a vocabulary.
     other = "bits_per_token" if num_outputs == BYTE_VOCABULARY else "bits_per_byte"
     return tuple(name for name in names if name != other)

@@ -100,8 +100,8 @@ def _name_file(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def make_stream(option: Data, sources: Sources, seed: int) -> TrainingStream:
-    """Return the training batches in their order, made as the option says."""
+def make_stream(option: Data, sources: Sources, seed: int, objective: str = "") -> TrainingStream:
+    """Return the training batches in their order, made as the option says; `objective` is what labels are for."""
     # As it is when a worker starts: what was passed over until then.
     skipped = sources.train.skipped if isinstance(sources.train, SkippingSource) else {}
     batches = ShuffledBatches(
@@ -109,12 +109,12 @@ def make_stream(option: Data, sources: Sources, seed: int) -> TrainingStream:
         batch_size=option.batch_size,
         seed=seed,
         augment=getattr(option, "augment", None) if option.gives == "images" else None,
-        reopen=partial(_read_again, option, sources.fingerprint_as_read or sources.fingerprint, skipped),
+        reopen=partial(_read_again, option, sources.fingerprint_as_read or sources.fingerprint, skipped, objective),
     )
     return TrainingStream(batches, workers=getattr(option, "workers", 0), prefetch=getattr(option, "prefetch", 0))
 
 
-def _read_again(option: Data, fingerprint: str, skipped: Mapping[int, SkippedExample]) -> Source:
+def _read_again(option: Data, fingerprint: str, skipped: Mapping[int, SkippedExample], objective: str) -> Source:
     """Read the training data once more, in a process that makes batches. Raises UnreadableError where it changed."""
     sources = option.sources()
     if sources.fingerprint != fingerprint and isinstance(option, Hub):
@@ -125,7 +125,16 @@ def _read_again(option: Data, fingerprint: str, skipped: Mapping[int, SkippedExa
         )
     if isinstance(sources.train, SkippingSource):
         sources.train.remember(skipped)
-    return sources.train
+    return watch_labels(option, sources, objective).train
+
+
+def watch_labels(option: Data, sources: Sources, objective: str) -> Sources:
+    """Return sources whose labels are looked at batch by batch, where nobody could look at all of them beforehand."""
+    if option.kind != "external":
+        return sources
+    from data.user_data import watch_user_labels
+
+    return watch_user_labels(sources, objective)
 
 
 def suggest_faster_data(option: Data) -> str:

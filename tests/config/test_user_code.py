@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from data.data_errors import UnreadableError
 from runner.__main__ import VERBS, main
 from runner.config.schema import validate_config
 from runner.config.trust import require_trust
@@ -250,6 +251,33 @@ def test_what_arrays_say_about_a_model(
     sources = _split_examples(columns, 0.5)
     assert (sources.inputs, sources.num_outputs, classify_source(sources.train)[0]) == (inputs, num_outputs, gives)
     assert len(sources.train) == 4
+
+
+def test_a_wrong_label_in_the_sources_of_the_user_is_told_when_it_comes(here: Path) -> None:
+    """Nobody could look at all of them beforehand; as the last class, it would be trained on without a word."""
+    (here / "mine.py").write_text(
+        MINE
+        + """
+from data.sources import Sources
+
+class Rows:
+    def __len__(self): return 100
+    def take(self, indices):
+        return {"inputs": np.zeros((len(indices), 2)), "label": np.where(indices == 77, -1, indices % 3)}
+
+def rows(): return Sources(Rows(), Rows(), (2,), 3, "f", "rows")
+"""
+    )
+    document = own(data="mine:rows", objective={"kind": "default"}, model__options={"width": 4})
+    document["data"]["batch_size"] = 10
+    stream = built(document).stream
+    with pytest.raises(UnreadableError, match="77 has the label -1; expected 0 or more, and less than 3"):
+        for _ in range(10):
+            next(stream)
+    mine = own(data="mine:rows", model="mine:Net")
+    stream = built(mine).stream
+    for _ in range(10):
+        next(stream)
 
 
 def test_data_is_told_apart_by_its_values() -> None:
