@@ -37,6 +37,8 @@ from runner.text import display_path
 # The words of one command, together: Hydra's parser takes about a second for so many characters.
 MAX_COMMAND_LENGTH = 8_000
 MAX_DEPTH = 30
+# Has Hydra raise its errors instead of printing them; a user says it to see whole tracebacks.
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 KeepConfig = Callable[[DictConfig, DictConfig], None]
 
@@ -158,7 +160,8 @@ def _refuse_flags(message: str) -> NoReturn:
 @contextmanager
 def _composing_only() -> Iterator[None]:
     """Have Hydra be a ComposingHydra with a BoundedFileSource, which raises its errors instead of printing them."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    own = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
     # `--info` is printed by a logger, which would print a traceback where nobody reads it any more.
     raises, logging.raiseExceptions = logging.raiseExceptions, False
     sources = SourcesRegistry.instance().types
@@ -169,5 +172,7 @@ def _composing_only() -> Iterator[None]:
         # What is pickled for a worker has Hydra's own again: another class of that name is an error there.
         hydra_inside.Hydra, sources["file"] = Hydra, FileConfigSource  # type: ignore[misc]
         logging.raiseExceptions = raises
-        # Processes that we start are told nothing of it.
-        os.environ.pop("HYDRA_FULL_ERROR", None)
+        # What runs and processes that we start are told is what the user has said.
+        del os.environ[FULL_ERROR]
+        if own is not None:
+            os.environ[FULL_ERROR] = own

@@ -6,6 +6,8 @@ itself such a name; so a file that was only renamed is compared under the name t
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,21 +35,20 @@ def read_places(run: RunDir) -> dict[str, Any]:
 
     Only the block of the data is parsed: a folder may hold thousands of runs. Raises OSError where it cannot be read.
     """
-    lines = read_file(run.config, MAX_CONFIG_BYTES).splitlines(keepends=True)
-    starts = [number for number, line in enumerate(lines) if line.startswith(b"data:")]
-    if not starts:
-        return {}
-    block = [lines[starts[0]]]
-    for line in lines[starts[0] + 1 :]:
-        # What is not indented begins the next key.
-        if not line.startswith((b" ", b"\n", b"#")):
-            break
-        block.append(line)
+    content = read_file(run.config, MAX_CONFIG_BYTES)
+    # Up to the next key: what is not indented begins it.
+    found = re.search(rb"^data:.*\n(?:[ #].*\n|\n)*", content, re.MULTILINE)
+    return dict(_parse_places(found[0])) if found else {}
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_places(block: bytes) -> tuple[tuple[str, Any], ...]:
+    """Return the places in the block of a configuration that is about data, by key. Most runs have the same."""
     try:
-        document = parse_yaml(decode_text(b"".join(block)))
+        document = parse_yaml(decode_text(block))
     except ValueError:
-        return {}
-    return find_places(document) if isinstance(document, dict) else {}
+        return ()
+    return tuple(find_places(document).items()) if isinstance(document, dict) else ()
 
 
 def holds_same_data(run: RunDir, places: Mapping[str, Any], option: Data) -> bool:

@@ -243,3 +243,16 @@ def test_a_reader_who_leaves_sees_no_traceback(words: str, reader: str, tmp_path
     assert done.stderr == ""
     # What was wanted was read, or nobody was there to read it; `python -m runner` alone asks for a verb.
     assert done.returncode in (0, 141, *([2] if words == "-m runner " else []))
+
+
+@pytest.mark.parametrize("own", ["1", None])
+def test_what_the_user_wants_to_see_of_errors_stays(
+    own: str | None, conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra is told to raise its errors by the variable that people set to see whole tracebacks."""
+    if own is None:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    else:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", own)
+    compose(DIGITS)
+    assert os.environ.get("HYDRA_FULL_ERROR") == own
