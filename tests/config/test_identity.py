@@ -28,8 +28,6 @@ CHANGED: dict[str, Any] = {
     "data.eval_path": "held_out",
     "data.columns": {"inputs": "x_train"},
     "data.labels": "numbers",
-    "data.seq_len": 8,
-    "data.labels": "numbers",
     "data.seq_len": 64,
     "data.vocab_size": 300,
     "data.delimiter": ";",

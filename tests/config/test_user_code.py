@@ -272,12 +272,7 @@ def rows(): return Sources(Rows(), Rows(), (2,), 3, "f", "rows")
     document["data"]["batch_size"] = 10
     stream = built(document).stream
     with pytest.raises(UnreadableError, match="77 has the label -1; expected 0 or more, and less than 3"):
-        for _ in range(10):
-            next(stream)
-    mine = own(data="mine:rows", model="mine:Net")
-    stream = built(mine).stream
-    for _ in range(10):
-        next(stream)
+        [next(stream) for _ in range(10)]
 
 
 def test_data_is_told_apart_by_its_values() -> None:
