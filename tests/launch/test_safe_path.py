@@ -95,11 +95,13 @@ def test_a_checkout_that_is_not_installed_works_in_its_own_root(tmp_path: Path) 
 def test_a_module_that_a_library_hides_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for top, of in (("yaml", r".*/yaml/__init__\.py"), ("json", "Python's own"), ("data", "Holdfast's own")):
+    for top, says in (
+        ("yaml", r"yaml is a module of .*/yaml/__init__\.py; give yaml in this"),
+        ("json", "json is a module of Python's own; give json in this"),
+        ("data", r"data is Holdfast's own; name the file of yours: \./data\.py:Net"),
+    ):
         (tmp_path / f"{top}.py").write_text("class Net: pass")
-        with pytest.raises(
-            ConfigError, match=f"^model.target: {top}:Net: {top} is a module of {of}; give {top} in this"
-        ):
+        with pytest.raises(ConfigError, match=f"^model.target: {top}:Net: {says}"):
             check_targets_exist({"model": {"kind": "external", "target": f"{top}:Net"}})
     (tmp_path / "my_net.py").write_text("class Net: pass")
     check_targets_exist({"model": {"kind": "external", "target": "my_net:Net"}})
