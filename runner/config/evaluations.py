@@ -7,6 +7,7 @@ at the last step all of them are due, and some only then. To add a kind: a datac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -51,7 +52,8 @@ class MetricsEvaluation(EvaluationOption):
     @property
     def looks_at_test_set(self) -> bool:
         """Return whether what is measured may choose nothing: it says how good a model is that was chosen without."""
-        return self.split.partition("_")[0] == "test"
+        # `test`, `test_matched`, `testing`, `test-clean`; data of others has all of these, and `testimony` is none.
+        return re.fullmatch(r"test(ing)?([^a-z].*)?", self.split, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

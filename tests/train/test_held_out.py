@@ -94,6 +94,17 @@ def test_a_sample_is_told(named: dict[str, Any], words: str) -> None:
     assert evaluator(named).describe_samples() == words
 
 
+@pytest.mark.parametrize(
+    ("split", "is_one"),
+    [
+        *((name, True) for name in ("test", "test_b", "test-clean", "testing", "Test", "test2")),
+        *((name, False) for name in ("eval", "train", "wild", "testimony", "latest", "dev_test")),
+    ],
+)
+def test_which_sets_choose_nothing(split: str, *, is_one: bool) -> None:
+    assert MetricsEvaluation(split=split).looks_at_test_set == is_one
+
+
 def test_what_is_evaluated_at_the_end_alone_has_no_cadence() -> None:
     named = {"eval": MetricsEvaluation(), "test": MetricsEvaluation(split="test", steps="last")}
     assert find_cadences(named, 3) == {3}
