@@ -21,6 +21,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
@@ -37,6 +38,8 @@ from runner.text import display_path
 # The words of one command, together: Hydra's parser takes about a second for so many characters.
 MAX_COMMAND_LENGTH = 8_000
 MAX_DEPTH = 30
+# Of the groups below `hydra`.
+OWN_DEFAULTS = {"launcher": "local", "job_logging": "disabled", "hydra_logging": "disabled"}
 # Has Hydra raise its errors instead of printing them; a user says it to see whole tracebacks.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -157,6 +160,18 @@ def _refuse_flags(message: str) -> NoReturn:
     raise ConfigError(f"{message}; --help shows what there is")
 
 
+def _set_own_defaults() -> None:
+    """Have the choices of Hydra's own groups be ours where nobody makes another one.
+
+    Said in config.yaml, with `override`, they would win over what an experiment says in the same way.
+    """
+    node: Any = ConfigStore.instance().repo["hydra"]["config.yaml"].node
+    with read_write(node), open_dict(node):
+        for entry in node["defaults"]:
+            for group in set(entry) & set(OWN_DEFAULTS):
+                entry[group] = OWN_DEFAULTS[group]
+
+
 @contextmanager
 def _composing_only() -> Iterator[None]:
     """Have Hydra be a ComposingHydra with a BoundedFileSource, which raises its errors instead of printing them."""
@@ -164,6 +179,7 @@ def _composing_only() -> Iterator[None]:
     os.environ[FULL_ERROR] = "1"
     # `--info` is printed by a logger, which would print a traceback where nobody reads it any more.
     raises, logging.raiseExceptions = logging.raiseExceptions, False
+    _set_own_defaults()
     sources = SourcesRegistry.instance().types
     hydra_inside.Hydra, sources["file"] = ComposingHydra, BoundedFileSource  # type: ignore[misc]
     try:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError
 from runner.launch.conf_folders import is_group, list_options
-from runner.launch.hydra_keys import SEARCH_WAYS_OUT
+from runner.launch.hydra_keys import SEARCH_WAYS_OUT, WAYS_OUT
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import INSTALL_SUBMITIT, SUBMITIT_LAUNCHERS
@@ -118,6 +118,10 @@ def in_one_line(error: HydraException) -> str:
         return f"{group}: is chosen already; write {group}=OPTION, without the +"
     if first.startswith("Could not delete from config. "):
         return f"{first.split(chr(39))[1]}: nothing to take away; the configuration has no such key"
+    if first.startswith("Sweeping over Hydra's configuration is not supported"):
+        override = first.rpartition(" : '")[2].removesuffix("'")
+        typed = override.removeprefix("hydra.sweeper.params.")
+        return f"{override}: Hydra's own keys have one value; say {typed if typed != override else 'one'}"
     if first.startswith("Could not override "):
         return _unknown_key(first.split("'")[1])
     if isinstance(error, InstantiationException):
@@ -157,6 +161,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     if option in SUBMITIT_LAUNCHERS:
         return f"{group}={option}: needs the extra `submitit`; {INSTALL_SUBMITIT}"
     options = list(error.options or ())
+    if group in WAYS_OUT:
+        return f"{group}={shorten(option, MAX_WORD)}: Hydra only composes here; leave it out: {WAYS_OUT[group]}"
     got = shorten(option, MAX_WORD) or '""'
     return f"{group}: got {got}; expected one of {', '.join(options)}{suggest_word(option, options)}"
 
@@ -169,6 +175,8 @@ def _unknown_key(key: str) -> str:
         from runner.launch.study import OPTIONS
 
         option = key.removeprefix("hydra.sweeper.")
+        if option in OPTIONS:
+            return f"{key}: belongs to a search; add hydra/sweeper=optuna and -m"
         if option in SEARCH_WAYS_OUT:
             return f"{key}: {SEARCH_WAYS_OUT[option]}"
         return f"{key}: unknown key{suggest_word(option, list(OPTIONS))}"

@@ -94,6 +94,9 @@ def check_hydra_keys(own: Mapping[str, Any], choices: Mapping[str, Any]) -> None
                 f"{_find_way_out(f'hydra.{key}')}"
             )
     for group in ("hydra/job_logging", "hydra/hydra_logging"):
+        logging = own.get(group.removeprefix("hydra/"))
+        if choices.get(group) in ("disabled", "none") and isinstance(logging, Mapping) and logging.get("handlers"):
+            raise ConfigError(f"{group.replace('/', '.')}: Hydra logs nothing here; leave it out: {NO_LOGGING}")
         if choices.get(group) not in (None, "disabled", "none", "default"):
             raise ConfigError(f"{group}={choices[group]}: Hydra logs nothing here; leave it out: {NO_LOGGING}")
     _check_targets(own)

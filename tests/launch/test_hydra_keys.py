@@ -167,6 +167,60 @@ def test_a_typed_key_of_hydra_is_refused_with_the_way_out(typed: str, says: str,
     assert says in message
 
 
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (
+            "/hydra/job_logging: colorlog",
+            "hydra/job_logging=colorlog: Hydra only composes here; leave it out: what a run",
+        ),
+        ("/hydra/hydra_logging: default", ""),
+        ("/hydra/job_logging: stdout", "hydra/job_logging=stdout: Hydra logs nothing here; leave it out: what a run"),
+        ("/hydra/callbacks: mine", "hydra/callbacks=mine: Hydra only composes here; leave it out: no code is called"),
+        ("/hydra/launcher: joblib", "hydra/launcher: got joblib; expected one of basic, local, slurm"),
+        ("/hydra/sweeper: ax", "hydra/sweeper: got ax; expected one of basic, optuna"),
+    ],
+)
+def test_a_choice_of_a_file_is_not_passed_over(choice: str, says: str, conf: Path) -> None:
+    """What the product's own config.yaml chose would have won over an experiment, without a word."""
+    (conf / "experiment/mine.yaml").write_text(
+        f"# @package _global_\ndefaults: [override /model: mlp, override /data: digits, override {choice}]\n"
+    )
+    if says:
+        assert says in error_of("experiment=mine")
+    else:
+        assert isinstance(compose(["experiment=mine"]), RunRequest)
+
+
+def test_an_experiment_may_choose_its_launcher(conf: Path) -> None:
+    (conf / "experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /model: mlp, override /data: digits, override /hydra/launcher: slurm]\n"
+        "hydra: {launcher: {time: 60}}\n"
+    )
+    request = compose(["experiment=mine"])
+    assert isinstance(request, RunRequest)
+    assert request.job is not None
+    assert request.job.time == 60
+    # The job composes the same file, and works on the run.
+    there = compose(request.command.words)
+    assert isinstance(there, RunRequest)
+    assert there.job is None
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("hydra.sweeper.n_trials=3", "hydra.sweeper.n_trials: belongs to a search; add hydra/sweeper=optuna and -m"),
+        (
+            "hydra.sweeper.params.seed=1,2",
+            "hydra.sweeper.params.seed=1,2: Hydra's own keys have one value; say seed=1,2",
+        ),
+    ],
+)
+def test_options_of_a_sweeper(word: str, says: str, conf: Path) -> None:
+    assert says in error_of("-m", *DIGITS, word)
+
+
 # --- values of the moment ---
 
 PASSING = "is another value at every start, and a run is found again by its values"
