@@ -190,6 +190,18 @@ def test_other_data_at_another_place_is_another_run(here: Path) -> None:
     assert found(*TEXT, "data.path=b.txt").path == other.path
 
 
+def test_a_new_run_on_other_data_says_so_and_is_not_told_to_go_on_with_the_other(door: Door) -> None:
+    words = [word for word in SMALL if not word.startswith(("data.path", "train.steps"))]
+    assert door.run(*words, "train.steps=2", "data.path=corpus.txt").returncode == 0
+    first = door.the_run.name
+    (door.cwd / "other.txt").write_text((door.cwd / "corpus.txt").read_text()[::-1])
+    done = door.run(*words, "train.steps=2", "data.path=other.txt")
+    assert done.returncode == 0, done.stderr
+    assert "(new run)" in done.stdout
+    assert f"differs from outputs/default/{first} only in its data: what lies there is not what" in done.stdout
+    assert "to continue that one" not in done.stdout
+
+
 def test_of_two_data_sets_that_were_both_moved_each_finds_its_own(here: Path) -> None:
     first, second = (begun(*TEXT, f"data.path={write_text(f'{name}.txt', ord(name))}") for name in "ab")
     for name in "ab":
