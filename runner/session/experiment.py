@@ -33,6 +33,7 @@ from runner.rundir.readme import write_readme
 from runner.rundir.run_lock import RunLock, lock_run
 from runner.rundir.time_buckets import describe_clock_jump
 from runner.session.mend import mend_finished
+from runner.session.moved_run import find_twin_on_other_data
 from runner.session.standing import Standing, find_run, inspect_run
 from runner.text import quote_override
 from runner.train.run_context import RunContext
@@ -221,6 +222,9 @@ def _tell_sibling(context: RunContext) -> None:
             way_out = f"to continue that one: add {quote_override('dir', str(sibling))}"
             context.console.say(f"differs from {sibling} only in {changes}; {way_out}")
             return
+    # Its data was compared when this run was looked for: that the places differ is not why it is another run.
+    if twin := find_twin_on_other_data(run_dir, config):
+        context.console.say(f"differs from {twin} only in its data: what lies there is not what that run recorded")
 
 
 def _record_refusal(context: RunContext, standing: Standing, error: HoldfastError) -> None:

@@ -50,6 +50,14 @@ def find_moved_run(parent: Path, config: Config) -> RunDir | None:
     return max(sorted(same, key=str), key=lambda run: run.read_status().get("step", 0), default=None)
 
 
+def find_twin_on_other_data(run: RunDir, config: Config) -> RunDir | None:
+    """Return a run that differs from a new one only in where its data lay, and so in what it is; None where none."""
+    if not find_places(config.document):
+        return None
+    others = (other for other, _ in _iter_runs_elsewhere(run.path.parent, config.document) if other.path != run.path)
+    return next(others, None)
+
+
 def _iter_runs_elsewhere(parent: Path, document: Document) -> Iterator[tuple[RunDir, dict[str, Any]]]:
     """Yield the runs of a folder that differ from a document in the places of their data alone, with those places."""
     from runner.train.moved_data import read_places
