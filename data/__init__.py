@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, r
 
 from annotated_types import Ge
 
-from data.option_fields import BatchOptions, Count, Fraction, ImageOptions
+from data.option_fields import BatchOptions, Count, Fraction, ImageOptions, WholeNumber
 from data.user_formats import Arrayrecord, Arrays, Csv, Hub, Images, Parquet, Text, Tokens
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class ExternalData(BatchOptions):
     Attributes:
         target: `module:function`.
         options: what it is called with by name, as in `+data.options.size=1000`.
+        ignore_label: a label of this value is no class, and counts in no loss and no metric; of tokens one that the
+            model sees, but need not foretell. An objective of your own gets labels as they are.
         batch_size: examples in a step, on all devices together.
         eval_fraction: share of the rows that are held out for evaluation.
     """
@@ -137,6 +139,7 @@ class ExternalData(BatchOptions):
     kind: Literal["external"] = "external"
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    ignore_label: WholeNumber = -100
     batch_size: Count = 64
     eval_fraction: Fraction = 0.1
 
@@ -147,7 +150,7 @@ class ExternalData(BatchOptions):
         """Return the training and the evaluation source. Raises InvalidUserData where the target returns neither."""
         from data.user_data import read_user_data
 
-        return read_user_data(self.target, self.options, self.eval_fraction)
+        return read_user_data(self.target, self.options, self.eval_fraction, self.ignore_label)
 
 
 Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Csv | Arrayrecord | Hub | ExternalData

@@ -15,11 +15,11 @@ import numpy as np
 from data.data_errors import UndecodableError, UnreadableError
 from data.fingerprint import hash_files, identify_bytes, identify_file
 from data.images import EncodedImages
-from data.labels import Labels, prepare_labels
+from data.labels import Labels, holds_label, prepare_labels
 from data.option_fields import explain_missing_name
 from data.sources import Source, Sources, split_source
 from data.splits import find_split
-from data.tables import DIMENSIONS, InputFormat, make_labelled_sources, prepare_inputs
+from data.tables import DIMENSIONS, InputFormat, TableFormat, make_labelled_sources, prepare_inputs
 from data.text_files import TokenWindows, make_byte_sources
 
 # The name of a split, and no expression such as `train[:1000]` or `train+test`.
@@ -140,7 +140,7 @@ def import_datasets() -> Any:
 
 
 def read_hub_examples(
-    chosen: HubDataset, inputs: str, label: str, form: InputFormat, eval_fraction: float, num_classes: int | None
+    chosen: HubDataset, inputs: str, label: str, pixels: InputFormat, form: TableFormat, eval_fraction: float
 ) -> Sources:
     """Return the labelled examples of one split, and of another one, or a part of it, to evaluate on.
 
@@ -148,9 +148,9 @@ def read_hub_examples(
     """
     splits = chosen.load_splits([inputs, label])
     raw = [_read_column(dataset, label) for dataset in splits.chosen.values()]
-    labels = prepare_labels(raw, num_classes)
+    labels = prepare_labels(raw, form.num_classes, form.labels, form.ignore_label)
     made = [
-        _make_source(dataset, f"{splits.path}, {name}", inputs, own, form)
+        _make_source(dataset, f"{splits.path}, {name}", inputs, own, pixels)
         for (name, dataset), own in zip(splits.chosen.items(), labels.sides, strict=True)
     ]
     sides = (made[0], made[1]) if len(made) == 2 else split_source(made[0], eval_fraction)
@@ -159,16 +159,18 @@ def read_hub_examples(
         raise ValueError(f"an example is {shape}, which is no {form.gives}; set data.gives")
     selected = (list(splits.chosen), eval_fraction)
     sources = make_labelled_sources(sides, shape, labels, splits.identify(), selected, waits=True)
-    held_out = {}
+    held_out, may_ignore = {}, labels.may_ignore
     for name, dataset in splits.tests.items():
         own = _number_test_labels(raw, _read_column(dataset, label), labels)
         if own is not None:
-            held_out[name] = _make_source(dataset, f"{splits.path}, {name}", inputs, own, form)
+            held_out[name] = _make_source(dataset, f"{splits.path}, {name}", inputs, own, pixels)
+            may_ignore = may_ignore or holds_label(own, labels.ignore_label)
     left_out = [f"{name} (without labels, or with others)" for name in splits.tests if name not in held_out]
     names = _find_class_names(next(iter(splits.chosen.values())), label)
     return replace(
         sources,
         held_out=held_out,
+        may_ignore=may_ignore,
         classes=names if len(names) == sources.num_outputs else sources.classes,
         summary=sources.summary + splits.describe(held_out, left_out),
     )
@@ -186,7 +188,7 @@ def _number_test_labels(raw: list[np.ndarray], test: np.ndarray, labels: Labels)
     Makers of a data set may keep the labels of its test set back: all are -1 then.
     """
     try:
-        together = prepare_labels([*raw, test])
+        together = prepare_labels([*raw, test], ignore_label=labels.ignore_label)
     except ValueError:
         return None
     same = together.classes == labels.classes and together.num_outputs <= labels.num_outputs

@@ -32,13 +32,15 @@ class Labels:
         sides: the labels of each part: int32 of shape (examples,), or float32 of (examples,) or (examples, numbers).
         num_outputs: the number of classes, or of numbers in a label.
         classes: the names of the classes, where the labels are names; else empty.
-        may_ignore: whether some are `IGNORED_LABEL`.
+        may_ignore: whether some are `ignore_label`.
+        ignore_label: the number that is no class, and left out.
     """
 
     sides: tuple[np.ndarray, ...]
     num_outputs: int
     classes: tuple[str, ...] = ()
     may_ignore: bool = False
+    ignore_label: int = IGNORED_LABEL
 
     @property
     def description(self) -> str:
@@ -49,13 +51,16 @@ class Labels:
 
 
 def prepare_labels(
-    sides: Sequence[np.ndarray], num_classes: int | None = None, read_as: ReadAs | None = None
+    sides: Sequence[np.ndarray],
+    num_classes: int | None = None,
+    read_as: ReadAs | None = None,
+    ignore_label: int = IGNORED_LABEL,
 ) -> Labels:
     """Return the labels of the parts of a data set as a model is trained on them.
 
     Whole numbers, true and false, and names are classes; other numbers are to regress on. `read_as` says so where whole
-    numbers are meant as numbers, or where floats are the numbers of classes. Raises ValueError, in a line, where a
-    label is none of these, is missing, or is outside the range.
+    numbers are meant as numbers, or where floats are the numbers of classes. The number `ignore_label` is no class.
+    Raises ValueError, in a line, where a label is none of these, is missing, or is outside the range.
     """
     arrays = [_drop_single_column(np.asarray(side)) for side in sides]
     kinds = {_find_kind(array) for array in arrays}
@@ -63,15 +68,28 @@ def prepare_labels(
         listed = " and ".join(sorted({str(array.dtype) for array in arrays}))
         raise ValueError(f"label is {listed} in different parts of the data; expected one type")
     kind = kinds.pop()
+    if read_as == "classes" and kind == "float":
+        arrays, kind = [_take_whole_numbers(array) for array in arrays], "whole"
+    check_ignore_label(ignore_label, arrays[0], "numbers to regress on" if read_as == "numbers" else "")
     if kind == "text":
         if read_as == "numbers":
             raise ValueError("labels=numbers, but label is text; expected numbers")
         return _number_names(arrays, num_classes)
-    if read_as == "classes" and kind == "float":
-        arrays, kind = [_take_whole_numbers(array) for array in arrays], "whole"
     if kind == "float" or read_as == "numbers":
         return _prepare_numbers(arrays, num_classes)
-    return _prepare_class_numbers(arrays, num_classes)
+    return _prepare_class_numbers(arrays, num_classes, ignore_label)
+
+
+def check_ignore_label(ignore_label: int, array: np.ndarray, meant_as: str = "") -> None:
+    """Raise ValueError where a label to leave out was chosen, but labels are no numbers of classes."""
+    if ignore_label == IGNORED_LABEL or (array.dtype.kind in "iu" and not meant_as):
+        return
+    kinds = {"f": "numbers to regress on", "b": "true and false"}
+    what = meant_as or ("names" if is_text(array) else kinds.get(array.dtype.kind, "no whole numbers"))
+    raise ValueError(
+        f"ignore_label={ignore_label} is the number of a class, but label is {array.dtype}, {what}; leave "
+        "data.ignore_label out, or write the classes as whole numbers (astype(int))"
+    )
 
 
 def _find_kind(array: np.ndarray) -> Literal["text", "float", "whole"]:
@@ -172,22 +190,33 @@ def check_numbers(label: np.ndarray) -> None:
         )
 
 
-def _prepare_class_numbers(arrays: list[np.ndarray], num_classes: int | None) -> Labels:
+def _prepare_class_numbers(arrays: list[np.ndarray], num_classes: int | None, ignore_label: int) -> Labels:
     """Return the numbers of classes as int32, and how many classes there are."""
     _check_dimensions(arrays)
     tops = []
     for array in arrays:
-        check_class_range(array, num_classes)
+        check_class_range(array, num_classes, ignore_label)
+        check_some_count(array, ignore_label)
         # True and false are two classes, also where all are the same.
-        tops.append(1 if array.dtype.kind == "b" else int(array.max(initial=0)))
-    ignored = [bool(array.size) and bool((array == IGNORED_LABEL).any()) for array in arrays]
+        tops.append(1 if array.dtype.kind == "b" else find_largest_class(array, ignore_label))
     if max(tops) >= (MOST_CLASSES if num_classes is None else 2**31):
         raise ValueError(
             f"a label is {max(tops)}, which would make {max(tops) + 1:,} classes; number the classes from 0, or say "
             "data.num_classes=N"
         )
     sides = tuple(array.astype(np.int32) for array in arrays)
-    return Labels(sides, num_classes or max(tops) + 1, may_ignore=any(ignored))
+    may_ignore = any(holds_label(array, ignore_label) for array in arrays)
+    return Labels(sides, num_classes or max(tops) + 1, may_ignore=may_ignore, ignore_label=ignore_label)
+
+
+def find_largest_class(label: np.ndarray, ignore_label: int) -> int:
+    """Return the largest number of a class, the one that is left out not counted; 0 where there is none."""
+    return int(label.max(initial=0, where=label != ignore_label))
+
+
+def holds_label(label: np.ndarray, value: int) -> bool:
+    """Tell whether whole numbers hold one of this value."""
+    return label.dtype.kind in "iu" and bool((label == value).any())
 
 
 def _check_dimensions(arrays: list[np.ndarray]) -> None:
@@ -205,31 +234,35 @@ def is_one_hot(label: np.ndarray) -> bool:
     return bool(((label == 0) | (label == 1)).all() and (label.sum(axis=1) == 1).all())
 
 
-def check_class_range(label: np.ndarray, num_classes: int | None) -> None:
-    """Raise ValueError where a whole number is that of no class, or where every label is one to leave out."""
-    outside = find_outside(label, num_classes)
+def check_class_range(label: np.ndarray, num_classes: int | None, ignore_label: int = IGNORED_LABEL) -> None:
+    """Raise ValueError where a whole number is that of no class, and not the one that is left out."""
+    outside = find_outside(label, num_classes, ignore_label)
     if outside.any():
         count = count_of(int(outside.sum()), label)
         if (label[outside] < 0).any():
             raise ValueError(
                 f"a label is {int(label[outside].min())}; expected 0 or more ({count} are not); number the classes "
-                f"from 0, {IGNORED_LABEL} where there is none; floats are numbers to regress on"
+                f"from 0, {ignore_label} where there is none; floats are numbers to regress on"
             )
         wrong = int(label[outside].max())
         raise ValueError(
             f"a label is {wrong}; expected 0 or more, and less than num_classes={num_classes} ({count} are not); is "
             f"the number of classes {wrong + 1}?"
         )
-    if label.size and (label == IGNORED_LABEL).all():
-        raise ValueError(f"every label is {IGNORED_LABEL}, which is left out; nothing is there to train on")
 
 
-def find_outside(label: np.ndarray, num_classes: int | None) -> np.ndarray:
-    """Return which whole numbers are those of no class and not `IGNORED_LABEL`: Bool of the same shape."""
+def check_some_count(label: np.ndarray, ignore_label: int) -> None:
+    """Raise ValueError where every label is the one that is left out."""
+    if label.size and label.dtype.kind in "iu" and (label == ignore_label).all():
+        raise ValueError(f"every label is {ignore_label}, which is left out; nothing is there to train on")
+
+
+def find_outside(label: np.ndarray, num_classes: int | None, ignored: int | None = IGNORED_LABEL) -> np.ndarray:
+    """Return which whole numbers are those of no class and not `ignored`: Bool of the same shape."""
     if label.dtype.kind == "b":
         return label & (num_classes == 1)
-    outside = (label < 0) & (label != IGNORED_LABEL)
-    return outside if num_classes is None else outside | (label >= num_classes)
+    outside = label < 0 if num_classes is None else (label < 0) | (label >= num_classes)
+    return outside if ignored is None else outside & (label != ignored)
 
 
 def count_of(count: int, array: np.ndarray) -> str:

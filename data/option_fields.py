@@ -15,6 +15,8 @@ Number = Annotated[int, Ge(0)]
 Fraction = Annotated[float, Interval(gt=0.0, lt=1.0)]
 Share = Annotated[float, Interval(ge=0.0, le=1.0)]
 Strength = Annotated[float, Ge(0.0)]
+# A label to leave out is a whole number of 32 bits, as labels are on a device.
+WholeNumber = Annotated[int, Interval(ge=-(2**31), le=2**31 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +74,15 @@ class LabelledFileOptions(ImageOptions):
         eval_fraction: share of the examples that are held out for evaluation, where the files have none.
         num_classes: null: as many as the largest label says.
         gives: `images` (height × width × channels), `features` (a vector) or `ids` (whole numbers, for an embedding).
+        ignore_label: a label of this value is no class, and counts in no loss and no metric.
     """
 
     path: str
     batch_size: Count = 64
     eval_fraction: Fraction = 0.1
     num_classes: Count | None = None
+    # As IGNORED_LABEL of sources.py, which needs numpy.
+    ignore_label: WholeNumber = -100
 
     gives: Literal["images", "features", "ids"] = "images"
 

@@ -23,7 +23,6 @@ from data.arrow_columns import (
 from data.bad_examples import skip_bad_examples
 from data.fingerprint import hash_files
 from data.images import EncodedImages
-from data.labels import prepare_labels
 from data.sources import Source, Sources
 from data.splits import Split
 from data.table_files import TableFiles, find_table_files
@@ -136,8 +135,8 @@ def _make_image_sources(
     """Return encoded images with their labels, decoded when they are taken."""
     if form.gives != "images":
         raise ValueError("a column holds encoded images; say data.gives=images")
-    columns, said = drop_hidden_test(parts.columns)
-    labels = prepare_labels([part["label"] for part in columns.values()], form.num_classes, form.labels)
+    columns, said = drop_hidden_test(parts.columns, form.ignore_label)
+    labels = form.prepare_labels(columns)
     sources: dict[Split, Source] = {}
     for (split, encoded), own in zip(((split, images[split]) for split in columns), labels.sides, strict=True):
         where = f"{path}, {split}," if len(columns) > 1 else f"{path},"

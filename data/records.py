@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from data.data_errors import UnreadableError
 from data.fingerprint import identify_file
 from data.label_checks import CheckedLabels
 from data.labels import Labels, prepare_labels
-from data.sources import Source, Sources, split_source
+from data.sources import IGNORED_LABEL, Source, Sources, split_source
 from data.tables import DIMENSIONS, describe_scaling, make_labelled_sources, prepare_inputs
 
 ARRAYS = ("inputs", "label")
@@ -98,8 +98,13 @@ def _prepare_record_labels(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def read_array_records(path: Path, gives: str, eval_fraction: float, num_classes: int | None) -> Sources:
-    """Return every record of every file. Raises ValueError where a sample of them is not what it should be."""
+def read_array_records(
+    path: Path, gives: str, eval_fraction: float, num_classes: int | None, ignore_label: int = IGNORED_LABEL
+) -> Sources:
+    """Return every record of every file; the label `ignore_label` is no class.
+
+    Raises ValueError where a sample of them is not what it should be.
+    """
     found = find_record_files(path)
     try:
         source = ArrayRecordSource(tuple(found), gives)
@@ -111,20 +116,24 @@ def read_array_records(path: Path, gives: str, eval_fraction: float, num_classes
     shape = sample["inputs"].shape[1:]
     if len(shape) + 1 not in DIMENSIONS[gives]:
         raise ValueError(f"an example is {shape}, which is no {gives}; set data.gives")
-    labels = _check_sample(sample["label"], num_classes)
+    labels = _check_sample(sample["label"], num_classes, ignore_label)
     root = path if path.is_dir() else path.parent
     files = {file.relative_to(root).as_posix(): identify_file(file) for file in found}
     # The records that were not looked at are looked at when they are taken.
     looked_at: Source = source
     if num_classes is not None:
-        looked_at = CheckedLabels(source, num_classes, labels.may_ignore, f"{root}: record")
+        looked_at = CheckedLabels(
+            source, num_classes, labels.ignore_label if labels.may_ignore else None, f"{root}: record"
+        )
     sides = split_source(looked_at, eval_fraction)
     selected = (eval_fraction, *describe_scaling(source.read_type(), gives))
     return make_labelled_sources(sides, shape, labels, files, selected, waits=True)
 
 
-def _check_sample(label: np.ndarray, num_classes: int | None) -> Labels:
+def _check_sample(label: np.ndarray, num_classes: int | None, ignore_label: int) -> Labels:
     """Return what the labels of some records say. Raises ValueError where they are outside, or not enough to know."""
     if label.dtype.kind != "f" and num_classes is None:
         raise ValueError("records are not counted through: say how many classes there are, data.num_classes=N")
-    return prepare_labels([label], num_classes)
+    labels = prepare_labels([label], num_classes, None, ignore_label)
+    # A label that was chosen may be in the records that were not looked at.
+    return labels if ignore_label == IGNORED_LABEL else replace(labels, may_ignore=True)

@@ -12,6 +12,7 @@ from jaxtyping import Int
 NUM_BYTES = 256
 NUM_CLASSES = 10
 # A label, or a token, of this value is padding: it counts in no loss and in no metric. PyTorch and Hugging Face use it.
+# Data that has another one says so (`data.ignore_label`).
 IGNORED_LABEL = -100
 
 
@@ -44,7 +45,8 @@ class Sources:
         held_out: further examples that are never trained on, by name: `test`, or whatever sets the data brings along.
             An evaluation looks at one with `split=NAME`.
         classes: the names of the classes in the order of their numbers, where the data names them; else empty.
-        may_ignore: whether labels may hold `IGNORED_LABEL`, and losses and metrics therefore leave such places out.
+        may_ignore: whether labels may hold `ignore_label`, and losses and metrics therefore leave such places out.
+        ignore_label: the label, or the token, that is left out where one may be.
         fingerprint_as_read: what reading gives, where a run knows the data by another one since a file was renamed.
     """
 
@@ -61,7 +63,13 @@ class Sources:
     held_out: Mapping[str, Source] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     may_ignore: bool = False
+    ignore_label: int = IGNORED_LABEL
     fingerprint_as_read: str | None = None
+
+    @property
+    def ignored(self) -> int | None:
+        """Return the label, or the token, that losses and metrics leave out; None where there is none."""
+        return self.ignore_label if self.may_ignore else None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from data.bad_examples import OnBad
 from data.fingerprint import hash_files
 from data.labels import Labels, ReadAs, prepare_labels
-from data.sources import Source, Sources, Table, split_source
+from data.sources import IGNORED_LABEL, Source, Sources, Table, split_source
 from data.splits import Split
 
 # The dimensions that inputs may have, examples included; images without channels get one.
@@ -38,11 +38,21 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class TableFormat:
-    """As what a table is read: `gives`, how many classes there are, and what its labels are, where that is said."""
+    """As what a table is read: `gives`, how many classes there are, and what its labels are, where that is said.
+
+    `ignore_label` is a label that is no class and counts nowhere.
+    """
 
     gives: Literal["images", "features", "ids"]
     num_classes: int | None = None
     labels: ReadAs | None = None
+    ignore_label: int = IGNORED_LABEL
+
+    def prepare_labels(self, parts: Mapping[Split, Columns]) -> Labels:
+        """Return the labels of the parts of a data set. Raises ValueError where they are not what is said here."""
+        return prepare_labels(
+            [part["label"] for part in parts.values()], self.num_classes, self.labels, self.ignore_label
+        )
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,8 @@ def make_table_sources(parts: TableParts, form: TableFormat, eval_fraction: floa
 
     Raises ValueError where the parts are not alike, or an input or a label is not what `form` says.
     """
-    columns, said = drop_hidden_test(parts.columns)
-    labels = prepare_labels([part["label"] for part in columns.values()], form.num_classes, form.labels)
+    columns, said = drop_hidden_test(parts.columns, form.ignore_label)
+    labels = form.prepare_labels(columns)
     tables = {
         split: Table({"inputs": prepare_inputs(part["inputs"], form.gives), "label": label})
         for (split, part), label in zip(columns.items(), labels.sides, strict=True)
@@ -88,13 +98,16 @@ def make_table_sources(parts: TableParts, form: TableFormat, eval_fraction: floa
     )
 
 
-def drop_hidden_test(columns: Mapping[Split, Columns]) -> tuple[dict[Split, Columns], str]:
+def drop_hidden_test(
+    columns: Mapping[Split, Columns], ignore_label: int = IGNORED_LABEL
+) -> tuple[dict[Split, Columns], str]:
     """Return the parts without a test set whose makers keep its labels to themselves, and what is said about that."""
     label = columns["test"]["label"] if "test" in columns else np.zeros(0)
-    if label.size and label.dtype.kind in "if" and (label == -1).all():
-        kept = dict(columns)
-        del kept["test"]
-        return kept, "the test set is left out, for its labels are all -1"
+    for hidden in (-1, ignore_label):
+        if label.size and label.dtype.kind in "iuf" and (label == hidden).all():
+            kept = dict(columns)
+            del kept["test"]
+            return kept, f"the test set is left out, for its labels are all {hidden}"
     return dict(columns), ""
 
 
@@ -155,6 +168,7 @@ def make_labelled_sources(
         files=files,
         classes=labels.classes,
         may_ignore=labels.may_ignore,
+        ignore_label=labels.ignore_label,
     )
 
 

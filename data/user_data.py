@@ -13,7 +13,7 @@ import numpy as np
 from data.data_errors import InvalidUserData, UnreadableError
 from data.fingerprint import identify_bytes
 from data.label_checks import CheckedLabels
-from data.labels import is_text, prepare_labels
+from data.labels import find_largest_class, holds_label, is_text, prepare_labels
 from data.sources import IGNORED_LABEL, NUM_BYTES, Source, Sources, Table, split_table
 from data.tables import describe_layout, describe_values
 from data.user_target import import_target
@@ -24,24 +24,28 @@ SPLIT_NAME = re.compile(r"^(?!(?:train|eval)$)[a-z][a-z0-9_]{0,31}$")
 EXPECTED = "expected a dict of arrays, or data.sources.Sources"
 
 
-def read_user_data(target: str, options: Mapping[str, Any], eval_fraction: float) -> Sources:
+def read_user_data(
+    target: str, options: Mapping[str, Any], eval_fraction: float, ignore_label: int = IGNORED_LABEL
+) -> Sources:
     """Call `target` (`module:function`) and return what it gives: Sources as they are, or arrays of examples, split.
+
+    The label, or the token, `ignore_label` is left out of losses and metrics.
 
     Raises InvalidUserData where it gives neither, or what it gives cannot be trained on.
     """
     made = import_target(target)(**options)
     if isinstance(made, Sources):
-        return _check_sources(target, made)
+        return _note_ignored(_check_sources(target, made), ignore_label)
     if not isinstance(made, Mapping):
         raise InvalidUserData(f"{target}: returned {type(made).__name__}{_suggest_dict(made)}; {EXPECTED}")
     try:
         columns = {str(name): _to_array(str(name), column) for name, column in made.items()}
-        columns, classes = _number_text_labels(columns)
+        columns, classes = _number_text_labels(columns, ignore_label)
     except ValueError as error:
         raise InvalidUserData(f"{target}: {error}") from None
     if problem := _find_problem(columns):
         raise InvalidUserData(f"{target}: {problem}")
-    return _split_examples(columns, eval_fraction, classes)
+    return _split_examples(columns, eval_fraction, classes, ignore_label)
 
 
 def classify_source(source: Source) -> tuple[str, list[str]]:
@@ -92,11 +96,13 @@ def _to_native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _number_text_labels(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _number_text_labels(
+    columns: dict[str, np.ndarray], ignore_label: int
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the columns with a label that is text as numbers of classes, and the names of these."""
     if "label" not in columns or not is_text(columns["label"]):
         return columns, ()
-    labels = prepare_labels([columns["label"]])
+    labels = prepare_labels([columns["label"]], ignore_label=ignore_label)
     return {**columns, "label": labels.sides[0]}, labels.classes
 
 
@@ -147,7 +153,9 @@ def _is_number(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in NUMBER_KINDS or dtype.type.__module__ == "ml_dtypes"
 
 
-def _split_examples(columns: dict[str, np.ndarray], eval_fraction: float, classes: tuple[str, ...] = ()) -> Sources:
+def _split_examples(
+    columns: dict[str, np.ndarray], eval_fraction: float, classes: tuple[str, ...], ignore_label: int
+) -> Sources:
     """Return examples as sources; those to evaluate on are drawn by a fixed permutation, the same ones every time."""
     train, held_out = split_table(Table(columns), eval_fraction)
     digest, files = hashlib.sha256(), {}
@@ -159,7 +167,7 @@ def _split_examples(columns: dict[str, np.ndarray], eval_fraction: float, classe
         files[name] = identify_bytes(content)
     # The numbers of other names may be the same.
     digest.update("\0".join(classes).encode())
-    shape, num_outputs = _find_shapes(columns)
+    shape, num_outputs = _find_shapes(columns, ignore_label)
     told = [describe_values(columns["inputs"], "features"), describe_layout(shape)] if "inputs" in columns else []
     return Sources(
         train,
@@ -170,15 +178,17 @@ def _split_examples(columns: dict[str, np.ndarray], eval_fraction: float, classe
         "; ".join(filter(None, [f"{len(train)} + {len(held_out)} examples (train + eval)", *told])),
         files=files,
         classes=classes,
-        may_ignore=any(_holds_ignored(columns[name]) for name in ("label", "tokens") if name in columns),
+        may_ignore=_hold_label(columns, ignore_label),
+        ignore_label=ignore_label,
     )
 
 
-def _holds_ignored(column: np.ndarray) -> bool:
-    return column.dtype.kind == "i" and bool((column == IGNORED_LABEL).any())
+def _hold_label(columns: Mapping[str, np.ndarray], ignore_label: int) -> bool:
+    """Tell whether a label, or a token, is the one that is left out."""
+    return any(holds_label(columns[name], ignore_label) for name in ("label", "tokens") if name in columns)
 
 
-def _find_shapes(columns: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], int]:
+def _find_shapes(columns: Mapping[str, np.ndarray], ignore_label: int) -> tuple[tuple[int, ...], int]:
     """Return the shape of one example, and the number of outputs that its label asks for."""
     if "tokens" in columns:
         tokens = columns["tokens"]
@@ -192,7 +202,7 @@ def _find_shapes(columns: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], in
     # A regression has as many outputs as the label has numbers, a classification as many as there are classes.
     if label.dtype.kind not in "biu" or label.ndim > 1:
         return shape, int(np.prod(label.shape[1:]))
-    return shape, int(label.max(initial=0)) + 1
+    return shape, find_largest_class(label, ignore_label) + 1
 
 
 # --- sources of the user's own ---
@@ -238,7 +248,7 @@ def watch_user_labels(sources: Sources, objective: str) -> Sources:
     def watch(source: Source) -> Source:
         if not isinstance(source, CheckedExamples):
             return source
-        return CheckedLabels(source, sources.num_outputs, sources.may_ignore, f"{source.name}: example")
+        return CheckedLabels(source, sources.num_outputs, sources.ignored, f"{source.name}: example")
 
     held_out = {name: watch(source) for name, source in sources.held_out.items()}
     return replace(sources, train=watch(sources.train), eval=watch(sources.eval), held_out=held_out)
@@ -260,7 +270,17 @@ def _check_sources(target: str, made: Sources) -> Sources:
         held_out={name: checked[name] for name in made.held_out},
         inputs=tuple(int(size) for size in made.inputs),
         num_outputs=int(made.num_outputs),
+        ignore_label=int(made.ignore_label),
     )
+
+
+def _note_ignored(made: Sources, ignore_label: int) -> Sources:
+    """Return a user's own sources that say what is left out: what the command says, or else what they say."""
+    if ignore_label != IGNORED_LABEL:
+        return replace(made, may_ignore=True, ignore_label=ignore_label)
+    tables = [source for source in (made.train, made.eval, *made.held_out.values()) if isinstance(source, Table)]
+    # Where all is in memory, it shows by itself.
+    return replace(made, may_ignore=made.may_ignore or any(_hold_label(t.columns, made.ignore_label) for t in tables))
 
 
 def _check_source(name: str, source: Source) -> Source:
@@ -296,6 +316,8 @@ def _find_sources_problem(made: Sources) -> str | None:
         return f"inputs is {made.inputs!r}; expected the shape of one example, such as (32, 32, 3)"
     if not isinstance(made.num_outputs, int | np.integer) or made.num_outputs < 0:
         return f"num_outputs is {made.num_outputs!r}; expected how many classes or tokens there are"
+    if not isinstance(made.ignore_label, int | np.integer) or not isinstance(made.may_ignore, bool):
+        return "ignore_label and may_ignore: expected a whole number, and True or False"
     if not isinstance(made.fingerprint, str) or not isinstance(made.summary, str):
         return "fingerprint and summary: expected text"
     return None

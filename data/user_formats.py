@@ -16,6 +16,7 @@ from data.option_fields import (
     LabelledFileOptions,
     Number,
     TableOptions,
+    WholeNumber,
     check_path_exists,
 )
 
@@ -93,6 +94,7 @@ class Tokens(BatchOptions):
         path: the folder it has written, or one with the .bin files of nanoGPT (uint16) or llm.c.
         encoding: refuse any other one, such as `tiktoken:gpt2`; null: take what is there.
         vocab_size: how many tokens there may be, for files that do not say it; null: as many as the largest one says.
+        ignore_label: a token, such as that of padding, that the model sees, but that counts in no loss and no metric.
         seq_len: tokens in an example.
         batch_size: examples in a step, on all devices together.
     """
@@ -101,6 +103,7 @@ class Tokens(BatchOptions):
     path: str
     encoding: str | None = None
     vocab_size: Count | None = None
+    ignore_label: WholeNumber = -100
     seq_len: Count = 128
     batch_size: Count = 16
 
@@ -114,14 +117,15 @@ class Tokens(BatchOptions):
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
+        from data.label_checks import ignore_token
         from data.raw_tokens import choose_token_format, read_raw_tokens
         from data.token_files import read_tokens
 
         path = Path(self.path).expanduser()
         raw = choose_token_format(path, self.encoding, self.vocab_size)
         if raw is not None:
-            return read_raw_tokens(path, raw, self.vocab_size, self.seq_len)
-        return read_tokens(path, self.encoding, self.seq_len)
+            return ignore_token(read_raw_tokens(path, raw, self.vocab_size, self.seq_len), self.ignore_label)
+        return ignore_token(read_tokens(path, self.encoding, self.seq_len), self.ignore_label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +152,7 @@ class Arrays(TableOptions):
         from data.npz_files import read_npz
         from data.tables import TableFormat
 
-        form = TableFormat(self.gives, self.num_classes, self.labels)
+        form = TableFormat(self.gives, self.num_classes, self.labels, self.ignore_label)
         return read_npz(Path(self.path).expanduser(), form, self.eval_fraction, self.columns)
 
 
@@ -250,15 +254,17 @@ class Parquet(TableOptions):
 
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
+        from data.label_checks import ignore_token
         from data.parquet import read_parquet, read_parquet_text
         from data.tables import InputFormat, TableFormat
 
         if self.gives == "tokens":
             (column, _), seq_len = self.names, self.seq_len or 128
             assert isinstance(column, str)
-            return read_parquet_text(Path(self.path).expanduser(), column, seq_len, self.eval_fraction)
+            made = read_parquet_text(Path(self.path).expanduser(), column, seq_len, self.eval_fraction)
+            return ignore_token(made, self.ignore_label)
         pixels = InputFormat(self.gives, self.size, self.channels, self.on_bad)
-        form = TableFormat(self.gives, self.num_classes, self.labels)
+        form = TableFormat(self.gives, self.num_classes, self.labels, self.ignore_label)
         return read_parquet(Path(self.path).expanduser(), *self.names, pixels, form, self.eval_fraction)
 
 
@@ -280,6 +286,7 @@ class Csv(BatchOptions):
         num_classes: null: as many as the largest label says.
         labels: `classes` or `numbers` (to regress on); null: whole numbers, names, true and false are classes, other
             numbers are numbers.
+        ignore_label: a label of this value is no class, and counts in no loss and no metric.
         gives: `features` (a vector) or `ids` (whole numbers, for an embedding).
     """
 
@@ -293,6 +300,7 @@ class Csv(BatchOptions):
     eval_fraction: Fraction = 0.1
     num_classes: Count | None = None
     labels: Literal["classes", "numbers"] | None = None
+    ignore_label: WholeNumber = -100
     gives: Literal["features", "ids"] = "features"
 
     def __post_init__(self) -> None:
@@ -322,7 +330,7 @@ class Csv(BatchOptions):
         from data.csv_files import read_csv
         from data.tables import TableFormat
 
-        form = TableFormat(self.gives, self.num_classes, self.labels)
+        form = TableFormat(self.gives, self.num_classes, self.labels, self.ignore_label)
         return read_csv(Path(self.path).expanduser(), *self.names, self.separator, form, self.eval_fraction)
 
 
@@ -348,7 +356,8 @@ class Arrayrecord(LabelledFileOptions):
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.records import read_array_records
 
-        return read_array_records(Path(self.path).expanduser(), self.gives, self.eval_fraction, self.num_classes)
+        path = Path(self.path).expanduser()
+        return read_array_records(path, self.gives, self.eval_fraction, self.num_classes, self.ignore_label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,13 +408,16 @@ class Hub(LabelledFileOptions):
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.bad_examples import skip_bad_examples
         from data.hub import HubDataset, read_hub_examples, read_hub_text
-        from data.tables import InputFormat
+        from data.label_checks import ignore_token
+        from data.tables import InputFormat, TableFormat
 
         chosen = HubDataset(self.path, self.subset, self.revision, self.split, self.eval_split)
         if self.gives == "tokens":
-            return read_hub_text(chosen, self.inputs, self.seq_len, self.eval_fraction)
-        form = InputFormat(self.gives, self.size, self.channels)
-        made = read_hub_examples(chosen, self.inputs, self.label, form, self.eval_fraction, self.num_classes)
+            made = read_hub_text(chosen, self.inputs, self.seq_len, self.eval_fraction)
+            return ignore_token(made, self.ignore_label)
+        pixels = InputFormat(self.gives, self.size, self.channels)
+        form = TableFormat(self.gives, self.num_classes, None, self.ignore_label)
+        made = read_hub_examples(chosen, self.inputs, self.label, pixels, form, self.eval_fraction)
         return skip_bad_examples(made, self.on_bad)
 
     def as_before(self) -> Hub:

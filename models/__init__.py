@@ -381,11 +381,11 @@ class NamedObjective:
 
     kind: Literal["default", "classify", "next_token", "elbo", "regress"] = "default"
 
-    def build(self, own: str, num_outputs: int, *, may_ignore: bool) -> BatchObjective:
-        """Return what is trained for; `own`: the model's; `may_ignore`: labels may be padding."""
+    def build(self, own: str, num_outputs: int, *, ignored: int | None) -> BatchObjective:
+        """Return what is trained for; `own`: the model's; `ignored`: a label that counts nowhere."""
         from models.objectives import make_objective
 
-        return make_objective(own if self.kind == "default" else self.kind, num_outputs, may_ignore=may_ignore)
+        return make_objective(own if self.kind == "default" else self.kind, num_outputs, ignored=ignored)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,7 +410,7 @@ class ExternalObjective:
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, own: str, num_outputs: int, *, may_ignore: bool) -> BatchObjective:
+    def build(self, own: str, num_outputs: int, *, ignored: int | None) -> BatchObjective:
         """Return what is trained for; tracing it raises InvalidModelOrObjective where it gives something else."""
         from models.user_model import wrap_user_objective
 

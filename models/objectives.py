@@ -29,8 +29,6 @@ ObjectiveFunction = Callable[[nnx.Module, Batch, Float[Array, "batch"]], Example
 
 # A vocabulary of this size is that of bytes.
 BYTE_VOCABULARY = 256
-# A label of this value counts nowhere. It is the one that PyTorch and Hugging Face use.
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,17 @@ class BatchObjective:
         return self.function(model, batch, weights)
 
 
-def make_objective(name: str, num_outputs: int | None = None, *, may_ignore: bool = False) -> BatchObjective:
+def make_objective(name: str, num_outputs: int | None = None, *, ignored: int | None = None) -> BatchObjective:
     """Return the objective of this name, for a model of so many outputs (None: not checked).
 
-    `may_ignore` says whether labels, or tokens, may be IGNORED_LABEL. Where none is, leaving them out of the program
-    keeps it as small as it can be.
+    A label, or a next token, that is `ignored` counts nowhere. None: every one counts, which keeps the program as small
+    as it can be.
     """
     function, weigh = OBJECTIVES[name], None
     if name in ("classify", "next_token"):
-        function = partial(function, num_outputs=num_outputs, may_ignore=may_ignore)
-        if may_ignore:
-            weigh = count_labels if name == "classify" else count_targets
+        function = partial(function, num_outputs=num_outputs, ignored=ignored)
+        if ignored is not None:
+            weigh = partial(count_labels if name == "classify" else count_targets, ignored=ignored)
 
     def measure(model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
         return function(model, batch)
@@ -71,11 +69,12 @@ def make_objective(name: str, num_outputs: int | None = None, *, may_ignore: boo
 
 
 def next_token(
-    model: nnx.Module, batch: Batch, *, num_outputs: int | None = None, may_ignore: bool = False
+    model: nnx.Module, batch: Batch, *, num_outputs: int | None = None, ignored: int | None = None
 ) -> Examples:
     """Return the mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1].
 
-    It is given in bits as well: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are longer.
+    One that is `ignored` is not measured; the model sees it all the same, as 0 where it is below 0.
+    The loss is given in bits as well: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are longer.
 
     A model whose `loss_chunks` is above 1 must have `map_logits(function, tokens, targets)`. It returns what
     `function(model(tokens), targets)` does, without the logits of all positions at once; the function looks at each
@@ -83,9 +82,9 @@ def next_token(
     """
     tokens = batch["tokens"].astype(jnp.int32)
     given, targets = tokens[:, :-1], tokens[:, 1:]
-    if may_ignore:
-        # What is padding is no id of an embedding; nothing that is measured comes from the places it is seen at.
-        given, measured = jnp.maximum(given, 0), targets != IGNORED_LABEL
+    if ignored is not None:
+        # What is below 0 is no id of an embedding. A padding that is an id stays the one that its writer chose.
+        given, measured = jnp.maximum(given, 0), targets != ignored
         targets = jnp.maximum(targets, 0)
     if getattr(model, "loss_chunks", 1) > 1:
         nats = model.map_logits(cross_entropy_by_unit, given, targets)  # type: ignore[attr-defined]
@@ -93,7 +92,7 @@ def next_token(
         logits = take_logits(model(given), given.shape, num_outputs)
         nats = cross_entropy_by_unit(logits, targets)
     ((unit, each),) = nats.items()
-    loss = _mean_where(each, measured) if may_ignore else each.mean(axis=-1)
+    loss = _mean_where(each, measured) if ignored is not None else each.mean(axis=-1)
     return {"loss": loss, unit: loss / math.log(2.0)}
 
 
@@ -107,19 +106,22 @@ def cross_entropy_by_unit(
     return {unit: cross_entropy(logits, labels)}
 
 
-def classify(model: nnx.Module, batch: Batch, *, num_outputs: int | None = None, may_ignore: bool = False) -> Examples:
+def classify(
+    model: nnx.Module, batch: Batch, *, num_outputs: int | None = None, ignored: int | None = None
+) -> Examples:
     """Return cross-entropy (nats) and accuracy; batch: inputs Float[batch *inputs], label Int[batch *places].
 
-    A label for each place of an example (a pixel, a token) is measured at each place and averaged.
+    A label for each place of an example (a pixel, a token) is measured at each place and averaged; one that is
+    `ignored` is not measured.
     """
     label = batch["label"].astype(jnp.int32)  # true and false are classes as well
     logits = take_logits(model(batch["inputs"]), label.shape, num_outputs)
     # A label that is left out must still be the number of a class, or the loss of its place is NaN.
-    loss = cross_entropy(logits, jnp.maximum(label, 0) if may_ignore else label)
+    loss = cross_entropy(logits, label if ignored is None else jnp.where(label == ignored, 0, label))
     accuracy = (logits.argmax(axis=-1) == label).astype(loss.dtype)
     if label.ndim == 1:
         return {"loss": loss, "accuracy": accuracy}
-    measured = label != IGNORED_LABEL if may_ignore else jnp.ones(label.shape, bool)
+    measured = jnp.ones(label.shape, bool) if ignored is None else label != ignored
     return {"loss": _mean_where(loss, measured), "accuracy": _mean_where(accuracy, measured)}
 
 
@@ -163,15 +165,16 @@ def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*b
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
-def count_labels(batch: Batch) -> Float[Array, "batch"]:
+def count_labels(batch: Batch, ignored: int) -> Float[Array, "batch"]:
     """Return how many labels of each example are measured."""
-    label = batch["label"]
-    return (label != IGNORED_LABEL).reshape(len(label), -1).sum(axis=1).astype(jnp.float32)
+    # A type of fewer bits may have no such number to compare with.
+    label = batch["label"].astype(jnp.int32)
+    return (label != ignored).reshape(len(label), -1).sum(axis=1).astype(jnp.float32)
 
 
-def count_targets(batch: Batch) -> Float[Array, "batch"]:
+def count_targets(batch: Batch, ignored: int) -> Float[Array, "batch"]:
     """Return how many next tokens of each example are measured."""
-    return (batch["tokens"][:, 1:] != IGNORED_LABEL).sum(axis=1).astype(jnp.float32)
+    return (batch["tokens"][:, 1:].astype(jnp.int32) != ignored).sum(axis=1).astype(jnp.float32)
 
 
 def _mean_where(values: Float[Array, "batch *places"], measured: Bool[Array, "batch *places"]) -> Float[Array, "batch"]:

@@ -71,6 +71,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "data.seq_len": None,
     "data.vocab_size": None,
     "data.delimiter": None,
+    "data.ignore_label": -100,
     "train.epochs": None,
     "stop": {"metric": None},
 }

@@ -159,7 +159,7 @@ def choose_objective(config: Config, sources: Sources) -> str:
                 f"{', '.join(names)}); choose objective=external with a loss of your own, or other data"
             )
         for part in (sources.train, sources.eval, *sources.held_out.values()):
-            check_labels_fit(objective, part, sources.num_outputs)
+            check_labels_fit(objective, part, sources.num_outputs, sources.ignore_label)
     except ValueError as error:
         raise ConfigError(f"data={read}: {error}") from None
     return usual

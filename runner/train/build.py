@@ -57,7 +57,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         sources = sources or read_sources(config.data)
     own = user_code.choose_objective(config, sources)
     with user_code.as_config_error("objective"):
-        objective = config.objective.build(own, sources.num_outputs, may_ignore=sources.may_ignore)
+        objective = config.objective.build(own, sources.num_outputs, ignored=sources.ignored)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
     measured = own if config.objective.kind == "default" else config.objective.kind
     sources = watch_labels(config.data, sources, measured)

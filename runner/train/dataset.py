@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +44,8 @@ RECORD = {
     "inputs": list_of(is_count),
     "num_outputs": is_count,
     "examples": is_count,
+    # The label, or the token, that is left out of losses and metrics, where there is one.
+    "ignored": lambda value: type(value) is int,
     "classes": list_of(is_text),
     # Files that could not be decoded, each with its entry as it was then: they may be mended.
     "broken": object_of(is_text),
@@ -285,7 +288,8 @@ def sources_as_recorded(run: RunDir) -> Sources | None:
         return None
     zeros, inputs = Table(fields), tuple(document["inputs"])
     summary, classes = document.get("summary", "unknown data"), tuple(document.get("classes", ()))
-    return Sources(zeros, zeros, inputs, document["num_outputs"], document["fingerprint"], summary, classes=classes)
+    made = Sources(zeros, zeros, inputs, document["num_outputs"], document["fingerprint"], summary, classes=classes)
+    return replace(made, may_ignore=True, ignore_label=document["ignored"]) if "ignored" in document else made
 
 
 def _describe_sources(sources: Sources) -> dict[str, Any]:
@@ -299,4 +303,5 @@ def _describe_sources(sources: Sources) -> dict[str, Any]:
         "fingerprint": sources.fingerprint,
         "summary": sources.summary,
         "files": fold_into_folders(sources.files),
+        **({} if sources.ignored is None else {"ignored": sources.ignored}),
     }

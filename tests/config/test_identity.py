@@ -31,6 +31,7 @@ CHANGED: dict[str, Any] = {
     "data.seq_len": 64,
     "data.vocab_size": 300,
     "data.delimiter": ";",
+    "data.ignore_label": 255,
     "train.epochs": 3,
     "stop": {"metric": "eval/loss", "patience": 5, "min_improvement": 0.0},
 }

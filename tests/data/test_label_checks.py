@@ -137,8 +137,8 @@ def test_tokens_are_those_of_the_vocabulary(tokens: np.ndarray, part: str) -> No
     check_labels_fit("next_token", Table({"tokens": np.array([[0, IGNORED_LABEL, 3]])}), 4)
 
 
-def batches_of(source: Source, *, may_ignore: bool = False) -> CheckedLabels:
-    return CheckedLabels(source, 3, may_ignore, "somewhere: record")
+def batches_of(source: Source, *, ignored: int | None = None) -> CheckedLabels:
+    return CheckedLabels(source, 3, ignored, "somewhere: record")
 
 
 def test_a_label_that_nobody_could_see_is_told_when_it_comes() -> None:
@@ -151,7 +151,7 @@ def test_a_label_that_nobody_could_see_is_told_when_it_comes() -> None:
             UnreadableError, match=f"somewhere: record {index} has the label {value}; expected 0 or more"
         ):
             checked.take(np.array([0, index]))
-    allowed = batches_of(source, may_ignore=True)
+    allowed = batches_of(source, ignored=IGNORED_LABEL)
     assert allowed.take(np.array([5, 1]))["label"].tolist() == [IGNORED_LABEL, 1]
     with pytest.raises(UnreadableError, match="record 4 has the label -1"):
         allowed.take(np.array([5, 4]))

@@ -13,9 +13,9 @@ import optax
 import pytest
 from flax import nnx, struct
 
-from data.sources import IGNORED_LABEL as IGNORED_IN_DATA
+from data.sources import IGNORED_LABEL
 from models import InvalidModelOrObjective
-from models.objectives import IGNORED_LABEL, BatchObjective, make_objective
+from models.objectives import BatchObjective, make_objective
 from models.user_model import RESERVED_METRICS, wrap_user_objective
 from runner.optim.optimizers import AdamW, Sgd
 from runner.train.split_model import SplitModel, merge_model, split_model, split_variables
@@ -208,15 +208,11 @@ def labelled() -> tuple[Batch, Batch]:
     return whole, {"inputs": jnp.asarray(inputs[measured]), "label": jnp.asarray(label[measured])}
 
 
-def test_both_sides_mean_the_same_label() -> None:
-    assert IGNORED_LABEL == IGNORED_IN_DATA == -100
-
-
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_a_label_that_is_left_out_counts_nowhere(parts: int) -> None:
     """Loss, metrics and gradients are those of the others, in however many microbatches, some of which have none."""
     whole, alone = labelled()
-    masking, plain = make_objective("classify", 5, may_ignore=True), make_objective("classify", 5)
+    masking, plain = make_objective("classify", 5, ignored=IGNORED_LABEL), make_objective("classify", 5)
     _, expected, (wanted,) = train(OfImages, plain, [alone])
     network, state, (seen,) = train(OfImages, masking, [whole], update=UpdateOptions(microbatches=parts))
     for name in ("loss", "accuracy", "grad_norm"):
@@ -232,7 +228,7 @@ def test_padding_counts_in_no_language_model() -> None:
     """A mean over tokens, not over the means of texts: a short text counts for what it holds."""
     rows = [[1, 2, 3, 4, 0, 1], [2, 3, -100, -100, -100, -100], [-100] * 6, [4, 4, 1, -100, -100, -100]]
     tokens = jnp.asarray(rows, jnp.int32)
-    masking = make_objective("next_token", 5, may_ignore=True)
+    masking = make_objective("next_token", 5, ignored=IGNORED_LABEL)
     network, state, (seen,) = train(Table, masking, [{"tokens": tokens}])
     logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (5, 5)))
     pairs = [(a, b) for row in rows for a, b in itertools.pairwise(row) if b != -100]
@@ -247,14 +243,14 @@ def test_padding_counts_in_no_language_model() -> None:
 
 def test_a_batch_of_padding_alone_changes_nothing() -> None:
     batch = {"tokens": jnp.full((2, 4), -100)}
-    _, state, (seen,) = train(Table, make_objective("next_token", 5, may_ignore=True), [batch])
+    _, state, (seen,) = train(Table, make_objective("next_token", 5, ignored=IGNORED_LABEL), [batch])
     assert seen["loss"] == seen["grad_norm"] == 0
     np.testing.assert_array_equal(state["params"]["logits"], jax.random.normal(jax.random.key(0), (5, 5)))
 
 
 def test_a_label_for_each_place_is_averaged_over_what_is_measured() -> None:
     label = jnp.asarray([[0, 1, -100], [-100, -100, 2]])
-    seen = make_objective("classify", 5, may_ignore=True)(
+    seen = make_objective("classify", 5, ignored=IGNORED_LABEL)(
         Gives(jnp.broadcast_to(jnp.log(jnp.arange(1.0, 6.0)), (2, 3, 5))),
         {"inputs": label, "label": label},
         jnp.ones(2),
