@@ -349,7 +349,9 @@ def test_a_sweep_is_checked_whole_before_any_of_it_starts(door: Door) -> None:
 def test_the_runs_are_of_the_configuration_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where that submits what it is asked for, each of its jobs does not."""
     text = (REPO / "conf/config.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(text.replace("hydra/launcher: local", "hydra/launcher: slurm"))
+    (tmp_path / "mine.yaml").write_text(
+        text.replace("experiment: null\n", "experiment: null\n  - override hydra/launcher: slurm\n")
+    )
     monkeypatch.setattr(sys, "argv", ["run.py"])
     named = ("-cd", str(tmp_path), "-cn", "mine")
     sweep = compose((*named, "-m", "seed=0,1", "--trust"))
