@@ -19,21 +19,24 @@ from typing import Annotated
 
 from runner import files
 from runner.config import user_code
-from runner.config.identity import hash_identity
+from runner.config.identity import hash_identity, replace_places
 from runner.config.remat_policies import AutoRemat, Offload, RematPolicy, format_policy
 from runner.config.schema import BY_KIND, Config, validate_options
 from runner.errors import ConfigError
 from runner.remat.auto_search import Menu, MenuRow, build_menu, choose_row, find_budget, find_fastest, format_menu
 from runner.remat.candidates import measure_memory, trace_candidate
 from runner.remat.remat_survey import suggest_changes
+from runner.rundir.layout import RunDir
 from runner.rundir.provenance import hash_code
 from runner.text import format_size, mask_unprintable, shorten
 from runner.train.built import Built, describe_hardware
 from runner.train.compile_cache import cache_folder
+from runner.train.moved_data import read_places
 from runner.values import Say
 
 # A choice is a few hundred bytes, and its words are a line.
 MAX_FILE_BYTES, MAX_WORDS = 1 << 20, 300
+NO_PLACES: Mapping[str, str] = {}
 # A choice depends on how these trace and compile.
 VERSIONED_PACKAGES = ("jax", "jaxlib", "flax")
 
@@ -62,7 +65,10 @@ def resolve_auto(config: Config, built: Built, own_file: Path, say: Say, show_li
     policy = config.remat
     assert isinstance(policy, AutoRemat)
     budget = find_budget(policy, built.mesh.devices.flat[0])
-    circumstances = _describe_circumstances(config, built, budget)
+    run = RunDir(own_file.parent)
+    # Data that has moved since the beginning is the same data, and needs no other policy.
+    places = read_places(run) if run.config.exists() else {}
+    circumstances = _describe_circumstances(config, built, budget, places)
     cache_file = _find_cache_file(config, circumstances)
     found, trouble = _read_choice(own_file, config, circumstances)
     where = "as before"
@@ -132,12 +138,18 @@ def _explain_nothing_fits(config: Config, built: Built, menu: Menu, budget: int)
     )
 
 
-def _describe_circumstances(config: Config, built: Built, budget: int) -> dict[str, str | int]:
-    """Return what the memory of a step, and so the choice, depends on; the seed and the number of steps are not."""
+def _describe_circumstances(
+    config: Config, built: Built, budget: int, places: Mapping[str, str] = NO_PLACES
+) -> dict[str, str | int]:
+    """Return what the memory of a step, and so the choice, depends on; the seed and the number of steps are not.
+
+    `places`: where the data of the run lay at its beginning.
+    """
+    document = replace_places(config.document, places) if places else config.document
     policy, sources = config.remat, built.sources
     assert isinstance(policy, AutoRemat)
     return {
-        "model": hash_identity({**config.document, "seed": 0}),
+        "model": hash_identity({**document, "seed": 0}),
         "own": ",".join(origin.hash for origin in user_code.find_origins(config.document)),
         "shapes": f"{sources.inputs} → {sources.num_outputs}",
         "microbatches": config.train.microbatches,

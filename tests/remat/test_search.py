@@ -255,6 +255,23 @@ def test_a_choice_is_for_a_model_that_is_computed_in_that_way() -> None:
     assert _describe_circumstances(chunked, built, 1) != here
 
 
+def test_data_that_moved_needs_no_other_policy(tmp_path: Path) -> None:
+    from runner.remat.auto_choice import _describe_circumstances
+    from runner.train.build import build
+
+    paths = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    for path in paths:
+        Path(path).write_text("some text " * 400)
+    before, after = (
+        composed("data=text", "data.seq_len=16", f"data.path={path}", "model.num_layers=2", "remat=auto")
+        for path in paths
+    )
+    built = build(before)
+    here = _describe_circumstances(before, built, 1)
+    assert _describe_circumstances(after, built, 1, {"data.path": paths[0]}) == here
+    assert _describe_circumstances(after, built, 1) != here
+
+
 def test_where_nothing_fits_it_is_told_what_would(asked: Callable[..., tuple[Any, str]], tmp_path: Path) -> None:
     config = replace(composed(*LOOP), remat=remat_policies.AutoRemat(budget_bytes=1000), compile_cache="off")
     with pytest.raises(ConfigError, match=r"least is remat=\w+ with [\d.]+ kB; .*train.microbatches=2 \([\d.]+ kB\)"):
