@@ -56,7 +56,7 @@ def test_every_verb_is_on_it() -> None:
     ],
 )
 def test_every_key_of_a_run_is_on_it(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.images.list_classes", lambda path: [])
+    monkeypatch.setattr("data.image_folders.find_image_layout", lambda path, eval_path: None)
     assert [key for key in leaves(compose_run(words).config.document) if key not in KEYS] == []
 
 

@@ -82,6 +82,7 @@ CASES = (
     Case("mlp", "synthetic", MLP),
     Case("mlp", "arrays", MLP, prefetch=4),
     Case("mlp", "parquet", MLP, prefetch=2),
+    Case("mlp", "csv", MLP),
     Case("mlp", "arrayrecord", MLP, workers=2),
     Case("mlp", "hub", MLP, prefetch=4),
     Case("external", "external", ("model.target=own:Net", "objective=own:squared"), workers=2, quick=True),
