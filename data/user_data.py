@@ -270,6 +270,7 @@ def _check_sources(target: str, made: Sources) -> Sources:
         held_out={name: checked[name] for name in made.held_out},
         inputs=tuple(int(size) for size in made.inputs),
         num_outputs=int(made.num_outputs),
+        may_ignore=bool(made.may_ignore),
         ignore_label=int(made.ignore_label),
     )
 
@@ -316,7 +317,7 @@ def _find_sources_problem(made: Sources) -> str | None:
         return f"inputs is {made.inputs!r}; expected the shape of one example, such as (32, 32, 3)"
     if not isinstance(made.num_outputs, int | np.integer) or made.num_outputs < 0:
         return f"num_outputs is {made.num_outputs!r}; expected how many classes or tokens there are"
-    if not isinstance(made.ignore_label, int | np.integer) or not isinstance(made.may_ignore, bool):
+    if not isinstance(made.ignore_label, int | np.integer) or not isinstance(made.may_ignore, bool | np.bool_):
         return "ignore_label and may_ignore: expected a whole number, and True or False"
     if not isinstance(made.fingerprint, str) or not isinstance(made.summary, str):
         return "fingerprint and summary: expected text"

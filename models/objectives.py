@@ -73,8 +73,8 @@ def next_token(
 ) -> Examples:
     """Return the mean cross-entropy (nats a token) of each next token; batch: tokens Int[batch seq+1].
 
-    One that is `ignored` is not measured; the model sees it all the same, as 0 where it is below 0.
-    The loss is given in bits as well: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are longer.
+    One that is `ignored` is not measured; the model sees it all the same, as 0 where it is below 0. The loss is given
+    in bits as well: `bits_per_byte` where the tokens are bytes, `bits_per_token` where they are longer.
 
     A model whose `loss_chunks` is above 1 must have `map_logits(function, tokens, targets)`. It returns what
     `function(model(tokens), targets)` does, without the logits of all positions at once; the function looks at each

@@ -269,7 +269,7 @@ def _describe_change(before: str, now: str) -> str:
 
 
 def sources_as_recorded(run: RunDir) -> Sources | None:
-    """Return sources that have the shape of a run's data, and one example of zeros; None where data.json does not say.
+    """Return sources that have the shape of a run's data, and one made-up example; None where data.json does not say.
 
     A model can be built from them on a machine that does not have the data.
     """
@@ -282,7 +282,9 @@ def sources_as_recorded(run: RunDir) -> Sources | None:
         with suppress(TypeError, ValueError):
             kind = np.dtype(dtype)
             if kind.kind in "biufc" and math.prod(shape) * kind.itemsize <= MAX_EXAMPLE_BYTES:
-                fields[name] = np.zeros((1, *shape), kind)
+                # One that is left out would be nothing to measure.
+                fill = 1 if name in ("label", "tokens") and document.get("ignored") == 0 else 0
+                fields[name] = np.full((1, *shape), fill, kind)
     # Less than all of them is no example.
     if fields.keys() != document["example"].keys():
         return None

@@ -194,6 +194,8 @@ class Evaluator:
         source, decode = self.sources.eval, self.sources.decode or (lambda tokens: " ".join(map(str, tokens)))
         indices = np.linspace(0, len(source) - 1, option.count).astype(np.int64)
         prompts = source.take(indices)["tokens"][:, : option.prompt_tokens].astype(np.int32)
+        # Padding below 0 is seen as 0, as in training.
+        prompts = np.maximum(prompts, 0)
         room = (getattr(model, "context", None) or math.inf) - option.prompt_tokens
         num_tokens = int(max(0, min(option.new_tokens, room)))
         keys = jax.random.split(make_key(self.seed), option.count)

@@ -197,22 +197,24 @@ class OfImages(nnx.Module):
         return x @ self.logits.get_value()
 
 
-def labelled() -> tuple[Batch, Batch]:
+def labelled(ignored: int = IGNORED_LABEL) -> tuple[Batch, Batch]:
     """Return a batch in which five of eight labels are left out, and the three that are measured alone."""
     rng = np.random.default_rng(1)
     inputs, label = rng.standard_normal((8, 3)).astype(np.float32), rng.integers(0, 5, 8).astype(np.int32)
     measured = np.array([1, 4, 6])
-    masked = np.full(8, IGNORED_LABEL, np.int32)
+    masked = np.full(8, ignored, np.int32)
     masked[measured] = label[measured]
     whole = {"inputs": jnp.asarray(inputs), "label": jnp.asarray(masked)}
     return whole, {"inputs": jnp.asarray(inputs[measured]), "label": jnp.asarray(label[measured])}
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4, 8])
-def test_a_label_that_is_left_out_counts_nowhere(parts: int) -> None:
+@pytest.mark.parametrize(("parts", "ignored"), [*((n, IGNORED_LABEL) for n in (1, 2, 4, 8)), (2, 255), (4, -1), (8, 3)])
+def test_a_label_that_is_left_out_counts_nowhere(parts: int, ignored: int) -> None:
     """Loss, metrics and gradients are those of the others, in however many microbatches, some of which have none."""
-    whole, alone = labelled()
-    masking, plain = make_objective("classify", 5, ignored=IGNORED_LABEL), make_objective("classify", 5)
+    whole, alone = labelled(ignored)
+    # One of the five classes may be left out as well, if it is none of these.
+    assert ignored not in alone["label"]
+    masking, plain = make_objective("classify", 5, ignored=ignored), make_objective("classify", 5)
     _, expected, (wanted,) = train(OfImages, plain, [alone])
     network, state, (seen,) = train(OfImages, masking, [whole], update=UpdateOptions(microbatches=parts))
     for name in ("loss", "accuracy", "grad_norm"):
@@ -224,14 +226,15 @@ def test_a_label_that_is_left_out_counts_nowhere(parts: int) -> None:
         np.testing.assert_allclose(sums[name], means[name], rtol=1e-5)
 
 
-def test_padding_counts_in_no_language_model() -> None:
+@pytest.mark.parametrize("pad", [-100, -1])
+def test_padding_counts_in_no_language_model(pad: int) -> None:
     """A mean over tokens, not over the means of texts: a short text counts for what it holds."""
-    rows = [[1, 2, 3, 4, 0, 1], [2, 3, -100, -100, -100, -100], [-100] * 6, [4, 4, 1, -100, -100, -100]]
+    rows = [[1, 2, 3, 4, 0, 1], [2, 3, pad, pad, pad, pad], [pad] * 6, [4, 4, 1, pad, pad, pad]]
     tokens = jnp.asarray(rows, jnp.int32)
-    masking = make_objective("next_token", 5, ignored=IGNORED_LABEL)
+    masking = make_objective("next_token", 5, ignored=pad)
     network, state, (seen,) = train(Table, masking, [{"tokens": tokens}])
     logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (5, 5)))
-    pairs = [(a, b) for row in rows for a, b in itertools.pairwise(row) if b != -100]
+    pairs = [(a, b) for row in rows for a, b in itertools.pairwise(row) if b != pad]
     nats = [-float(logits[a, b]) for a, b in pairs]
     assert len(pairs) == 8
     assert seen["loss"] == pytest.approx(np.mean(nats), rel=1e-5)
@@ -241,6 +244,23 @@ def test_padding_counts_in_no_language_model() -> None:
     assert np.isfinite(float(sums["loss"]))
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint16, jnp.int32])
+@pytest.mark.parametrize("pad", [0, 2, 4])
+def test_padding_that_is_a_token_is_seen_as_it_is(pad: int, dtype: Any) -> None:
+    """It is foretold by nothing, but what comes behind it is foretold by it."""
+    rows = [[pad, 1, 3, 3, pad, 1], [1, 3, pad, pad, pad, pad]]
+    batch = {"tokens": jnp.asarray(rows, dtype)}
+    objective = make_objective("next_token", 5, ignored=pad)
+    _, _, (seen,) = train(Table, objective, [batch])
+    logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (5, 5)))
+    pairs = [(a, b) for row in rows for a, b in itertools.pairwise(row) if b != pad]
+    assert len(pairs) == 5
+    assert pairs.count((pad, 1)) == 2
+    assert seen["loss"] == pytest.approx(-np.mean([float(logits[a, b]) for a, b in pairs]), rel=1e-5)
+    assert objective.weigh is not None
+    assert objective.weigh(batch).tolist() == [4, 1]
+
+
 def test_a_batch_of_padding_alone_changes_nothing() -> None:
     batch = {"tokens": jnp.full((2, 4), -100)}
     _, state, (seen,) = train(Table, make_objective("next_token", 5, ignored=IGNORED_LABEL), [batch])
@@ -248,9 +268,13 @@ def test_a_batch_of_padding_alone_changes_nothing() -> None:
     np.testing.assert_array_equal(state["params"]["logits"], jax.random.normal(jax.random.key(0), (5, 5)))
 
 
-def test_a_label_for_each_place_is_averaged_over_what_is_measured() -> None:
-    label = jnp.asarray([[0, 1, -100], [-100, -100, 2]])
-    seen = make_objective("classify", 5, ignored=IGNORED_LABEL)(
+@pytest.mark.parametrize(("ignored", "dtype"), [(-100, jnp.int32), (255, jnp.uint8), (-1, jnp.int8), (4, jnp.uint8)])
+def test_a_label_for_each_place_is_averaged_over_what_is_measured(ignored: int, dtype: Any) -> None:
+    label = jnp.asarray([[0, 1, ignored], [ignored, ignored, 2]], dtype)
+    objective = make_objective("classify", 5, ignored=ignored)
+    assert objective.weigh is not None
+    assert objective.weigh({"label": label}).tolist() == [2, 1]
+    seen = objective(
         Gives(jnp.broadcast_to(jnp.log(jnp.arange(1.0, 6.0)), (2, 3, 5))),
         {"inputs": label, "label": label},
         jnp.ones(2),
