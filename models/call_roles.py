@@ -11,7 +11,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -52,7 +52,12 @@ class CallRoles:
     keys: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.training or self.evaluation or self.rngs or self.keys)
+        return bool(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all arguments that have a role."""
+        return (*self.training, *self.evaluation, *self.rngs, *self.keys)
 
     @property
     def draws(self) -> bool:
@@ -141,6 +146,8 @@ def _give_streams(model: nnx.Module, key: jax.Array) -> None:
 def _following(written: type[nnx.Module], roles: CallRoles) -> type[nnx.Module]:
     """Return a class that is the given one, but whose call is told what it does not get from its caller."""
 
+    # What the written call asks for is still read from this one.
+    @wraps(written.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(written.__call__).bind_partial(self, *args, **kwargs)
         told = roles.arguments(training=is_training(self), streams=getattr(self, STREAMS, None))
@@ -160,10 +167,14 @@ def is_training(model: nnx.Module) -> bool:
 
 
 def describe_signature_problem(model: nnx.Module, num_inputs: int = 1) -> str | None:
-    """Return why a model cannot be called with its inputs alone; None where it can, or where nobody can tell."""
+    """Return why a model cannot be called with its inputs alone; None where it can, or where nobody can tell.
+
+    What has a role is told, as `follow_mode` makes it.
+    """
     call = type(model).__call__
+    told = dict.fromkeys(read_roles(call, skip=1 + num_inputs).names)
     try:
-        inspect.signature(call).bind(model, *[None] * num_inputs)
+        inspect.signature(call).bind(model, *[None] * num_inputs, **told)
     except TypeError as error:
         return str(error)
     except ValueError:

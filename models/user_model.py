@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -29,6 +31,11 @@ def build_user_model(
     Raises InvalidModelOrObjective where it asks for what it does not get, or makes no flax.nnx.Module.
     """
     function = _find_target(target)
+    if isinstance(function, nnx.Module):
+        raise InvalidModelOrObjective(
+            f"{target}: is a {type(function).__name__} that was made on import; name its class, or a function that "
+            "makes one, so that the seed decides its weights"
+        )
     positional, named = bind_arguments(function, options, Wanted(inputs, num_outputs, rngs))
     made = function(*positional, **named)
     if not isinstance(made, nnx.Module):
@@ -58,9 +65,14 @@ def wrap_user_objective(target: str, options: Mapping[str, Any]) -> BatchObjecti
             raise InvalidModelOrObjective(
                 f'{target}: gave {describe_value(given)}; expected a dict with "loss" and any other metric'
             )
-        for name, values in given.items():
+        # What does not depend on the batch is often an array of numpy.
+        metrics = {
+            name: jnp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in given.items()
+        }
+        for name, values in metrics.items():
             _check_metric(target, name, values, len(weights))
-        return dict(given)
+        _check_loss(target, metrics["loss"].dtype)
+        return metrics
 
     return BatchObjective(checked_objective, roles=roles)
 
@@ -72,7 +84,7 @@ def is_reducible(value: Any) -> bool:
 
 def _check_metric(target: str, name: Any, values: Any, size: int) -> None:
     """Raise InvalidModelOrObjective where a metric has a name that is taken, or is not one value per example."""
-    if not isinstance(name, str) or name in RESERVED_METRICS or "/" in name:
+    if not isinstance(name, str) or not name.strip() or name in RESERVED_METRICS or "/" in name:
         raise InvalidModelOrObjective(
             f"{target}: a metric may not be called {name!r} (taken: {', '.join(RESERVED_METRICS)}, and names with "
             "'/'); give it another name"
@@ -85,6 +97,18 @@ def _check_metric(target: str, name: Any, values: Any, size: int) -> None:
             f'{target}: "{name}" is {describe_value(values)}; expected one value per example, of shape ({size},): the '
             "mean is taken later"
         )
+
+
+def _check_loss(target: str, dtype: Any) -> None:
+    """Raise InvalidModelOrObjective where a loss has no slope to follow, or none that is downhill."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        way_out = (
+            "take its real part or its absolute value"
+            if jnp.issubdtype(dtype, jnp.complexfloating)
+            else "no gradient comes from whole numbers: give a loss that the model changes by degrees, and this one "
+            "as another metric"
+        )
+        raise InvalidModelOrObjective(f'{target}: "loss" is of {dtype}; expected real fractions; {way_out}')
 
 
 def _find_target(target: str) -> Any:

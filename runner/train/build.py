@@ -143,7 +143,12 @@ def _look_at_metrics(
         return Rehearsal(_list_metrics(measured, sources.num_outputs), ())
     model, own = getattr(config.model, "target", None), getattr(config.objective, "target", None)
     with user_code.as_config_error("objective" if own else "model", own or model):
-        return rehearse(network, objective, abstract_batch(sources, config.data.batch_size), model)
+        size = config.data.batch_size
+        seen = rehearse(network, objective, abstract_batch(sources, size), model)
+        if size == sources.num_outputs:
+            # Logits with examples and classes exchanged have the right shape by chance alone.
+            rehearse(network, objective, abstract_batch(sources, 2 * size), model)
+        return seen
 
 
 def _is_users_own(config: Config) -> bool:

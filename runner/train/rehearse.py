@@ -74,7 +74,7 @@ def rehearse(network: SplitModel, objective: BatchObjective, batch: Batch, targe
             size = len(next(iter(batch.values())))
             found = objective(model, batch, jnp.ones(size, jnp.float32))
             compare()
-            findings.note_variables(model, extra)
+            findings.note_variables(model, variables)
             findings.metrics = tuple(found)
             # Objects with `merge` and `compute` need not be pytrees until an evaluation merges them.
             return {key: value.compute() if is_reducible(value) else value for key, value in found.items()}
@@ -83,6 +83,16 @@ def rehearse(network: SplitModel, objective: BatchObjective, batch: Batch, targe
 
     jax.eval_shape(call(network.train, findings.watch_training), variables, batch)
     jax.eval_shape(call(network.eval, lambda model: lambda: None), variables, batch)
+    if findings.untrained:
+        raise ConfigError(
+            f"{_where(target)}its call makes parameters ({_name_some(findings.untrained)}): new ones in every step, "
+            "and none is trained; make its layers in __init__"
+        )
+    if findings.altered:
+        raise ConfigError(
+            f"{_where(target)}its call changes the variable {findings.altered[0]}; keep shape and type, as every step "
+            "has the same variables"
+        )
     if findings.lost:
         raise ConfigError(
             f"{_where(target)}its call removes the variable '{findings.lost[0]}'; keep it, as every step has the same "
@@ -98,14 +108,23 @@ class _Findings:
         self.metrics: tuple[str, ...] = ()
         self.new: list[str] = []
         self.lost: list[str] = []
+        self.untrained: list[str] = []
+        self.altered: list[str] = []
         self._still: dict[str, list[str]] = {"BatchNorm": [], "Dropout": []}
         self._seen: dict[str, int] = {"BatchNorm": 0, "Dropout": 0}
 
-    def note_variables(self, model: nnx.Module, before: Any) -> None:
-        """Note which variables a call makes or removes."""
-        after, known = set(list_paths(split_variables(model)[2])), set(list_paths(before))
-        self.new = sorted(after - known - {""})
-        self.lost = sorted(known - after - {""})
+    def note_variables(self, model: nnx.Module, before: Variables) -> None:
+        """Note which variables a call makes or removes, and which have another shape or type after it."""
+        after = split_variables(model)
+        self.untrained = sorted(set(list_paths(after[0])) - set(list_paths(before[0])) - {""})
+        found, known = _list_types(after[2]), _list_types(before[2])
+        self.new = sorted(found.keys() - known.keys())
+        self.lost = sorted(known.keys() - found.keys())
+        self.altered = [
+            f"'{path}' from {known[path]} to {found[path]}"
+            for path in sorted(found.keys() & known.keys())
+            if known[path] != found[path]
+        ]
 
     def watch_training(self, model: nnx.Module) -> Callable[[], None]:
         """Return a function that notes which layers with a training mode behaved as in evaluation since this call.
@@ -155,6 +174,13 @@ class _Findings:
                 "that is to be kept in __init__"
             )
         return tuple(lines)
+
+
+def _list_types(tree: Any) -> dict[str, str]:
+    """Return what each variable of nested dicts is, by its path: `{"norm.mean": "float32[4]"}`."""
+    described = jax.tree.map(lambda leaf: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]", tree)
+    leaves = jax.tree_util.tree_flatten_with_path(described)[0]
+    return {".".join(str(entry.key) for entry in path): said for path, said in leaves}
 
 
 def _counts(node: Any) -> list[Any]:

@@ -19,12 +19,16 @@ from models import InvalidModelOrObjective
 from models.call_roles import follow_mode, read_roles
 from models.objectives import make_objective
 from models.user_arguments import Wanted, bind_arguments
+from models.user_model import build_user_model
 from runner.errors import ConfigError
 from runner.optim.optimizers import Sgd
+from runner.train.build import build
+from runner.train.dataset import read_sources
 from runner.train.rehearse import rehearse
 from runner.train.split_model import SplitModel, merge_model, split_model, split_variables
 from runner.train.step import init_state, make_eval_step, make_train_step
 from runner.types import Batch, State
+from tests.conftest import composed
 
 BATCH, FEATURES, CLASSES = 16, 6, 4
 KEY = jax.random.key(3)
@@ -229,6 +233,19 @@ class Buffers(nnx.Module):
         return (self.map(x) * self.scale + self.offset)[:, self.order.get_value()]
 
 
+class Scalars(nnx.Module):
+    """Parameters that are a number of Python's, or a tree of arrays."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.map = nnx.Linear(FEATURES, CLASSES, rngs=rngs)
+        self.scale = nnx.Param(1.0)
+        self.both = nnx.Param({"shift": jnp.zeros(CLASSES), "gain": jnp.ones(CLASSES)})
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        both = self.both.get_value()
+        return self.map(x) * self.scale.get_value() * both["gain"] + both["shift"]
+
+
 class Counting(Buffers):
     """A plain array that every call sets anew."""
 
@@ -269,6 +286,13 @@ def test_plain_arrays_last_and_are_not_trained() -> None:
         np.testing.assert_array_equal(before["extra"][name], after["extra"][name])
     assert after["extra"]["order"].dtype == jnp.int32
     assert (before["params"]["map"]["kernel"] != after["params"]["map"]["kernel"]).all()
+
+
+def test_a_parameter_may_be_a_number_or_a_tree() -> None:
+    _, before, after = stepped(Scalars)
+    assert before["params"].keys() == {"map", "scale", "both"}
+    assert float(after["params"]["scale"]) != 1.0
+    assert (np.asarray(after["params"]["both"]["shift"]) != 0).all()
 
 
 def test_a_plain_array_that_a_call_sets_is_kept() -> None:
@@ -396,6 +420,42 @@ class TwoInputs(Body):
         return self.map(x) * mask
 
 
+class AsksForMore(Body):
+    """What it is told is not all that its call asks for."""
+
+    def __call__(self, x: jax.Array, return_features: bool, train: bool) -> jax.Array:
+        return self.run(x, train)
+
+
+class MakesLayers(Body):
+    """A layer that is made when it is first needed."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not hasattr(self, "late"):
+            self.late = nnx.Linear(CLASSES, CLASSES, rngs=nnx.Rngs(0))
+        return self.late(self.map(x))
+
+
+class Grows(Body):
+    def __init__(self, rngs: nnx.Rngs):
+        super().__init__(rngs)
+        self.seen = nnx.Variable(jnp.zeros(1))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.seen.set_value(jnp.append(self.seen.get_value(), x.mean()))
+        return self.map(x)
+
+
+class ChangesType(Body):
+    def __init__(self, rngs: nnx.Rngs):
+        super().__init__(rngs)
+        self.count = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.count.set_value(self.count.get_value() + 0.5)
+        return self.map(x)
+
+
 @pytest.mark.parametrize("make", [*TOLD, ByNothing, Buffers, ReadsValues])
 def test_a_model_that_trains_is_not_warned_of(make: type[nnx.Module]) -> None:
     found = rehearsed(make)
@@ -430,6 +490,13 @@ def test_a_variable_that_a_call_makes_is_told_of() -> None:
             "model.target: nets:Net: cannot be called with its inputs alone: missing a required argument: 'mask'",
         ),
         (Forgets, "model.target: nets:Net: its call removes the variable 'order'"),
+        (
+            AsksForMore,
+            "model.target: nets:Net: cannot be called with its inputs alone: missing a required argument: 'return_f",
+        ),
+        (MakesLayers, "model.target: nets:Net: its call makes parameters (late.bias, late.kernel): new ones in every"),
+        (Grows, "model.target: nets:Net: its call changes the variable 'seen' from float32[1] to float32[2]"),
+        (ChangesType, "model.target: nets:Net: its call changes the variable 'count' from int32[] to float32[]"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_a_line(make: type[nnx.Module], message: str) -> None:
@@ -437,6 +504,40 @@ def test_what_cannot_be_trained_is_refused_in_a_line(make: type[nnx.Module], mes
         rehearsed(make)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+class Exchanged(nnx.Module):
+    """Logits with examples and classes exchanged."""
+
+    takes = ("features",)
+
+    def __init__(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs):
+        self.map = nnx.Linear(inputs[0], num_outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.map(x).T
+
+
+MADE_ON_IMPORT = ByNothing(nnx.Rngs(0))
+
+
+def few_examples() -> dict[str, Any]:
+    return {"inputs": np.ones((40, 3), np.float32), "label": np.arange(40) % 4}
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_logits_with_classes_first_are_refused_whatever_the_batch_is(size: int) -> None:
+    """With as many examples in a batch as classes the shape is right, and only the numbers are wrong."""
+    own = "tests.models.test_foreign_models"
+    words = ["model=external", f"model.target={own}:Exchanged", "data=external", f"data.target={own}:few_examples"]
+    config = composed(*words, f"data.batch_size={size}")
+    with pytest.raises(ConfigError, match="the model gave an array of shape"):
+        build(config, read_sources(config.data))
+
+
+def test_a_model_that_is_made_already_is_none_to_make() -> None:
+    with pytest.raises(InvalidModelOrObjective, match="is a ByNothing that was made on import; name its class"):
+        build_user_model(f"{__name__}:MADE_ON_IMPORT", {}, (FEATURES,), CLASSES, nnx.Rngs(0))
 
 
 # --- what a model is made with ---

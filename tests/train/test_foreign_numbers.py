@@ -349,7 +349,7 @@ def test_an_objective_is_told_whether_it_trains() -> None:
     assert float(sums["training"]) == 0
 
 
-@pytest.mark.parametrize("name", [*RESERVED_METRICS, "eval/loss", 3])
+@pytest.mark.parametrize("name", [*RESERVED_METRICS, "eval/loss", 3, "", " "])
 def test_a_name_of_the_log_is_no_metric(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They overwrote the log's own keys: no line had a step any more."""
     monkeypatch.setitem(globals(), "named", lambda model, batch: {"loss": jnp.ones(4), name: jnp.ones(4)})
@@ -357,6 +357,31 @@ def test_a_name_of_the_log_is_no_metric(name: Any, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InvalidModelOrObjective, match="a metric may not be called") as raised:
         objective(Line(), {"inputs": jnp.ones((4, 1))}, jnp.ones(4))
     assert "taken: step, split, lr, grad_norm, weight" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (jnp.ones(4, bool), '"loss" is of bool; expected real fractions; no gradient comes from whole numbers'),
+        (jnp.ones(4, jnp.int32), '"loss" is of int32; expected real fractions; no gradient comes from whole numbers'),
+        (jnp.ones(4, jnp.complex64), '"loss" is of complex64; expected real fractions; take its real part'),
+    ],
+)
+def test_a_loss_without_a_slope_is_refused(loss: jax.Array, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that counts what is right trained to the end, and nothing was learnt."""
+    monkeypatch.setitem(globals(), "flat", lambda model, batch: {"loss": loss})
+    objective = wrap_user_objective(f"{__name__}:flat", {})
+    with pytest.raises(InvalidModelOrObjective) as raised:
+        objective(Line(), {"inputs": jnp.ones((4, 1))}, jnp.ones(4))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_metric_may_be_of_numpy_and_a_loss_of_any_fraction(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"loss": jnp.ones(4, dtype), "share": np.full(4, 0.5)}
+    monkeypatch.setitem(globals(), "numpy_metric", lambda model, batch: given)
+    found = wrap_user_objective(f"{__name__}:numpy_metric", {})(Line(), {"inputs": jnp.ones((4, 1))}, jnp.ones(4))
+    assert found["share"].tolist() == [0.5] * 4
 
 
 def test_what_fills_up_a_batch_may_be_infinite() -> None:
