@@ -92,7 +92,12 @@ def _as_abstract(model: nnx.Module) -> nnx.Module:
 
 def is_trained(path: Any, value: Any) -> bool:
     """Return whether a variable is trained: a Param of fractions. One of whole numbers (an index) only lasts."""
-    return isinstance(value, nnx.Param) and jnp.issubdtype(value.get_value().dtype, jnp.inexact)
+    if not isinstance(value, nnx.Param):
+        return False
+    # Mostly one array; it may be a number of Python's, or a tree.
+    leaves = jax.tree.leaves(value.get_value())
+    types = [leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf) for leaf in leaves]
+    return all(jnp.issubdtype(each, jnp.inexact) for each in types)
 
 
 def keep_plain_arrays(model: nnx.Module) -> None:
@@ -148,17 +153,15 @@ def _to_tree(variables: nnx.State) -> Params:
 
 def _fill_variables(variables: nnx.State, tree: Params) -> nnx.State:
     """Return variables of the given structure that hold the arrays of a tree."""
-    filled = jax.tree.map(lambda leaf: leaf, variables)
-    nnx.replace_by_pure_dict(filled, _with_keys_of(nnx.to_pure_dict(variables), tree))
-    return filled
+    filled = []
+    for path, variable in nnx.to_flat_state(variables):
+        value = tree
+        for key in path:
+            value = value[str(key)]
+        # An array that is a plain attribute has no variable around it.
+        filled.append((path, variable.replace(value) if isinstance(variable, nnx.Variable) else value))
+    return nnx.from_flat_state(filled)
 
 
 def _with_string_keys(node: Tree) -> Tree:
     return {str(key): _with_string_keys(value) for key, value in node.items()} if isinstance(node, dict) else node
-
-
-def _with_keys_of(template: Tree, tree: Tree) -> Tree:
-    """Undo `_with_string_keys`: layers in a list have numbers for keys."""
-    if not isinstance(template, dict):
-        return tree
-    return {key: _with_keys_of(value, tree[str(key)]) for key, value in template.items()}
