@@ -131,6 +131,10 @@ def read_csv(
 
 
 def _read_csv_label(table: Any, name: str) -> np.ndarray:
+    import pyarrow as pa
+
+    if pa.types.is_binary(table.column(name).type):
+        raise ValueError(f"column {name} is no UTF-8 text; write the file as UTF-8 (iconv -f LATIN1 -t UTF-8)")
     label = read_label(table, name)
     # A blank behind each comma is no part of a name.
     return np.char.strip(label) if label.dtype.kind == "U" else label

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,15 @@ from data.splits import AmbiguousSplitError, Split, find_split, group_names, is_
 ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# How data sets for finding things in images call their folders (Pascal VOC, COCO, YOLO, and who follows them), in lower
+# case and without numbers or signs.
+IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pngimages", "rgb", "pictures", "photos"})
+TARGET_FOLDERS = frozenset(
+    {
+        *("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "trimaps", "gt", "groundtruth"),
+        *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth", "boxes", "bboxes"),
+    }
 )
 # So many files are opened as images before training begins.
 VERIFIED_FILES = 5_000
@@ -81,6 +91,7 @@ def find_image_layout(folder: Path, eval_path: Path | None = None) -> ImageLayou
     groups = _group_parts(folder, names)
     if groups is None:
         _refuse_folder_in_folder(folder, names)
+        _refuse_pictures_of_targets(folder, names)
         layout = ImageLayout({"train": (folder, "")}, tuple(names))
     else:
         layout = _lay_out_parts(folder, groups)
@@ -129,6 +140,7 @@ def _group_parts(folder: Path, names: list[str]) -> dict[Split, str] | None:
 def _lay_out_parts(folder: Path, groups: Mapping[Split, str]) -> ImageLayout:
     """Return the parts of a data set, which all have the classes of `train`. Raises ValueError where one has others."""
     classes = tuple(_list_folders(folder / groups["train"]))
+    _refuse_pictures_of_targets(folder / groups["train"], classes)
     left_out = []
     parts: dict[Split, tuple[Path, str]] = {"train": (folder / groups["train"], f"{groups['train']}/")}
     for part in ("eval", "test"):
@@ -163,6 +175,19 @@ def _refuse_folder_in_folder(folder: Path, names: list[str]) -> None:
     inside = folder / names[0]
     if len(names) == 1 and _holds_classes(inside):
         raise ValueError(f"path={folder} holds one folder, and that holds the others; say data.path={inside}")
+
+
+def _refuse_pictures_of_targets(folder: Path, names: Sequence[str]) -> None:
+    """Raise ValueError where folders are not classes, but images and what is to be found in them, as masks."""
+    images, targets = (
+        [name for name in names if re.sub(r"[\W\d_]", "", name.lower()) in known]
+        for known in (IMAGE_FOLDERS, TARGET_FOLDERS)
+    )
+    if images and targets:
+        raise ValueError(
+            f"path={folder} holds {images[0]} and {targets[0]}, which are images and their targets and no classes; "
+            "read them with a function of your own (data=my_file:my_data), or name folders after classes"
+        )
 
 
 def _list_folders(folder: Path) -> list[str]:

@@ -160,6 +160,12 @@ def choose_objective(config: Config, sources: Sources) -> str:
             )
         for part in (sources.train, sources.eval, *sources.held_out.values()):
             check_labels_fit(objective, part, sources.num_outputs, sources.ignore_label)
+        if objective == "classify" and sources.num_outputs == 1:
+            only = f" ({sources.classes[0]})" if sources.classes else ""
+            raise ValueError(
+                f"there is one class alone{only}, so its loss is 0 whatever is learnt; expected two or more, or an "
+                "objective that reads no label"
+            )
     except ValueError as error:
         raise ConfigError(f"data={read}: {error}") from None
     return usual

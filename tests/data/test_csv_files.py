@@ -207,6 +207,10 @@ WRONG: list[tuple[Callable[[Path], Csv], str]] = [
     (lambda root: text(root, ""), "is empty; expected a line of names, and a row for each example"),
     (lambda root: text(root, "a,y\n1,2\n", "utf-16"), "is text in UTF-16"),
     (lambda root: text(root, "größe,y\n1,2\n", "latin1"), "is no UTF-8 text; write it so"),
+    (
+        lambda root: replace(text(root, "a,name\n1,größe\n2,x\n", "latin1"), label="name"),
+        "column name is no UTF-8 text; write the file as UTF-8",
+    ),
     (lambda root: text(root, "PAR1,y\n1,2\n"), "is a Parquet file (data=parquet)"),
     (lambda root: replace(text(root, "a,y\n1,0\n"), delimiter=";"), "label=y is no column of"),
     (lambda root: Csv(path=str(root)), "holds no file that ends in .csv or .tsv, compressed or not"),

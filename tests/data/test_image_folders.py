@@ -91,6 +91,10 @@ def test_ordinary_folders_are_what_they_were(tmp_path: Path) -> None:
     assert read(tmp_path / "z", eval_fraction=0.3).classes == ("car", "test", "train")
 
 
+def test_a_class_may_be_called_as_a_target_is(tmp_path: Path) -> None:
+    assert read(make(tmp_path, masks={"": 9}, goggles={"": 9}), eval_fraction=0.3).classes == ("goggles", "masks")
+
+
 def test_the_same_files_in_parts_are_other_data_than_as_classes(tmp_path: Path) -> None:
     make(tmp_path / "p", train={"a": 3}, val={"a": 1})
     parts = read(tmp_path / "p")
@@ -111,6 +115,16 @@ UNCLEAR: dict[str, tuple[dict[str, dict[str, int]], str]] = {
     ),
     "flat val": ({"train": {"ant": 1, "bee": 1}, "val": {"": 3}}, "val holds no folder; expected the classes that are"),
     "nested": ({"x": {"train/a": 1, "train/b": 1}}, "holds one folder, and that holds the others; say data.path=.*x"),
+    "masks": ({"images": {"": 2}, "masks": {"": 2}}, "holds images and masks, which are images and their targets"),
+    "voc": (
+        {"JPEGImages": {"": 2}, "SegmentationClass": {"": 2}},
+        "holds JPEGImages and SegmentationClass, which are images and their targets",
+    ),
+    "pets": ({"images": {"": 2}, "annotations": {"trimaps": 2}}, "holds images and annotations, which are images and"),
+    "parts of masks": (
+        {"train": {"images": 2, "labels": 2}, "valid": {"images": 2, "labels": 2}},
+        "train holds images and labels, which are images and their targets",
+    ),
     "archive": ({"pets": {"ant": 1, "bee": 1}}, "holds one folder, and that holds the others; say data.path=.*pets"),
 }
 
