@@ -40,8 +40,6 @@ def find_csv_files(path: Path, inputs: str | tuple[str, ...] | None, label: str,
     if not files:
         raise ValueError(f"path={path} holds no file that ends in {' or '.join(ENDINGS)}, compressed or not")
     wanted = [] if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
-    if label in wanted:
-        raise ValueError(f"inputs={label} is the label as well; leave it out of data.inputs")
     return find_table_files(path, files, wanted, label, lambda file: read_header(file, delimiter)[0])
 
 

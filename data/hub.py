@@ -146,6 +146,8 @@ def read_hub_examples(
 
     `inputs` and `label` are columns. Raises ValueError where they cannot be had, or are not what `form` says.
     """
+    if inputs == label:
+        raise ValueError(f"inputs={label} is the label as well; name another column")
     splits = chosen.load_splits([inputs, label])
     raw = [_read_column(dataset, label) for dataset in splits.chosen.values()]
     labels = prepare_labels(raw, form.num_classes, form.labels, form.ignore_label)

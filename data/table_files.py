@@ -45,6 +45,10 @@ def find_table_files(
     A test set without labels is left out, unless none are wanted. `read_names` returns the columns of a file. Raises
     ValueError where one lacks a column, or the names of files may be those of parts or not.
     """
+    if label in wanted:
+        raise ValueError(f"inputs={label} is the label as well; leave it out of data.inputs")
+    if twice := [name for name in wanted if wanted.count(name) > 1]:
+        raise ValueError(f"inputs={twice[0]} is named twice; name each column once")
     try:
         groups = group_by_split(files, path) if path.is_dir() else None
     except AmbiguousSplitError as error:
