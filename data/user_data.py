@@ -154,7 +154,10 @@ def _is_number(dtype: np.dtype[Any]) -> bool:
 
 
 def _split_examples(
-    columns: dict[str, np.ndarray], eval_fraction: float, classes: tuple[str, ...], ignore_label: int
+    columns: dict[str, np.ndarray],
+    eval_fraction: float,
+    classes: tuple[str, ...] = (),
+    ignore_label: int = IGNORED_LABEL,
 ) -> Sources:
     """Return examples as sources; those to evaluate on are drawn by a fixed permutation, the same ones every time."""
     train, held_out = split_table(Table(columns), eval_fraction)

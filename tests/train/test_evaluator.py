@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,13 @@ def test_a_text_goes_on_after_beginnings_that_lie_apart(tmp_path: Path) -> None:
     found = done({"text": TextEvaluation(count=2, prompt_tokens=3, new_tokens=2)}, tmp_path)
     written = (tmp_path / found["text"]["file"]).read_text()
     assert written == "── 1 ── after '0 1 2'\n3 4\n\n── 2 ── after '81 82 83'\n84 85\n"
+
+
+def test_a_text_may_begin_with_padding() -> None:
+    """What is below 0 is no id of an embedding: it is seen as 0, as in training."""
+    usual, padding = evaluator({}), Table({"tokens": np.full((4, 9), -100)})
+    made = replace(usual, sources=replace(usual.sources, eval=padding))
+    assert made.continue_prompts(TextEvaluation(count=1, prompt_tokens=3, new_tokens=2), Echo()) == [("0 0 0", "1 2")]
 
 
 def test_a_model_that_cannot_is_named() -> None:
