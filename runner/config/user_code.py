@@ -27,6 +27,7 @@ from data.user_target import find_in_shared_package, import_user_module, is_file
 from models import REQUIRED_BATCH_KEYS, InvalidModelOrObjective
 from models.remat_plan import RematPlanError
 from models.user_arguments import initializer_of
+from runner.checkpoint.trouble import PASSING_ERRNOS
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError
 from runner.installation import OWN_PACKAGES, PACKAGE, keep_own_packages_first
@@ -184,15 +185,28 @@ def as_config_error(part: str, target: str | None = None) -> Iterator[None]:
         raise ConfigError(f"{part}.target: {name}{error}") from None
     except (HoldfastError, RematPlanError, MemoryError):
         raise
+    except OSError as error:
+        # A disk in trouble is no mistake in anybody's code.
+        place = _find_user_frame(error) if target else None
+        if place is None or error.errno in PASSING_ERRNOS or os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        raise ConfigError(f"{part}.target: {target}: {_explain_raised(error, place)}") from None
+    except SystemExit as error:
+        # What a user's code ends by itself would look like a run that was asked to end.
+        if target is None:
+            raise
+        raise ConfigError(f"{part}.target: {target}: it ends Python (SystemExit: {error}); return or raise") from None
     except Exception as error:
         place = _find_user_frame(error) if target else None
         if place is None or os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        said = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"{part}.target: {target}: {type(error).__name__}: {shorten(said, 300)} ({place}); "
-            "HYDRA_FULL_ERROR=1 shows the whole traceback"
-        ) from None
+        raise ConfigError(f"{part}.target: {target}: {_explain_raised(error, place)}") from None
+
+
+def _explain_raised(error: Exception, place: str) -> str:
+    """Return what a user's code raised, where, and how to see all of it."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {shorten(said, 300)} ({place}); HYDRA_FULL_ERROR=1 shows the whole traceback"
 
 
 def _find_user_frame(error: Exception) -> str | None:
@@ -263,6 +277,16 @@ def _import_target(key: str, name: str) -> Any:
         target: Any = import_user_module(module)
     except (ImportError, SyntaxError) as error:
         raise ConfigError(f"{key}: {name}: {_explain_import_error(module, error)}") from None
+    except SystemExit as error:
+        raise ConfigError(
+            f"{key}: {name}: cannot be imported: it ends Python (SystemExit: {error}); put what it does as a script "
+            'below `if __name__ == "__main__":`'
+        ) from None
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        raised = _explain_raised(error, _find_user_frame(error) or module)
+        raise ConfigError(f"{key}: {name}: cannot be imported: {raised}") from None
     for part in attribute.split("."):
         if not hasattr(target, part):
             file = getattr(target, "__file__", None)

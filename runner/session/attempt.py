@@ -129,7 +129,7 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
 def _read_sources(config: Config) -> Sources:
     """Read the data before anything is built. Raises ConfigError where it, or the user's own code, does not fit."""
     user_code.import_targets(config)
-    with user_code.as_config_error("data"):
+    with user_code.as_config_error("data", getattr(config.data, "target", None)):
         return dataset.read_sources(config.data)
 
 

@@ -53,7 +53,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         ConfigError: the data, the machine or the user's own code does not fit.
     """
     user_code.import_targets(config)
-    with user_code.as_config_error("data"):
+    with user_code.as_config_error("data", getattr(config.data, "target", None)):
         sources = sources or read_sources(config.data)
     own = user_code.choose_objective(config, sources)
     with user_code.as_config_error("objective"):

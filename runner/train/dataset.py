@@ -67,7 +67,7 @@ def read_sources(option: Data) -> Sources:
             sources.eval.take(np.zeros(1, np.int64))
     except ValueError as error:
         if option.kind == "external":
-            # A bug in the user's own code: its traceback is what helps.
+            # Of the user's own code: whoever asked for the data says where it happened.
             raise
         raise ConfigError(f"data={option.kind}: {error}") from None
     except OSError as error:

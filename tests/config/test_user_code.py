@@ -69,6 +69,9 @@ def squared(model, batch, factor=1.0):
 
 def three(inputs, num_outputs, rngs): return 3
 def nothing(): return {}
+def ends(): raise SystemExit(3)
+def lacks_file(): return {"inputs": np.load("none.npy")}
+def lacks_key(): return {"inputs": {}["x"]}
 def unnamed(): return {"x": np.zeros(3)}
 def uneven(): return {"inputs": np.zeros((10, 2)), "label": np.zeros(9)}
 def flat(): return {"inputs": np.zeros(10), "label": np.zeros(10)}
@@ -92,11 +95,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "broken.py").write_text("import os\nimport not_there\n")
     (tmp_path / "garbled.py").write_text("def f(:\n")
+    (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--what'])\n")
+    (tmp_path / "reads.py").write_text("import json\nsettings = json.load(open('none.json'))\n")
     monkeypatch.chdir(tmp_path)
     before = [*sys.path]
     yield tmp_path
     sys.path[:] = before
-    for name in ("mine", "broken", "garbled", "evil"):
+    for name in ("mine", "broken", "garbled", "script", "reads", "evil"):
         sys.modules.pop(name, None)
 
 
@@ -135,6 +140,11 @@ WRONG = [
     ({"model": "mine:number"}, "model.target: mine:number is of type int; expected a class or a function"),
     ({"model": "broken:f"}, "cannot be imported: No module named 'not_there' (broken.py, line 2)"),
     ({"model": "garbled:f"}, "model.target: garbled:f: cannot be imported: invalid syntax (garbled.py, line 1)"),
+    ({"model": "script:f"}, "script:f: cannot be imported: it ends Python (SystemExit: 2); put what it does as a"),
+    ({"model": "reads:f"}, "cannot be imported: FileNotFoundError: [Errno 2] No such file or directory: 'none.json' ("),
+    ({"data": "mine:ends"}, "data.target: mine:ends: it ends Python (SystemExit: 3); return or raise"),
+    ({"data": "mine:lacks_file"}, "data.target: mine:lacks_file: FileNotFoundError: [Errno 2] No such file"),
+    ({"data": "mine:lacks_key"}, "data.target: mine:lacks_key: KeyError: 'x' (mine.py, line"),
     ({"model": "mine:three"}, "model.target: mine:three: made int; expected a flax.nnx.Module"),
     ({"model": "mine:line"}, "model.target: mine:line: made a dict with inputs, label; expected a flax.nnx.Module"),
     ({"model__options": {"widht": 3}}, "model.options.widht: mine:Net has no such option; did you mean width?"),
@@ -465,15 +475,18 @@ def test_what_is_typed_is_trusted_and_a_changed_file_is_told(trap: Path, here: P
     assert "warning: evil.py has changed since then (" in done.stdout
 
 
-def test_an_error_in_the_data_of_the_user_is_his_to_read(here: Path) -> None:
-    """A ValueError of his is no complaint of ours: he gets the traceback."""
-    (here / "mine.py").write_text(MINE + "def bug(*args, **options): raise ValueError('my own')\n")
-    with pytest.raises(ValueError, match=r"^my own"):
-        built(own(data="mine:bug"))
+@pytest.mark.parametrize("part", ["model", "data"])
+def test_trouble_of_the_machine_is_no_mistake_in_the_code(part: str, here: Path) -> None:
+    """A supervisor runs the same command again, which is no use where the code is wrong."""
+    (here / "mine.py").write_text(MINE + "def full(*args, **options): raise OSError(28, 'No space left on device')\n")
+    with pytest.raises(OSError, match="No space left on device"):
+        built(own(**{part: "mine:full"}))
 
 
-@pytest.mark.parametrize("part", ["model", "objective"])
-def test_an_error_in_a_model_is_a_line_with_its_place(part: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["model", "objective", "data"])
+def test_an_error_in_a_users_code_is_a_line_with_its_place(
+    part: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = (MINE + "def bug(*args, **options): raise ValueError('my own')\n").splitlines()
     (here / "mine.py").write_text("\n".join(lines) + "\n")
     line = len(lines)
