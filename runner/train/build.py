@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from runner.optim.parameter_groups import is_stacked
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
+from runner.train.find_probabilities import warn_of_probabilities
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.split_model import SplitModel, Variables, merge_model, split_model
 from runner.train.step import (
@@ -148,6 +150,9 @@ def _look_at_metrics(
         if size == sources.num_outputs:
             # Logits with examples and classes exchanged have the right shape by chance alone.
             rehearse(network, objective, abstract_batch(sources, 2 * size), model)
+        if own is None and model and measured in ("classify", "next_token"):
+            told = warn_of_probabilities(network, abstract_batch(sources, size), model)
+            return replace(seen, warnings=(*seen.warnings, *told))
         return seen
 
 
