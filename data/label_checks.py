@@ -20,6 +20,7 @@ from data.labels import (
     count_of,
     find_outside,
     is_one_hot,
+    limit_classes,
 )
 from data.sources import IGNORED_LABEL, Source, SourcePart, Sources, Table
 
@@ -111,7 +112,8 @@ def _check_classes(label: np.ndarray, num_outputs: int, ignore_label: int, where
             "return data.sources.Sources, which says num_outputs"
         )
     check_class_range(label, num_outputs, ignore_label)
-    if num_outputs > MOST_CLASSES:
+    # Of a source that cannot show all its labels, only a few are known.
+    if num_outputs > (limit_classes(len(label)) if len(label) > EXAMPLES_LOOKED_AT else MOST_CLASSES):
         raise ValueError(
             f"{where} up to {int(label.max())}, which makes {num_outputs:,} classes; number the classes from 0"
         )

@@ -16,6 +16,8 @@ from data.sources import IGNORED_LABEL
 # A label above that is the number of something else, such as a time or a customer: a model of so many classes would
 # fill the memory. Whoever means it says `num_classes`.
 MOST_CLASSES = 10_000_000
+# So many are never doubted; more of them only where there are at least a tenth as many examples.
+FEW_CLASSES = 10_000
 # Text that is another one in each of so many rows names no classes.
 LEAST_ROWS_TO_DOUBT = 20
 # Numbers that differ by less than what float32 keeps of them: their rounding may be this share of their spread.
@@ -199,10 +201,11 @@ def _prepare_class_numbers(arrays: list[np.ndarray], num_classes: int | None, ig
         check_some_count(array, ignore_label)
         # True and false are two classes, also where all are the same.
         tops.append(1 if array.dtype.kind == "b" else find_largest_class(array, ignore_label))
-    if max(tops) >= (MOST_CLASSES if num_classes is None else 2**31):
+    most = limit_classes(sum(map(len, arrays))) if num_classes is None else 2**31
+    if max(tops) >= most:
         raise ValueError(
-            f"a label is {max(tops)}, which would make {max(tops) + 1:,} classes; number the classes from 0, or say "
-            "data.num_classes=N"
+            f"a label is {max(tops)}, which would make {max(tops) + 1:,} classes of {sum(map(len, arrays)):,} "
+            "examples; number the classes from 0, or say data.num_classes=N"
         )
     sides = tuple(array.astype(np.int32) for array in arrays)
     may_ignore = any(holds_label(array, ignore_label) for array in arrays)
@@ -217,6 +220,11 @@ def find_largest_class(label: np.ndarray, ignore_label: int) -> int:
 def holds_label(label: np.ndarray, value: int) -> bool:
     """Tell whether whole numbers hold one of this value."""
     return label.dtype.kind in "iu" and bool((label == value).any())
+
+
+def limit_classes(num_examples: int) -> int:
+    """Return from how many classes on so many examples are doubted to be labelled by them."""
+    return min(MOST_CLASSES, max(FEW_CLASSES, 10 * num_examples))
 
 
 def _check_dimensions(arrays: list[np.ndarray]) -> None:

@@ -44,9 +44,20 @@ KEYS_OF_THE_COMMAND = ("dir", "root", "step", "resume", "overwrite", "compile_ca
 # Text that reaches no code and no host: names that mean something within the run, and data that is on this machine.
 # What is read of it stays in the run's directory, unless it is sent somewhere by what needs trust.
 MAY_BE_NAMED = (
-    *("Config.name", "Score.metric", "NewBest.metric", "KeepBest.metric", "DiskBudget.bytes"),
+    *(
+        "Config.name",
+        "Score.metric",
+        "NewBest.metric",
+        "KeepBest.metric",
+        "EarlyStop.metric",
+        "MetricsEvaluation.split",
+        "DiskBudget.bytes",
+    ),
     *("ExternalModel.options", "ExternalData.options", "ExternalObjective.options"),  # for a target, which needs trust
     *("Text.path", "Text.pattern", "Tokens.path", "Arrays.path", "Images.path", "Parquet.path", "Arrayrecord.path"),
+    *("Text.eval_path", "Text.field", "Images.eval_path", "Csv.path", "Csv.inputs", "Csv.label", "Csv.delimiter"),
+    *("ArrayNames.inputs", "ArrayNames.label", "ArrayNames.eval_inputs", "ArrayNames.eval_label"),
+    *("ArrayNames.test_inputs", "ArrayNames.test_label", "ColumnNames.inputs", "ColumnNames.label"),
     *("Tokens.encoding", "Parquet.inputs", "Parquet.label"),
     *("Hub.subset", "Hub.revision", "Hub.split", "Hub.eval_split", "Hub.inputs", "Hub.label"),  # of a path that does
     *("Full.block", "NothingSaveable.block", "EverythingSaveable.block", "Dots.block", "DotsNoBatch.block"),

@@ -8,6 +8,7 @@ run his code.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import os
@@ -73,6 +74,7 @@ def check_targets_exist(document: Document) -> None:
         module, attribute = split_target(name)
         if is_file_target(module) and re.fullmatch(DOTTED_NAME, attribute):
             _check_file_exists(key, name, module)
+            _check_name_defined(key, name, Path(module).expanduser())
             continue
         if not re.fullmatch(f"{DOTTED_NAME}:{DOTTED_NAME}", name):
             raise ConfigError(f"{key}: got {name}; expected module:attribute{_suggest_target(name)}")
@@ -99,6 +101,45 @@ def _check_file_exists(key: str, name: str, file: str) -> None:
         return
     near = suggest_word(path.name, [each.name for each in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
     raise ConfigError(f"{key}: {name}: there is no file {display_path(path)}{near or '; check the path'}")
+
+
+def _check_name_defined(key: str, name: str, file: Path) -> None:
+    """Raise ConfigError where a file surely does not define what a target names. Reads it, and runs nothing.
+
+    So the second of two models of a sweep is found missing before the first one trains.
+    """
+    try:
+        defined = _list_defined_names(ast.parse(file.read_bytes()))
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        # Whoever imports it says what is wrong with it.
+        return
+    wanted = split_target(name)[1].partition(".")[0]
+    if defined is not None and wanted not in defined:
+        raise ConfigError(
+            f"{key}: {name}: {display_path(file)} has no '{wanted}'{suggest_word(wanted, sorted(defined))}"
+        )
+
+
+def _list_defined_names(module: ast.Module) -> set[str] | None:
+    """Return the names that a module binds at its top level; None where that cannot be told by reading."""
+    names: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            if any(alias.name == "*" for alias in node.names):
+                return None
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if node.name == "__getattr__":
+                return None
+            names.add(node.name)
+        elif isinstance(node, ast.Name):
+            # `globals()["Net"] = …` and the like.
+            if node.id in ("globals", "vars", "locals", "exec", "setattr"):
+                return None
+            if isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    # Names within functions are among them as well: what is surely missing is missing from all of them.
+    return names
 
 
 def _check_shared_name(key: str, name: str, module: str) -> None:

@@ -205,7 +205,9 @@ def _validate(composed: DictConfig, argv: Sequence[str], uses: Sequence[Use]) ->
     keys = [override.key_or_group.replace("/", ".") for override in OverridesParser.create().parse_overrides(task)]
     # A choice of everything leaves nothing to the run's own document.
     if typed_dir is None or "experiment" in keys:
-        config = validate_config(drop_untyped_length(to_plain(composed), keys))
+        # Without evaluations at all is not as if nobody had said anything.
+        document = {"eval": {}, **to_plain(composed)}
+        config = validate_config(drop_untyped_length(document, keys))
     else:
         config = _continue_run(Path(str(typed_dir)), composed, keys, () if trusted else uses)
     user_code.check_targets_exist(config.document)

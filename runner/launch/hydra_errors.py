@@ -28,7 +28,7 @@ from runner.launch.hydra_keys import SEARCH_WAYS_OUT, WAYS_OUT
 from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import INSTALL_SUBMITIT, SUBMITIT_LAUNCHERS
-from runner.text import display_path, mask_unprintable, shorten
+from runner.text import display_path, mask_unprintable, quote_override, shorten
 
 LAUNCHER = "hydra.launcher."
 # What a message says of a value or a word of the user's, and how long it may become as a whole.
@@ -104,6 +104,9 @@ def in_one_line(error: HydraException) -> str:
         if "=" not in override and not override.startswith("~"):
             return f"{override}: cannot be read; an override reads key=value"
         problem = shorten(error.message.splitlines()[0], MAX_WORD)
+        key, _, value = override.partition("=")
+        if problem.startswith("LexerNoViableAltException") and re.fullmatch(r"[+~]*[\w./@]+", key):
+            return f"{override}: has characters that need quotes; write {quote_override(key, value)}"
         return f"{override}: cannot be read as key=value ({problem}); quote special characters"
     text = str(error).strip() or str(error.__cause__)
     # Every plain override was handed to Hydra with `++` before it.
@@ -164,7 +167,10 @@ def _unknown_option(error: MissingConfigException) -> str:
     if group in WAYS_OUT:
         return f"{group}={shorten(option, MAX_WORD)}: Hydra only composes here; leave it out: {WAYS_OUT[group]}"
     got = shorten(option, MAX_WORD) or '""'
-    return f"{group}: got {got}; expected one of {', '.join(options)}{suggest_word(option, options)}"
+    # A dot or a colon is in the name of no choice of ours.
+    is_own = group in ("model", "data", "objective") and re.search(r"[.:]", option)
+    near = f", or your own as {group}=FILE:NAME" if is_own else suggest_word(option, options)
+    return f"{group}: got {got}; expected one of {', '.join(options)}{near}"
 
 
 def _unknown_key(key: str) -> str:

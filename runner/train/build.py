@@ -107,7 +107,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         evaluator=evaluator,
         put=put,
         plan=config.remat.plan,
-        warnings=seen.warnings,
+        warnings=(*_warn_of_large_batch(config, sources), *seen.warnings),
         measures=seen.metrics,
     )
 
@@ -154,6 +154,13 @@ def _look_at_metrics(
             told = warn_of_probabilities(network, abstract_batch(sources, size), model)
             return replace(seen, warnings=(*seen.warnings, *told))
         return seen
+
+
+def _warn_of_large_batch(config: Config, sources: Sources) -> list[str]:
+    size, count = config.data.batch_size, len(sources.train)
+    if size <= count:
+        return []
+    return [f"data.batch_size={size} is more than the {count} training examples: a batch holds some of them twice"]
 
 
 def _is_users_own(config: Config) -> bool:

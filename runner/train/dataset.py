@@ -77,9 +77,10 @@ def read_sources(option: Data) -> Sources:
         raise ConfigError(f"data={option.kind}: {_name_file(error)}; bring it back, or make it readable") from None
     for side, source in (("train", sources.train), ("evaluate", sources.eval)):
         if len(source) == 0:
+            shorter = " a shorter data.seq_len," if option.gives == "tokens" else ""
             raise ConfigError(
-                f"data={option.kind}: nothing is left to {side} on ({sources.summary}); give it more data, a shorter "
-                "data.seq_len, or another data.eval_fraction"
+                f"data={option.kind}: nothing is left to {side} on ({sources.summary}); give it more data,{shorter} or "
+                "another data.eval_fraction"
             )
     return sources
 
@@ -224,7 +225,8 @@ def explain_refusal(run: RunDir, summary: str, changes: str) -> str:
     what = changes or f"now: {summary}"
     return (
         f"{run}: the data is not what this run was trained on: {what}; "
-        "bring it back (for data=stdlib: the same Python), or start a new run"
+        "bring it back (for data=stdlib: the same Python; for a function of yours: the same seed in it), or start a "
+        "new run"
     )
 
 

@@ -104,6 +104,9 @@ class Deadline(Protocol):
 class ProgressDisplay(Protocol):
     """Shows a person how far training is."""
 
+    def say(self, line: str) -> None:
+        """Show a line, and keep it in run.log."""
+
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         """Show the metrics of a step that was logged."""
 
@@ -317,6 +320,11 @@ class PendingSteps:
             return
         self.check_finite()
         values = {name: float(value) for name, value in metrics.items()}
+        if not self.losses and values["grad_norm"] == 0.0:
+            outputs.display.say(
+                f"warning: the gradient is 0 at step {step}: the loss does not depend on the parameters there, so "
+                "nothing is learnt (a stop_gradient, an argmax, labels that are all left out?)"
+            )
         self.losses.append(values["loss"])
         outputs.metrics.log(step, "train", values)
         outputs.display.tick(step, values, newest)

@@ -110,6 +110,7 @@ class _Findings:
         self.lost: list[str] = []
         self.untrained: list[str] = []
         self.altered: list[str] = []
+        self.set_params: list[str] = []
         self._still: dict[str, list[str]] = {"BatchNorm": [], "Dropout": []}
         self._seen: dict[str, int] = {"BatchNorm": 0, "Dropout": 0}
 
@@ -117,6 +118,7 @@ class _Findings:
         """Note which variables a call makes or removes, and which have another shape or type after it."""
         after = split_variables(model)
         self.untrained = sorted(set(list_paths(after[0])) - set(list_paths(before[0])) - {""})
+        self.set_params = _list_set(before[0], after[0])
         found, known = _list_types(after[2]), _list_types(before[2])
         self.new = sorted(found.keys() - known.keys())
         self.lost = sorted(known.keys() - found.keys())
@@ -168,12 +170,26 @@ class _Findings:
                     f"them {did[kind]} ({_name_some(still)}); where that is not meant, pass them a flag that follows "
                     "model.train(), or give the model's __call__ an argument `train`"
                 )
+        if self.set_params:
+            lines.append(
+                f"{name}: its call sets parameters ({_name_some(self.set_params)}), which the optimizer alone does "
+                "here: what it sets is lost after the step; make them an nnx.Variable of another kind"
+            )
         if self.new:
             lines.append(
                 f"{name}: its call makes variables that last for that call alone ({_name_some(self.new)}); make one "
                 "that is to be kept in __init__"
             )
         return tuple(lines)
+
+
+def _list_set(before: Any, after: Any) -> list[str]:
+    """Return the paths of parameters that hold other values after a call; none where all do, as after `nnx.jit`."""
+    old, new = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (before, after))
+    if [path for path, _ in old] != [path for path, _ in new]:
+        return []
+    changed = [path for (path, one), (_, other) in zip(old, new, strict=True) if one is not other]
+    return [".".join(str(entry.key) for entry in path) for path in changed] if len(changed) < len(old) else []
 
 
 def _list_types(tree: Any) -> dict[str, str]:

@@ -102,6 +102,7 @@ def test_a_module_that_ours_has_as_well_is_named_by_its_file(here: Path) -> None
     ("target", "message"),
     [
         ("nets/towr.py:Tower", "there is no file nets/towr.py; did you mean tower.py?"),
+        ("nets/tower.py:Towre", "nets/tower.py has no 'Towre'; did you mean Tower?"),
         ("nowhere/tower.py:Tower", "there is no file nowhere/tower.py; check the path"),
         ("nets/tower.py", "expected module:attribute, such as nets/tower.py:MyModel"),
         ("nets/tower.py:", "expected module:attribute"),
@@ -115,6 +116,25 @@ def test_a_file_that_is_not_there_is_one_line(target: str, message: str, here: P
         found(target)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "globals()['Late'] = int\n",
+        "from blocks import *\n",
+        "def __getattr__(name): return int\n",
+        "import sys\nsetattr(sys.modules[__name__], 'Late', int)\n",
+        "if True:\n    Late = int\n",
+        "for Late in (int,): pass\n",
+        "(first, (Late, *rest)) = (int, (int, int))\n",
+        "from builtins import int as Late\n",
+        "syntax error (\n",
+    ],
+)
+def test_a_name_that_may_be_there_is_not_refused_before_it_is_imported(text: str, here: Path) -> None:
+    (here / "nets/late.py").write_text(text)
+    check_targets_exist({"model": {"kind": "external", "target": "nets/late.py:Late"}})
 
 
 def test_the_files_of_a_target_are_those_that_are_hashed(here: Path) -> None:

@@ -108,6 +108,7 @@ def test_what_is_meant_can_be_said() -> None:
         (np.array([0, 2**40]), 2**41, f"a label is {2**40}, which would make"),
         (np.array([0, 2**63], np.uint64), None, f"a label is {2**63}, which would make"),
         (np.array([MOST_CLASSES]), None, "or say data.num_classes=N"),
+        (np.array([0, 12_345]), None, "a label is 12345, which would make 12,346 classes of 2 examples; number the"),
         (np.array([0.5, np.nan, np.nan]), None, "label is NaN or infinite in 2 of 3; fill or drop these rows"),
         (np.array([0.5, np.inf]), None, "label is NaN or infinite in 1 of 2"),
         (np.array([0.5, 1.5]), 2, "num_classes=2, but label is float64, numbers to regress on"),

@@ -73,6 +73,7 @@ SAYS = [
     (["~"], f"~: {UNREADABLE}"),
     (["model"], f"model: {UNREADABLE}"),
     (["a b=c"], "a b=c: cannot be read as key=value ("),
+    (["data.path=mes données"], "has characters that need quotes; write 'data.path="),
     (["+x@y=z"], "Override +x@y=z looks like a config group override, but config group 'x' does not exist."),
     (["model@_global_=x"], "model@_global_: unknown key"),
     (["seed.x=1"], "seed: got {\"x\": 1}; expected a whole number"),

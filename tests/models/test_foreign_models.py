@@ -474,6 +474,23 @@ def test_layers_that_never_train_are_named() -> None:
     assert "(frozen)" in frozen
 
 
+class SetsParameters(ByNothing):
+    """A codebook that its call moves, as vector quantization by moving averages does."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        super().__init__(rngs)
+        self.book = nnx.Param(jnp.ones(FEATURES))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.book.set_value(0.9 * self.book.get_value() + 0.1 * x.mean(axis=0))
+        return super().__call__(x)
+
+
+def test_a_parameter_that_a_call_sets_is_told_of() -> None:
+    (said,) = rehearsed(SetsParameters).warnings
+    assert "its call sets parameters (book), which the optimizer alone does here" in said
+
+
 def test_a_variable_that_a_call_makes_is_told_of() -> None:
     (said,) = rehearsed(Remembers).warnings
     assert "variables that last for that call alone (last)" in said

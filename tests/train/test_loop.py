@@ -69,6 +69,8 @@ class World:
         self.owing: list[int] = []
         self.measured: dict[int, Mapping[str, float]] = {}
         self.failing_saves = 0
+        self.gradient = 1.0
+        self.said: list[str] = []
 
     def __next__(self) -> Mapping[str, Any]:
         self.batches += 1
@@ -84,7 +86,7 @@ class World:
         if step == self.stop_at:
             self.flag.reason = "SIGTERM"
         loss = Number(step, self.losses.get(step, 1.0), self)
-        return {"step": step}, {"loss": loss, "grad_norm": Number(step, 1.0, self)}
+        return {"step": step}, {"loss": loss, "grad_norm": Number(step, self.gradient, self)}
 
     def evaluate(self, state: dict[str, Any], step: int) -> dict[str, dict[str, float]]:
         assert step == state["step"]
@@ -135,6 +137,9 @@ class World:
 
     def note(self, step: int, measured: Mapping[str, float], durable_step: int | None) -> None: ...
 
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
 
     def parts(self, *, steps: int = 20, last: bool = True) -> LoopParts:
@@ -152,6 +157,17 @@ class World:
 
     def train(self, start: Progress | None = None, **options: Any) -> Progress:
         return train(self.parts(**options), start or Progress({"step": 0}, 0), self.flag)
+
+
+def test_a_loss_that_depends_on_no_parameter_is_told_once() -> None:
+    world = World()
+    world.gradient = 0.0
+    world.train()
+    (said,) = world.said
+    assert said.startswith("warning: the gradient is 0 at step 2: the loss does not depend on the parameters there")
+    usual = World()
+    usual.train()
+    assert usual.said == []
 
 
 def test_each_line_comes_once_in_order_and_before_the_checkpoint_of_its_step() -> None:
