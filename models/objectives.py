@@ -39,11 +39,13 @@ class BatchObjective:
         function: (model, batch, weights) → metrics.
         weigh: batch → Float[batch], how much each example counts in means; None: all alike.
         roles: arguments of a user's own function that are told whether the model is trained.
+        calls_with_inputs: whether it calls a model with one argument; a user's own may call it as it likes.
     """
 
     function: ObjectiveFunction
     weigh: Callable[[Batch], Float[Array, "batch"]] | None = None
     roles: CallRoles = field(default_factory=CallRoles)
+    calls_with_inputs: bool = True
 
     def __call__(self, model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
         """Return the metrics of a batch; `weights` is 0 for an example that only fills it up."""

@@ -74,7 +74,7 @@ def wrap_user_objective(target: str, options: Mapping[str, Any]) -> BatchObjecti
         _check_loss(target, metrics["loss"].dtype)
         return metrics
 
-    return BatchObjective(checked_objective, roles=roles)
+    return BatchObjective(checked_objective, roles=roles, calls_with_inputs=False)
 
 
 def is_reducible(value: Any) -> bool:

@@ -65,7 +65,7 @@ def rehearse(network: SplitModel, objective: BatchObjective, batch: Batch, targe
         def called(variables: Variables, batch: Batch) -> dict[str, Any]:
             params, rng, extra = variables
             model = merge_model(graphdef, network, {"params": params, "rng": rng, "extra": extra})
-            if target and (problem := describe_signature_problem(model)):
+            if target and objective.calls_with_inputs and (problem := describe_signature_problem(model)):
                 raise ConfigError(
                     f"{_where(target)}cannot be called with its inputs alone: {problem}; give its __call__ defaults, "
                     "or call it in an objective of your own (objective=my_file:my_loss)"
@@ -81,8 +81,10 @@ def rehearse(network: SplitModel, objective: BatchObjective, batch: Batch, targe
 
         return called
 
-    jax.eval_shape(call(network.train, findings.watch_training), variables, batch)
+    # Training last: what its call does to variables is what counts, but for the names that an evaluation measures.
     jax.eval_shape(call(network.eval, lambda model: lambda: None), variables, batch)
+    metrics = findings.metrics
+    jax.eval_shape(call(network.train, findings.watch_training), variables, batch)
     if findings.untrained:
         raise ConfigError(
             f"{_where(target)}its call makes parameters ({_name_some(findings.untrained)}): new ones in every step, "
@@ -98,7 +100,7 @@ def rehearse(network: SplitModel, objective: BatchObjective, batch: Batch, targe
             f"{_where(target)}its call removes the variable '{findings.lost[0]}'; keep it, as every step has the same "
             "variables"
         )
-    return Rehearsal(findings.metrics, findings.warnings(name))
+    return Rehearsal(metrics, findings.warnings(name))
 
 
 class _Findings:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from models import InvalidModelOrObjective
 from models.call_roles import follow_mode, read_roles
-from models.objectives import make_objective
+from models.objectives import BatchObjective, make_objective
 from models.user_arguments import Wanted, bind_arguments
 from models.user_model import build_user_model
 from runner.errors import ConfigError
@@ -496,6 +496,29 @@ def test_a_variable_that_a_call_makes_is_told_of() -> None:
     assert "variables that last for that call alone (last)" in said
     _, _, after = stepped(Remembers)
     assert "last" not in after["extra"]
+
+
+class RemembersInTraining(Body):
+    """Makes a variable in training alone; and is evaluated without it."""
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        if train:
+            self.seen = nnx.Variable(x.mean())
+        return self.run(x, train)
+
+
+def test_what_training_alone_does_is_told_of() -> None:
+    (said,) = rehearsed(RemembersInTraining).warnings
+    assert "variables that last for that call alone (seen)" in said
+
+
+def test_an_objective_of_ones_own_calls_a_model_as_it_likes() -> None:
+    def loss(model: Any, given: Batch, weights: jax.Array) -> dict[str, jax.Array]:
+        return {"loss": model(given["inputs"], given["label"][:, None]).mean(axis=1)}
+
+    shapes = jax.eval_shape(batch)
+    found = rehearse(taken_apart(TwoInputs), BatchObjective(loss, calls_with_inputs=False), shapes, "nets:Net")
+    assert found.metrics == ("loss",)
 
 
 @pytest.mark.parametrize(
