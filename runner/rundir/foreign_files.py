@@ -60,6 +60,8 @@ def _is_own_link(run_dir: RunDir, path: Path) -> bool:
     if path == run_dir.checkpoints / "best" or path == run_dir.checkpoints / ".best":
         return is_step_name(os.readlink(path))
     wandb = run_dir.logs / "wandb"
-    # In the folder of one start, `wandb/wandb/run-…/logs`, wandb links to its own cache; nobody writes there again.
-    in_old_start = path.is_relative_to(wandb / "wandb") and len(path.relative_to(wandb / "wandb").parts) > 2
+    # In the folder of one start, `wandb/wandb/run-…/logs`, wandb links to its own cache; nobody writes there again. A
+    # kill may leave it in `.superseded`, from where it is only ever removed, and never through a link.
+    starts = (wandb / "wandb", wandb / ".superseded")
+    in_old_start = any(path.is_relative_to(each) and len(path.relative_to(each).parts) > 2 for each in starts)
     return in_old_start or (path.is_relative_to(wandb) and Path(os.path.realpath(path)).is_relative_to(wandb))

@@ -230,6 +230,9 @@ def test_the_links_that_a_run_and_wandb_make_are_its_own(run_dir: RunDir) -> Non
     wandb = _folder(run_dir.logs / "wandb/wandb")
     (_folder(wandb / "run-1/logs") / "debug-core.log").symlink_to("/somewhere/cache/core-debug.log")
     (wandb / "latest-run").symlink_to("run-1")
+    # As a kill leaves them that falls while the data of an earlier start is set aside.
+    aside = _folder(run_dir.logs / "wandb/.superseded/offline-run-1-0f0f0f0f/logs")
+    (aside / "debug-core.log").symlink_to("/somewhere/cache/core-debug.log")
     os.link(_touch(run_dir.checkpoints / "data"), run_dir.path.parent / "backup")
     with lock_run(run_dir):
         pass
