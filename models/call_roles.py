@@ -125,7 +125,7 @@ def follow_mode(model: nnx.Module, key: jax.Array, objective: CallRoles = CallRo
     if roles.draws or objective.draws:
         # Of its own, so that what is drawn in a call changes nothing that the constructor drew.
         setattr(model, STREAMS, nnx.Rngs(jax.random.fold_in(key, 0x0CA11)))
-    elif not objective.draws:
+    else:
         _give_streams(model, key)
     if roles:
         model.__class__ = _following(type(model), roles)

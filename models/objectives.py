@@ -134,6 +134,11 @@ def regress(model: nnx.Module, batch: Batch) -> Examples:
     """
     label = batch["label"].astype(jnp.float32)
     given = find_only_array(model(batch["inputs"]), "numbers", lambda array: array.size == label.size)
+    # Another number of them would be spread over the label's, and train without a word.
+    if given.size != label.size or given.shape[:1] != label.shape[:1]:
+        raise InvalidModelOrObjective(
+            f"the model gave {describe_value(given)}; expected as many numbers as a label has, of shape {label.shape}"
+        )
     error = given.astype(jnp.float32).reshape(len(label), -1) - label.reshape(len(label), -1)
     return {"loss": jnp.square(error).mean(axis=1), "absolute_error": jnp.abs(error).mean(axis=1)}
 

@@ -176,6 +176,16 @@ def test_regression_takes_a_number_or_several(shape: tuple[int, ...]) -> None:
         make_objective("regress")(Gives((jnp.ones((6, 9)),)), {"inputs": label, "label": label}, jnp.ones(6))
 
 
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [((6, 1), (6, 3)), ((6, 10), (6,)), ((6,), (6, 2)), ((1, 6), (6,)), ((), (6,)), ((3, 6), (6, 3))],
+)
+def test_numbers_are_not_spread_over_a_label_of_another_shape(given: tuple[int, ...], label: tuple[int, ...]) -> None:
+    numbers = jnp.zeros(label)
+    with pytest.raises(InvalidModelOrObjective, match="expected as many numbers as a label has"):
+        make_objective("regress")(Gives(jnp.ones(given)), {"inputs": numbers, "label": numbers}, jnp.ones(6))
+
+
 # --- labels to leave out ---
 
 
