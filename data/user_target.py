@@ -83,6 +83,7 @@ def _import_from(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    # Whatever it is, Ctrl-C as well: half a module must not be found by who imports it next. Python does the same.
     except BaseException:
         del sys.modules[name]
         raise

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,18 @@ Batch = Mapping[str, jax.Array]
 Examples = dict[str, Any]
 # (model, batch, weights Float[batch]: 0 for an example that only fills up a batch) → metrics
 ObjectiveFunction = Callable[[nnx.Module, Batch, Float[Array, "batch"]], Examples]
+
+
+@runtime_checkable
+class MergeableMetric(Protocol):
+    """A metric that is no mean over examples, as those of google-metrax and clu: a pytree that counts what it needs."""
+
+    def merge(self, other: Any) -> Any:
+        """Return the metric over what both have seen."""
+
+    def compute(self) -> Any:
+        """Return the value over all that was seen."""
+
 
 # A vocabulary of this size is that of bytes.
 BYTE_VOCABULARY = 256

@@ -60,10 +60,13 @@ def bind_arguments(target: Any, options: Mapping[str, Any], wanted: Wanted) -> t
     except (TypeError, ValueError):
         # Some callables that are written in C do not say what they take.
         return [wanted.inputs, wanted.num_outputs], {"rngs": wanted.rngs, **options}
-    hints = _read_hints(target)
+    hints = _read_hints(target.__init__ if inspect.isclass(target) else target)
     options = {name: _as_declared(name, value, hints.get(name), wanted) for name, value in options.items()}
     by_position = [wanted.inputs, wanted.num_outputs]
-    if _fits_by_position(function, parameters, by_position, {"rngs": wanted.rngs, **options}, wanted):
+    scalars = [name for name, hint in hints.items() if hint in (int, float, str, bool) or _is_dataclass(hint)]
+    # The first one gets a shape, whatever it is called: nothing that is declared as a number or a record.
+    takes_shape = next(iter(parameters), None) not in scalars
+    if takes_shape and _fits_by_position(function, parameters, by_position, {"rngs": wanted.rngs, **options}, wanted):
         return by_position, {"rngs": wanted.rngs, **options}
     named: dict[str, Any] = {}
     for name, parameter in parameters.items():
@@ -109,12 +112,18 @@ def _fits_by_position(
     return True
 
 
-def _read_hints(target: Any) -> dict[str, Any]:
-    """Return the types of parameters; empty where they cannot be told, as for names that are only imported to check."""
+def _read_hints(annotated: Any) -> dict[str, Any]:
+    """Return the types of parameters, or of fields; empty where they cannot be told."""
     try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:
+        return get_type_hints(annotated)
+    # What the text of an annotation, which is then evaluated, may be: jaxtyping's `Float[Array, "batch dim"]` is none
+    # of Python's, and a name may be imported for type checkers alone.
+    except (NameError, SyntaxError, TypeError, AttributeError):
         return {}
+
+
+def _is_dataclass(hint: Any) -> bool:
+    return inspect.isclass(hint) and dataclasses.is_dataclass(hint)
 
 
 def _as_declared(name: str, value: Any, hint: Any, wanted: Wanted) -> Any:
@@ -122,7 +131,7 @@ def _as_declared(name: str, value: Any, hint: Any, wanted: Wanted) -> Any:
     # YAML knows lists alone.
     if isinstance(value, list) and (get_origin(hint) or hint) is tuple:
         return tuple(value)
-    if not (inspect.isclass(hint) and dataclasses.is_dataclass(hint)):
+    if not _is_dataclass(hint):
         return value
     if isinstance(value, Mapping):
         return _make_dataclass(name, hint, value, wanted)
@@ -134,7 +143,7 @@ def _as_declared(name: str, value: Any, hint: Any, wanted: Wanted) -> Any:
 
 
 def _make_required(name: str, hint: Any, wanted: Wanted) -> Any:
-    if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+    if _is_dataclass(hint):
         return _make_dataclass(name, hint, {}, wanted)
     raise InvalidModelOrObjective(f"it asks for {name}; give it as +model.options.{name}=…")
 
@@ -146,10 +155,7 @@ def _make_dataclass(name: str, kind: Any, given: Mapping[str, Any], wanted: Want
         raise InvalidModelOrObjective(
             f"model.options.{name}.{unknown[0]}: {kind.__name__} has no such field; it has: {', '.join(fields)}"
         )
-    try:
-        hints = get_type_hints(kind)
-    except Exception:
-        hints = {}
+    hints = _read_hints(kind)
     values = {key: _as_declared(f"{name}.{key}", value, hints.get(key), wanted) for key, value in given.items()}
     for key, field in fields.items():
         if key in values:

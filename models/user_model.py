@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from models import InvalidModelOrObjective
 from models.call_roles import STREAMS, is_training, read_roles
-from models.objectives import Batch, BatchObjective, Examples, describe_value
+from models.objectives import Batch, BatchObjective, Examples, MergeableMetric, describe_value
 from models.user_arguments import Wanted, bind_arguments
 
 # Names that the runner writes itself, beside the metrics.
@@ -77,11 +77,6 @@ def wrap_user_objective(target: str, options: Mapping[str, Any]) -> BatchObjecti
     return BatchObjective(checked_objective, roles=roles, calls_with_inputs=False)
 
 
-def is_reducible(value: Any) -> bool:
-    """Return whether a metric says itself how it is put together from batches: `merge(other)` and `compute()`."""
-    return not isinstance(value, jax.Array) and callable(getattr(value, "merge", None)) and hasattr(value, "compute")
-
-
 def _check_metric(target: str, name: Any, values: Any, size: int) -> None:
     """Raise InvalidModelOrObjective where a metric has a name that is taken, or is not one value per example."""
     if not isinstance(name, str) or not name.strip() or name in RESERVED_METRICS or "/" in name:
@@ -89,7 +84,7 @@ def _check_metric(target: str, name: Any, values: Any, size: int) -> None:
             f"{target}: a metric may not be called {name!r} (taken: {', '.join(RESERVED_METRICS)}, and names with "
             "'/'); give it another name"
         )
-    if is_reducible(values) and name != "loss":
+    if isinstance(values, MergeableMetric) and name != "loss":
         return
     # A mean would train as well, but an evaluation could not leave out the padding of its last batch.
     if not isinstance(values, jax.Array) or values.shape != (size,):

@@ -226,12 +226,6 @@ def as_config_error(part: str, target: str | None = None) -> Iterator[None]:
         raise ConfigError(f"{part}.target: {name}{error}") from None
     except (HoldfastError, RematPlanError, MemoryError):
         raise
-    except OSError as error:
-        # A disk in trouble is no mistake in anybody's code.
-        place = _find_user_frame(error) if target else None
-        if place is None or error.errno in PASSING_ERRNOS or os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        raise ConfigError(f"{part}.target: {target}: {_explain_raised(error, place)}") from None
     except SystemExit as error:
         # What a user's code ends by itself would look like a run that was asked to end.
         if target is None:
@@ -239,7 +233,9 @@ def as_config_error(part: str, target: str | None = None) -> Iterator[None]:
         raise ConfigError(f"{part}.target: {target}: it ends Python (SystemExit: {error}); return or raise") from None
     except Exception as error:
         place = _find_user_frame(error) if target else None
-        if place is None or os.environ.get("HYDRA_FULL_ERROR"):
+        # A disk in trouble is no mistake in anybody's code.
+        is_trouble = isinstance(error, OSError) and error.errno in PASSING_ERRNOS
+        if place is None or is_trouble or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         raise ConfigError(f"{part}.target: {target}: {_explain_raised(error, place)}") from None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from flax import nnx
 
 from data.pipeline import iterate_in_order
 from data.sources import Source, Sources
+from models.objectives import MergeableMetric
 from runner import files
 from runner.config.evaluations import (
     Evaluation,
@@ -36,17 +37,6 @@ METHODS = {"text": "sample", "samples": "generate", "reconstructions": "reconstr
 
 # Sums over a batch, and `weight`; or values that know how they are put together, see `MergeableMetric`.
 EvalStep: TypeAlias = Callable[[State, Batch, jax.Array], Mapping[str, Any]]
-
-
-@runtime_checkable
-class MergeableMetric(Protocol):
-    """A metric that is no mean over examples, as those of google-metrax and clu: a pytree that counts what it needs."""
-
-    def merge(self, other: Any) -> Any:
-        """Return the metric over what both have seen."""
-
-    def compute(self) -> Any:
-        """Return the value over all that was seen."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.call_roles import STREAMS, describe_signature_problem
-from models.objectives import BatchObjective
-from models.user_model import is_reducible
+from models.objectives import BatchObjective, MergeableMetric
 from runner.errors import ConfigError
 from runner.train.split_model import (
     SplitModel,
@@ -77,7 +76,9 @@ def rehearse(network: SplitModel, objective: BatchObjective, batch: Batch, targe
             findings.note_variables(model, variables)
             findings.metrics = tuple(found)
             # Objects with `merge` and `compute` need not be pytrees until an evaluation merges them.
-            return {key: value.compute() if is_reducible(value) else value for key, value in found.items()}
+            return {
+                key: value.compute() if isinstance(value, MergeableMetric) else value for key, value in found.items()
+            }
 
         return called
 

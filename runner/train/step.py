@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from models.objectives import BatchObjective
+from models.objectives import BatchObjective, MergeableMetric
 from runner.errors import ConfigError
 from runner.train.split_model import (
     SplitModel,
@@ -135,7 +135,7 @@ def make_mean_loss(model: SplitModel, objective: BatchObjective, precision: Prec
 
 def _mean(value: Any, weights: jax.Array | None) -> jax.Array:
     """Return the mean of one value per example, or what a metric that is no mean makes of the batch."""
-    if not isinstance(value, jax.Array):
+    if isinstance(value, MergeableMetric):
         return jnp.asarray(value.compute(), jnp.float32)
     if weights is None:
         return value.mean()
@@ -292,7 +292,7 @@ def make_eval_step(
 
 
 def _sum(value: Any, weights: jax.Array) -> Any:
-    if not isinstance(value, jax.Array):
+    if isinstance(value, MergeableMetric):
         return value
     # What fills up a batch may be infinite, and infinity times zero is NaN.
     return jnp.where(weights > 0, value * weights, 0).sum()
