@@ -101,7 +101,7 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class HubSplits:
-    """What was loaded of a dataset: the split to train on first, then perhaps one to evaluate on.
+    """The loaded splits of a dataset: the one to train on first, then perhaps one to evaluate on.
 
     `tests` are those to test on, which nobody asked for; `rest` are the names of others, which are not read.
     """

@@ -55,7 +55,7 @@ class ImageLayout:
 
 @dataclass(frozen=True)
 class ImageForm:
-    """As what images are read: their side in pixels, their channels, and what happens to one that is none."""
+    """The side in pixels and the channels that images are given, and what is done about one that cannot be decoded."""
 
     size: int
     channels: int

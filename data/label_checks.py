@@ -1,4 +1,4 @@
-"""Whether the labels, or tokens, that a source gives can be measured by an objective: asked once that is known.
+"""Check that an objective can be measured on the labels, or tokens, of a source, once it is known which objective.
 
 Nobody can look through the labels of every source beforehand; `CheckedLabels` looks at each batch.
 """

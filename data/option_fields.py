@@ -101,7 +101,7 @@ class TableOptions(LabelledFileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayNames:
-    """How the arrays of an archive are called, where they have names of their own.
+    """Names of the arrays of an archive, where they are none that people mostly use.
 
     Attributes:
         inputs: the inputs to train on.

@@ -1,4 +1,4 @@
-"""What a table of inputs and labels becomes, wherever it was read from."""
+"""Turn tables of inputs and labels, of any file format, into sources of examples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Columns = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class InputFormat:
-    """As what a column of inputs is read: `gives`, and the size in pixels and the channels of an encoded image.
+    """The form that a column of inputs is read in: `gives`, and the size in pixels and channels of an encoded image.
 
     `on_bad` says what is done about an image that cannot be decoded.
     """
