@@ -9,16 +9,14 @@ run his code.
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import os
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,24 +42,6 @@ DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 ARGUMENTS: dict[str, tuple[str, ...]] = {"data": (), "objective": ("model", "batch")}
 
 
-@dataclass(frozen=True)
-class CodeOrigin:
-    """The file that a target comes from, and all files of its package if it is in one.
-
-    `key` is where the configuration names it (`model.target`), `name` how (`my_file:MyModel`).
-    """
-
-    key: str
-    name: str
-    file: Path
-    files: tuple[Path, ...]
-
-    @property
-    def hash(self) -> str:
-        """Return eight hex digits over the contents of the files."""
-        return hashlib.sha256(b"".join(path.read_bytes() for path in self.files)).hexdigest()[:8]
-
-
 def find_targets(document: Document) -> dict[str, str]:
     """Return the user's own code that a document names: `{"model.target": "my_file:MyModel"}`."""
     return dict(_iter_targets(document, ""))
@@ -70,7 +50,7 @@ def find_targets(document: Document) -> dict[str, str]:
 def check_targets_exist(document: Document) -> None:
     """Raise ConfigError where a target cannot be read, or no module of that name can be found. Imports nothing."""
     for key, name in find_targets(document).items():
-        _add_current_folder_to_path()
+        add_current_folder_to_path()
         module, attribute = split_target(name)
         if is_file_target(module) and re.fullmatch(DOTTED_NAME, attribute):
             _check_file_exists(key, name, module)
@@ -260,53 +240,6 @@ def _find_user_frame(error: Exception) -> str | None:
     return f"{display_path(Path(frames[-1].filename))}, line {frames[-1].lineno}" if frames else None
 
 
-def find_origins(document: Document) -> list[CodeOrigin]:
-    """Return the files that the targets of a document come from. Imports nothing; what is not found is left out."""
-    found = []
-    for key, name in find_targets(document).items():
-        _add_current_folder_to_path()
-        module = split_target(name)[0]
-        if is_file_target(module):
-            if (path := Path(module).expanduser()).is_file():
-                beside = sorted(path.parent.rglob("*.py")) if (path.parent / "__init__.py").is_file() else [path]
-                found.append(CodeOrigin(key, name, path, tuple(beside)))
-            continue
-        top, *below = module.split(".")
-        if top in OWN_PACKAGES and (theirs := find_in_shared_package(module, PACKAGE.parent / top)):
-            found.append(CodeOrigin(key, name, theirs, tuple(sorted((Path.cwd() / top).rglob("*.py")))))
-            continue
-        spec = find_spec(top) if re.fullmatch(DOTTED_NAME, top) else None
-        # Modules that are built in, or in an archive, have no file of their own.
-        if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-            continue
-        file, files = Path(spec.origin), [Path(spec.origin)]
-        for folder in map(Path, spec.submodule_search_locations or ()):
-            files = sorted(folder.rglob("*.py"))
-            inner = folder.joinpath(*below)
-            candidates = (inner.with_suffix(".py"), inner / "__init__.py")
-            file = next((path for path in candidates if path in files), file)
-        found.append(CodeOrigin(key, name, file, tuple(files)))
-    return found
-
-
-def describe_origins(origins: Iterable[CodeOrigin]) -> dict[str, Any]:
-    """Return what an attempt remembers of the user's code, as plain JSON values."""
-    return {origin.key: {"target": origin.name, "file": str(origin.file), "hash": origin.hash} for origin in origins}
-
-
-def list_changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for each file that is not what it was, from what `describe_origins` gave for two attempts."""
-    lines = []
-    for key, old in before.items():
-        if key in now and old["hash"] != now[key]["hash"]:
-            file, new_hash = display_path(Path(now[key]["file"])), now[key]["hash"]
-            lines.append(
-                f"{file} has changed since then ({old['hash']} → {new_hash}): what goes on is not what was interrupted"
-            )
-    # Model, data and objective may be in one file.
-    return list(dict.fromkeys(lines))
-
-
 def _import_target(key: str, name: str) -> Any:
     """Return what a target names. Raises ConfigError where it cannot be imported or called."""
     module, attribute = split_target(name)
@@ -390,7 +323,7 @@ def _explain_import_error(module: str, error: ImportError | SyntaxError) -> str:
     return f"cannot be imported: {str(error).splitlines()[0]}{where}"
 
 
-def _add_current_folder_to_path() -> None:
+def add_current_folder_to_path() -> None:
     """Let Python find modules where the command is typed, after all others."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 from runner import files
-from runner.config import user_code
+from runner.config import code_origins
 from runner.config.identity import hash_identity, replace_places
 from runner.config.remat_policies import AutoRemat, Offload, RematPolicy, format_policy
 from runner.config.schema import BY_KIND, Config, validate_options
@@ -150,7 +150,7 @@ def _describe_circumstances(
     assert isinstance(policy, AutoRemat)
     return {
         "model": hash_identity({**document, "seed": 0}),
-        "own": ",".join(origin.hash for origin in user_code.find_origins(config.document)),
+        "own": ",".join(origin.hash for origin in code_origins.find_origins(config.document)),
         "shapes": f"{sources.inputs} → {sources.num_outputs}",
         "microbatches": config.train.microbatches,
         "precision": config.train.precision,

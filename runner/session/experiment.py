@@ -13,7 +13,7 @@ from pathlib import Path
 from runner import files
 from runner.checkpoint.record import newest_durable_step
 from runner.checkpoint.trouble import PASSING_ERRNOS
-from runner.config import user_code
+from runner.config import code_origins
 from runner.config.identity import find_drift, hash_identity
 from runner.config.schema import Config, dump_yaml, read_document
 from runner.config.trust import trust_flag
@@ -171,7 +171,7 @@ def _begin_attempt(
 
     Raises RefusedError where the same failure came too often before.
     """
-    run_dir, own = lock.run_dir, user_code.find_origins(config.document)
+    run_dir, own = lock.run_dir, code_origins.find_origins(config.document)
     own_files = [path for origin in own for path in origin.files]
     failure = find_repeated_failure(read_attempts(run_dir), hash_code(own_files))
     if failure:
@@ -187,7 +187,7 @@ def _begin_attempt(
     console = choose_console(run_dir.log, wanted=config.log.console)
     for damage in attempt.begin(overrides, [str(change) for change in standing.drifts], own_files):
         console.say(f"warning: {damage}")
-    if mine := user_code.describe_origins(own):
+    if mine := code_origins.describe_origins(own):
         attempt.record(external=mine)
     if trust_flag(config):
         attempt.record(needs_trust=True)
@@ -206,9 +206,9 @@ def _introduce(context: RunContext, standing: Standing) -> None:
         for change in standing.drifts:
             compared = " (what is there is compared)" if change.kind == "place" else ""
             say(f"{'warning: ' if change.kind == 'resumable' else ''}changed: {change}{compared}")
-    mine = user_code.describe_origins(user_code.find_origins(config.document))
+    mine = code_origins.describe_origins(code_origins.find_origins(config.document))
     before = standing.status.get("attempt", {}).get("external", {})
-    for line in user_code.list_changed_files(before, mine):
+    for line in code_origins.list_changed_files(before, mine):
         say(f"warning: {line}")
 
 

@@ -12,7 +12,8 @@ import pytest
 import data
 import models
 from data.user_target import import_target
-from runner.config.user_code import check_targets_exist, find_origins
+from runner.config.code_origins import find_origins
+from runner.config.user_code import check_targets_exist
 from runner.errors import ConfigError
 from tests.conftest import REPO
 

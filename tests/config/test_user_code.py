@@ -17,14 +17,12 @@ import yaml
 
 from data.data_errors import UnreadableError
 from runner.__main__ import VERBS, main
+from runner.config.code_origins import describe_origins, find_origins, list_changed_files
 from runner.config.schema import validate_config
 from runner.config.trust import require_trust
 from runner.config.user_code import (
     check_targets_exist,
-    describe_origins,
-    find_origins,
     find_targets,
-    list_changed_files,
 )
 from runner.errors import ConfigError, RefusedError
 from tests.config.test_config import DOCUMENT

@@ -96,6 +96,12 @@ def test_what_was_chosen_is_taken(tmp_path: Path) -> None:
         Hub(path=path, eval_split="dev").sources()
 
 
+def test_a_label_is_not_foretold_from_itself(tmp_path: Path) -> None:
+    path = save(tmp_path, train=split(30, labels=[n % 2 for n in range(30)]))
+    with pytest.raises(ValueError, match="inputs=label is the label as well; name another column"):
+        Hub(path=path, inputs="label", label="label", gives="features").sources()
+
+
 def test_without_a_split_to_evaluate_on_a_part_is_held_out_as_ever(tmp_path: Path) -> None:
     sources = Hub(path=save(tmp_path, train=split(30), test=split(8, 40)), size=8, eval_fraction=0.2).sources()
     assert sizes(sources) == (24, 6, {"test": 8})
