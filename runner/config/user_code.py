@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     from runner.config.schema import Config
 
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-# For each part, what its target is called with before the options.
+# What a target is called with before its options, by the beginning of its key. A part that is not here is called by the
+# names of its parameters: whether it can be is known where it is made.
 ARGUMENTS: dict[str, tuple[str, ...]] = {"data": (), "objective": ("model", "batch")}
+# Of these a finished object will do as well, which has nothing to call.
+TAKES_OBJECTS = ("optim", "program")
 
 
 def find_targets(document: Document) -> dict[str, str]:
@@ -143,13 +146,25 @@ def import_targets(config: Config) -> None:
     document = config.document
     check_targets_exist(document)
     for key, name in find_targets(document).items():
-        part = key.partition(".")[0]
-        target = _import_target(key, name)
-        if part == "model":
-            # What it is made with depends on the shape of the data as well: that is known when it is built.
-            _check_options(name, target, part, document[part]["options"])
-        elif part in ARGUMENTS:
-            _check_call(key, name, target, part, document[part]["options"])
+        part = key.removesuffix(".target")
+        target, options = _import_target(key, name), _find_part(document, part)["options"]
+        positional = find_arguments(part)
+        if positional is not None:
+            _check_call(part, name, target, positional, options)
+        else:
+            _check_options(part, name, target, (), options)
+
+
+def find_arguments(part: str) -> tuple[str, ...] | None:
+    """Return what the target of a part, as `ckpt.save.mine`, is called with before its options; None: by its names."""
+    return next((found for start, found in ARGUMENTS.items() if f"{part}.".startswith(f"{start}.")), None)
+
+
+def _find_part(document: Document, part: str) -> Any:
+    node: Any = document
+    for name in part.split("."):
+        node = node[name]
+    return node
 
 
 def choose_objective(config: Config, sources: Sources) -> str:
@@ -263,32 +278,32 @@ def _import_target(key: str, name: str) -> Any:
             where = display_path(Path(file)) if file else module
             raise ConfigError(f"{key}: {name}: {where} has no '{part}'{suggest_word(part, dir(target))}")
         target = getattr(target, part)
-    if not callable(target):
+    if not callable(target) and key.partition(".")[0] not in TAKES_OBJECTS:
         raise ConfigError(f"{key}: {name} is of type {type(target).__name__}; expected a class or a function")
     return target
 
 
-def _check_options(name: str, target: Any, part: str, options: Mapping[str, Any]) -> None:
+def _check_options(part: str, name: str, target: Any, positional: tuple[str, ...], options: Mapping[str, Any]) -> None:
     """Raise ConfigError where an option is none of the target's; one that takes any keyword is asked nothing."""
     try:
         takes = inspect.signature(initializer_of(target)).parameters.values()
     except (TypeError, ValueError):
-        # Some callables that are written in C do not say what they take.
+        # Some callables that are written in C do not say what they take; a finished object takes nothing.
         return
     names = [each.name for each in takes if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
     if any(each.kind is each.VAR_KEYWORD for each in takes):
         return
     if unknown := sorted(options.keys() - set(names)):
-        given = (*ARGUMENTS.get(part, ()), "inputs", "num_outputs", "rngs")
+        given = (*positional, "inputs", "num_outputs", "rngs")
         its = [each for each in names if each not in given]
         near = suggest_word(unknown[0], its) or f"; it has: {', '.join(its) or 'none'}"
         raise ConfigError(f"{part}.options.{unknown[0]}: {name} has no such option{near}")
 
 
-def _check_call(key: str, name: str, target: Any, part: str, options: Mapping[str, Any]) -> None:
+def _check_call(part: str, name: str, target: Any, positional: tuple[str, ...], options: Mapping[str, Any]) -> None:
     """Raise ConfigError where the target cannot be called with what it will get."""
-    _check_options(name, target, part, options)
-    positional, function = ARGUMENTS[part], initializer_of(target)
+    _check_options(part, name, target, positional, options)
+    function = initializer_of(target)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -303,7 +318,7 @@ def _check_call(key: str, name: str, target: Any, part: str, options: Mapping[st
     except TypeError as error:
         called = ", ".join([*positional, *(f"{each}=…" for each in options)])
         names = ", ".join(signature.parameters)
-        raise ConfigError(f"{key}: {name}({names}) cannot be called as ({called}): {error}") from None
+        raise ConfigError(f"{part}.target: {name}({names}) cannot be called as ({called}): {error}") from None
 
 
 def _explain_import_error(module: str, error: ImportError | SyntaxError) -> str:

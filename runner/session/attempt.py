@@ -23,7 +23,7 @@ from runner.rundir.readme import write_readme
 from runner.session.resume import restore_or_begin
 from runner.train import broken_data, dataset
 from runner.train.assemble import open_parts
-from runner.train.build import build, read_train_state, sample_text
+from runner.train.build import build, read_train_state
 from runner.train.built import Built, describe_hardware, describe_run
 from runner.train.compile import CompiledPrograms, start_compiling
 from runner.train.compile_cache import enable_compile_cache
@@ -192,7 +192,7 @@ def _finish(context: RunContext, built: Built, programs: CompiledPrograms, reach
     state = reached.state
     if context.config.train.final == "best":
         state = _end_on_best(context, built, programs, reached)
-    if text := sample_text(built, state):
+    if text := built.evaluator.maker.sample_text(state):
         say("a sample:\n" + "\n".join(f"  | {line}" for line in text.splitlines()))
 
 

@@ -21,7 +21,6 @@ from models.remat_plan import RematPlanError
 from runner.checkpoint import store
 from runner.checkpoint.transfer import TransferReport, transfer_weights
 from runner.config import user_code
-from runner.config.evaluations import TextEvaluation
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.mesh import batch_sharding, replicated_sharding, state_shardings
@@ -30,6 +29,7 @@ from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.find_probabilities import warn_of_probabilities
+from runner.train.model_content import ModelContent
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.split_model import SplitModel, Variables, merge_model, split_model
 from runner.train.step import (
@@ -88,10 +88,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     def put(batch: Batch) -> Batch:
         return jax.device_put(batch, sharding)
 
-    evaluator = Evaluator(
-        config.eval, sources, model, put, config.data.batch_size, config.train.eval_batches, config.seed
-    )
-    evaluator.check_methods(nnx.merge(network.eval, *network.variables))
+    maker = ModelContent(sources, model, nnx.merge(network.eval, *network.variables), config.seed)
+    evaluator = Evaluator(config.eval, sources, maker, put, config.data.batch_size, config.train.eval_batches)
+    evaluator.check_content()
     seen = _look_at_metrics(config, sources, network, objective, measured)
     return Built(
         sources=sources,
@@ -200,13 +199,3 @@ def start_from_weights(built: Built, checkpoint: Path, *, partial: bool) -> tupl
     """Return a fresh state with the weights of another run's checkpoint, and what did not fit."""
     state, report = transfer_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
     return with_ema(state) if "ema" in state else state, report
-
-
-def sample_text(built: Built, state: State) -> str | None:
-    """Return how a language model goes on after a text it has not seen; None for a model, or data, without words."""
-    model = built.model(state)
-    if not built.evaluator.can_continue_text(model):
-        return None
-    ((prompt, text),) = built.evaluator.continue_prompts(TextEvaluation(count=1, new_tokens=240), model)
-    # A terminal obeys control characters.
-    return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)

@@ -5,35 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
-import numpy as np
-from flax import nnx
 
 from data.pipeline import iterate_in_order
 from data.sources import Source, Sources
 from models.objectives import MergeableMetric
 from runner import files
-from runner.config.evaluations import (
-    Evaluation,
-    Evaluations,
-    MetricsEvaluation,
-    ReconstructionsEvaluation,
-    SamplesEvaluation,
-    TextEvaluation,
-)
+from runner.config.evaluations import Evaluation, Evaluations, MetricsEvaluation
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError
-from runner.train.evaluation_files import encode_mosaic, encode_pairs, format_samples
-from runner.train.step import make_key, with_weights
+from runner.train.step import with_weights
 from runner.types import Batch, State, Tree
 from runner.values import MetricValues
-
-# The method that a model has for an evaluation that it makes something for.
-METHODS = {"text": "sample", "samples": "generate", "reconstructions": "reconstruct"}
 
 # Sums over a batch, and `weight`; or values that know how they are put together, see `MergeableMetric`.
 EvalStep: TypeAlias = Callable[[State, Batch, jax.Array], Mapping[str, Any]]
@@ -56,32 +42,40 @@ class EvaluationRun:
     between_batches: Callable[[], None] = lambda: None
 
 
+class ContentMaker(Protocol):
+    """What is trained, as far as evaluations ask it for texts and pictures."""
+
+    def check_evaluation(self, name: str, option: Evaluation) -> None:
+        """Raise ConfigError where an evaluation asks for what cannot be made."""
+
+    def make_content(self, option: Evaluation, state: State) -> str | bytes:
+        """Return a text, or a picture as PNG."""
+
+    def sample_text(self, state: State) -> str | None:
+        """Return a few lines to show at the end of training; None where what is trained makes no words."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
-    """Does evaluations by name, with one model and one set of data, in batches of one size, for one seed.
+    """Does evaluations by name, of what is trained, on one set of data, in batches of one size.
 
     Attributes:
-        model: makes a live model of a state.
+        maker: makes texts and pictures of a state.
         put: lays a batch on the devices.
         batches: evaluate on so many batches where an evaluation does not say how many.
     """
 
     named: Evaluations
     sources: Sources
-    model: Callable[[State], nnx.Module]
+    maker: ContentMaker
     put: Callable[[Tree], Tree]
     batch_size: int
     batches: int
-    seed: int
 
-    def check_methods(self, model: nnx.Module) -> None:
-        """Raise ConfigError where an evaluation asks for what the model cannot make."""
+    def check_content(self) -> None:
+        """Raise ConfigError where an evaluation asks for what cannot be made."""
         for name, option in self.named.items():
-            method = METHODS.get(option.kind)
-            if method and not hasattr(model, method):
-                raise ConfigError(
-                    f"eval.{name}: {type(model).__name__} has no method `{method}`; leave eval.{name} out"
-                )
+            self.maker.check_evaluation(name, option)
 
     def check_splits(self) -> None:
         """Raise ConfigError where an evaluation looks at a set that the data does not hold out."""
@@ -128,7 +122,7 @@ class Evaluator:
         if isinstance(option, MetricsEvaluation):
             source = self._find_source(option)
             return self._measure(source, self._count_batches(option, source), state, how)
-        content = self._make_content(option, self.model(state))
+        content = self.maker.make_content(option, state)
         file = how.file.format(name) + (".txt" if isinstance(content, str) else ".png")
         files.make_folder((how.run_dir / file).parent)
         files.replace_file(how.run_dir / file, content)
@@ -162,40 +156,6 @@ class Evaluator:
             values["bits_per_byte"] = values["bits_per_token"] / size
         return values
 
-    def _make_content(self, option: Evaluation, model: nnx.Module) -> str | bytes:
-        """Return a text, or a picture as PNG."""
-        if isinstance(option, TextEvaluation):
-            return format_samples(self.continue_prompts(option, model))
-        if isinstance(option, SamplesEvaluation):
-            images = _call_method(*nnx.split(model), "generate", option.count, make_key(self.seed))
-            return encode_mosaic(np.asarray(images, np.float32), round(option.count**0.5))
-        assert isinstance(option, ReconstructionsEvaluation)
-        images = self.sources.eval.take(np.arange(min(option.count, len(self.sources.eval))))["inputs"]
-        return encode_pairs(
-            images, np.asarray(_call_method(*nnx.split(model), "reconstruct", None, images), np.float32)
-        )
-
-    def can_continue_text(self, model: nnx.Module) -> bool:
-        """Return whether a model can go on after a text, and what it makes can be read."""
-        return self.sources.decode is not None and hasattr(model, METHODS["text"])
-
-    def continue_prompts(self, option: TextEvaluation, model: nnx.Module) -> list[tuple[str, str]]:
-        """Return beginnings of examples that lie apart in the held-out data, and how the model goes on after each."""
-        source, decode = self.sources.eval, self.sources.decode or (lambda tokens: " ".join(map(str, tokens)))
-        indices = np.linspace(0, len(source) - 1, option.count).astype(np.int64)
-        prompts = source.take(indices)["tokens"][:, : option.prompt_tokens].astype(np.int32)
-        # Padding below 0 is seen as 0, as in training.
-        prompts = np.maximum(prompts, 0)
-        room = (getattr(model, "context", None) or math.inf) - option.prompt_tokens
-        num_tokens = int(max(0, min(option.new_tokens, room)))
-        keys = jax.random.split(make_key(self.seed), option.count)
-        split = nnx.split(model)
-        tokens = [
-            np.asarray(_call_method(*split, "sample", num_tokens, prompt, key, option.temperature))
-            for prompt, key in zip(prompts, keys, strict=True)
-        ]
-        return [(decode(prompt), decode(all_[len(prompt) :])) for prompt, all_ in zip(prompts, tokens, strict=True)]
-
 
 def _divide(value: float, weight: float) -> float:
     """Return a mean; NaN where there is nothing to take one of, for every label is one to be ignored."""
@@ -205,16 +165,3 @@ def _divide(value: float, weight: float) -> float:
 def _merge(before: Any, new: Any) -> Any:
     """Return a sum, or a metric, over what both have seen. Nothing waits for the device."""
     return before.merge(new) if isinstance(before, MergeableMetric) else before + new
-
-
-@partial(jax.jit, static_argnums=(0, 2, 3))
-def _call_method(
-    graphdef: nnx.GraphDef,
-    variables: nnx.State,
-    method: str,
-    count: int | None,
-    *arrays: jax.Array | np.ndarray | float,
-) -> jax.Array:
-    """Call a method of a model with arrays, and with how many it is to make; compiled once for each."""
-    counts = () if count is None else (count,)
-    return getattr(nnx.merge(graphdef, variables), method)(*arrays, *counts)

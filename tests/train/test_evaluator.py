@@ -29,6 +29,7 @@ from runner.log.sinks import CutPoint, SinkContext
 from runner.log.tensorboard_sink import TensorBoardSink
 from runner.train.evaluation_files import encode_mosaic, encode_pairs
 from runner.train.evaluator import EvaluationRun, Evaluator
+from runner.train.model_content import ModelContent
 from tests.conftest import SMALL, Door
 
 
@@ -60,7 +61,14 @@ def evaluator(named: dict[str, Any], model: nnx.Module | None = None) -> Evaluat
             made.shade[...] = jnp.array(state["params"])
         return made
 
-    return Evaluator(named, sources, build, lambda value: value, batch_size=4, batches=2, seed=0)
+    maker = ModelContent(sources, build, model or Echo(), seed=0)
+    return Evaluator(named, sources, maker, lambda value: value, batch_size=4, batches=2)
+
+
+def content(named: dict[str, Any], model: nnx.Module | None = None) -> ModelContent:
+    maker = evaluator(named, model).maker
+    assert isinstance(maker, ModelContent)
+    return maker
 
 
 def eval_step(state: dict[str, Any], batch: Any, weights: Any) -> dict[str, Any]:
@@ -137,7 +145,7 @@ def test_a_text_goes_on_after_beginnings_that_lie_apart(tmp_path: Path) -> None:
 
 def test_a_text_may_begin_with_padding() -> None:
     """What is below 0 is no id of an embedding: it is seen as 0, as in training."""
-    usual, padding = evaluator({}), Table({"tokens": np.full((4, 9), -100)})
+    usual, padding = content({}), Table({"tokens": np.full((4, 9), -100)})
     made = replace(usual, sources=replace(usual.sources, eval=padding))
     assert made.continue_prompts(TextEvaluation(count=1, prompt_tokens=3, new_tokens=2), Echo()) == [("0 0 0", "1 2")]
 
@@ -145,10 +153,10 @@ def test_a_text_may_begin_with_padding() -> None:
 def test_a_model_that_cannot_is_named() -> None:
     linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match=r"eval.samples: Linear has no method `generate`; leave eval.samples out"):
-        evaluator({"eval": MetricsEvaluation(), "samples": SamplesEvaluation()}).check_methods(linear)
-    every = evaluator({"text": TextEvaluation(), "samples": SamplesEvaluation(), "pairs": ReconstructionsEvaluation()})
-    every.check_methods(Echo())
-    assert (every.can_continue_text(Echo()), every.can_continue_text(linear)) == (True, False)
+        evaluator({"eval": MetricsEvaluation(), "samples": SamplesEvaluation()}, linear).check_content()
+    every = {"text": TextEvaluation(), "samples": SamplesEvaluation(), "pairs": ReconstructionsEvaluation()}
+    evaluator(every).check_content()
+    assert (content({}).can_continue_text(Echo()), content({}).can_continue_text(linear)) == (True, False)
 
 
 def test_a_stop_between_batches_ends_it_all(tmp_path: Path) -> None:
