@@ -54,6 +54,12 @@ class ContentMaker(Protocol):
     def sample_text(self, state: State) -> str | None:
         """Return a few lines to show at the end of training; None where what is trained makes no words."""
 
+    def subject(self, state: State) -> Any:
+        """Return what an evaluation of the user's own is given of a state: a live model, in evaluation mode.
+
+        Its arrays are its own: what is changed, kept or donated to a computation does nothing to the state.
+        """
+
 
 @dataclass(frozen=True)
 class Evaluator:

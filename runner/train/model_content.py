@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -66,6 +67,13 @@ class ModelContent:
         ((prompt, text),) = self.continue_prompts(TextEvaluation(count=1, new_tokens=240), model)
         # A terminal obeys control characters.
         return "".join(char if char.isprintable() or char == "\n" else "·" for char in prompt + text)
+
+    def subject(self, state: State) -> nnx.Module:
+        """Return the live model of a state, for an evaluation of the user's own; its arrays are its own as well."""
+        # As much memory as the gradient takes in a step, which is not there while something is evaluated.
+        variables = ("params", "rng", "extra")
+        copied = jax.tree.map(jnp.copy, {name: state[name] for name in variables if name in state})
+        return self.model({**state, **copied})
 
     def can_continue_text(self, model: nnx.Module) -> bool:
         """Return whether a model can go on after a text, and what it makes can be read."""
