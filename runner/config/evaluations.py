@@ -2,19 +2,18 @@
 
 The name of an evaluation is its split in the log: one named `eval` measures `eval/loss`. Each has a cadence of its own;
 at the last step all of them are due, and some only then. To add a kind: a dataclass here (also in the union
-`Evaluation`), what it does in runner/train/evaluator.py, and a YAML in conf/eval/.
+`Evaluation`), what it does in runner/train/evaluator.py, and a YAML in conf/eval/. One of the user's own needs none of
+these: see `ExternalEvaluation`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Protocol
 
 from annotated_types import Ge, Gt
-
-from models import Model
 
 Count = Annotated[int, Ge(1)]
 WeightsChoice = Literal["params", "ema"]
@@ -98,11 +97,38 @@ class ReconstructionsEvaluation(EvaluationOption):
     count: Count = 18
 
 
-Evaluation = MetricsEvaluation | TextEvaluation | SamplesEvaluation | ReconstructionsEvaluation
+@dataclass(frozen=True, kw_only=True)
+class ExternalEvaluation(EvaluationOption):
+    """A function of your own: numbers for the log, and pictures and texts as files in the run's directory.
+
+    Attributes:
+        target: `module:function`, called as target(subject, **options) with what it asks for by name: `batches`,
+            `step`, `key`, `decode`, `classes`. The subject is the live model.
+        options: for the target, as `+eval.mine.options.bins=20`.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Evaluation = MetricsEvaluation | TextEvaluation | SamplesEvaluation | ReconstructionsEvaluation | ExternalEvaluation
 Evaluations = Mapping[str, Evaluation]
 
 
-def check_evaluations(evaluations: Evaluations, model: Model, *, has_ema: bool) -> None:
+class Showing(Protocol):
+    """What is trained, as far as it says which evaluations it can do beside metrics."""
+
+    @property
+    def kind(self) -> str:
+        """Return its name."""
+
+    @property
+    def shows(self) -> tuple[str, ...]:
+        """Return the kinds of these evaluations."""
+
+
+def check_evaluations(evaluations: Evaluations, model: Showing, *, has_ema: bool) -> None:
     """Raise ValueError where a name is taken, or where an evaluation needs what the run does not have.
 
     `has_ema` says whether a moving average of the weights is kept.
@@ -110,7 +136,9 @@ def check_evaluations(evaluations: Evaluations, model: Model, *, has_ema: bool) 
     if taken := sorted(evaluations.keys() & set(RESERVED_NAMES)):
         raise ValueError(f"eval.{taken[0]}: this name is taken by training itself; choose another")
     for name, option in evaluations.items():
-        if not isinstance(option, MetricsEvaluation) and option.kind not in model.shows:
+        # What a function of the user's own makes of a model is its own business.
+        needs_model = not isinstance(option, MetricsEvaluation | ExternalEvaluation)
+        if needs_model and option.kind not in model.shows:
             shows = ", ".join(model.shows) or "nothing"
             raise ValueError(f"eval.{name}: model={model.kind} makes no {option.kind} (it has: {shows})")
         if option.weights == "ema" and not has_ema:

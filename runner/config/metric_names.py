@@ -13,7 +13,7 @@ from models import OBJECTIVE_METRICS
 from runner.checkpoint.record import Mode
 from runner.checkpoint.retention import KeepBest
 from runner.checkpoint.strategy import NewBest
-from runner.config.evaluations import Evaluations, MetricsEvaluation
+from runner.config.evaluations import Evaluation, Evaluations, ExternalEvaluation, MetricsEvaluation
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError
 
@@ -67,7 +67,7 @@ def check_chosen_metrics(config: Config) -> None:
     names = _find_possible_names(config)
     for chosen in list_chosen_metrics(config):
         _check_evaluation(chosen, config.eval)
-        if names is not None:
+        if names is not None and not _is_users_own(chosen, config.eval):
             _check_name(chosen, {split: names for split in _list_measuring(config.eval)})
 
 
@@ -79,7 +79,9 @@ def check_metric_names(config: Config, names_by_split: Mapping[str, Collection[s
         names_by_split: what each evaluation measures, by its name.
     """
     for chosen in list_chosen_metrics(config):
-        _check_name(chosen, names_by_split)
+        # What a function of the user's own measures is known when it has been called.
+        if not _is_users_own(chosen, config.eval):
+            _check_name(chosen, names_by_split)
 
 
 def warn_of_worst_as_best(config: Config) -> list[str]:
@@ -101,7 +103,7 @@ def warn_of_worst_as_best(config: Config) -> list[str]:
 def _find_possible_names(config: Config) -> tuple[str, ...] | None:
     """Return every metric that the objective may measure; None where it is the user's own."""
     objective, model = config.objective.kind, config.model
-    if objective == "external":
+    if objective in ("external", "program"):
         return None
     if objective != "default":
         return OBJECTIVE_METRICS[objective]
@@ -112,7 +114,15 @@ def _find_possible_names(config: Config) -> tuple[str, ...] | None:
 
 
 def _list_measuring(evaluations: Evaluations) -> list[str]:
-    return [name for name, option in evaluations.items() if isinstance(option, MetricsEvaluation)]
+    return [name for name, option in evaluations.items() if _may_measure(option)]
+
+
+def _may_measure(option: Evaluation | None) -> bool:
+    return isinstance(option, MetricsEvaluation | ExternalEvaluation)
+
+
+def _is_users_own(chosen: ChosenMetric, evaluations: Evaluations) -> bool:
+    return isinstance(evaluations.get(chosen.metric.partition("/")[0]), ExternalEvaluation)
 
 
 def _check_evaluation(chosen: ChosenMetric, evaluations: Evaluations) -> None:
@@ -120,24 +130,29 @@ def _check_evaluation(chosen: ChosenMetric, evaluations: Evaluations) -> None:
     split, _, name = chosen.metric.partition("/")
     where, option = f"{chosen.key}={chosen.metric}", evaluations.get(split)
     fit = [each for each in _list_measuring(evaluations) if _may_choose(evaluations[each])]
-    if isinstance(option, MetricsEvaluation) and _may_choose(option):
+    if isinstance(option, ExternalEvaluation) and not name:
+        raise ConfigError(f"{where}: expected the name of a number that it gives as well: {split}/NAME")
+    if _may_choose(option):
         return
     instead = f"choose a metric of {', '.join(fit)}" if fit else "add one: eval=[metrics,…]"
     if isinstance(option, MetricsEvaluation) and option.looks_at_test_set:
         raise ConfigError(f"{where}: eval.{split} looks at the test set, and nothing is chosen by that; {instead}")
-    if isinstance(option, MetricsEvaluation):
+    if _may_measure(option):
         raise ConfigError(f"{where}: eval.{split}.steps=last: is measured once, so there is no choice; {instead}")
     if split == "train":
         way_out = f"say train_set/{name or 'loss'} and add eval=[metrics,train_set]"
         raise ConfigError(f"{where}: a step of training measures its own batch alone; {way_out}, or {instead}")
     # Without its split, or with the split of another tool.
-    near = suggest_word(chosen.metric, [f"{each}/{known}" for each in fit for known in _all_names()])
+    ours = [each for each in fit if isinstance(evaluations[each], MetricsEvaluation)]
+    near = suggest_word(chosen.metric, [f"{each}/{known}" for each in ours for known in _all_names()])
     there = f"there is: {', '.join(fit)}" if fit else "add it: eval=[metrics,…]"
     raise ConfigError(f"{where}: no evaluation named '{split}' measures anything ({there}){near}")
 
 
-def _may_choose(option: object) -> bool:
-    return isinstance(option, MetricsEvaluation) and not option.looks_at_test_set and option.steps != "last"
+def _may_choose(option: Evaluation | None) -> bool:
+    if isinstance(option, MetricsEvaluation) and option.looks_at_test_set:
+        return False
+    return option is not None and _may_measure(option) and option.steps != "last"
 
 
 def _check_name(chosen: ChosenMetric, names_by_split: Mapping[str, Collection[str]]) -> None:
