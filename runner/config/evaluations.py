@@ -17,6 +17,8 @@ from annotated_types import Ge, Gt
 
 Count = Annotated[int, Ge(1)]
 WeightsChoice = Literal["params", "ema"]
+# What a function of the user's own may ask for by the names of its parameters, beside what is evaluated.
+ASKED_BY_NAME = ("batches", "step", "key", "decode", "classes")
 # Splits that training itself writes to the log.
 RESERVED_NAMES = ("save", "train")
 

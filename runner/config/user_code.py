@@ -27,6 +27,7 @@ from models import REQUIRED_BATCH_KEYS, InvalidModelOrObjective
 from models.remat_plan import RematPlanError
 from models.user_arguments import initializer_of
 from runner.checkpoint.trouble import PASSING_ERRNOS
+from runner.config.evaluations import ASKED_BY_NAME
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError
 from runner.installation import OWN_PACKAGES, PACKAGE, keep_own_packages_first
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 # What a target is called with before its options, by the beginning of its key. A part that is not here is called by the
 # names of its parameters: whether it can be is known where it is made.
-ARGUMENTS: dict[str, tuple[str, ...]] = {"data": (), "objective": ("model", "batch")}
+ARGUMENTS: dict[str, tuple[str, ...]] = {"data": (), "objective": ("model", "batch"), "eval": ("subject",)}
+# What it is given as well where its parameters have these names.
+ASKED: dict[str, tuple[str, ...]] = {"eval": ASKED_BY_NAME}
 # Of these a finished object will do as well, which has nothing to call.
 TAKES_OBJECTS = ("optim", "program")
 
@@ -294,7 +297,9 @@ def _check_options(part: str, name: str, target: Any, positional: tuple[str, ...
     if any(each.kind is each.VAR_KEYWORD for each in takes):
         return
     if unknown := sorted(options.keys() - set(names)):
-        given = (*positional, "inputs", "num_outputs", "rngs")
+        asked = ASKED.get(part.partition(".")[0], ())
+        # By position it is given whatever its parameters are called.
+        given = (*positional, *names[: len(positional)], *asked, "inputs", "num_outputs", "rngs")
         its = [each for each in names if each not in given]
         near = suggest_word(unknown[0], its) or f"; it has: {', '.join(its) or 'none'}"
         raise ConfigError(f"{part}.options.{unknown[0]}: {name} has no such option{near}")
@@ -312,9 +317,12 @@ def _check_call(part: str, name: str, target: Any, positional: tuple[str, ...], 
     from models.call_roles import read_roles
 
     roles = read_roles(function, skip=len(positional))
-    told = {*roles.training, *roles.evaluation, *roles.rngs, *roles.keys, "weights"} & signature.parameters.keys()
+    told = {*roles.training, *roles.evaluation, *roles.rngs, *roles.keys, "weights"} if part == "objective" else set()
+    # Where an option has a name that could be asked for, it is what the user typed that counts.
+    asked = {*ASKED.get(part.partition(".")[0], ())} - {*[*signature.parameters][: len(positional)], *options}
+    named = (told | asked) & signature.parameters.keys()
     try:
-        signature.bind(*positional, **dict.fromkeys(told if part == "objective" else ()), **options)
+        signature.bind(*positional, **dict.fromkeys(named), **options)
     except TypeError as error:
         called = ", ".join([*positional, *(f"{each}=…" for each in options)])
         names = ", ".join(signature.parameters)
