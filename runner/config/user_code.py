@@ -13,7 +13,6 @@ import inspect
 import os
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,8 +30,9 @@ from runner.config.evaluations import ASKED_BY_NAME
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError
 from runner.installation import OWN_PACKAGES, PACKAGE, keep_own_packages_first
-from runner.text import display_path, shorten
+from runner.text import display_path
 from runner.types import Document
+from runner.user_frames import explain_raised, find_user_frame
 
 if TYPE_CHECKING:
     from data.sources import Sources
@@ -230,32 +230,12 @@ def as_config_error(part: str, target: str | None = None) -> Iterator[None]:
             raise
         raise ConfigError(f"{part}.target: {target}: it ends Python (SystemExit: {error}); return or raise") from None
     except Exception as error:
-        place = _find_user_frame(error) if target else None
+        place = find_user_frame(error) if target else None
         # A disk in trouble is no mistake in anybody's code.
         is_trouble = isinstance(error, OSError) and error.errno in PASSING_ERRNOS
         if place is None or is_trouble or os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        raise ConfigError(f"{part}.target: {target}: {_explain_raised(error, place)}") from None
-
-
-def _explain_raised(error: Exception, place: str) -> str:
-    """Return what a user's code raised, where, and how to see all of it."""
-    said = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {shorten(said, 300)} ({place}); HYDRA_FULL_ERROR=1 shows the whole traceback"
-
-
-def _find_user_frame(error: Exception) -> str | None:
-    """Return the last place of a traceback that is in nobody's library: `net.py, line 12`; None where there is none."""
-    libraries = (*map(os.path.realpath, (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])),)
-    own = tuple(str(PACKAGE.parent / name) + os.sep for name in OWN_PACKAGES)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<")
-        and not os.path.realpath(frame.filename).startswith((*libraries, *own))
-        and os.path.basename(frame.filename) not in ("run.py", "holdfast")
-    ]
-    return f"{display_path(Path(frames[-1].filename))}, line {frames[-1].lineno}" if frames else None
+        raise ConfigError(f"{part}.target: {target}: {explain_raised(error, place)}") from None
 
 
 def _import_target(key: str, name: str) -> Any:
@@ -273,7 +253,7 @@ def _import_target(key: str, name: str) -> Any:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        raised = _explain_raised(error, _find_user_frame(error) or module)
+        raised = explain_raised(error, find_user_frame(error) or module)
         raise ConfigError(f"{key}: {name}: cannot be imported: {raised}") from None
     for part in attribute.split("."):
         if not hasattr(target, part):
