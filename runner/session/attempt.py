@@ -13,7 +13,7 @@ from runner.checkpoint.quarantine import set_newer_aside
 from runner.checkpoint.record import find_best, list_records, newest_durable_step
 from runner.checkpoint.restore import restore_exactly
 from runner.config import user_code
-from runner.config.evaluations import MetricsEvaluation
+from runner.config.evaluations import ExternalEvaluation, MetricsEvaluation
 from runner.config.metric_names import check_metric_names, warn_of_worst_as_best
 from runner.config.remat_policies import AutoRemat, RematPolicy
 from runner.config.schema import Config
@@ -207,9 +207,11 @@ def _end_on_best(context: RunContext, built: Built, programs: CompiledPrograms, 
         _, state = restore_exactly(checkpoints / str(step), partial(read_train_state, built))
         context.attempt.status.set_final_step(step)
     # What is due at the end alone was left for here: a test set is looked at once, with the weights that were chosen.
-    names = [name for name, one in config.eval.items() if isinstance(one, MetricsEvaluation) or one.steps == "last"]
+    numbers = MetricsEvaluation | ExternalEvaluation
+    names = [name for name, one in config.eval.items() if isinstance(one, numbers) or one.steps == "last"]
     program = context.stop_flag.wait_for(programs.eval)
-    how = EvaluationRun(program, context.run_dir.path, f"media/{{}}/{step:08}", partial(_show_life, context))
+    file, between = f"media/{{}}/{step:08}", partial(_show_life, context)
+    how = EvaluationRun(program, context.run_dir.path, file, between, step, say, goes_on=True)
     found = built.evaluator(names, state, how)
     measured = name_numbers(found)
     context.attempt.status.set_final_metrics(measured)

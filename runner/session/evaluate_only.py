@@ -10,6 +10,7 @@ from runner import files
 from runner.checkpoint.record import locate_checkpoint
 from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
+from runner.optim.schedules import Constant
 from runner.rundir.layout import RunDir
 from runner.rundir.numerics import adopt_numerics
 from runner.train import broken_data, dataset
@@ -45,8 +46,8 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     checkpoint = locate_checkpoint(f"{run.path}@{config.step or 'newest'}")
     adopt_numerics(run, say)
     enable_compile_cache(config.compile_cache, say)
-    # steps=0 asked for this evaluation; a schedule over no steps cannot be built.
-    config = replace(config, train=replace(config.train, steps=1, epochs=None))
+    # steps=0 asked for this evaluation; a schedule over no steps cannot be built, and nobody asks one for a rate.
+    config = replace(config, train=replace(config.train, steps=1, epochs=None), schedule=Constant())
     built = build(config, read_moved_data(config, run) or dataset.read_as_before(config.data, run))
     built.evaluator.check_splits()
     dataset.refuse_other_data(run, built.sources)
@@ -54,7 +55,8 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     say(" · ".join(filter(None, [describe_run(built, config), built.evaluator.describe_samples()])))
     checksums = config.ckpt.verify != "off"
     record, state = restore_exactly(checkpoint, partial(read_train_state, built), checksums=checksums)
-    how = EvaluationRun(compile_eval(built, config), run.path, file=f"eval/{record.step}/{{}}")
+    program = compile_eval(built, config)
+    how = EvaluationRun(program, run.path, f"eval/{record.step}/{{}}", step=record.step, say=say)
     values = built.evaluator(list(config.eval), state, how)
     found = EvaluationResult(run, record.step, values)
     document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
@@ -71,7 +73,7 @@ def _loss_first(item: tuple[str, float | str]) -> tuple[bool, str]:
 
 def format_results(found: EvaluationResult) -> list[str]:
     """Return what a person reads: one line an evaluation."""
-    width = max(map(len, found.values))
+    width = max(map(len, found.values), default=0)
     shown = [
         "  ".join(
             value if isinstance(value, str) else f"{name} {value:.6g}"

@@ -5,6 +5,7 @@ Building (build.py) is pure; this touches files and starts threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
                 steps=config.train.num_steps,
                 log_steps=config.train.log_steps,
                 eval_steps=find_cadences(config.eval, config.train.eval_steps),
-                epoch_steps=len(built.sources.train) / config.data.batch_size,
+                epoch_steps=math.inf if config.data.kind == "none" else len(built.sources.train) / config.data.batch_size,
                 save_last=config.ckpt.last,
             ),
             step=CompiledStep(programs.train.result(), built.train_step.put_lr()),
@@ -123,7 +124,7 @@ class FiniteCheck:
     """Says whether the parameters of a state are finite, and what lasts beside them."""
 
     def __init__(self, built: Built):
-        self._names = built.abstract.keys() & {"params", "ema", "extra"}
+        self._names = built.abstract.keys() & {"params", "ema", "extra", "weights", "rest"}
         self._is_finite = jax.jit(is_finite)
 
     def __call__(self, state: State) -> bool:
@@ -160,7 +161,15 @@ class DueEvaluations:
             return {}
         stop_flag = self.context.stop_flag
         program = stop_flag.wait_for(self.programs.eval)
-        how = EvaluationRun(program, self.context.run_dir.path, f"media/{{}}/{step:08}", self._between_batches)
+        how = EvaluationRun(
+            program,
+            self.context.run_dir.path,
+            f"media/{{}}/{step:08}",
+            self._between_batches,
+            step,
+            self.context.console.say,
+            goes_on=True,
+        )
         work = partial(self.built.evaluator, names, state, how)
         return stop_flag.wait_for(run_in_thread(work, "evaluation"))
 

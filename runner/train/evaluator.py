@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -14,12 +14,20 @@ from data.pipeline import iterate_in_order
 from data.sources import Source, Sources
 from models.objectives import MergeableMetric
 from runner import files
-from runner.config.evaluations import Evaluation, Evaluations, MetricsEvaluation
+from runner.config.evaluations import Evaluation, Evaluations, ExternalEvaluation, MetricsEvaluation
 from runner.config.explain import suggest_word
+from runner.config.metric_names import ChosenMetric
 from runner.errors import ConfigError
-from runner.train.step import with_weights
+from runner.train.step import make_key, with_weights
+from runner.train.user_evaluation import (
+    Asked,
+    HeldOutBatches,
+    UserFindings,
+    call_user_evaluation,
+    check_user_evaluation,
+)
 from runner.types import Batch, State, Tree
-from runner.values import MetricValues
+from runner.values import MetricValues, Say
 
 # Sums over a batch, and `weight`; or values that know how they are put together, see `MergeableMetric`.
 EvalStep: TypeAlias = Callable[[State, Batch, jax.Array], Mapping[str, Any]]
@@ -34,12 +42,18 @@ class EvaluationRun:
         run_dir: the run's directory; files are named as seen from there.
         file: the name of a file without its suffix, with `{}` for that of the evaluation.
         between_batches: called before each batch; it may raise to end it all, and then nothing was measured.
+        step: completed updates of what is evaluated.
+        say: tells a person a line about what a function of the user's own gives.
+        goes_on: whether what such a function does wrong is told, once, and the others go on; else it is raised.
     """
 
     eval_step: EvalStep
     run_dir: Path
     file: str
     between_batches: Callable[[], None] = lambda: None
+    step: int = 0
+    say: Say = lambda line: None
+    goes_on: bool = False
 
 
 class ContentMaker(Protocol):
@@ -69,6 +83,9 @@ class Evaluator:
         maker: makes texts and pictures of a state.
         put: lays a batch on the devices.
         batches: evaluate on so many batches where an evaluation does not say how many.
+        seed: of the random numbers that a function of the user's own is given.
+        chosen: what something is chosen by.
+        told: what was told already of functions of the user's own: once in a process.
     """
 
     named: Evaluations
@@ -77,11 +94,16 @@ class Evaluator:
     put: Callable[[Tree], Tree]
     batch_size: int
     batches: int
+    seed: int = 0
+    chosen: Sequence[ChosenMetric] = ()
+    told: set[str] = field(default_factory=set)
 
     def check_content(self) -> None:
         """Raise ConfigError where an evaluation asks for what cannot be made."""
         for name, option in self.named.items():
             self.maker.check_evaluation(name, option)
+            if isinstance(option, ExternalEvaluation):
+                check_user_evaluation(name, option)
 
     def check_splits(self) -> None:
         """Raise ConfigError where an evaluation looks at a set that the data does not hold out."""
@@ -118,8 +140,9 @@ class Evaluator:
         return ", ".join(parts)
 
     def __call__(self, names: Sequence[str], state: State, how: EvaluationRun) -> dict[str, MetricValues]:
-        """Return what each evaluation measured, or the name of the file that it left."""
-        return {name: self._evaluate(name, state, how) for name in names}
+        """Return what each evaluation measured, or the name of the file that it left; none where there is nothing."""
+        found = {name: self._evaluate(name, state, how) for name in names}
+        return {name: values for name, values in found.items() if values}
 
     def _evaluate(self, name: str, state: State, how: EvaluationRun) -> MetricValues:
         option = self.named[name]
@@ -128,11 +151,51 @@ class Evaluator:
         if isinstance(option, MetricsEvaluation):
             source = self._find_source(option)
             return self._measure(source, self._count_batches(option, source), state, how)
+        if isinstance(option, ExternalEvaluation):
+            return self._ask_user(name, option, state, how)
         content = self.maker.make_content(option, state)
-        file = how.file.format(name) + (".txt" if isinstance(content, str) else ".png")
-        files.make_folder((how.run_dir / file).parent)
-        files.replace_file(how.run_dir / file, content)
-        return {"file": file}
+        return {"file": _write_file(how, name, ".txt" if isinstance(content, str) else ".png", content)}
+
+    def _ask_user(self, name: str, option: ExternalEvaluation, state: State, how: EvaluationRun) -> MetricValues:
+        """Return what a function of the user's own measured, and the names of the files it left."""
+        sources, subject = self.sources, self.maker.subject(state)
+        batches = HeldOutBatches(sources.eval, self.batch_size, how.between_batches)
+        key = jax.random.fold_in(make_key(self.seed), how.step)
+        asked = Asked(batches, how.step, key, sources.decode, tuple(sources.classes))
+        try:
+            found = call_user_evaluation(name, option, subject, asked, self.seed)
+        except ConfigError as error:
+            if not how.goes_on:
+                raise
+            rest = f"eval.{name} logs nothing at this step, and is tried again when it is due; told once"
+            self._tell_once(how, name, f"{error}; {rest}")
+            return {}
+        # A stop that was asked for while the function read nothing.
+        how.between_batches()
+        self._tell_doubts(name, option, found, how)
+        return {
+            key: value
+            if isinstance(value, float)
+            else _write_file(how, name, f"{'' if found.is_alone else f'-{key}'}{value.suffix}", value.content)
+            for key, value in found.values.items()
+        }
+
+    def _tell_doubts(self, name: str, option: ExternalEvaluation, found: UserFindings, how: EvaluationRun) -> None:
+        """Tell what is not as it was meant in what a function gave: a number to choose by that is not there."""
+        for key, caution in found.cautions.items():
+            self._tell_once(how, f"{name}/{key}", f"eval.{name}.target: {option.target}: {key!r} {caution}")
+        numbers = [key for key, value in found.values.items() if isinstance(value, float)]
+        for chosen in self.chosen:
+            split, _, metric = chosen.metric.partition("/")
+            if split == name and metric not in numbers:
+                near = suggest_word(metric, numbers) or f"; it gives {', '.join(numbers) or 'none'}"
+                line = f"{chosen.key}={chosen.metric}: nothing is chosen, for eval.{name} gives no such number{near}"
+                self._tell_once(how, f"{chosen.key} {chosen.metric}", line)
+
+    def _tell_once(self, how: EvaluationRun, about: str, line: str) -> None:
+        if about not in self.told:
+            self.told.add(about)
+            how.say(f"warning: {line}")
 
     def _find_source(self, option: MetricsEvaluation) -> Source:
         if option.split == "train":
@@ -161,6 +224,14 @@ class Evaluator:
             # Comparable between encodings.
             values["bits_per_byte"] = values["bits_per_token"] / size
         return values
+
+
+def _write_file(how: EvaluationRun, name: str, suffix: str, content: str | bytes) -> str:
+    """Write a file of an evaluation, and return its name as seen from the run's directory."""
+    file = how.file.format(name) + suffix
+    files.make_folder((how.run_dir / file).parent)
+    files.replace_file(how.run_dir / file, content)
+    return file
 
 
 def _divide(value: float, weight: float) -> float:
