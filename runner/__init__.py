@@ -3,6 +3,7 @@
     __main__.py   the verbs: `python -m runner VERB …`; and the command `holdfast`
     drill/        a run untouched, and again while it is killed: every bit compared
     report/       one page of HTML about runs
+    notebook/     `runner.run` and `runner.sweep`: the command, called from Python
     inspect/      the verbs that look at runs, one file each; `runner.load`
     launch/       a command line becomes requests (Hydra lives here); sweeps, searches, Slurm, supervision
     session/      one run in this process: find, lock, inspect, work, record how it ended
@@ -55,8 +56,9 @@ def _is_own_program() -> bool:
     if argv[0] == "-m":
         # Python is about to look for the module; its name is among the words that Python itself was given.
         return sys.orig_argv[-len(argv)].removeprefix("-m").split(".")[0] == __name__
-    run_program = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "run.py")
-    return os.path.basename(argv[0]) == "holdfast" or os.path.realpath(argv[0]) == run_program
+    beside = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    programs = [os.path.join(beside, name) for name in ("run.py", "holdfast.py")]
+    return os.path.basename(argv[0]) == "holdfast" or os.path.realpath(argv[0]) in programs
 
 
 # Before anything else is imported: these two modules Python has at hand by itself.
@@ -67,14 +69,27 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from runner.inspect.load_model import load_model
+    from runner.notebook.from_python import run, sweep
+    from runner.notebook.run_result import RunError, RunResult
 
     load = load_model
 
+# What a notebook or a program imports: the name here, and where it is.
+_EXPORTS = {
+    "load": ("runner.inspect.load_model", "load_model"),
+    "run": ("runner.notebook.from_python", "run"),
+    "sweep": ("runner.notebook.from_python", "sweep"),
+    "RunResult": ("runner.notebook.run_result", "RunResult"),
+    "RunError": ("runner.notebook.run_result", "RunError"),
+}
+__all__ = ["RunError", "RunResult", "load", "run", "sweep"]
+
 
 def __getattr__(name: str) -> Any:
-    """Import `runner.load` when it is asked for: importing this package alone imports nothing."""
-    if name == "load":
-        from runner.inspect.load_model import load_model
+    """Import `runner.load` and its like when they are asked for: importing this package alone imports nothing."""
+    if name in _EXPORTS:
+        import importlib
 
-        return load_model
+        module, attribute = _EXPORTS[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

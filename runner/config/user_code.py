@@ -58,6 +58,11 @@ def check_targets_exist(document: Document) -> None:
     for key, name in find_targets(document).items():
         add_current_folder_to_path()
         module, attribute = split_target(name)
+        if module == "__main__":
+            raise ConfigError(
+                f"{key}: {name}: a run works in a process of its own, which cannot see what a notebook or a program "
+                f"alone has; write it to a file (in a notebook: %%writefile my_file.py) and name my_file:{attribute}"
+            )
         if is_file_target(module) and re.fullmatch(DOTTED_NAME, attribute):
             _check_file_exists(key, name, module)
             _check_name_defined(key, name, Path(module).expanduser())

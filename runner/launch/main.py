@@ -13,6 +13,7 @@ from runner.errors import ConfigError, HoldfastError, StorageError
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.compose import compose
 from runner.launch.handover import describe_checked, take_checked_run
+from runner.launch.parent_report import ParentReport, take_report
 from runner.screen import decouple_screen, flush_screen, prepare_screen, print_error
 from runner.text import mask_lines
 
@@ -22,6 +23,7 @@ EXIT_INTERRUPTED, EXIT_PIPE = 130, 141
 def main(argv: Sequence[str]) -> int:
     """Do what a command line asks for: one run, a sweep or a search. Return the exit code; say errors on stderr."""
     prepare_screen()
+    report = take_report()
     try:
         try:
             request = compose(argv)
@@ -44,9 +46,12 @@ def main(argv: Sequence[str]) -> int:
             from runner.session import experiment
 
             command, checked = request.command, take_checked_run(request.config)
-            return experiment.run(request.config, command.overrides, command.began, checked).exit_code
-        return _launch(request)
+            outcome = experiment.run(request.config, command.overrides, command.began, checked, report.tell_run)
+            report.tell_outcome(outcome)
+            return outcome.exit_code
+        return _launch(request, report)
     except HoldfastError as error:
+        report.tell_error(mask_lines(str(error)))
         # A message quotes what lies on a disk.
         print_error(mask_lines(f"error: {error}"))
         return error.exit_code
@@ -70,15 +75,16 @@ def _refuse_answer(error: OSError) -> int:
     return StorageError.exit_code
 
 
-def _launch(request: RunRequest | SweepRequest | SearchRequest | None) -> int:
+def _launch(request: RunRequest | SweepRequest | SearchRequest | None, report: ParentReport) -> int:
     """Start what is more than one run in this process."""
     if isinstance(request, RunRequest):
+        report.refuse_jobs("hydra/launcher=slurm")
         return _submit_job(request)
     if request is None:
         return 0
     from runner.launch.sweep import launch_search, launch_sweep
 
-    return launch_search(request) if isinstance(request, SearchRequest) else launch_sweep(request)
+    return launch_search(request, report) if isinstance(request, SearchRequest) else launch_sweep(request, report)
 
 
 def _submit_job(request: RunRequest) -> int:

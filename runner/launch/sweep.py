@@ -12,6 +12,7 @@ from runner.installation import find_typed_program
 from runner.launch import local_sweep, slurm_array, status_table, submitit_sweep, sweep_members
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.local_sweep import LocalOptions
+from runner.launch.parent_report import ParentReport
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.slurm_queue import require_sbatch
 from runner.launch.study import Study
@@ -23,8 +24,10 @@ from runner.session.standing import find_run, inspect_run
 from runner.text import display_path
 
 
-def launch_sweep(request: SweepRequest) -> int:
+def launch_sweep(request: SweepRequest, report: ParentReport) -> int:
     """Have every run worked on that is not finished, by the launcher that was chosen. Return the exit code.
+
+    `report` is told of every run: which there are before anything is started, and how they stand at the end.
 
     Raises before anything is started: ConfigError where two are one run, RefusedError where one may not be worked on
     or the same sweep goes already.
@@ -32,13 +35,14 @@ def launch_sweep(request: SweepRequest) -> int:
     members = _admit_members(request.runs)
     sweep_members.refuse_duplicates(members)
     if isinstance(request.launcher, SubmititOptions):
-        return _run_on_workers(members, request.launcher, request.runs[0])
+        return _run_on_workers(members, request.launcher, request.runs[0], report)
     if isinstance(request.launcher, SlurmOptions):
+        report.refuse_jobs("hydra/launcher=slurm")
         return _submit_to_slurm(members, request.launcher)
-    return _run_here(members, request.launcher)
+    return _run_here(members, request.launcher, report)
 
 
-def launch_search(request: SearchRequest) -> int:
+def launch_search(request: SearchRequest, report: ParentReport) -> int:
     """Work on one batch of trials after the other until the search is done. Return the exit code."""
     codes: list[int] = []
     studies: list[Study] = []
@@ -46,7 +50,9 @@ def launch_search(request: SearchRequest) -> int:
     def work_on_batch(batch: SweepRequest, study: Study) -> Sequence[float | None]:
         assert isinstance(batch.launcher, LocalOptions), "a search with another launcher is refused before"
         members = _admit_members(batch.runs)
+        report.tell_members(members)
         code, scores = study.work_on_batch(members, batch.launcher, [sys.executable, *find_typed_program()])
+        report.tell_members(study.members, study.results)
         codes.append(code)
         studies.append(study)
         if code == STOPPED:
@@ -66,9 +72,10 @@ def launch_search(request: SearchRequest) -> int:
     return next((code for code in codes if code), none)
 
 
-def _run_here(members: Sequence[SweepMember], options: LocalOptions) -> int:
+def _run_here(members: Sequence[SweepMember], options: LocalOptions, report: ParentReport) -> int:
     """Work on the runs in processes of this machine."""
     folder = sweep_members.sweep_folder(members)
+    report.tell_members(members)
     with run_lock.lock_run(RunDir(folder)):
         display = status_table.choose_display(members)
         command = [sys.executable, *find_typed_program()]
@@ -77,13 +84,17 @@ def _run_here(members: Sequence[SweepMember], options: LocalOptions) -> int:
         finally:
             display.close()
         sweep_members.write_results(folder, members, results)
+    report.tell_members(members, results)
     _print_results(members, results, folder)
     return code
 
 
-def _run_on_workers(members: Sequence[SweepMember], options: SubmititOptions, first: RunRequest) -> int:
+def _run_on_workers(
+    members: Sequence[SweepMember], options: SubmititOptions, first: RunRequest, report: ParentReport
+) -> int:
     """Have submitit's workers work on the runs, and wait for them."""
     folder = sweep_members.sweep_folder(members)
+    report.tell_members(members)
     flags = tuple(word for word in first.command.words if word.startswith("-") or word not in first.command.overrides)
     if options.name == submitit_sweep.SUBMITIT_SLURM and not all(member.is_finished for member in members):
         require_sbatch(options.name)
@@ -92,6 +103,7 @@ def _run_on_workers(members: Sequence[SweepMember], options: SubmititOptions, fi
     with run_lock.lock_run(RunDir(folder)):
         results, code = submitit_sweep.run_members_on_workers(members, options, task)
         sweep_members.write_results(folder, members, results)
+    report.tell_members(members, results)
     _print_results(members, results, folder)
     return code
 

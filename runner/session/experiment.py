@@ -6,7 +6,7 @@ import errno
 import gc
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,7 +40,13 @@ from runner.train.run_context import RunContext
 from runner.values import Outcome
 
 
-def run(config: Config, overrides: Sequence[str], began: float, checked: RunDir | None = None) -> Outcome:
+def run(
+    config: Config,
+    overrides: Sequence[str],
+    began: float,
+    checked: RunDir | None = None,
+    tell_run: Callable[[RunDir], None] = lambda run_dir: None,
+) -> Outcome:
     """Work on the run of this configuration until it is finished, stopped or broken.
 
     Args:
@@ -48,6 +54,7 @@ def run(config: Config, overrides: Sequence[str], began: float, checked: RunDir 
         overrides: what was typed for it.
         began: when this process started, in seconds since 1970.
         checked: the run's directory, where whoever started this process has found it already.
+        tell_run: told where the run lives, as soon as that is known.
 
     Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
     """
@@ -56,11 +63,14 @@ def run(config: Config, overrides: Sequence[str], began: float, checked: RunDir 
     usual = gc.get_threshold()
     gc.set_threshold(100_000, *usual[1:])
     if config.train.steps == 0:
-        return evaluate_run(config, find_run(config, overrides, checked))
+        run_dir = find_run(config, overrides, checked)
+        tell_run(run_dir)
+        return evaluate_run(config, run_dir)
     stop_flag = StopFlag()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         # Here, because it may read data that has moved.
         run_dir = find_run(config, overrides, checked)
+        tell_run(run_dir)
         if config.overwrite and run_dir.config.exists():
             with lock_run(run_dir), _as_storage_error(run_dir):
                 # Before anything is moved: a command that is refused leaves the run where it was.

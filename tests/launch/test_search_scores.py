@@ -11,6 +11,7 @@ import pytest
 from runner.errors import CRASHED, STOPPED
 from runner.launch import sweep
 from runner.launch.command_line import SearchRequest, SweepRequest
+from runner.launch.parent_report import ParentReport
 from runner.launch.local_sweep import LocalOptions
 from tests.launch.test_study import command, study_at
 from tests.launch.test_sweep import member
@@ -70,4 +71,4 @@ def test_the_exit_code_of_a_search(
             work_on_batch(SweepRequest((), LocalOptions()), FakeStudy())
 
     monkeypatch.setattr(sweep, "_admit_members", lambda runs: [])
-    assert sweep.launch_search(SearchRequest(search)) == expected
+    assert sweep.launch_search(SearchRequest(search), ParentReport(None)) == expected
