@@ -37,6 +37,7 @@ from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, sel
 from runner.checkpoint.seal import seal_checkpoint
 from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
 from runner.checkpoint.trouble import may_pass, short_reason
+from runner.checkpoint.user_rules import ask_user_rules
 from runner.errors import StorageError
 from runner.log.sinks import LogDigest
 from runner.text import display_path, format_size
@@ -125,6 +126,10 @@ class Checkpointer:
     def __init__(
         self, checkpoints: Path, policy: SavePolicy, store: Store, listeners: SaveListeners, failures: Failures
     ):
+        # What rules of the user's own have to tell: some are asked in the background, where nothing is said.
+        self._untold: list[str] = []
+        save, keep = ask_user_rules(policy.save, policy.keep, self._untold.append)
+        policy = replace(policy, save=save, keep=keep)
         self._checkpoints, self._policy, self._store = checkpoints, policy, store
         self._listeners, self._say, self._failures = listeners, listeners.say, failures
         # One thread: what it is given is done in order, so that nothing is pruned while something is being written.
@@ -155,10 +160,10 @@ class Checkpointer:
                 return None
             # After an evaluation this waits: a rule compares with history, and the pending save may be the best one.
             self._settle()
-        waited = time.monotonic() - self._since
-        return find_save_reason(
-            self._policy.save, info, History(self._records, self._tried_step, waited, self._failures)
-        )
+        history = History(self._records, self._tried_step, time.monotonic() - self._since, self._failures)
+        reason = find_save_reason(self._policy.save, info, history)
+        self._tell_rules()
+        return reason
 
     def save(
         self, reason: str, info: StepInfo, items: CheckpointItems, log: LogDigest | None = None, mark: Mark = ""
@@ -216,6 +221,12 @@ class Checkpointer:
             self._settle()
         finally:
             self._thread.shutdown()
+            self._tell_rules()
+
+    def _tell_rules(self) -> None:
+        """Say what rules of the user's own had to tell since this was last called."""
+        while self._untold:
+            self._say(self._untold.pop(0))
 
     def _write(
         self, record: Record, state: Tree, progress: JsonObject, start: float, stall: float | None

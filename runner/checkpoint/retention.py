@@ -7,8 +7,8 @@ one rule that takes away: it comes last, drops the oldest first, and stops at th
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
@@ -215,7 +215,41 @@ class DiskBudget:
         return dropped
 
 
-RetentionRule = KeepLast | KeepBest | KeepEveryK | KeepSpaced | KeepInTime | KeepPinned | KeepAll | DiskBudget
+@dataclass(frozen=True, kw_only=True)
+class ExternalRetention:
+    """Keep what a function of your own says.
+
+    It is asked after every save, in the process that trains, as
+
+        target(records: Sequence[Record], **options) -> Iterable[int] | Mapping[int, str]
+
+    It returns the steps to keep, or a reason for each. Where it raises, every checkpoint stays, and that is told once.
+    Verbs such as `ls` and `prune` do not run it: for them it keeps every checkpoint.
+
+    Attributes:
+        target: `module:attribute` or `path/to/file.py:attribute`.
+        options: what it is called with by name.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    # Whether `select` asks the function. The option itself runs no code; the Checkpointer asks (user_rules.py).
+    is_asked: ClassVar[bool] = False
+
+    def select(self, records: Sequence[Record]) -> dict[int, str]:
+        """Return every step: what the function would say is not known here."""
+        return {record.step: f"{self.target} is asked in training alone" for record in records}
+
+    def max_kept(self, steps: int) -> int | None:
+        """Return None: nobody knows."""
+        return None
+
+
+RetentionRule = (
+    KeepLast | KeepBest | KeepEveryK | KeepSpaced | KeepInTime | KeepPinned | KeepAll | DiskBudget | ExternalRetention
+)
 
 
 def select_survivors(rules: Mapping[str, RetentionRule], records: Sequence[Record], score: Score) -> dict[int, str]:
@@ -230,9 +264,11 @@ def select_survivors(rules: Mapping[str, RetentionRule], records: Sequence[Recor
         if not isinstance(rule, DiskBudget):
             for step, why in rule.select(good).items():
                 reasons.setdefault(step, []).append(why)
+    # A budget drops from what the rules keep: where one of them was not asked, nobody knows what that is.
+    is_known = not any(isinstance(rule, ExternalRetention) and not rule.is_asked for rule in rules.values())
     # Budgets come last, for each drops from what is left; two of them make the tighter one.
     for rule in rules.values():
-        if isinstance(rule, DiskBudget):
+        if isinstance(rule, DiskBudget) and is_known:
             for step in rule.select_dropped([record for record in records if record.step in reasons], protected=law):
                 del reasons[step]
     return {step: ", ".join(whys) for step, whys in sorted(reasons.items())}

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -277,7 +277,42 @@ class OnError:
         return None
 
 
-SaveRule = EverySteps | EverySeconds | EveryEpochs | FirstStep | NewBest | Adaptive | Unstable | Continuous | OnError
+@dataclass(frozen=True, kw_only=True)
+class ExternalSave:
+    """Save when a function of your own says so.
+
+    It is asked after every step, in the process that trains, as
+
+        target(info: StepInfo, history: History, **options) -> str | bool | None
+
+    A reason, or true, saves; nothing, or false, does not. Where it raises, it saves nothing, and that is told once.
+
+    Attributes:
+        target: `module:attribute` or `path/to/file.py:attribute`.
+        options: what it is called with by name.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def reason(self, info: StepInfo, history: History) -> str | None:
+        """Return None: the option runs no code; the Checkpointer asks in its place (user_rules.py)."""
+        return None
+
+
+SaveRule = (
+    EverySteps
+    | EverySeconds
+    | EveryEpochs
+    | FirstStep
+    | NewBest
+    | Adaptive
+    | Unstable
+    | Continuous
+    | OnError
+    | ExternalSave
+)
 
 
 def find_save_reason(rules: Mapping[str, SaveRule], info: StepInfo, history: History) -> str | None:

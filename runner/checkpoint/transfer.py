@@ -18,7 +18,8 @@ from runner.errors import RefusedError
 from runner.text import display_path
 from runner.types import State
 
-WEIGHTS = ("params", "extra")  # what a model knows: trained variables, and those that last beside them
+# What a model knows: trained variables, and those that last beside them; of a program of the user's own its weights.
+WEIGHTS = ("params", "extra", "weights")
 
 # How much of an array is taken: None for nothing, ALL for the whole, else so many entries of the leading dimension.
 TakePlan = int | None

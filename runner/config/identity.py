@@ -56,7 +56,7 @@ FREE_KEYS = (
 # microbatches draw other dropout masks and other batch statistics.
 RESUMABLE_KEYS = ("train.steps", "train.epochs", "optim", "schedule", "train.microbatches", "train.precision", "stop")
 # Exceptions within the resumable keys: with these the state has another shape.
-IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema")
+IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema", "optim.target", "optim.options")
 # Where data lies on a machine. Another machine has it elsewhere: what a run was trained on is the content, of which
 # data.json has the fingerprint.
 PLACE_KEYS = ("data.path", "data.eval_path")
@@ -73,7 +73,9 @@ LATER_KEYS: Mapping[str, Any] = {
     "data.delimiter": None,
     "data.ignore_label": -100,
     "train.epochs": None,
-    "stop": {"metric": None},
+    "stop": {"metric": None, "rules": {}},
+    "stop.rules": {},
+    "program": {"kind": "none"},
 }
 
 KeyClass = Literal["free", "resumable", "place", "identity"]
@@ -167,9 +169,10 @@ def _is_as_before(node: Any, before: Any) -> bool:
     if not node:
         return node is None or isinstance(node, Mapping)
     # Without an entry of its own, an option that is on may have the same values.
-    return (
-        bool(before) and isinstance(node, Mapping) and all(node.get(key, ...) == value for key, value in before.items())
-    )
+    if not before or not isinstance(node, Mapping):
+        return False
+    # A key that is not there, in a document that is older than it, is as good as an empty mapping.
+    return all(node.get(key, {} if value == {} else ...) == value for key, value in before.items())
 
 
 def _is_within(key: str, prefixes: tuple[str, ...]) -> bool:

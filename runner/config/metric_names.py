@@ -113,6 +113,11 @@ def _find_possible_names(config: Config) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(name for each in possible for name in OBJECTIVE_METRICS[each]))
 
 
+def list_choosable(evaluations: Evaluations) -> list[str]:
+    """Return the evaluations that something may be chosen by: none of a test set, and none that comes once."""
+    return [name for name in _list_measuring(evaluations) if _may_choose(evaluations[name])]
+
+
 def _list_measuring(evaluations: Evaluations) -> list[str]:
     return [name for name, option in evaluations.items() if _may_measure(option)]
 
@@ -129,7 +134,7 @@ def _check_evaluation(chosen: ChosenMetric, evaluations: Evaluations) -> None:
     """Raise ConfigError where the evaluation that is to give a metric is not there, or may not be chosen by."""
     split, _, name = chosen.metric.partition("/")
     where, option = f"{chosen.key}={chosen.metric}", evaluations.get(split)
-    fit = [each for each in _list_measuring(evaluations) if _may_choose(evaluations[each])]
+    fit = list_choosable(evaluations)
     if isinstance(option, ExternalEvaluation) and not name:
         raise ConfigError(f"{where}: expected the name of a number that it gives as well: {split}/NAME")
     if _may_choose(option):

@@ -30,6 +30,15 @@ NEEDS_TRUST: dict[str, Use] = {
     "ExternalModel.target": "code",
     "ExternalData.target": "code",
     "ExternalObjective.target": "code",
+    "ExternalOptim.target": "code",
+    "ExternalSchedule.target": "code",
+    "ExternalEvaluation.target": "code",
+    "ExternalProgram.target": "code",
+    # These are imported by who trains alone: see TRAINING_PARTS in user_code.py.
+    "ExternalSave.target": "training",
+    "ExternalRetention.target": "training",
+    "ExternalStop.target": "training",
+    "ExternalSink.target": "training",
     "Hub.path": "data",  # downloaded, where no folder has that name
     "Gce.url": "training",  # asked all the time, and what it answers stops the run
     "Aws.url": "training",
@@ -53,7 +62,10 @@ MAY_BE_NAMED = (
         "MetricsEvaluation.split",
         "DiskBudget.bytes",
     ),
-    *("ExternalModel.options", "ExternalData.options", "ExternalObjective.options"),  # for a target, which needs trust
+    *("ExternalModel.options", "ExternalData.options", "ExternalObjective.options", "ExternalProgram.options"),  # for a target, which needs trust
+    "ExternalEvaluation.options",
+    *("ExternalOptim.options", "ExternalSchedule.options"),
+    *("ExternalSave.options", "ExternalRetention.options", "ExternalStop.options", "ExternalSink.options"),
     *("Text.path", "Text.pattern", "Tokens.path", "Arrays.path", "Images.path", "Parquet.path", "Arrayrecord.path"),
     *("Text.eval_path", "Text.field", "Images.eval_path", "Csv.path", "Csv.inputs", "Csv.label", "Csv.delimiter"),
     *("ArrayNames.inputs", "ArrayNames.label", "ArrayNames.eval_inputs", "ArrayNames.eval_label"),

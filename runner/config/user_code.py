@@ -30,6 +30,7 @@ from runner.config.evaluations import ASKED_BY_NAME
 from runner.config.explain import suggest_word
 from runner.errors import ConfigError, HoldfastError
 from runner.installation import OWN_PACKAGES, PACKAGE, keep_own_packages_first
+from runner.log.user_sink import find_wrong_call
 from runner.text import display_path
 from runner.types import Document
 from runner.user_frames import explain_raised, find_user_frame
@@ -41,7 +42,16 @@ if TYPE_CHECKING:
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 # What a target is called with before its options, by the beginning of its key. A part that is not here is called by the
 # names of its parameters: whether it can be is known where it is made.
-ARGUMENTS: dict[str, tuple[str, ...]] = {"data": (), "objective": ("model", "batch"), "eval": ("subject",)}
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "objective": ("model", "batch"),
+    "eval": ("subject",),
+    "ckpt.save": ("info", "history"),
+    "retention": ("records",),
+    "stop.rules": ("history",),
+}
+# What only the process that trains imports: who looks at a run needs none of it, and trust.py lets it pass.
+TRAINING_PARTS = ("ckpt.save", "retention", "stop.rules", "log.sinks")
 # What it is given as well where its parameters have these names.
 ASKED: dict[str, tuple[str, ...]] = {"eval": ASKED_BY_NAME}
 # Of these a finished object will do as well, which has nothing to call.
@@ -55,7 +65,11 @@ def find_targets(document: Document) -> dict[str, str]:
 
 def check_targets_exist(document: Document) -> None:
     """Raise ConfigError where a target cannot be read, or no module of that name can be found. Imports nothing."""
-    for key, name in find_targets(document).items():
+    _check_exist(find_targets(document))
+
+
+def _check_exist(targets: Mapping[str, str]) -> None:
+    for key, name in targets.items():
         add_current_folder_to_path()
         module, attribute = split_target(name)
         if module == "__main__":
@@ -149,11 +163,17 @@ def _check_shared_name(key: str, name: str, module: str) -> None:
         )
 
 
-def import_targets(config: Config) -> None:
-    """Import every target. Raises ConfigError where that fails, or where it cannot be called as it will be."""
+def import_targets(config: Config, *, for_training: bool = False) -> None:
+    """Import every target that a model is built with; with `for_training`, the rules and loggers in place of these.
+
+    Raises ConfigError where that fails, or where one cannot be called as it will be.
+    """
     document = config.document
-    check_targets_exist(document)
-    for key, name in find_targets(document).items():
+    targets = {
+        key: name for key, name in find_targets(document).items() if key.startswith(TRAINING_PARTS) == for_training
+    }
+    _check_exist(targets)
+    for key, name in targets.items():
         part = key.removesuffix(".target")
         target, options = _import_target(key, name), _find_part(document, part)["options"]
         positional = find_arguments(part)
@@ -161,6 +181,8 @@ def import_targets(config: Config) -> None:
             _check_call(part, name, target, positional, options)
         else:
             _check_options(part, name, target, (), options)
+        if part.startswith("log.sinks.") and (wrong := find_wrong_call(target, options)):
+            raise ConfigError(f"{key}: {name}{wrong}")
 
 
 def find_arguments(part: str) -> tuple[str, ...] | None:
@@ -217,10 +239,11 @@ def choose_objective(config: Config, sources: Sources) -> str:
 
 
 @contextmanager
-def as_config_error(part: str, target: str | None = None) -> Iterator[None]:
+def as_config_error(part: str, target: str | None = None, *, anywhere: bool = False) -> Iterator[None]:
     """Turn the refusal of what a target of `part` returned into a ConfigError that names the target.
 
     Where `target` is given, so is whatever else its code raises: with the place in the file, and not a traceback.
+    `anywhere`: also what a library raises that no file of the user's called, as where the target is a library's.
     """
     try:
         yield
@@ -236,6 +259,8 @@ def as_config_error(part: str, target: str | None = None) -> Iterator[None]:
         raise ConfigError(f"{part}.target: {target}: it ends Python (SystemExit: {error}); return or raise") from None
     except Exception as error:
         place = find_user_frame(error) if target else None
+        if target and anywhere:
+            place = place or split_target(target)[0]
         # A disk in trouble is no mistake in anybody's code.
         is_trouble = isinstance(error, OSError) and error.errno in PASSING_ERRNOS
         if place is None or is_trouble or os.environ.get("HYDRA_FULL_ERROR"):

@@ -45,7 +45,9 @@ def fill_in_sinks(options: LogOptions, context: SinkContext) -> None:
         except Exception as error:
             context.say(f"warning: {name} did not close: {error}")
             continue
-        context.say(f"{name} has every line now")
+        # A logger of the user's own that does not catch up gets only what comes.
+        if getattr(sink, "catches_up", True):
+            context.say(f"{name} has every line now")
         lacking.names.discard(name)
         lacking.write()
 

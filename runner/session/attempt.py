@@ -107,6 +107,7 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
         RefusedError: the data is not what the run was trained on.
     """
     config, run_dir, say = context.config, context.run_dir, context.console.say
+    user_code.import_targets(config, for_training=True)
     sources = read_moved_data(config, run_dir) or dataset.read_as_before(config.data, run_dir)
     if config.train.epochs is not None:
         # Before anything is built: how long the run is decides its learning rates.

@@ -166,7 +166,10 @@ def _tell_finished(config: Config, run_dir: RunDir, standing: Standing) -> Outco
     early, more = "", f"train.steps={2 * step}"
     # Not where it has gone to its last step since: then the rule decided nothing.
     if status.get("stopped_early") and (config.train.steps is None or step < config.train.steps):
-        early, more = f", stopped early ({status.get('why')})", f"stop.patience={2 * config.stop.patience}"
+        # Whoever goes on allows the metric more patience, and leaves rules of his own out.
+        patience = [f"stop.patience={2 * config.stop.patience}"] if config.stop.metric else []
+        more = " ".join([*patience, *(["stop.rules={}"] if config.stop.rules else [])])
+        early = f", stopped early ({status.get('why')})"
     print(
         f"{run_dir} is finished: {step} steps{early}{score}\n"
         f"more steps: python run.py {quote_override('dir', str(run_dir))} {more}{trust_flag(config)}"

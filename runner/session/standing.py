@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from runner import files
 from runner.checkpoint.quarantine import list_set_aside
 from runner.checkpoint.record import list_steps, locate_checkpoint
+from runner.config.code_origins import describe_origins, find_origins
 from runner.config.early_stop import explain_early_stop, read_history
 from runner.config.identity import UNHASHED_KEYS, Drift, find_drift, hash_config
 from runner.config.schema import Config, read_document
@@ -136,7 +137,25 @@ def _has_ended(config: Config, run_dir: RunDir, status: JsonObject) -> bool:
         steps = config.train.count_steps(examples, config.data.batch_size) if is_count(examples) else None
     if steps is not None and step >= steps:
         return True
-    if not status.get("stopped_early") or config.stop.metric is None:
+    if not status.get("stopped_early"):
         return False
     # Asked anew: the command may allow more patience now.
-    return bool(explain_early_stop(config.stop, config.score.mode, read_history(run_dir.metrics, config.stop.metric)))
+    metric = config.stop.metric
+    if metric and explain_early_stop(config.stop, config.score.mode, read_history(run_dir.metrics, metric)):
+        return True
+    return bool(config.stop.rules) and _has_same_stop_rules(config, run_dir, status.get("attempt", {}))
+
+
+def _has_same_stop_rules(config: Config, run_dir: RunDir, attempt: JsonObject) -> bool:
+    """Return whether rules of the user's own, of one of which it is known that it ended this run, are as they were.
+
+    They are asked in the process that trains alone. Where they have changed, that is what tells whether they still
+    end the run.
+    """
+    drifts = find_drift(read_document(run_dir.config), config.document)
+    now = {str(drift) for drift in drifts if drift.key.startswith("stop.")}
+    before = {line for line in attempt.get("drift", ()) if line.startswith("stop.")}
+    origins = describe_origins(find_origins(config.document))
+    known = attempt.get("external", {})
+    same_code = all(known.get(key) == found for key, found in origins.items() if key.startswith("stop.rules."))
+    return now == before and same_code

@@ -26,6 +26,7 @@ from runner.checkpoint.record import PROGRESS, STATE, list_records, newest_save_
 from runner.checkpoint.strategy import Failures
 from runner.config.evaluations import find_cadences, find_due_evaluations
 from runner.config.identity import hash_config
+from runner.config.metric_names import list_choosable
 from runner.log.fanout import open_sinks
 from runner.log.jsonl import JsonLinesFile, open_json_lines
 from runner.log.sinks import CutPoint, LogDigest, SinkContext
@@ -36,7 +37,7 @@ from runner.rundir.attempt_log import AttemptLog
 from runner.train.built import Built, count_state_bytes
 from runner.train.compile import CompiledPrograms
 from runner.train.dataset import suggest_faster_data
-from runner.train.early_stopper import EarlyStopper
+from runner.train.early_stopper import EarlyStopper, EndRule, EndRules, UserStopper
 from runner.train.evaluator import EvaluationRun
 from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
@@ -100,7 +101,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             log=attempt,
             deadline=budget,
             # Of the log that was cut back just now: what it holds is what an uninterrupted run would have measured.
-            end_rule=EarlyStopper(config.stop, config.score.mode, run_dir.metrics),
+            end_rule=_make_end_rule(context),
         )
 
 
@@ -118,6 +119,19 @@ def _checkpoint_items(built: Built, attempt: AttemptLog, at: Progress, position:
         "owes_evaluation": at.owes,
     }
     return {STATE: at.state, PROGRESS: progress}
+
+
+def _make_end_rule(context: RunContext) -> EndRule:
+    """Return what ends training before its last step; the log must have been cut back."""
+    config, metrics = context.config, context.run_dir.metrics
+
+    def find_due(step: int) -> list[str]:
+        return find_due_evaluations(config.eval, config.train.eval_steps, step, config.train.num_steps)
+
+    return EndRules(
+        EarlyStopper(config.stop, config.score.mode, metrics),
+        UserStopper(config.stop.rules, metrics, list_choosable(config.eval), find_due, context.console.say),
+    )
 
 
 class FiniteCheck:

@@ -1,13 +1,23 @@
-"""Tell while a run trains when it is to end, because a metric gets no better (rule: runner/config/early_stop.py)."""
+"""Tell while a run trains when it is to end before its last step (options and rules: runner/config/early_stop.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from runner.checkpoint.record import Mode
-from runner.config.early_stop import EarlyStop, explain_early_stop, read_history
+from runner.checkpoint.user_rules import UserRule, read_reason
+from runner.config.early_stop import (
+    EarlyStop,
+    ExternalStop,
+    Measured,
+    explain_early_stop,
+    read_evaluations,
+    read_history,
+)
+from runner.values import Say
 
 
 class EndRule(Protocol):
@@ -17,7 +27,7 @@ class EndRule(Protocol):
     def reason(self) -> str:
         """Return why training ends here, for people; empty where it goes on."""
 
-    def observe(self, measured: Mapping[str, float]) -> None:
+    def observe(self, measured: Mapping[str, float], step: int) -> None:
         """Take what was measured at a step, with its split, as `eval/loss`."""
 
 
@@ -26,7 +36,7 @@ class NoEarlyEnd:
 
     reason = ""
 
-    def observe(self, measured: Mapping[str, float]) -> None:
+    def observe(self, measured: Mapping[str, float], step: int) -> None:
         """Do nothing: nothing is looked at."""
 
 
@@ -45,9 +55,84 @@ class EarlyStopper:
         # Asked for after every step, and another one only after an evaluation.
         self.reason = explain_early_stop(option, default_mode, self._values)
 
-    def observe(self, measured: Mapping[str, float]) -> None:
+    def observe(self, measured: Mapping[str, float], step: int) -> None:
         """Take what was measured at a step; nothing is taken where the metric's evaluation was not due."""
         metric = self._option.metric
         if metric is not None and any(name.partition("/")[0] == metric.partition("/")[0] for name in measured):
             self._values.append(measured.get(metric))
             self.reason = explain_early_stop(self._option, self._mode, self._values)
+
+
+class UserStopper:
+    """Ask rules of the user's own after every evaluation: of those that the log of a run holds, then of each new one.
+
+    Attributes:
+        reason: why training ends here, for people; empty where it goes on.
+    """
+
+    reason = ""
+
+    def __init__(
+        self,
+        rules: Mapping[str, ExternalStop],
+        metrics: Path,
+        splits: Collection[str],
+        find_due: Callable[[int], Collection[str]],
+        say: Say,
+    ):
+        """Ask about the log as it is.
+
+        Args:
+            rules: by name.
+            metrics: metrics.jsonl, cut back to where training goes on from.
+            splits: the evaluations that something may be chosen by: a rule is shown no test set.
+            find_due: which evaluations are due at a step where training goes on.
+            say: tells a person a line.
+        """
+        self._rules = [UserRule(f"stop.rules.{name}", one.target, one.options, say) for name, one in rules.items()]
+        self._splits, self._history = splits, list[Measured]()
+        if not rules:
+            return
+        self._history = read_evaluations(metrics, splits)
+        if self._history:
+            # Where a rule ended training, more was measured after it was asked: it is asked about the same again.
+            step, measured = self._history.pop()
+            self._add(step, measured, find_due(step))
+        self._ask()
+
+    def observe(self, measured: Mapping[str, float], step: int) -> None:
+        """Take what was measured at a step, and ask."""
+        if self._rules:
+            self._add(step, measured, self._splits)
+            self._ask()
+
+    def _add(self, step: int, measured: Mapping[str, float], splits: Collection[str]) -> None:
+        shown = {name: value for name, value in measured.items() if name.partition("/")[0] in splits}
+        if shown:
+            self._history.append((step, shown))
+
+    def _ask(self) -> None:
+        reasons = []
+        for rule in self._rules if self._history else ():
+            # Copies: what one rule does to them, no other one sees.
+            history = [(step, dict(measured)) for step, measured in self._history]
+            read = partial(read_reason, name=rule.target)
+            reasons.append(rule.ask(read, None, "training goes on", history))
+        self.reason = "; ".join(filter(None, reasons))
+
+
+class EndRules:
+    """End training where any of several rules does."""
+
+    def __init__(self, *rules: EndRule):
+        self._rules = rules
+
+    @property
+    def reason(self) -> str:
+        """Return every reason why training ends here; empty where it goes on."""
+        return "; ".join(filter(None, (rule.reason for rule in self._rules)))
+
+    def observe(self, measured: Mapping[str, float], step: int) -> None:
+        """Take what was measured at a step."""
+        for rule in self._rules:
+            rule.observe(measured, step)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 NUM_REMEMBERED_LOSSES = 64
 # One step is computed, one waits behind it; more would only delay a stop.
 MAX_PENDING_STEPS = 2
-# Where either leaves the finite numbers, the update of that step is poisoned.
+# Where one of these leaves the finite numbers, the update of that step is poisoned; so with any that is called
+# `…_loss`, as a program of the user's own may have several of.
 WATCHED_METRICS = ("loss", "grad_norm")
 
 
@@ -273,19 +274,19 @@ class PendingSteps:
         self._pending: deque[tuple[int, Metrics]] = deque()
         # Complete since a step was last found to be finite.
         self._unread: list[tuple[int, Metrics]] = []
-        self._last_loss: jax.Array | None = None
+        self._last_metric: jax.Array | None = None
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Remember a dispatched step; wait for an old one where too many are under way."""
         self._pending.append((step, metrics))
-        self._last_loss = metrics["loss"]
+        self._last_metric = next(iter(metrics.values()))
         while len(self._pending) > MAX_PENDING_STEPS:
             self._complete_one()
 
     def are_complete(self) -> bool:
         """Return whether the step that was dispatched last is complete: then the device has nothing to do."""
-        return self._last_loss is None or self._last_loss.is_ready()  # type: ignore[attr-defined]
+        return self._last_metric is None or self._last_metric.is_ready()  # type: ignore[attr-defined]
 
     def drain(self) -> None:
         """Wait for every step, and log what is due: before anything that must come after these lines."""
@@ -311,21 +312,23 @@ class PendingSteps:
 
     def _complete_one(self) -> None:
         step, metrics = self._pending.popleft()
-        metrics["loss"].block_until_ready()
+        # One program computes all of them: where one is there, the step is complete.
+        next(iter(metrics.values())).block_until_ready()
         self._complete = step
         log, outputs, newest = self._parts.log, self._parts.outputs, self._parts.saving.saver.newest
         log.beat(step)
-        self._unread.append((step, {name: metrics[name] for name in WATCHED_METRICS}))
+        self._unread.append((step, _select_watched(metrics)))
         if not self._parts.cadence.logs(step):
             return
         self.check_finite()
         values = {name: float(value) for name, value in metrics.items()}
-        if not self.losses and values["grad_norm"] == 0.0:
+        if not self.losses and values.get("grad_norm") == 0.0:
             outputs.display.say(
                 f"warning: the gradient is 0 at step {step}: the loss does not depend on the parameters there, so "
                 "nothing is learnt (a stop_gradient, an argmax, labels that are all left out?)"
             )
-        self.losses.append(values["loss"])
+        if "loss" in values:
+            self.losses.append(values["loss"])
         outputs.metrics.log(step, "train", values)
         outputs.display.tick(step, values, newest)
         log.note(step, {}, newest)
@@ -334,9 +337,15 @@ class PendingSteps:
         outputs.timing({"step": step, "event": "train", "steps": steps, "seconds": round(elapsed, 6)})
 
 
+def _select_watched(metrics: Metrics) -> Metrics:
+    """Return the metrics whose values must be finite, the loss first."""
+    own = [name for name in metrics if name.endswith("_loss")]
+    return {name: metrics[name] for name in (*WATCHED_METRICS, *own) if name in metrics}
+
+
 def _first_not_finite(metrics: Metrics) -> tuple[str, float] | None:
-    """Return the first watched metric that is not finite, and its value."""
-    values = ((name, float(metrics[name])) for name in WATCHED_METRICS)
+    """Return the first of the watched metrics that is not finite, and its value."""
+    values = ((name, float(value)) for name, value in metrics.items())
     return next(((name, value) for name, value in values if not math.isfinite(value)), None)
 
 
@@ -364,7 +373,7 @@ def _evaluate(parts: LoopParts, state: State, step: int) -> dict[str, float]:
     start = time.perf_counter()
     with parts.log.time_in("eval"):
         found = dict(parts.evaluating.evaluate(state, step))
-        parts.end_rule.observe(name_numbers(found))
+        parts.end_rule.observe(name_numbers(found), step)
         if parts.end_rule.reason and step < parts.cadence.steps:
             # This turned out to be the last step, so what is evaluated at the end is due as well.
             found |= parts.evaluating.evaluate_rest(state, step)
