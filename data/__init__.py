@@ -153,4 +153,37 @@ class ExternalData(BatchOptions):
         return read_user_data(self.target, self.options, self.eval_fraction, self.ignore_label)
 
 
-Data = Stdlib | Text | Digits | Synthetic | Tokens | Arrays | Images | Parquet | Csv | Arrayrecord | Hub | ExternalData
+@dataclass(frozen=True, kw_only=True)
+class NoData:
+    """No data: for a program of your own that makes what it learns from, as an agent in an environment does.
+
+    Its batch is None.
+    """
+
+    kind: Literal["none"] = "none"
+
+    gives: ClassVar[str] = ""
+    batch_size: ClassVar[int] = 1
+
+    def sources(self) -> Sources:
+        """Return sources of one example, which is nothing but its number."""
+        from data.built_in import make_no_examples
+
+        return make_no_examples()
+
+
+Data = (
+    Stdlib
+    | Text
+    | Digits
+    | Synthetic
+    | Tokens
+    | Arrays
+    | Images
+    | Parquet
+    | Csv
+    | Arrayrecord
+    | Hub
+    | ExternalData
+    | NoData
+)

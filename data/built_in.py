@@ -107,3 +107,9 @@ def _label_by_projection(inputs: np.ndarray, rng: np.random.Generator) -> dict[s
     flat = inputs.reshape(len(inputs), -1)
     label = (flat @ rng.standard_normal((flat.shape[1], NUM_CLASSES))).argmax(axis=1).astype(np.int32)
     return {"inputs": inputs, "label": label}
+
+
+def make_no_examples() -> Sources:
+    """Return what stands in the place of data where there is none: one example, which holds its number alone."""
+    only = Table({"number": np.zeros(1, np.uint32)})
+    return Sources(only, only, (), 0, "none", "data of its own")

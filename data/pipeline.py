@@ -100,6 +100,17 @@ class ShuffledBatches:
         return order
 
 
+class NumberedBatches:
+    """Endless batches of no data: each holds its number alone, `{"number": UInt32[1]}`."""
+
+    def __getitem__(self, index: int) -> Batch:
+        return {"number": np.array([index % 2**32], np.uint32)}
+
+    def note_skipped(self, batch: Batch) -> Batch:
+        """Return a batch as it is: there are no examples to pass over."""
+        return batch
+
+
 def _rebuild(source: Source | None, reopen: Callable[[], Source] | None, rest: Mapping[str, Any]) -> ShuffledBatches:
     """Return pickled batches in a worker, with a source of its own."""
     read = reopen() if reopen is not None else source
@@ -116,7 +127,7 @@ class TrainingStream:
         prefetch: so many batches are made ahead by each worker, or by threads where there is no worker.
     """
 
-    def __init__(self, batches: ShuffledBatches, *, workers: int = 0, prefetch: int = 0):
+    def __init__(self, batches: ShuffledBatches | NumberedBatches, *, workers: int = 0, prefetch: int = 0):
         self._batches, self._workers, self._prefetch = batches, workers, prefetch
         self._number = 0
         # Grain's iterator over the batches from the first one on that is asked for; None where nobody has asked.
@@ -162,7 +173,7 @@ class TrainingStream:
             self._coming = None
 
     def _take(self) -> Batch:
-        if not (self._workers or self._prefetch):
+        if isinstance(self._batches, NumberedBatches) or not (self._workers or self._prefetch):
             batch = self._batches.note_skipped(self._batches[self._number])
         else:
             if self._coming is None:

@@ -26,19 +26,34 @@ CLASS_NAMES = (
     *("num_outputs", "num_classes", "n_classes", "nb_classes", "num_labels", "n_labels"),
     *("out_features", "out_dim", "dout", "dim_out", "output_dim", "output_size", "n_outputs"),
 )
+STEP_NAMES = ("num_steps", "total_steps", "train_steps", "num_train_steps", "max_steps")
 VOCABULARY_NAMES = ("vocab_size", "n_vocab", "vocabulary_size")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model is made for: the shape of one example, the number of outputs, and random numbers (`nnx.Rngs`)."""
+    """What a model, or a program, is made for.
 
-    inputs: tuple[int, ...]
+    Attributes:
+        inputs: the shape of one example; None where there is no data.
+        num_outputs: the number of classes, or the size of the vocabulary.
+        rngs: random numbers (`nnx.Rngs`); None where there are none to be had.
+        num_steps: the number of updates, for who makes a schedule of its own; None where nobody asks.
+        part: the part of the configuration that has its options.
+    """
+
+    inputs: tuple[int, ...] | None
     num_outputs: int
-    rngs: Any
+    rngs: Any = None
+    num_steps: int | None = None
+    part: str = "model"
 
     def find(self, name: str, names: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return what a parameter of this name gets, or nothing; `names` are all that there are beside it."""
+        if name in STEP_NAMES and self.num_steps is not None:
+            return (self.num_steps,)
+        if self.inputs is None:
+            return ()
         if name in SHAPE_NAMES:
             return (self.inputs,)
         if name in FEATURE_NAMES and self.inputs:
@@ -46,7 +61,7 @@ class Wanted:
         # A classifier of text has both, and then the outputs are its classes.
         if name in CLASS_NAMES or (name in VOCABULARY_NAMES and not names.keys() & set(CLASS_NAMES)):
             return (self.num_outputs,)
-        return (self.rngs,) if name == "rngs" else ()
+        return (self.rngs,) if name == "rngs" and self.rngs is not None else ()
 
 
 def bind_arguments(target: Any, options: Mapping[str, Any], wanted: Wanted) -> tuple[list[Any], dict[str, Any]]:
@@ -68,6 +83,28 @@ def bind_arguments(target: Any, options: Mapping[str, Any], wanted: Wanted) -> t
     takes_shape = next(iter(parameters), None) not in scalars
     if takes_shape and _fits_by_position(function, parameters, by_position, {"rngs": wanted.rngs, **options}, wanted):
         return by_position, {"rngs": wanted.rngs, **options}
+    return _bind_names(parameters, hints, options, wanted)
+
+
+def bind_by_name(target: Any, options: Mapping[str, Any], wanted: Wanted) -> tuple[list[Any], dict[str, Any]]:
+    """Return what a target is called with, by position and by name, where names alone say what they want.
+
+    Raises InvalidModelOrObjective where something is missing.
+    """
+    try:
+        parameters = inspect.signature(initializer_of(target)).parameters
+    except (TypeError, ValueError):
+        # Some callables that are written in C do not say what they take.
+        return [], dict(options)
+    hints = _read_hints(target.__init__ if inspect.isclass(target) else target)
+    options = {name: _as_declared(name, value, hints.get(name), wanted) for name, value in options.items()}
+    return _bind_names(parameters, hints, options, wanted)
+
+
+def _bind_names(
+    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any], options: Mapping[str, Any], wanted: Wanted
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return options, and what the names of the other parameters say, by position and by name."""
     named: dict[str, Any] = {}
     for name, parameter in parameters.items():
         if name in options or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -145,7 +182,7 @@ def _as_declared(name: str, value: Any, hint: Any, wanted: Wanted) -> Any:
 def _make_required(name: str, hint: Any, wanted: Wanted) -> Any:
     if _is_dataclass(hint):
         return _make_dataclass(name, hint, {}, wanted)
-    raise InvalidModelOrObjective(f"it asks for {name}; give it as +model.options.{name}=…")
+    raise InvalidModelOrObjective(f"it asks for {name}; give it as +{wanted.part}.options.{name}=…")
 
 
 def _make_dataclass(name: str, kind: Any, given: Mapping[str, Any], wanted: Wanted) -> Any:
@@ -153,7 +190,7 @@ def _make_dataclass(name: str, kind: Any, given: Mapping[str, Any], wanted: Want
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     if unknown := sorted(given.keys() - fields.keys()):
         raise InvalidModelOrObjective(
-            f"model.options.{name}.{unknown[0]}: {kind.__name__} has no such field; it has: {', '.join(fields)}"
+            f"{wanted.part}.options.{name}.{unknown[0]}: {kind.__name__} has no such field; it has: {', '.join(fields)}"
         )
     hints = _read_hints(kind)
     values = {key: _as_declared(f"{name}.{key}", value, hints.get(key), wanted) for key, value in given.items()}
@@ -164,7 +201,7 @@ def _make_dataclass(name: str, kind: Any, given: Mapping[str, Any], wanted: Want
             values[key] = found[0]
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InvalidModelOrObjective(
-                f"{kind.__name__} asks for {key}; give it as +model.options.{name}.{key}=…, or name a method of "
-                f"{kind.__name__} that makes one: +model.options.{name}=METHOD"
+                f"{kind.__name__} asks for {key}; give it as +{wanted.part}.options.{name}.{key}=…, or name a "
+                f"method of {kind.__name__} that makes one: +{wanted.part}.options.{name}=METHOD"
             )
     return kind(**values)

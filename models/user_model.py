@@ -30,7 +30,7 @@ def build_user_model(
 
     Raises InvalidModelOrObjective where it asks for what it does not get, or makes no flax.nnx.Module.
     """
-    function = _find_target(target)
+    function = find_target(target)
     if isinstance(function, nnx.Module):
         raise InvalidModelOrObjective(
             f"{target}: is a {type(function).__name__} that was made on import; name its class, or a function that "
@@ -53,7 +53,7 @@ def wrap_user_objective(target: str, options: Mapping[str, Any]) -> BatchObjecti
     Where it has arguments such as `training`, `rngs` or `weights`, it is told. Tracing it raises
     InvalidModelOrObjective where it does not return a "loss" with one value per example.
     """
-    function = _find_target(target)
+    function = find_target(target)
     roles, takes_weights = read_roles(function, skip=2), "weights" in _name_arguments(function)
 
     def checked_objective(model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
@@ -70,14 +70,14 @@ def wrap_user_objective(target: str, options: Mapping[str, Any]) -> BatchObjecti
             name: jnp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in given.items()
         }
         for name, values in metrics.items():
-            _check_metric(target, name, values, len(weights))
+            check_metric(target, name, values, len(weights))
         _check_loss(target, metrics["loss"].dtype)
         return metrics
 
     return BatchObjective(checked_objective, roles=roles, calls_with_inputs=False)
 
 
-def _check_metric(target: str, name: Any, values: Any, size: int) -> None:
+def check_metric(target: str, name: Any, values: Any, size: int) -> None:
     """Raise InvalidModelOrObjective where a metric has a name that is taken, or is not one value per example."""
     if not isinstance(name, str) or not name.strip() or name in RESERVED_METRICS or "/" in name:
         raise InvalidModelOrObjective(
@@ -106,7 +106,8 @@ def _check_loss(target: str, dtype: Any) -> None:
         raise InvalidModelOrObjective(f'{target}: "loss" is of {dtype}; expected real fractions; {way_out}')
 
 
-def _find_target(target: str) -> Any:
+def find_target(target: str) -> Any:
+    """Return what a target names."""
     # It was imported when the configuration was built: a file is known by the name that the user gave it.
     module, _, attribute = target.rpartition(":")
     found: Any = sys.modules.get(module) or import_module(module)

@@ -32,6 +32,16 @@ from runner.config.early_stop import EarlyStop
 from runner.config.evaluations import Evaluation, MetricsEvaluation, check_evaluations
 from runner.config.explain import explain_problems
 from runner.config.metric_names import check_chosen_metrics
+from runner.config.program import (
+    NoProgram,
+    Program,
+    ProgramModel,
+    ProgramObjective,
+    ProgramOptim,
+    ProgramSchedule,
+    check_program,
+    settle_program,
+)
 from runner.config.read_yaml import MAX_BYTES, decode_text, parse_yaml
 from runner.config.remat_policies import RematPolicy, check_model_supports
 from runner.config.run_length import DEFAULT_STEPS, drop_untyped_length, fill_in_length
@@ -169,10 +179,10 @@ class Config:
         overwrite: with `resume=never`, set an existing run aside and start afresh.
     """
 
-    model: Annotated[Model, BY_KIND]
+    model: Annotated[Model | ProgramModel, BY_KIND]
     data: Annotated[Data, BY_KIND]
-    optim: Annotated[Optim, BY_KIND]
-    schedule: Annotated[Schedule, BY_KIND]
+    optim: Annotated[Optim | ProgramOptim, BY_KIND]
+    schedule: Annotated[Schedule | ProgramSchedule, BY_KIND]
     train: Train
     ckpt: Ckpt
     retention: Retention
@@ -182,7 +192,8 @@ class Config:
     log: LogOptions
     score: Score
     stop: EarlyStop = field(default_factory=EarlyStop)
-    objective: Annotated[Objective, BY_KIND] = field(default_factory=NamedObjective)
+    objective: Annotated[Objective | ProgramObjective, BY_KIND] = field(default_factory=NamedObjective)
+    program: Annotated[Program, BY_KIND] = field(default_factory=NoProgram)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     root: str = "outputs"
     seed: Annotated[int, Ge(0)] = 0
@@ -197,7 +208,9 @@ class Config:
     def __post_init__(self) -> None:
         # The order decides which line a person sees first: what fits together, and only then how it is trained.
         _check_path("root", self.root)
-        self._check_model()
+        check_program(self)
+        if not isinstance(self.model, ProgramModel):
+            self._check_model(self.model)
         if self.train.steps == 0 and self.dir is None:
             raise ValueError("train.steps=0 evaluates a run that is there; say which with dir=RUN, or train.steps=N")
         check_evaluations(self.eval, self.model, has_ema=self.optim.ema is not None)
@@ -209,9 +222,9 @@ class Config:
         if self.overwrite and self.resume != "never":
             raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
 
-    def _check_model(self) -> None:
+    def _check_model(self, model: Model) -> None:
         """Raise ValueError where the model does not go with the data, the objective, the remat policy or precision."""
-        model, gives, objective = self.model, self.data.gives, self.objective.kind
+        gives, objective = self.data.gives, self.objective.kind
         # A user's own model or data says what it takes or gives only when it is imported: checked then.
         if model.takes and gives and gives not in model.takes:
             other_data = "|".join(data.kind for data in get_args(Data) if data.gives in model.takes)
@@ -358,7 +371,7 @@ def merge_typed_keys(saved: Document, composed: DictConfig, keys: Sequence[str])
             target[leaf] = source[leaf]
         else:
             target.pop(leaf, None)
-    return drop_untyped_length(document, keys)
+    return settle_program(drop_untyped_length(document, keys), keys)
 
 
 def to_plain(document: Any, *, throw: bool = True) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from runner.drill.compare_runs import LineDifference, RunComparison
 DETERMINISTIC = "on a GPU, XLA_FLAGS=--xla_gpu_deterministic_ops=true makes XLA choose operations that repeat"
 
 # The parts of a train state, the most telling first: what is not trained differs for a reason of its own.
-STATE_PARTS = ("rng", "step", "extra", "params", "opt", "ema")
+STATE_PARTS = ("rng", "step", "extra", "rest", "params", "weights", "opt", "ema")
 
 
 @dataclass(frozen=True)
@@ -147,4 +147,4 @@ def _since_when(facts: DifferenceFacts) -> str:
 
 def _is_step_counter(name: str) -> bool:
     """Return whether an array does nothing but count steps: the state's own counter, or one of the optimizer's."""
-    return name == "step" or (name.startswith("opt.") and name.endswith("count"))
+    return name == "step" or (name.startswith(("opt.", "rest.")) and name.endswith("count"))

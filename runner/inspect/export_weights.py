@@ -37,8 +37,10 @@ from runner.text import escape_markdown, format_code_span, format_count, format_
 from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
-# Names in a checkpoint: trained variables and those that last beside them; the average of the trained ones.
-WEIGHT_PREFIXES = ("params.", "extra.")
+# Names in a checkpoint: trained variables and those that last beside them, or the weights of a program of the user's
+# own; the average of the trained ones.
+PROGRAM_PREFIX = "weights."
+WEIGHT_PREFIXES = ("params.", "extra.", PROGRAM_PREFIX)
 EMA_PREFIX = "ema."
 # Kinds of numbers that numpy itself knows; bfloat16 is none of them.
 NUMPY_KINDS = "biufc"
@@ -145,7 +147,7 @@ def _select_weights(
     """Return for each name in the file the name in the checkpoint, and the shape and type of the array there."""
     sources = {name: (name, spec) for name, spec in specs.items() if name.startswith(WEIGHT_PREFIXES)}
     if not sources:
-        raise ConfigError(f"{checkpoint}: has no weights: no array is named params.… or extra.…")
+        raise ConfigError(f"{checkpoint}: has no weights: no array is named params.…, extra.… or weights.…")
     if weights == "params":
         return sources
     averages = {name: spec for name, spec in specs.items() if name.startswith(EMA_PREFIX)}
@@ -198,9 +200,14 @@ FORMATS = {
 def format_model_card(exported: ExportedWeights) -> str:
     """Return the page that describes exported weights, in Markdown."""
     document = read_config_document(exported.checkpoint.run_dir, exported.attempt.get("drift", ()))
-    model, data = (_name_choice(document, part) for part in ("model", "data"))
+    # A program of the user's own is there in the place of a model.
+    program = document.get("program")
+    has_program = isinstance(program, dict) and program.get("kind") == "external"
+    model, data = (_name_choice(document, part) for part in ("program" if has_program else "model", "data"))
     is_ema = exported.weights == "ema"
-    num_params, num_extra = (_count_values(exported.specs, part) for part in ("params", "extra"))
+    num_params, num_extra = (
+        _count_values(exported.specs, part) for part in ("weights" if has_program else "params", "extra")
+    )
     beside = f", and {num_extra:,} values beside them (`extra`)." if num_extra else "."
     metrics = [f"- {escape_markdown(name)}: {value:.6g}" for name, value in sorted(exported.record.metrics.items())]
     lines = [
@@ -232,7 +239,7 @@ def format_model_card(exported: ExportedWeights) -> str:
 
 def _format_loading(exported: ExportedWeights) -> Iterator[str]:
     names = list(exported.specs)
-    example = next((name for name in names if name.startswith("params.")), names[0])
+    example = next((name for name in names if name.startswith(("params.", PROGRAM_PREFIX))), names[0])
     yield "```python"
     if "bfloat16" in exported.written.values():
         yield "import ml_dtypes  # teaches numpy bfloat16"
@@ -241,12 +248,19 @@ def _format_loading(exported: ExportedWeights) -> Iterator[str]:
     yield f"weights[{json.dumps(example)}]  # {exported.written[example]}, shape {exported.specs[example].shape}"
     yield "```"
     yield ""
-    yield "A name is the path of the variable in the model, joined by dots. As a live model, with Holdfast and the run:"
+    if example.startswith(PROGRAM_PREFIX):
+        yield "A name is the path in the program's state, joined by dots. With Holdfast, the run and the program:"
+    else:
+        yield "A name is the path of the variable in the model, joined by dots. As a live model, with Holdfast and the run:"
     yield ""
     yield "```python"
     yield "from runner import load"
     which = "" if exported.weights == "params" else f', weights="{exported.weights}"'
-    yield f"model, config = load({json.dumps(str(exported.checkpoint))}{which})"
+    if example.startswith(PROGRAM_PREFIX):
+        yield f"loaded, config = load({json.dumps(str(exported.checkpoint))}, trust=True)"
+        yield "loaded.program.evaluate(loaded.state, batch)"
+    else:
+        yield f"model, config = load({json.dumps(str(exported.checkpoint))}{which})"
     yield "```"
     widened = {spec.dtype for name, spec in exported.specs.items() if exported.written[name] != spec.dtype}
     if widened:
@@ -285,7 +299,9 @@ def _name_choice(document: JsonObject, part: str) -> str:
     """Return `model=mlp` as code: what a configuration chose for a part of it."""
     options = document.get(part)
     kind = options.get("kind", "unknown") if isinstance(options, dict) else "unknown"
-    return format_code_span(shorten(f"{part}={kind}", 100))
+    # Where it is the user's own, its target says more.
+    chosen = options.get("target", kind) if kind == "external" else kind
+    return format_code_span(shorten(f"{part}={chosen}", 100))
 
 
 def _count_values(specs: Mapping[str, LeafSpec], part: str) -> int:

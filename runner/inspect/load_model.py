@@ -16,9 +16,15 @@ from runner.train.step import Weights, with_weights
 if TYPE_CHECKING:
     from flax import nnx
 
+    from runner.train.built import LoadedProgram
 
-def load_model(reference: str, weights: Weights = "params", *, trust: bool = False) -> tuple[nnx.Module, Config]:
+
+def load_model(
+    reference: str, weights: Weights = "params", *, trust: bool = False
+) -> tuple[nnx.Module | LoadedProgram, Config]:
     """Return the model of a checkpoint, in evaluation mode on one device, and the configuration it was trained with.
+
+    In the place of a model, a run of a program of one's own has the program and its state (`LoadedProgram`).
 
         from runner import load
         model, config = load("outputs/NAME/RUN@best")
@@ -38,12 +44,15 @@ def load_model(reference: str, weights: Weights = "params", *, trust: bool = Fal
     checkpoint, _ = find_proven_checkpoint(reference)
     document = read_config_document(checkpoint.run_dir, find_attempt(checkpoint).get("drift", ()))
     config = on_one_device(validate_options(Config, document))
+    # What is built for so many steps (a schedule, a program) is built as it was; the data may not be there to count.
+    steps = checkpoint.run_dir.read_status().get("steps") or config.train.steps or checkpoint.step
+    known = replace(config, train=replace(config.train, steps=steps, epochs=None))
     recorded = dataset.sources_as_recorded(checkpoint.run_dir)
     if not trust:
         # What data.json tells needs no data.
         uses: tuple[Use, ...] = ("code", "data") if recorded is None else ("code",)
         require_trust(checkpoint.run_dir.path, config, {}, "say trust=True", uses)
-    built = build(config, recorded)
+    built = build(known, recorded)
     return built.model(with_weights(read_train_state(built, checkpoint.directory), weights)), config
 
 

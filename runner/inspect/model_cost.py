@@ -31,13 +31,13 @@ class ModelPart:
         flops: FLOPs of the forward pass, per example.
         stored_bytes: bytes of the values that reverse-mode differentiation keeps for the backward pass and that depend
             on the batch, under the remat plan, per example. The compiler may need less: it fuses, and may compute
-            again what is cheap.
+            again what is cheap. None for a program of the user's own, which alone knows what it differentiates.
     """
 
     name: str
     parameters: int
     flops: float
-    stored_bytes: float
+    stored_bytes: float | None
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class ModelCost:
     @property
     def total(self) -> ModelPart:
         """Return the sum of the parts."""
+        stored = [part.stored_bytes for part in self.parts]
         return ModelPart(
             "total",
             sum(part.parameters for part in self.parts),
             sum(part.flops for part in self.parts),
-            sum(part.stored_bytes for part in self.parts),
+            None if None in stored else sum(filter(None, stored)),
         )
 
 
@@ -73,6 +74,35 @@ def summarize_model(built: Built, config: Config) -> ModelCost:
     examples = config.data.batch_size
     parts = tuple(ModelPart(name, sizes[name], flops[name] / examples, stored[name] / examples) for name in names)
     return ModelCost(parts, examples, count_flops(step.jaxpr))
+
+
+def summarize_program(built: Built, config: Config) -> ModelCost:
+    """Return what a program of the user's own costs, from traces of its evaluation and of one step."""
+    batch, weights = abstract_batch(built, config)
+    step = built.train_step.trace(built.abstract, batch).jaxpr
+    sizes = Counter[str]()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract["weights"]):
+        sizes[_name_program_part(path)] += math.prod(leaf.shape)
+    flops = Counter[str]()
+    if built.measures:
+        traced = built.eval_step.trace(built.abstract, batch, weights).jaxpr
+        leaves = jax.tree_util.tree_leaves_with_path((built.abstract, batch, weights))
+        flops = attribute_flops(traced.jaxpr, [_find_program_origin(path) for path, _ in leaves]).flops
+    # What depends on the batch alone is told where it costs something.
+    names, examples = [name for name in dict.fromkeys([*flops, *sizes]) if name or flops[name]], config.data.batch_size
+    parts = tuple(ModelPart(name, sizes[name], flops[name] / examples, None) for name in names)
+    return ModelCost(parts, examples, count_flops(step.jaxpr))
+
+
+def _find_program_origin(path: tuple[Any, ...]) -> Origin:
+    keys = [getattr(step, "key", None) for step in path]
+    return FromWeights(_name_program_part(path[2:])) if keys[1:2] == ["weights"] else FromData(OUTSIDE)
+
+
+def _name_program_part(path: tuple[Any, ...]) -> str:
+    """Return the name of a part of a program's weights: `params.Dense_0`, or with its place in a list of them."""
+    keys = [str(step.key) for step in path]
+    return ".".join(keys[: 3 if len(keys) > 3 and keys[2].isdecimal() else max(1, min(2, len(keys) - 1))])
 
 
 def _trace_forward(built: Built, batch: Batch) -> tuple[Counter[str], Counter[str]]:

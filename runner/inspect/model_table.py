@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.launch.compose import compose_run
 from runner.text import format_scaled, format_table
@@ -25,12 +26,12 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Compose, build and trace, and say a table of the parts. Nothing is computed, and nothing written."""
     config = compose_run(arguments.overrides).config
     # The jax fence: a wrong configuration is answered without it.
-    from runner.inspect.model_cost import summarize_model
+    from runner.inspect.model_cost import summarize_model, summarize_program
     from runner.train.build import build
     from runner.train.built import describe_run
 
     built = build(config)
-    cost = summarize_model(built, config)
+    cost = (summarize_program if isinstance(config.program, ExternalProgram) else summarize_model)(built, config)
     say(describe_run(built, config))
     for line in ["", *_format_parts(cost), "", *_explain_cost(cost, config)]:
         say(line)
@@ -45,12 +46,19 @@ def _format_parts(cost: ModelCost) -> list[str]:
 
 def _format_part(part: ModelPart) -> tuple[str, ...]:
     name = part.name or "(batch)"
-    return name, f"{part.parameters:,}", format_scaled(part.flops), f"{format_scaled(part.stored_bytes)}B"
+    stored = "–" if part.stored_bytes is None else f"{format_scaled(part.stored_bytes)}B"
+    return name, f"{part.parameters:,}", format_scaled(part.flops), stored
 
 
 def _explain_cost(cost: ModelCost, config: Config) -> list[str]:
     """Return a line that says what the columns are, and one for a whole step."""
     forward_flops, microbatches = cost.total.flops * cost.batch_size, config.train.microbatches
+    if cost.total.stored_bytes is None:
+        measured = f", {cost.step_flops / forward_flops:.2f} × an evaluation of them" if forward_flops else ""
+        return [
+            "FLOPs of an evaluation, for one example; what a backward pass stores is the program's own business.",
+            f"A step on {cost.batch_size} examples: {format_scaled(cost.step_flops)}FLOPs{measured}.",
+        ]
     # Each microbatch is computed and let go before the next one: only the values of one are stored at a time.
     stored = format_scaled(cost.total.stored_bytes * cost.batch_size / microbatches)
     at_once = f" at once, in {microbatches} microbatches" if microbatches > 1 else ""

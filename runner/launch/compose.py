@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.config import user_code
+from runner.config.program import settle_program
 from runner.config.run_length import drop_untyped_length
 from runner.config.schema import (
     Config,
@@ -207,7 +208,7 @@ def _validate(composed: DictConfig, argv: Sequence[str], uses: Sequence[Use]) ->
     if typed_dir is None or "experiment" in keys:
         # Without evaluations at all is not as if nobody had said anything.
         document = {"eval": {}, **to_plain(composed)}
-        config = validate_config(drop_untyped_length(document, keys))
+        config = validate_config(settle_program(drop_untyped_length(document, keys), keys))
     else:
         config = _continue_run(Path(str(typed_dir)), composed, keys, () if trusted else uses)
     user_code.check_targets_exist(config.document)

@@ -105,8 +105,10 @@ class PlainConsole(QuietConsole):
         left = format_duration((self._steps - step) / speed) if speed else "?"
         risk = step - (durable_step or 0)
         saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
-        loss = f"{metrics['loss']:.4f}"
-        print(f"step {step:>6}/{self._steps}  loss {loss}  {speed:.1f} steps/s  {left} left  {saved}", flush=True)
+        print(
+            f"step {step:>6}/{self._steps}  {_format_loss(metrics)}  {speed:.1f} steps/s  {left} left  {saved}",
+            flush=True,
+        )
 
 
 class ProgressBarConsole(QuietConsole):
@@ -128,7 +130,7 @@ class ProgressBarConsole(QuietConsole):
         columns = (
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("[bold]loss {task.fields[loss]}"),
+            TextColumn("[bold]{task.fields[loss]}"),
             TextColumn("{task.fields[speed]} steps/s"),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[saved]}"),
@@ -154,7 +156,7 @@ class ProgressBarConsole(QuietConsole):
             # After a rollback this comes a second time: the bar of before goes.
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
-            self._task = self._progress.add_task("", total=steps, completed=step, loss="…", speed="…", saved="")
+            self._task = self._progress.add_task("", total=steps, completed=step, loss="loss …", speed="…", saved="")
             self._progress.start()
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
@@ -170,7 +172,7 @@ class ProgressBarConsole(QuietConsole):
         speed = f"{self._steps_per_second(step):.1f}"
         with self._drawing():
             self._progress.update(
-                self._task, completed=step, loss=f"{metrics['loss']:.4f}", speed=speed, saved=saved, refresh=True
+                self._task, completed=step, loss=_format_loss(metrics), speed=speed, saved=saved, refresh=True
             )
 
     def close(self) -> None:
@@ -202,6 +204,12 @@ def choose_console(log: Path, *, wanted: bool) -> Console:
     if not wanted:
         return QuietConsole(log)
     return ProgressBarConsole(log) if screen.can_draw() else PlainConsole(log)
+
+
+def _format_loss(metrics: Mapping[str, float]) -> str:
+    """Return `loss 0.1234`; of a program that has none, its first metric."""
+    name = "loss" if "loss" in metrics else next(iter(metrics))
+    return f"{name} {metrics[name]:.4f}"
 
 
 def _format_values(metrics: MetricValues) -> str:

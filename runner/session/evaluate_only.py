@@ -10,7 +10,6 @@ from runner import files
 from runner.checkpoint.record import locate_checkpoint
 from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
-from runner.optim.schedules import Constant
 from runner.rundir.layout import RunDir
 from runner.rundir.numerics import adopt_numerics
 from runner.train import broken_data, dataset
@@ -46,8 +45,9 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     checkpoint = locate_checkpoint(f"{run.path}@{config.step or 'newest'}")
     adopt_numerics(run, say)
     enable_compile_cache(config.compile_cache, say)
-    # steps=0 asked for this evaluation; a schedule over no steps cannot be built, and nobody asks one for a rate.
-    config = replace(config, train=replace(config.train, steps=1, epochs=None), schedule=Constant())
+    # steps=0 asked for this evaluation; what is built for so many steps (a schedule, a program) is built as it was.
+    steps = run.read_status().get("steps") or int(checkpoint.name)
+    config = replace(config, train=replace(config.train, steps=steps, epochs=None))
     built = build(config, read_moved_data(config, run) or dataset.read_as_before(config.data, run))
     built.evaluator.check_splits()
     dataset.refuse_other_data(run, built.sources)

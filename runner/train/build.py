@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 
 from data.sources import Sources
@@ -21,17 +20,21 @@ from models.remat_plan import RematPlanError
 from runner.checkpoint import store
 from runner.checkpoint.transfer import TransferReport, transfer_weights
 from runner.config import user_code
+from runner.config.metric_names import list_chosen_metrics
+from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.mesh import batch_sharding, replicated_sharding, state_shardings
 from runner.optim.parameter_groups import is_stacked
+from runner.train.build_program import build_program
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.find_probabilities import warn_of_probabilities
 from runner.train.model_content import ModelContent
 from runner.train.rehearse import Rehearsal, rehearse
-from runner.train.split_model import SplitModel, Variables, merge_model, split_model
+from runner.train.rehearse_optimizer import choose_optimizer
+from runner.train.split_model import SplitModel, Variables, abstract_variables, merge_model, split_model
 from runner.train.step import (
     TrainStep,
     UpdateOptions,
@@ -57,6 +60,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     user_code.import_targets(config)
     with user_code.as_config_error("data", getattr(config.data, "target", None)):
         sources = sources or read_sources(config.data)
+    config = config.with_known_steps(len(sources.train))
+    if isinstance(config.program, ExternalProgram):
+        return build_program(config, sources, devices)
     own = user_code.choose_objective(config, sources)
     with user_code.as_config_error("objective"):
         objective = config.objective.build(own, sources.num_outputs, ignored=sources.ignored)
@@ -68,7 +74,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
     update = UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
-    make_optimizer = partial(_make_optimizer, config)
+    make_optimizer, told = choose_optimizer(config, abstract_variables(network)[0])
 
     def begin(variables: Variables) -> State:
         return init_state(variables, make_optimizer(config.optim.lr)[0], ema=update.ema is not None)
@@ -89,7 +95,16 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         return jax.device_put(batch, sharding)
 
     maker = ModelContent(sources, model, nnx.merge(network.eval, *network.variables), config.seed)
-    evaluator = Evaluator(config.eval, sources, maker, put, config.data.batch_size, config.train.eval_batches)
+    evaluator = Evaluator(
+        config.eval,
+        sources,
+        maker,
+        put,
+        config.data.batch_size,
+        config.train.eval_batches,
+        config.seed,
+        list_chosen_metrics(config),
+    )
     evaluator.check_content()
     seen = _look_at_metrics(config, sources, network, objective, measured)
     return Built(
@@ -106,7 +121,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         evaluator=evaluator,
         put=put,
         plan=config.remat.plan,
-        warnings=(*_warn_of_large_batch(config, sources), *seen.warnings),
+        warnings=(*_warn_of_large_batch(config, sources), *seen.warnings, *told),
         measures=seen.metrics,
     )
 
@@ -126,11 +141,6 @@ def _make_model(config: Config, sources: Sources, objective: BatchObjective, key
     if _is_users_own(config):
         follow_mode(model, key, objective.roles)
     return model
-
-
-def _make_optimizer(config: Config, lr: jax.Array | float) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    schedule = config.schedule.build(lr, config.train.steps)  # type: ignore[arg-type]
-    return config.optim.build(schedule), schedule
 
 
 def _look_at_metrics(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
@@ -12,10 +13,24 @@ from data.pipeline import TrainingStream
 from data.sources import Sources
 from models.remat_plan import RematPlan
 from runner.checkpoint import store
+from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.train.evaluator import Evaluator
 from runner.train.step import MeanLoss, TrainStep
 from runner.types import JsonObject, State, Tree
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    """A user's own program with a state of it, to work with.
+
+    Attributes:
+        program: what the target names or made, with its functions.
+        state: the program's own state, as its functions take it.
+    """
+
+    program: Any
+    state: Tree
 
 
 @dataclass(frozen=True)
@@ -26,8 +41,8 @@ class Built:
         beginning: the data position at step 0.
         init: makes the fresh state, on the devices.
         abstract: the shape, type and sharding of every array of the state.
-        loss: what is differentiated.
-        model: makes a live model of a state, for evaluation.
+        loss: what is differentiated; a program of the user's own refuses to say.
+        model: makes of a state what a person works with: a live model in evaluation mode, or a `LoadedProgram`.
         put: lays a batch on the devices.
         plan: what is recomputed in the backward pass.
         warnings: what a first look at a user's own model showed, one line each.
@@ -43,7 +58,7 @@ class Built:
     loss: MeanLoss
     train_step: TrainStep
     eval_step: jax.stages.Wrapped
-    model: Callable[[State], nnx.Module]
+    model: Callable[[State], nnx.Module | LoadedProgram]
     evaluator: Evaluator
     put: Callable[[Tree], Tree]
     plan: RematPlan
@@ -58,9 +73,11 @@ def count_state_bytes(built: Built) -> int:
 
 def describe_run(built: Built, config: Config) -> str:
     """Return one line for a person: the model, its size, and the data."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(built.abstract["params"]))
+    is_program = isinstance(config.program, ExternalProgram)
+    count = sum(leaf.size for leaf in jax.tree.leaves(built.abstract["weights" if is_program else "params"]))
     # Where model or data are the user's own, their target says more than `external`.
-    model, data = (getattr(part, "target", part.kind) for part in (config.model, config.data))
+    trained = config.program if is_program else config.model
+    model, data = (getattr(part, "target", part.kind) for part in (trained, config.data))
     size = f"{count / 1e6:.2f} M" if count >= 10_000 else f"{count}"
     return f"{model}, {size} parameters · {data}, {built.sources.summary}"
 

@@ -17,7 +17,7 @@ from data import Data, Hub
 from data.bad_examples import SkippedExample, SkippingSource
 from data.data_errors import UnreadableError
 from data.fingerprint import fold_into_folders
-from data.pipeline import ShuffledBatches, TrainingStream
+from data.pipeline import NumberedBatches, ShuffledBatches, TrainingStream
 from data.sources import Source, Sources, Table
 from runner import files
 from runner.checkpoint.trouble import PASSING_ERRNOS
@@ -106,6 +106,8 @@ def _name_file(error: OSError) -> str:
 
 def make_stream(option: Data, sources: Sources, seed: int, objective: str = "") -> TrainingStream:
     """Return the training batches in their order, made as the option says; `objective` is what labels are for."""
+    if option.kind == "none":
+        return TrainingStream(NumberedBatches())
     # As it is when a worker starts: what was passed over until then.
     skipped = sources.train.skipped if isinstance(sources.train, SkippingSource) else {}
     batches = ShuffledBatches(

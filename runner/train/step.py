@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -38,8 +39,8 @@ from runner.types import Batch, Metrics, Params, State, Tree
 MeanLoss: TypeAlias = Callable[[Params, State, Batch], tuple[jax.Array, tuple[Metrics, State]]]
 # (params, state, batch) → ((mean loss, (mean metrics, changed)), gradients), as jax.value_and_grad returns them
 Gradients: TypeAlias = Callable[[Params, State, Batch], tuple[tuple[jax.Array, tuple[Metrics, State]], Params]]
-# learning rate → (transformation, schedule)
-MakeOptimizer: TypeAlias = Callable[[jax.Array | float], tuple[optax.GradientTransformation, optax.Schedule]]
+# learning rate → (transformation, the schedule that it follows, if any)
+MakeOptimizer: TypeAlias = Callable[[jax.Array | float], tuple[optax.GradientTransformation, optax.Schedule | None]]
 TrainStepFunction: TypeAlias = Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 Weights: TypeAlias = Literal["params", "ema"]
@@ -171,15 +172,22 @@ def make_train_step(
     """
     loss = make_mean_loss(model, objective, options.precision)
     gradients = accumulate_gradients(jax.value_and_grad(loss, has_aux=True), options.microbatches)
+    value = make_value(loss, options.microbatches)
 
     def train_step(state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
         tx, schedule = make_optimizer(lr)
-        (_, (means, changed)), grads = gradients(state["params"], state, weigh_examples(batch, objective))
+        batch = weigh_examples(batch, objective)
+        (_, (means, changed)), grads = gradients(state["params"], state, batch)
         # jax gives the conjugate of the direction in which a complex parameter raises the loss.
         grads = jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, grads)
-        updates, opt = tx.update(grads, state["opt"], state["params"])
+        # Ours need none of these three; a line search, for one, asks for the loss of other parameters.
+        updates, opt = optax.with_extra_args_support(tx).update(
+            grads, state["opt"], state["params"], value=means["loss"], grad=grads, value_fn=partial(value, state, batch)
+        )
         params = optax.apply_updates(state["params"], updates)
-        metrics = {**means, "grad_norm": optax.tree.norm(grads), "lr": jnp.asarray(schedule(state["step"]))}
+        metrics = {**means, "grad_norm": optax.tree.norm(grads)}
+        if schedule is not None:
+            metrics["lr"] = jnp.asarray(schedule(state["step"]))
         average = {} if options.ema is None else {"ema": update_ema(state["ema"], params, options.ema, state["step"])}
         return {"step": state["step"] + 1, "params": params, "opt": opt, **changed, **average}, metrics
 
@@ -240,6 +248,28 @@ def accumulate_gradients(gradients: Gradients, num_parts: int) -> Gradients:
     return accumulated
 
 
+def make_value(loss: MeanLoss, num_parts: int) -> Callable[[State, Batch, Params], jax.Array]:
+    """Return the mean loss alone: (state, batch, parameters) → Float[], what an optimizer's `value_fn` gives.
+
+    In microbatches it is computed as their gradients are, one part after the other, with the same random numbers. Where
+    it is differentiated, each part is computed again for that, so that there is memory for one at a time as well.
+    """
+
+    def value(state: State, batch: Batch, params: Params) -> jax.Array:
+        if num_parts == 1:
+            return loss(params, state, batch)[0]
+
+        @jax.checkpoint
+        def add_part(changed: State, part: Batch) -> tuple[State, jax.Array]:
+            mean, (_, changed) = loss(params, {**state, **changed}, part)
+            return changed, mean
+
+        begin = {name: state[name] for name in ("rng", "extra")}
+        return jax.lax.scan(add_part, begin, split_microbatches(batch, num_parts))[1].mean(axis=0)
+
+    return value
+
+
 def split_microbatches(batch: Batch, num_parts: int) -> Batch:
     """Split [batch …] into [parts batch/parts …]: part i holds the examples i, i + parts, and so on.
 
@@ -285,13 +315,14 @@ def make_eval_step(
         examples = objective(merge_model(model.eval, model, state), cast_inputs(batch, precision), weights)
         if objective.weigh is not None:
             weights = weights * objective.weigh(batch)
-        sums = {name: _sum(value, weights) for name, value in examples.items()}
+        sums = {name: sum_weighted(value, weights) for name, value in examples.items()}
         return {**sums, "weight": weights.sum()}
 
     return eval_step
 
 
-def _sum(value: Any, weights: jax.Array) -> Any:
+def sum_weighted(value: Any, weights: jax.Array) -> Any:
+    """Return the weighted sum of one value per example; a metric that knows how it is merged comes as it is."""
     if isinstance(value, MergeableMetric):
         return value
     # What fills up a batch may be infinite, and infinity times zero is NaN.
@@ -325,7 +356,8 @@ def is_finite(state: State) -> jax.Array:
     Beside them infinity may be meant (a mask).
     """
     weights = _inexact_leaves([state.get(name, {}) for name in ("params", "ema")])
-    beside = _inexact_leaves([state.get("extra", {})])
+    # What a program of the user's own means by a number, nobody knows but the program.
+    beside = _inexact_leaves([state.get(name, {}) for name in ("extra", "weights", "rest")])
     fine = [jnp.isfinite(leaf).all() for leaf in weights] + [~jnp.isnan(leaf).any() for leaf in beside]
     return jnp.stack(fine).all() if fine else jnp.ones((), bool)
 

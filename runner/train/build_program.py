@@ -1,0 +1,150 @@
+"""Build the parts of a run from a program of the user's own, in the place of model, objective and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.sources import Sources
+from models.remat_plan import RematPlan
+from models.user_arguments import Wanted
+from models.user_program import UserProgram, make_user_program
+from runner.config import user_code
+from runner.config.evaluations import SamplesEvaluation
+from runner.config.program import ExternalProgram
+from runner.config.schema import Config
+from runner.errors import ConfigError
+from runner.mesh import batch_sharding, replicated_sharding, state_shardings
+from runner.train.built import Built, LoadedProgram
+from runner.train.dataset import make_stream
+from runner.train.evaluator import Evaluator
+from runner.train.program_content import ProgramContent
+from runner.train.program_layout import ProgramLayout
+from runner.train.program_steps import make_program_eval, make_program_init, make_program_step
+from runner.train.rehearse_program import BornState, asks_host, compare_two_calls, look_at_init, rehearse_function
+from runner.train.step import TrainStep, make_key
+from runner.types import Batch, State, Tree
+
+
+def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device] | None = None) -> Built:
+    """Put the parts together, for the devices of this machine unless others are given.
+
+    Nothing is compiled, and no array is allocated, but where `init` reads values or a step asks the host for some.
+
+    Raises ConfigError where the program is not what a run can work with.
+    """
+    option = config.program
+    assert isinstance(option, ExternalProgram)
+    has_data = config.data.kind != "none"
+    mesh = config.mesh.build(config.data.batch_size, devices=devices)
+    stream = make_stream(config.data, sources, config.seed)
+    key = make_key(config.seed)
+    example = sources.train.take(np.zeros(1, np.int64)) if has_data else None
+    wanted = Wanted(
+        sources.inputs if has_data else None, sources.num_outputs, num_steps=config.train.num_steps, part="program"
+    )
+    with user_code.as_config_error("program", option.target):
+        program = make_user_program(option.target, option.options, wanted)
+        born = look_at_init(program, key, example)
+    layout = born.layout
+    init, abstract = _lay_out_init(program, born, key, example, partial(state_shardings, mesh))
+    step, evaluate = (make(program, layout, has_data=has_data) for make in (make_program_step, make_program_eval))
+    content = ProgramContent(program, layout, sources, config.seed)
+
+    def put(batch: Batch) -> Batch:
+        return jax.device_put(batch, batch_sharding(mesh))
+
+    def first_arguments() -> tuple[Tree, ...]:
+        indices = np.arange(config.data.batch_size) % len(sources.train)
+        return init(), put(sources.train.take(indices)), jnp.zeros(())
+
+    evaluator = Evaluator(config.eval, sources, content, put, config.data.batch_size, config.train.eval_batches)
+    evaluator.check_content()
+    with user_code.as_config_error("program", option.target):
+        measures = _rehearse(config, program, (step, evaluate), abstract, sources, first_arguments)
+        if any(isinstance(each, SamplesEvaluation) for each in config.eval.values()):
+            content.check_samples(abstract)
+    sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return Built(
+        sources=sources,
+        stream=stream,
+        beginning=stream.state(),
+        mesh=mesh,
+        init=init,
+        abstract=abstract,
+        loss=_refuse_loss,
+        train_step=TrainStep(
+            jax.jit(step, donate_argnums=0, out_shardings=(sharded, None)), 0.0, replicated_sharding(mesh)
+        ),
+        eval_step=jax.jit(evaluate),
+        model=lambda state: LoadedProgram(program.made, layout.unpack(state)),
+        evaluator=evaluator,
+        put=put,
+        plan=RematPlan(),
+        measures=measures,
+    )
+
+
+def _lay_out_init(
+    program: UserProgram,
+    born: BornState,
+    key: jax.Array,
+    example: Batch | None,
+    shardings: Callable[[State], Tree],
+) -> tuple[Callable[[], State], State]:
+    """Return a function that makes the fresh state where it belongs, and the abstract state."""
+    fresh = make_program_init(program, born.layout)
+    layout = born.layout
+
+    def shape() -> State:
+        tree = jax.tree.unflatten(layout.structure, [jnp.zeros(kind.shape, kind.dtype) for kind in layout.kinds])
+        return {"step": jnp.zeros((), jnp.int32), "rng": key, **layout.pack(tree, "init")}
+
+    shapes = jax.eval_shape(shape)
+    where = shardings(shapes)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
+    )
+    if born.is_traceable:
+        return partial(jax.jit(fresh, out_shardings=where), key, example), abstract
+
+    def run_init() -> State:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            # Copies: an array that is in the state twice could not be given to the step twice.
+            return jax.device_put(jax.tree.map(jnp.copy, fresh(key, example)), where)
+
+    return run_init, abstract
+
+
+def _rehearse(
+    config: Config,
+    program: UserProgram,
+    functions: tuple[Callable[..., Any], Callable[..., Any]],
+    abstract: State,
+    sources: Sources,
+    first_arguments: Callable[[], tuple[Tree, ...]],
+) -> tuple[str, ...]:
+    """Return what an evaluation measures. Raises InvalidModelOrObjective where the program does not fit."""
+    step, evaluate = functions
+    size = config.data.batch_size
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(sources.eval.take(np.zeros(size, np.int64)))))
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), abstract)
+    lr = jax.ShapeDtypeStruct((), jnp.float32)
+    traced = rehearse_function(program, "step", step, (state, batch, lr))
+    if asks_host(traced):
+        compare_two_calls(program, step, first_arguments)
+    if program.evaluate is None:
+        return ()
+    weights = jax.ShapeDtypeStruct((size,), jnp.float32)
+    rehearse_function(program, "evaluate", evaluate, (state, batch, weights))
+    return tuple(jax.eval_shape(evaluate, state, batch, weights))
+
+
+def _refuse_loss(*arguments: Any) -> NoReturn:
+    """Raise ConfigError: what is differentiated is known to the program alone."""
+    raise ConfigError("program: what is recomputed is a program's own business (jax.checkpoint); choose a model")
