@@ -1,6 +1,6 @@
 """The catalogue of optimizers: options, defaults and ranges. Free of jax until `build`.
 
-All have these fields in common:
+All but a user's own have these fields in common:
 
 - lr: the learning rate at the end of the warm-up; runner/optim/schedules.py says how it goes on.
 - clip_norm: the gradient is first clipped to this global norm; null: not at all.
@@ -11,8 +11,9 @@ All have these fields in common:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -213,10 +214,43 @@ class Muon:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExternalOptim:
+    """An optimizer of your own, or one of a library such as optax.
+
+    The target is called as
+
+        target(schedule, **options) -> optax.GradientTransformation
+
+    `schedule` is a function from completed steps to the learning rate: what optax takes as `learning_rate`. A target
+    that asks for none is called with its options alone; an optax.GradientTransformation is taken as it is. Such a one
+    has no use for `lr` and `schedule`, which is told. Where its update takes `value` (the mean loss), `grad` or
+    `value_fn` (the loss of other parameters on the same batch), it gets them. Gradients are not clipped, and what
+    decays is the target's to say.
+
+    Attributes:
+        target: `module:attribute` or `path/to/file.py:attribute`, as in `optax:adamw`.
+        options: what it is called with by name, as in `+optim.options.b1=0.8`.
+        lr: what the schedule makes a learning rate for each step of.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lr: Positive = 1e-3
+    ema: OpenFraction | None = None
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Return what the target makes for a learning rate by steps; raises ConfigError where it is none."""
+        from runner.optim.user_optimizer import make_user_transformation
+
+        return make_user_transformation(self.target, self.options, schedule)
+
+
 def _clip_gradients(norm: float | None) -> optax.GradientTransformation:
     import optax
 
     return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
 
 
-Optim = AdamW | Lion | Sgd | Adafactor | Muon
+Optim = AdamW | Lion | Sgd | Adafactor | Muon | ExternalOptim

@@ -1,15 +1,16 @@
 """The catalogue of learning-rate schedules: options, defaults and ranges. Free of jax until `build`.
 
-A schedule maps completed steps to a learning rate. Each begins with a linear warm-up from lr / (warm-up + 1) to lr, so
-that the first update is not lost on a rate of zero. All are callables, the constant one too: what the optimizer keeps
-in the state is then the same under each of them, and a run can be continued under another.
+A schedule maps completed steps to a learning rate. Each of ours begins with a linear warm-up from lr / (warm-up + 1)
+to lr, so that the first update is not lost on a rate of zero. All are callables, the constant one too: what the
+optimizer keeps in the state is then the same under each of them, and a run can be continued under another.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Interval
 
@@ -165,4 +166,29 @@ class InverseSqrt(WarmUp):
         return lambda step: lr * jnp.sqrt(begin / jnp.maximum(step + warmup, begin))
 
 
-Schedule = Constant | Cosine | Linear | Wsd | InverseSqrt
+@dataclass(frozen=True, kw_only=True)
+class ExternalSchedule:
+    """A learning-rate schedule of your own, or one of a library such as optax.
+
+    The target is called by the names of its parameters: `lr`, `learning_rate`, `peak_value` and the like are optim.lr,
+    `num_steps`, `total_steps`, `decay_steps` and the like are train.steps, and what has no such name is an option. It
+    returns a function from completed steps to the learning rate. Where its first parameter is called `step` or `count`
+    it is that function itself.
+
+    Attributes:
+        target: `module:attribute` or `path/to/file.py:attribute`, as in `optax:cosine_decay_schedule`.
+        options: what it is called with by name, as in `+schedule.options.alpha=0.1`; they come before what a name says.
+    """
+
+    kind: Literal["external"] = "external"
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, lr: float, num_steps: int) -> optax.Schedule:
+        """Return the learning rate by completed steps; raises ConfigError where the target gives something else."""
+        from runner.optim.user_schedule import make_user_schedule
+
+        return make_user_schedule(self.target, self.options, lr, num_steps)
+
+
+Schedule = Constant | Cosine | Linear | Wsd | InverseSqrt | ExternalSchedule

@@ -16,22 +16,24 @@ from hypothesis import strategies as st
 from runner.config.identity import classify_key
 from runner.config.schema import validate_config
 from runner.errors import ConfigError
-from runner.optim.optimizers import AdamW, Lion, Muon, Optim, Sgd
+from runner.optim.optimizers import AdamW, ExternalOptim, Lion, Muon, Optim, Sgd
 from runner.optim.parameter_groups import decay_mask, muon_axes
-from runner.optim.schedules import Constant, Cosine, InverseSqrt, Linear, Schedule, Wsd
+from runner.optim.schedules import Constant, Cosine, ExternalSchedule, InverseSqrt, Linear, Schedule, Wsd
 from runner.train.build import build
 from tests.config.test_config import changed
 from tests.conftest import QUICK, REPO, composed
 
 OPTIMS, SCHEDULES = (
-    sorted(path.stem for path in (REPO / "conf" / group).glob("*.yaml")) for group in ("optim", "schedule")
+    sorted({path.stem for path in (REPO / "conf" / group).glob("*.yaml")} - {"external"})
+    for group in ("optim", "schedule")
 )
 MLP = ("model=mlp", "model.width=16", "data=synthetic", "data.gives=features", "data.batch_size=8", "train.steps=10")
 GPT = (
     *("model=gpt", "model.num_layers=2", "model.num_heads=2", "model.width=16", "model.hidden=32", "train.steps=10"),
     *("data=synthetic", "data.seq_len=8", "data.batch_size=8"),
 )
-OPTIONS = [option() for option in get_args(Optim)]
+# A user's own: tests/optim/test_user_optim.py and test_user_schedule.py.
+OPTIONS = [option() for option in get_args(Optim) if option is not ExternalOptim]
 WSD = Wsd(decay_fraction=0.4, end_lr_fraction=0.2)
 
 
@@ -83,8 +85,8 @@ def updates(option: Optim, grads: Any, params: Any) -> Any:
 
 
 def test_every_option_has_a_file_and_every_file_an_option() -> None:
-    assert names(get_args(Optim)) == OPTIMS
-    assert names(get_args(Schedule)) == SCHEDULES
+    assert names(get_args(Optim)) == sorted([*OPTIMS, "external"])
+    assert names(get_args(Schedule)) == sorted([*SCHEDULES, "external"])
 
 
 @pytest.mark.parametrize("name", OPTIMS)
@@ -258,7 +260,7 @@ def test_schedules_follow_their_formulas() -> None:
         np.testing.assert_allclose(
             rates(schedule, 4e-3, 100), 4e-3 * np.concatenate([rise, formula]), rtol=2e-6, err_msg=str(schedule)
         )
-    assert {type(schedule) for schedule in expected} == set(get_args(Schedule))
+    assert {type(schedule) for schedule in expected} == set(get_args(Schedule)) - {ExternalSchedule}
 
 
 @given(
