@@ -142,7 +142,7 @@ def call_user_evaluation(name: str, option: ExternalEvaluation, subject: Any, as
     """
     part, batches = f"eval.{name}", asked.batches
     try:
-        with as_config_error(part, option.target), _apart_from_training(seed, asked.step):
+        with as_config_error(part, option.target), apart_from_training(seed, asked.step):
             function = import_target(option.target)
             returned = function(subject, **_choose_named(function, asked, option.options), **option.options)
             # Here, for what was computed in the background fails where it is read.
@@ -175,7 +175,7 @@ def _choose_named(function: Any, asked: Asked, options: Mapping[str, Any]) -> di
 
 
 @contextmanager
-def _apart_from_training(seed: int, step: int) -> Iterator[None]:
+def apart_from_training(seed: int, step: int) -> Iterator[None]:
     """Give a block global random numbers of its own, the same after a resume, and pictures without a window.
 
     Those of before are put back: data of the user's own may draw from them.
