@@ -16,6 +16,7 @@ from models.user_arguments import Wanted
 from models.user_program import UserProgram, make_user_program
 from runner.config import user_code
 from runner.config.evaluations import SamplesEvaluation
+from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.errors import ConfigError
@@ -24,7 +25,6 @@ from runner.train.built import Built, LoadedProgram
 from runner.train.dataset import make_stream
 from runner.train.evaluator import Evaluator
 from runner.train.program_content import ProgramContent
-from runner.train.program_layout import ProgramLayout
 from runner.train.program_steps import make_program_eval, make_program_init, make_program_step
 from runner.train.rehearse_program import BornState, asks_host, compare_two_calls, look_at_init, rehearse_function
 from runner.train.step import TrainStep, make_key
@@ -63,7 +63,16 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
         indices = np.arange(config.data.batch_size) % len(sources.train)
         return init(), put(sources.train.take(indices)), jnp.zeros(())
 
-    evaluator = Evaluator(config.eval, sources, content, put, config.data.batch_size, config.train.eval_batches)
+    evaluator = Evaluator(
+        config.eval,
+        sources,
+        content,
+        put,
+        config.data.batch_size,
+        config.train.eval_batches,
+        config.seed,
+        list_chosen_metrics(config),
+    )
     evaluator.check_content()
     with user_code.as_config_error("program", option.target):
         measures = _rehearse(config, program, (step, evaluate), abstract, sources, first_arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -158,12 +159,12 @@ class Evaluator:
 
     def _ask_user(self, name: str, option: ExternalEvaluation, state: State, how: EvaluationRun) -> MetricValues:
         """Return what a function of the user's own measured, and the names of the files it left."""
-        sources, subject = self.sources, self.maker.subject(state)
+        sources = self.sources
         batches = HeldOutBatches(sources.eval, self.batch_size, how.between_batches)
         key = jax.random.fold_in(make_key(self.seed), how.step)
         asked = Asked(batches, how.step, key, sources.decode, tuple(sources.classes))
         try:
-            found = call_user_evaluation(name, option, subject, asked, self.seed)
+            found = call_user_evaluation(name, option, partial(self.maker.subject, state), asked, self.seed)
         except ConfigError as error:
             if not how.goes_on:
                 raise

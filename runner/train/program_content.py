@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data.sources import Sources
@@ -67,8 +68,8 @@ class ProgramContent:
         return None
 
     def subject(self, state: State) -> Tree:
-        """Return the program's own state, for an evaluation of the user's own."""
-        return self._layout.unpack(state)
+        """Return the program's own state, for an evaluation of the user's own; its arrays are its own as well."""
+        return jax.tree.map(jnp.copy, self._layout.unpack(state))
 
     def _sample(self, tree: Tree) -> Any:
         assert self._program.sample is not None

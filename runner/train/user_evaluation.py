@@ -135,7 +135,9 @@ def check_user_evaluation(name: str, option: ExternalEvaluation) -> None:
         )
 
 
-def call_user_evaluation(name: str, option: ExternalEvaluation, subject: Any, asked: Asked, seed: int) -> UserFindings:
+def call_user_evaluation(
+    name: str, option: ExternalEvaluation, make_subject: Callable[[], Any], asked: Asked, seed: int
+) -> UserFindings:
     """Return what the target of an evaluation finds.
 
     Raises ConfigError for what its code does wrong, and what reading the batches raised as it is: a stop, broken data.
@@ -144,8 +146,9 @@ def call_user_evaluation(name: str, option: ExternalEvaluation, subject: Any, as
     try:
         with as_config_error(part, option.target), apart_from_training(seed, asked.step):
             function = import_target(option.target)
-            returned = function(subject, **_choose_named(function, asked, option.options), **option.options)
-            # Here, for what was computed in the background fails where it is read.
+            # Here as well: there may be no memory for arrays of its own.
+            returned = function(make_subject(), **_choose_named(function, asked, option.options), **option.options)
+            # What is computed in the background fails where it is read.
             found = _read_returned(returned)
     except Exception as error:
         if batches.failure is not None:

@@ -508,3 +508,12 @@ def test_stopped_within_and_killed_it_leaves_the_same_bytes(door: Door, tmp_path
     assert bare.returncode == 0
     (path,) = other.cwd.glob("outputs/bare/*/logs/metrics.jsonl")
     assert path.read_bytes().splitlines() == [line for line in lines.splitlines() if b'"mine"' not in line]
+
+
+def test_where_there_is_no_room_for_a_model_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Subjects, "subject", fail)
+    (line,) = told(1, tmp_path)
+    assert "RESOURCE_EXHAUSTED: Out of memory" in line
