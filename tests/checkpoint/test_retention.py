@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from runner.checkpoint.record import Record, Score, find_best
 from runner.checkpoint.retention import (
     DiskBudget,
+    ExternalRetention,
     KeepAll,
     KeepBest,
     KeepEveryK,
@@ -197,6 +198,7 @@ def test_every_rule_is_tested_here() -> None:
         KeepPinned,
         KeepAll,
         DiskBudget,
+        ExternalRetention,  # test_user_rules.py
     }
 
 

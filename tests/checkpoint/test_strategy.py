@@ -17,6 +17,7 @@ from runner.checkpoint.strategy import (
     EveryEpochs,
     EverySeconds,
     EverySteps,
+    ExternalSave,
     Failures,
     FirstStep,
     History,
@@ -183,7 +184,7 @@ def test_reasons_are_joined() -> None:
 
 def test_every_rule_is_tested_here() -> None:
     tested = {EverySteps, EverySeconds, EveryEpochs, FirstStep, NewBest, Adaptive, Unstable, Continuous, OnError}
-    assert set(get_args(SaveRule)) == tested
+    assert set(get_args(SaveRule)) == {*tested, ExternalSave}  # test_user_rules.py
     assert OnError().reason(StepInfo(5, {"eval/loss": 1.0}), History(seconds_since=1e9)) is None  # the loop asks for it
 
 

@@ -34,6 +34,7 @@ CHANGED: dict[str, Any] = {
     "data.ignore_label": 255,
     "train.epochs": 3,
     "stop": {"metric": "eval/loss", "patience": 5, "min_improvement": 0.0},
+    "stop.rules": {"mine": {"kind": "external", "target": "my:enough", "options": {}}},
 }
 # Further ways of saying what was done before.
 AS_BEFORE: dict[str, list[Any]] = {
@@ -49,7 +50,7 @@ def of_today() -> dict[str, Any]:
         *path, leaf = key.split(".")
         node = document
         for part in path:
-            node = node[part]
+            node = node.get(part, {})
         node.pop(leaf, None)
     return document
 
@@ -59,7 +60,7 @@ def with_key(key: str, value: Any) -> dict[str, Any]:
     *path, leaf = key.split(".")
     node = document
     for part in path:
-        node = node[part]
+        node = node.setdefault(part, {})
     node[leaf] = value
     return document
 
@@ -77,6 +78,7 @@ def test_a_key_that_came_later_changes_no_hash_until_it_says_something(key: str)
     assert {change.key.split(".")[-1] for change in find_drift(before, now)} >= {
         "stop": {"metric", "patience"},
         "data.columns": {"inputs"},
+        "stop.rules": {"target"},
     }.get(key, {key.split(".")[-1]})
 
 

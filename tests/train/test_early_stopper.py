@@ -109,13 +109,13 @@ def test_a_stop_in_the_evaluations_of_the_end_owes_all_of_that_step(tmp_path: Pa
 def test_evaluations_of_other_data_are_no_evaluations_of_it(tmp_path: Path) -> None:
     rule = EarlyStopper(EarlyStop(metric="eval/loss", patience=2), "min", tmp_path / "none")
     for measured in ({"eval/loss": 1.0}, {"test/loss": 9.0}, {"evaluation/loss": 9.0}, {"eval/loss": 2.0}, {}):
-        rule.observe(measured)
+        rule.observe(measured, 5)
         assert rule.reason == ""
-    rule.observe({"eval/accuracy": 0.5})
+    rule.observe({"eval/accuracy": 0.5}, 5)
     assert rule.reason == "eval/loss has not improved in 2 evaluations"
 
 
 def test_nothing_is_read_where_nothing_is_looked_at(tmp_path: Path) -> None:
     rule = EarlyStopper(EarlyStop(), "min", tmp_path)
-    rule.observe({"eval/loss": 1.0})
+    rule.observe({"eval/loss": 1.0}, 5)
     assert rule.reason == ""
