@@ -62,7 +62,8 @@ MAY_BE_NAMED = (
         "MetricsEvaluation.split",
         "DiskBudget.bytes",
     ),
-    *("ExternalModel.options", "ExternalData.options", "ExternalObjective.options", "ExternalProgram.options"),  # for a target, which needs trust
+    # For a target, which needs trust.
+    *("ExternalModel.options", "ExternalData.options", "ExternalObjective.options", "ExternalProgram.options"),
     "ExternalEvaluation.options",
     *("ExternalOptim.options", "ExternalSchedule.options"),
     *("ExternalSave.options", "ExternalRetention.options", "ExternalStop.options", "ExternalSink.options"),

@@ -251,7 +251,8 @@ def _format_loading(exported: ExportedWeights) -> Iterator[str]:
     if example.startswith(PROGRAM_PREFIX):
         yield "A name is the path in the program's state, joined by dots. With Holdfast, the run and the program:"
     else:
-        yield "A name is the path of the variable in the model, joined by dots. As a live model, with Holdfast and the run:"
+        yield "A name is the path of the variable in the model, joined by dots."
+        yield "As a live model, with Holdfast and the run:"
     yield ""
     yield "```python"
     yield "from runner import load"
@@ -298,7 +299,8 @@ def _format_provenance(exported: ExportedWeights) -> Iterator[str]:
 def _name_choice(document: JsonObject, part: str) -> str:
     """Return `model=mlp` as code: what a configuration chose for a part of it."""
     options = document.get(part)
-    kind = options.get("kind", "unknown") if isinstance(options, dict) else "unknown"
+    options = options if isinstance(options, dict) else {}
+    kind = options.get("kind", "unknown")
     # Where it is the user's own, its target says more.
     chosen = options.get("target", kind) if kind == "external" else kind
     return format_code_span(shorten(f"{part}={chosen}", 100))

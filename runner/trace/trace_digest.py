@@ -6,6 +6,7 @@ import hashlib
 import re
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
@@ -32,7 +33,10 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(f"[{len(value)}".encode())
         for each in value:
             _add(digest, each)
-    elif isinstance(value, np.ndarray | np.generic) or hasattr(value, "addressable_shards"):
+    elif isinstance(value, jax.core.Tracer):
+        # What an earlier trace left behind: a value of none that follows.
+        digest.update(f"traced {id(value)}".encode())
+    elif isinstance(value, np.ndarray | np.generic | jax.Array):
         array = np.asarray(value)
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     else:

@@ -26,6 +26,7 @@ from runner.checkpoint.record import PROGRESS, STATE, list_records, newest_save_
 from runner.checkpoint.strategy import Failures
 from runner.config.evaluations import find_cadences, find_due_evaluations
 from runner.config.identity import hash_config
+from runner.config.schema import Config
 from runner.config.metric_names import list_choosable
 from runner.log.fanout import open_sinks
 from runner.log.jsonl import JsonLinesFile, open_json_lines
@@ -89,7 +90,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
                 steps=config.train.num_steps,
                 log_steps=config.train.log_steps,
                 eval_steps=find_cadences(config.eval, config.train.eval_steps),
-                epoch_steps=math.inf if config.data.kind == "none" else len(built.sources.train) / config.data.batch_size,
+                epoch_steps=_count_epoch_steps(config, built),
                 save_last=config.ckpt.last,
             ),
             step=CompiledStep(programs.train.result(), built.train_step.put_lr()),
@@ -103,6 +104,11 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             # Of the log that was cut back just now: what it holds is what an uninterrupted run would have measured.
             end_rule=_make_end_rule(context),
         )
+
+
+def _count_epoch_steps(config: Config, built: Built) -> float:
+    """Return how many steps one pass over the training data takes; infinity where there is no data."""
+    return math.inf if config.data.kind == "none" else len(built.sources.train) / config.data.batch_size
 
 
 def _known_digests(checkpoints: Path, step: int) -> list[tuple[int, LogDigest]]:

@@ -78,7 +78,10 @@ def lay_out(tree: Tree, weights: Collection[str] | None) -> ProgramLayout:
 
     Raises InvalidModelOrObjective where the state is no pytree of arrays and random keys.
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    try:
+        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    except (ValueError, TypeError) as error:
+        raise InvalidModelOrObjective(f"init gave a state that jax cannot take apart: {error}") from None
     if not paths:
         raise InvalidModelOrObjective("init gave a state without arrays; expected what a step changes")
     names = [name_path(path) for path, _ in paths]

@@ -80,8 +80,15 @@ def _make_guarded(config: Config, lr: Any) -> tuple[optax.GradientTransformation
     def init(params: Params) -> Tree:
         own = {id(leaf) for leaf in jax.tree.leaves(params)}
         with as_config_error("optim", optim, anywhere=True):
-            # A step is given the memory of the whole state: what is in it twice would be given away twice.
-            return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in own else jnp.asarray(leaf), tx.init(params))
+            state = tx.init(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
+                raise ConfigError(
+                    f"optim.target: {optim}: its init gave a value of type {type(leaf).__name__} at "
+                    f"{_write_path(path)}; expected arrays"
+                )
+        # A step is given the memory of the whole state: what is in it twice would be given away twice.
+        return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in own else jnp.asarray(leaf), state)
 
     def update(grads: Params, state: Tree, params: Params | None = None, **extra: Any) -> tuple[Params, Tree]:
         with as_config_error("optim", optim, anywhere=True):
@@ -157,16 +164,17 @@ def _refuse_difference(target: str, found: str, expected: dict[str, str], got: d
     for path in [*expected, *got]:
         if expected.get(path) != got.get(path):
             wanted, given = expected.get(path, "nothing"), got.get(path, "nothing")
-            raise ConfigError(f"optim.target: {target}: {found}: got {given} at {path or 'its top'}; expected {wanted}")
+            raise ConfigError(f"optim.target: {target}: {found}: got {given} at {path}; expected {wanted}")
 
 
 def _list_types(tree: Tree) -> dict[str, str]:
     """Return what each array of a tree is, by its path: `{"head.kernel": "float32[4,3]"}`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        for path, leaf in leaves
-    }
+    return {_write_path(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
+
+
+def _write_path(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "its top"
 
 
 def _check_rates(config: Config, target: str) -> None:

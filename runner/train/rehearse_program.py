@@ -29,8 +29,8 @@ from runner.types import Batch, Tree
 # Operations that ask the host for values; one that only prints gives none back.
 ASKS_HOST = ("pure_callback", "io_callback")
 WAY_OUT = (
-    "what it computes must follow from its arguments alone: draw from its key, keep what changes in the state, and read "
-    "no clock, no file and no global"
+    "what it computes must follow from its arguments alone: draw from its key, keep what changes in the state, read no "
+    "clock, no file and no global"
 )
 
 
@@ -148,6 +148,6 @@ def check_pictures(program: UserProgram, made: Any) -> None:
     if shape is None or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         shown = describe_value(made) if shape is None else f"an array of shape {tuple(shape)}"
         raise InvalidModelOrObjective(
-            f"{program.target}: sample gave {shown}; expected pictures (count, height, width) or (count, height, width, "
-            "1 or 3), with values from 0 to 1"
+            f"{program.target}: sample gave {shown}; expected pictures (count, height, width) or (count, height, "
+            "width, 1 or 3), with values from 0 to 1"
         )
