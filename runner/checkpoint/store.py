@@ -89,7 +89,8 @@ async def _write_arrays(values: Sequence[jax.Array], infos: Any) -> None:
     leaves = {info.name: leaf for info, leaf in zip(infos, values, strict=True)}
     words = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
     # A chunk is what one device holds, so that each device reads whole chunks where the mesh is the same.
-    chunks = {name: tuple(leaf.sharding.shard_shape(leaf.shape)) for name, leaf in words.items()}
+    # An array of no numbers has chunks of one all the same: zarr knows none of nothing.
+    chunks = {name: tuple(max(1, n) for n in leaf.sharding.shard_shape(leaf.shape)) for name, leaf in words.items()}
     generators = {name: _generator_name(leaf.dtype) for name, leaf in leaves.items() if _is_key(leaf)}
     state = Path(infos[0].parent_dir)
     arrays.write_leaves(state, {name: np.asarray(leaf) for name, leaf in words.items()}, chunks)
