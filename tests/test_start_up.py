@@ -14,7 +14,7 @@ MODULES = {
     ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("runner", "models", "data")
     for path in sorted((REPO / folder).rglob("*.py"))
-} | {"run": REPO / "run.py"}
+} | {"run": REPO / "run.py", "holdfast": REPO / "holdfast.py"}
 # Each of these takes one to three seconds to import. They are imported inside a function, when work begins.
 HEAVY_LIBRARIES = ("jax", "flax", "optax", "orbax", "grain")
 # Whole rooms but for the modules after the dash, and single modules, that may import them at once.

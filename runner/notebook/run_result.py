@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
     from runner.config.schema import Config
+    from runner.train.built import LoadedProgram
     from runner.train.step import Weights
 
 
@@ -94,7 +95,7 @@ class RunResult:
 
     def load(
         self, weights: Weights = "params", *, at: str | int = "newest", trust: bool = False
-    ) -> tuple[nnx.Module, Config]:
+    ) -> tuple[nnx.Module | LoadedProgram, Config]:
         """Return the run's model, in evaluation mode on one device, and its configuration, as `holdfast.load` does.
 
         Args:
@@ -102,12 +103,16 @@ class RunResult:
             at: a step, `"newest"` or `"best"`.
             trust: whether code that the run names may be imported here: a model of your own.
 
-        Raises RefusedError or ConfigError as `load` does.
+        Raises RefusedError or ConfigError as `load` does, and RefusedError where that code was edited since an earlier
+        call: Python would make the model with the old one.
         """
         # Here, because it imports jax.
         from runner.inspect.load_model import load_model
+        from runner.notebook.stale_modules import refuse_stale_modules
 
-        return load_model(f"{self.directory}@{at}", weights, trust=trust)
+        model, config = load_model(f"{self.directory}@{at}", weights, trust=trust)
+        refuse_stale_modules(config.document)
+        return model, config
 
     @cached_property
     def _measured(self) -> list[tuple[int, str, float | str]]:

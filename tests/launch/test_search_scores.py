@@ -11,8 +11,8 @@ import pytest
 from runner.errors import CRASHED, STOPPED
 from runner.launch import sweep
 from runner.launch.command_line import SearchRequest, SweepRequest
-from runner.launch.parent_report import ParentReport
 from runner.launch.local_sweep import LocalOptions
+from runner.launch.parent_report import ParentReport
 from tests.launch.test_study import command, study_at
 from tests.launch.test_sweep import member
 
@@ -62,6 +62,7 @@ def test_the_exit_code_of_a_search(
 
     class FakeStudy:
         optimizes_nothing = nothing
+        members = results = ()
 
         def work_on_batch(self, *_: Any) -> tuple[int, list[None]]:
             return codes.pop(0), [None]

@@ -22,7 +22,7 @@ from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, write_c
 pytestmark = pytest.mark.slow
 
 # What the wheel is built from: not the checkout itself, in which a build would leave folders behind.
-SOURCES = ("conf", "data", "models", "runner", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("conf", "data", "models", "runner", "holdfast.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 SHORT = ("train.eval_steps=2", "train.eval_batches=1", "log.tensorboard=false")
 
 OWN_MODEL = """
