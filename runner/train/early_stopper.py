@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from runner import hosts
 from runner.checkpoint.record import Mode
 from runner.checkpoint.user_rules import UserRule, read_reason
 from runner.config.early_stop import (
@@ -118,7 +119,8 @@ class UserStopper:
             history = [(step, dict(measured)) for step, measured in self._history]
             read = partial(read_reason, name=rule.target)
             reasons.append(rule.ask(read, None, "training goes on", history))
-        self.reason = "; ".join(filter(None, reasons))
+        # The processes of a run end at the same step, also where a rule says something else to each of them.
+        self.reason = hosts.agree("; ".join(filter(None, reasons)) or None) or ""
 
 
 class EndRules:
