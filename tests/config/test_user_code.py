@@ -19,7 +19,7 @@ from data.data_errors import UnreadableError
 from runner.__main__ import VERBS, main
 from runner.config.code_origins import describe_origins, find_origins, list_changed_files
 from runner.config.schema import validate_config
-from runner.config.trust import require_trust
+from runner.config.trust import NEEDS_TRUST, require_trust
 from runner.config.user_code import (
     check_targets_exist,
     find_targets,
@@ -302,7 +302,7 @@ def test_all_targets_are_seen() -> None:
     from runner.config.validation import _find_dataclasses
 
     named = [option for option in _find_dataclasses(Config) if any(field.name == "target" for field in fields(option))]
-    assert len(named) == 3
+    assert {f"{option.__name__}.target" for option in named} == {key for key in NEEDS_TRUST if key.endswith(".target")}
     assert all(is_dataclass(option) and option.kind == "external" for option in named)
     nested = {"a": {"b": {"kind": "external", "target": "x:y"}}, "model": {"kind": "external", "target": "z:w"}}
     assert find_targets(nested) == {"a.b.target": "x:y", "model.target": "z:w"}
@@ -504,7 +504,7 @@ def test_what_is_short_for_what() -> None:
     assert spell_out("objective=file:loss") == ("objective=external", "objective.target=file:loss")
     for other in (
         "model=gpt",
-        "optim=file:Net",
+        "mesh=file:Net",
         "name=a:b",
         "data.path=a:b",
         "model=a:B,b:C",

@@ -308,7 +308,8 @@ def test_a_rate_is_never_negative_nor_above_its_peak_and_makes_no_jumps(schedule
         ),
         (
             {"kind": "cosin"},
-            'schedule.kind: got "cosin"; expected one of constant, cosine, linear, wsd, inverse_sqrt; did you mean cosine?',
+            'schedule.kind: got "cosin"; expected one of constant, cosine, linear, wsd, inverse_sqrt, external; '
+            "did you mean cosine?",
         ),
         (
             {"kind": "constant", "end_lr_fraction": 0.1},
