@@ -43,7 +43,7 @@ class ExternalProgram:
 
     The state is any pytree of arrays and random keys. `example` is a batch of one example. `metrics` are scalars by
     name in a step, and one value per example in an evaluation. All are traced and compiled, but `sample` may run as it
-    is written. docs/extending.md says more.
+    is written. docs/programs.md says more.
 
     Attributes:
         target: `module:attribute` or `path/to/file.py:attribute`: a class, a function that makes the object, or it.

@@ -11,7 +11,7 @@ PAGES = {
     path.relative_to(REPO).as_posix(): path.read_text()
     for path in (REPO / "README.md", *sorted((REPO / "docs").glob("*.md")))
 }
-RECIPES = "docs/extending.md"  # each of its sections "Add …" is followed in test_recipes_of_extending.py
+RECIPES = "docs/recipes.md"  # each of its sections "Add …" is followed in test_recipes.py
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

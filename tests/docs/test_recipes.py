@@ -1,4 +1,4 @@
-"""docs/extending.md, followed literally on copies of the repository: files are written, changes made, commands typed."""
+"""docs/recipes.md, followed literally on copies of the repository: files are written, changes made, commands typed."""
 
 from __future__ import annotations
 
