@@ -7,6 +7,8 @@ load     a checkpoint as a live model
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,8 +24,13 @@ __all__ = ["RunError", "RunResult", "load", "run", "sweep"]
 def __getattr__(name: str) -> Any:
     """Hand on what `runner` exports."""
     if name in __all__:
-        import runner
-
+        # A folder `runner` where it is called comes first on the search path, and is not meant.
+        beside = os.path.dirname(os.path.realpath(__file__))
+        sys.path.insert(0, beside)
+        try:
+            import runner
+        finally:
+            sys.path.remove(beside)
         return getattr(runner, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -90,6 +90,11 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         import importlib
 
+        from runner.installation import import_own_packages
+
+        # It needs them, and the other names do not.
+        if name == "load":
+            import_own_packages()
         module, attribute = _EXPORTS[name]
         return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

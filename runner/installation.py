@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
+
+from runner.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
 OWN_PACKAGES = (PACKAGE.name, "models", "data")
@@ -48,3 +51,30 @@ def keep_own_packages_first() -> None:
         if found is not None and (found.origin is None or Path(found.origin).resolve() != ours):
             sys.path.insert(0, str(PACKAGE.parent))
             return
+
+
+def import_own_packages() -> None:
+    """Import `models` and `data` from where ours are, in a process that somebody else started, with his search path.
+
+    Folders of that name often lie beside a notebook, and Python would take those. Modules in them are found after ours.
+    Raises ConfigError where such a package was imported already: one process has no two of a name.
+    """
+    for name in OWN_PACKAGES:
+        ours = PACKAGE.parent / name
+        if name not in sys.modules:
+            sys.path.insert(0, str(PACKAGE.parent))
+            try:
+                import_module(name)
+            finally:
+                sys.path.remove(str(PACKAGE.parent))
+        folders = [Path(folder).resolve() for folder in getattr(sys.modules[name], "__path__", ())]
+        if ours not in folders:
+            raise ConfigError(
+                f"{name}: this process has imported another package of that name ({folders[0] if folders else name}); "
+                "expected Holdfast's own: load the model before yours is imported, or give yours another name"
+            )
+    # Not before: it is one of them itself.
+    from data.user_target import share_package_name
+
+    for name in OWN_PACKAGES:
+        share_package_name(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from runner.errors import HoldfastError
+from runner.installation import import_own_packages
 from runner.log.jsonl import read_metric_lines
 from runner.rundir.layout import RunDir
 from runner.text import display_path
@@ -106,6 +107,7 @@ class RunResult:
         Raises RefusedError or ConfigError as `load` does, and RefusedError where that code was edited since an earlier
         call: Python would make the model with the old one.
         """
+        import_own_packages()
         # Here, because it imports jax.
         from runner.inspect.load_model import load_model
         from runner.notebook.stale_modules import refuse_stale_modules

@@ -153,6 +153,15 @@ def test_own_code_and_own_conf(installed: InstalledDoor) -> None:
     assert "gpt_7b, quick, stdlib_gpt" in shown
 
 
+def test_a_call_from_python(installed: InstalledDoor) -> None:
+    """Beside folders that are called as ours, which come first on the search path."""
+    words = ["model=own_model:Net", "data=digits", "train.steps=3", *SHORT]
+    code = f"from holdfast import run; result = run({words!r}, show=False); print(result.load(trust=True)[1].name)"
+    environment = {**os.environ, "PYTHONPATH": ""}
+    python = installed.environment / "bin/python"
+    assert subprocess.check_output([python, "-c", code], cwd=installed.cwd, env=environment, text=True) == "default\n"
+
+
 def test_a_sweep(installed: InstalledDoor) -> None:
     words = ("-m", "model=mine", "data=digits", "seed=0,1", "train.steps=3", *SHORT)
     assert "2 runs: 2 finished" in installed.run_well(*words)

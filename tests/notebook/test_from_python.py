@@ -206,6 +206,45 @@ def test_a_sweep_of_which_one_fails(door: Door) -> None:
     assert raised.value.exit_code == 1
 
 
+BESIDE_FOLDERS = """
+import sys
+sys.path.insert(0, "")
+{first}
+from holdfast import run
+result = run({words!r}, show=False)
+from runner.errors import ConfigError
+try:
+    result.load()
+    from holdfast import load
+    from data.mine import x
+    print(x, sys.path[0] == "")
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "first", "said"),
+    [
+        (False, "", "5 True"),
+        (True, "", "5 True"),
+        (True, "import data", "data: this process has imported another"),
+    ],
+)
+def test_beside_folders_that_are_called_as_ours(init: bool, first: str, said: str, door: Door) -> None:
+    """A folder `data` lies beside most notebooks: ours is loaded all the same, and what is in theirs is found."""
+    for name in ("data", "models"):
+        (door.cwd / name).mkdir()
+        (door.cwd / name / "mine.py").write_text("x = 5")
+        if init:
+            (door.cwd / name / "__init__.py").touch()
+    (door.cwd / "program.py").write_text(BESIDE_FOLDERS.format(first=first, words=QUICK))
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "program.py"]
+    done = subprocess.run(command, cwd=door.cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(said), done.stderr
+
+
 # --- what it raises ---
 
 
