@@ -5,6 +5,7 @@ Nothing is compiled, but for a schedule of the user's own, which is asked for a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -46,14 +47,20 @@ def choose_optimizer(config: Config, params: Params) -> tuple[MakeOptimizer, tup
         known = make(config.optim.lr)
         make = lambda lr: known  # noqa: E731 - a function of its own would say no more
     asked = _try_optimizer(make, config, params)
+    told = []
+    if _write_program(config, params) != _write_program(config, params):
+        told.append(
+            f"{optim or schedule}: makes another program each time (with random numbers of Python's or numpy's?), so a "
+            "run that is continued is not what it would have been; draw them with jax.random and a fixed key"
+        )
     if optim and not asked:
-        told = f"{optim}: asks for no learning rate: optim.lr and schedule do not touch it, and no lr is logged"
-        return lambda lr: (make(lr)[0], None), (told,)
+        told.append(f"{optim}: asks for no learning rate: optim.lr and schedule do not touch it, and no lr is logged")
+        return lambda lr: (make(lr)[0], None), tuple(told)
     if isinstance(config.schedule, ExternalSchedule):
         _check_rates(config, config.schedule.target)
         if not takes_learning_rate(config.schedule.target, config.schedule.options):
-            return make, (f"{schedule}: takes no learning rate: optim.lr does not touch it",)
-    return make, ()
+            told.append(f"{schedule}: takes no learning rate: optim.lr does not touch it")
+    return make, tuple(told)
 
 
 def _make_optimizer(config: Config, lr: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -157,6 +164,16 @@ def _try_optimizer(make: MakeGuarded, config: Config, params: Params) -> bool:
         found = "its update changes the state, and every step has the same"
         _refuse_difference(target, found, _list_types(before), _list_types(after))
     return asked[0]
+
+
+def _write_program(config: Config, params: Params) -> tuple[str, list[bytes]]:
+    """Return what an optimizer, made afresh, computes in an update: its program, and the arrays that it holds."""
+    tx, rate = _make_guarded(config, config.optim.lr)
+    traced = jax.make_jaxpr(lambda params: (_update_once(tx, params), rate(jnp.zeros((), jnp.int32))))(params)
+    is_key = [jax.dtypes.issubdtype(each.dtype, jax.dtypes.prng_key) for each in map(jnp.asarray, traced.consts)]
+    held = [jax.random.key_data(each) if key else each for each, key in zip(traced.consts, is_key, strict=True)]
+    # Where a function lies in memory is no part of it.
+    return re.sub(r" at 0x[0-9a-f]+", "", str(traced)), [np.asarray(each).tobytes() for each in held]
 
 
 def _refuse_difference(target: str, found: str, expected: dict[str, str], got: dict[str, str]) -> None:

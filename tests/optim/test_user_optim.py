@@ -29,7 +29,7 @@ from tests.laws.faults import Forks
 
 MINE = """
 from typing import NamedTuple
-import jax, jax.numpy as jnp, optax
+import jax, jax.numpy as jnp, numpy as np, optax
 from functools import partial
 
 finished = optax.adam(0.5)
@@ -66,6 +66,12 @@ def by_loss(schedule):
         far = jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.abs(a - b).sum(), slope, grad))
         return jax.tree.map(jnp.zeros_like, grads), (value, same, far)
     return optax.GradientTransformationExtraArgs(lambda params: (jnp.zeros(()),) * 3, update)
+
+def noisy(schedule): return optax.chain(optax.sgd(schedule), optax.scale(np.random.default_rng().uniform(1, 2)))
+def masked(schedule):
+    mask = np.random.default_rng().uniform(0, 1, 2)
+    return like(update=lambda g, s, p: (jax.tree.map(lambda x: -schedule(0) * mask * x, g), s))
+def keyed(schedule): return optax.noisy_sgd(schedule, key=jax.random.key(3))
 
 def like(init=lambda params: (), update=lambda g, s, p: (g, s)): return optax.GradientTransformation(init, update)
 def three(schedule): return 3
@@ -327,6 +333,15 @@ def test_a_misfit_is_one_line(target: str, options: dict[str, Any], line: str) -
     with pytest.raises(ConfigError, match=f"^optim.target: {line}") as raised:
         chosen(target, **options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("target", ["mine:noisy", "mine:masked", "mine:keyed"])
+def test_one_that_is_another_each_time_is_told(target: str) -> None:
+    """What is drawn while it is made is drawn again by the next attempt."""
+    _, warnings = chosen(target)
+    assert [line.startswith(f"{target}: makes another program each time") for line in warnings] == (
+        [] if target == "mine:keyed" else [True]
+    )
 
 
 def test_options_are_for_functions() -> None:
