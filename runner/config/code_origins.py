@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.user_target import find_in_shared_package, is_file_target, split_target
+from runner.config.imported_files import list_imported_files
 from runner.config.user_code import DOTTED_NAME, add_current_folder_to_path, find_targets
 from runner.installation import OWN_PACKAGES, PACKAGE
 from runner.text import display_path
@@ -24,7 +25,8 @@ from runner.types import Document
 class CodeOrigin:
     """The file that a target comes from, and all files of its package if it is in one.
 
-    `key` is where the configuration names it (`model.target`), `name` how (`my_file:MyModel`).
+    `key` is where the configuration names it (`model.target`), `name` how (`my_file:MyModel`). What such a file imports
+    from beside it has origins of its own.
     """
 
     key: str
@@ -48,6 +50,7 @@ def find_origins(document: Document) -> list[CodeOrigin]:
             if (path := Path(module).expanduser()).is_file():
                 beside = sorted(path.parent.rglob("*.py")) if (path.parent / "__init__.py").is_file() else [path]
                 found.append(CodeOrigin(key, name, path, tuple(beside)))
+                found += _find_imported(found[-1])
             continue
         top, *below = module.split(".")
         if top in OWN_PACKAGES and (theirs := find_in_shared_package(module, PACKAGE.parent / top)):
@@ -64,7 +67,19 @@ def find_origins(document: Document) -> list[CodeOrigin]:
             candidates = (inner.with_suffix(".py"), inner / "__init__.py")
             file = next((path for path in candidates if path in files), file)
         found.append(CodeOrigin(key, name, file, tuple(files)))
+        # Not of an installed module: beside it lies everything that is installed.
+        if file.parent == Path.cwd():
+            found += _find_imported(found[-1])
     return found
+
+
+def _find_imported(origin: CodeOrigin) -> list[CodeOrigin]:
+    """Return an origin for each file beside a target's that it imports."""
+    beside = (path for path in list_imported_files(origin.file) if path not in origin.files)
+    return [
+        CodeOrigin(f"{origin.key} imports {path.relative_to(origin.file.parent)}", f"{path.stem}:", path, (path,))
+        for path in beside
+    ]
 
 
 def describe_origins(origins: Iterable[CodeOrigin]) -> dict[str, Any]:

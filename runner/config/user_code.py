@@ -28,6 +28,7 @@ from models.user_arguments import initializer_of
 from runner.checkpoint.trouble import PASSING_ERRNOS
 from runner.config.evaluations import ASKED_BY_NAME
 from runner.config.explain import suggest_word
+from runner.config.imported_files import check_imports_beside
 from runner.errors import ConfigError, HoldfastError
 from runner.installation import OWN_PACKAGES, PACKAGE, keep_own_packages_first
 from runner.log.user_sink import find_wrong_call
@@ -80,6 +81,7 @@ def _check_exist(targets: Mapping[str, str]) -> None:
         if is_file_target(module) and re.fullmatch(DOTTED_NAME, attribute):
             _check_file_exists(key, name, module)
             _check_name_defined(key, name, Path(module).expanduser())
+            check_imports_beside(key, name, Path(module).expanduser())
             continue
         if not re.fullmatch(f"{DOTTED_NAME}:{DOTTED_NAME}", name):
             raise ConfigError(f"{key}: got {name}; expected module:attribute{_suggest_target(name)}")
@@ -98,6 +100,7 @@ def _check_exist(targets: Mapping[str, str]) -> None:
                 f"{key}: {name}: {top} is a module of {hidden}; give {top} in this directory another name, or name the "
                 f"file: ./{top}.py:{attribute}"
             )
+        check_imports_beside(key, name, Path(f"{top}.py"))
 
 
 def _check_file_exists(key: str, name: str, file: str) -> None:
