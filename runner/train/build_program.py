@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -26,7 +27,14 @@ from runner.train.dataset import make_stream
 from runner.train.evaluator import Evaluator
 from runner.train.program_content import ProgramContent
 from runner.train.program_steps import make_program_eval, make_program_init, make_program_step
-from runner.train.rehearse_program import BornState, asks_host, compare_two_calls, look_at_init, rehearse_function
+from runner.train.rehearse_program import (
+    BornState,
+    asks_host,
+    compare_two_calls,
+    look_at_init,
+    rehearse_function,
+    settle_numbers,
+)
 from runner.train.step import TrainStep, make_key
 from runner.types import Batch, State, Tree
 
@@ -51,6 +59,8 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
     with user_code.as_config_error("program", option.target):
         program = make_user_program(option.target, option.options, wanted)
         born = look_at_init(program, key, example)
+        batch = _describe_batch(config, sources)
+        born = replace(born, layout=settle_numbers(program, born, batch if has_data else None, key))
     layout = born.layout
     init, abstract = _lay_out_init(program, born, key, example, partial(state_shardings, mesh))
     step, evaluate = (make(program, layout, has_data=has_data) for make in (make_program_step, make_program_eval))
@@ -75,7 +85,7 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
     )
     evaluator.check_content()
     with user_code.as_config_error("program", option.target):
-        measures = _rehearse(config, program, (step, evaluate), abstract, sources, first_arguments)
+        measures = _rehearse(program, (step, evaluate), abstract, batch, first_arguments)
         if any(isinstance(each, SamplesEvaluation) for each in config.eval.values()):
             content.check_samples(abstract)
     sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -130,18 +140,21 @@ def _lay_out_init(
     return run_init, abstract
 
 
+def _describe_batch(config: Config, sources: Sources) -> Batch:
+    """Return an abstract batch, as an evaluation gives it."""
+    example = sources.eval.take(np.zeros(config.data.batch_size, np.int64))
+    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
+
+
 def _rehearse(
-    config: Config,
     program: UserProgram,
     functions: tuple[Callable[..., Any], Callable[..., Any]],
     abstract: State,
-    sources: Sources,
+    batch: Batch,
     first_arguments: Callable[[], tuple[Tree, ...]],
 ) -> tuple[str, ...]:
     """Return what an evaluation measures. Raises InvalidModelOrObjective where the program does not fit."""
     step, evaluate = functions
-    size = config.data.batch_size
-    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(sources.eval.take(np.zeros(size, np.int64)))))
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), abstract)
     lr = jax.ShapeDtypeStruct((), jnp.float32)
     traced = rehearse_function(program, "step", step, (state, batch, lr))
@@ -149,7 +162,7 @@ def _rehearse(
         compare_two_calls(program, step, first_arguments)
     if program.evaluate is None:
         return ()
-    weights = jax.ShapeDtypeStruct((size,), jnp.float32)
+    weights = jax.ShapeDtypeStruct((len(jax.tree.leaves(batch)[0]),), jnp.float32)
     rehearse_function(program, "evaluate", evaluate, (state, batch, weights))
     return tuple(jax.eval_shape(evaluate, state, batch, weights))
 

@@ -31,11 +31,13 @@ class ProgramLayout:
         structure: what jax calls its treedef.
         places: for each array, in the order of the structure, the keys that lead to it in a train state.
         kinds: shape and type of each array.
+        promoted: positions of the numbers that `init` gives in another type than a step, which decides.
     """
 
     structure: Any
     places: tuple[tuple[str, ...], ...]
     kinds: tuple[jax.ShapeDtypeStruct, ...]
+    promoted: frozenset[int] = frozenset()
 
     def unpack(self, state: Params) -> Tree:
         """Return the program's own state, out of a train state."""
@@ -57,8 +59,10 @@ class ProgramLayout:
         if [name for name, _ in found] != names:
             raise InvalidModelOrObjective(_explain_structure(function, names, [name for name, _ in found]))
         state: dict[str, Any] = {WEIGHTS: {}, REST: {}}
-        for place, kind, (name, leaf) in zip(self.places, self.kinds, found, strict=True):
+        for position, (place, kind, (name, leaf)) in enumerate(zip(self.places, self.kinds, found, strict=True)):
             value = as_array(leaf, function, name)
+            if position in self.promoted and function == "init":
+                value = value.astype(kind.dtype)
             if (value.shape, value.dtype) != (kind.shape, kind.dtype):
                 raise InvalidModelOrObjective(
                     f"{function} changes {join_name(name)} of the state from {_describe(kind)} to {_describe(value)}; "

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.errors import UnexpectedTracerError
 from jax.extend.core import ClosedJaxpr
@@ -36,10 +37,14 @@ WAY_OUT = (
 
 @dataclass(frozen=True)
 class BornState:
-    """What `init` gives: the layout of the state, and whether it can be traced; else it runs as it is written."""
+    """What `init` gives: the layout of the state, and whether it can be traced; else it runs as it is written.
+
+    `numbers` are the positions of what it gives as numbers of Python's, whose type gives way (jax: weak type).
+    """
 
     layout: ProgramLayout
     is_traceable: bool
+    numbers: frozenset[int]
 
 
 def look_at_init(program: UserProgram, key: jax.Array, example: Batch | None) -> BornState:
@@ -61,12 +66,45 @@ def look_at_init(program: UserProgram, key: jax.Array, example: Batch | None) ->
         # It reads a number that a trace does not have.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             begin(key, example)
-        return BornState(lay_out(found[-1], program.weights), is_traceable=False)
+        return BornState(lay_out(found[-1], program.weights), is_traceable=False, numbers=_find_numbers(found[-1]))
     second = jax.make_jaxpr(_forget(begin))(key, example)
     if digest_trace(first) != digest_trace(second):
         raise InvalidModelOrObjective(f"{program.target}: init is not pure, two calls differ: {WAY_OUT}")
     # Of the first trace: its tracers are dead, but shapes and structure are those of the state.
-    return BornState(lay_out(_as_abstract(found[0]), program.weights), is_traceable=True)
+    layout = lay_out(_as_abstract(found[0]), program.weights)
+    return BornState(layout, is_traceable=True, numbers=_find_numbers(found[0]))
+
+
+def settle_numbers(program: UserProgram, born: BornState, batch: Batch | None, key: jax.Array) -> ProgramLayout:
+    """Return the layout of a program's state in which numbers of `init` have the type that a step gives them.
+
+    A return of 0 to which a step adds a reward of 0.5 is a fraction: so it is in a loop of Python's and in
+    `jax.lax.scan`. `batch` is abstract. What is wrong with the step is told by who rehearses it.
+    """
+    layout = born.layout
+    while len(layout.promoted) < len(born.numbers):
+        leaves = [
+            jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=place in born.numbers - layout.promoted)
+            for place, kind in enumerate(layout.kinds)
+        ]
+        try:
+            given, _ = jax.eval_shape(program.step, jax.tree.unflatten(layout.structure, leaves), batch, key)
+            after, structure = jax.tree.flatten(given)
+        except Exception:
+            return layout
+        if structure != layout.structure:
+            return layout
+        new = {
+            place: after[place].dtype
+            for place in born.numbers - layout.promoted
+            if after[place].dtype == jnp.promote_types(layout.kinds[place].dtype, after[place].dtype)
+            and after[place].dtype != layout.kinds[place].dtype
+        }
+        if not new:
+            return layout
+        kinds = [jax.ShapeDtypeStruct(kind.shape, new.get(i, kind.dtype)) for i, kind in enumerate(layout.kinds)]
+        layout = replace(layout, kinds=tuple(kinds), promoted=layout.promoted | new.keys())
+    return layout
 
 
 def rehearse_function(
@@ -136,6 +174,17 @@ def _as_abstract(tree: Tree) -> Tree:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if is_key else jax.dtypes.canonicalize_dtype(leaf.dtype))
 
     return jax.tree.map(describe, tree)
+
+
+def _find_numbers(tree: Tree) -> frozenset[int]:
+    leaves = jax.tree.leaves(tree)
+    return frozenset(
+        place
+        for place, leaf in enumerate(leaves)
+        if getattr(
+            leaf, "weak_type", isinstance(leaf, int | float | complex) and not isinstance(leaf, bool | np.generic)
+        )
+    )
 
 
 def _first_line(error: Exception) -> str:

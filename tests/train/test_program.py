@@ -308,7 +308,7 @@ BAD: dict[str, tuple[str, str]] = {
         r"step changes count of the state from int32\[\] to int32\[2\]",
     ),
     "a type changes": (
-        change(('state["count"] + 1}', 'state["count"] + 1.5}')),
+        change(('"count": 0', '"count": jnp.int32(0)'), ('state["count"] + 1}', 'state["count"] + 1.5}')),
         r"step changes count of the state from int32\[\] to float32\[\]",
     ),
     "a function in the state": (
