@@ -65,7 +65,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"ckpt__save__best__metrc": "x"}, "ckpt.save.best.metrc: unknown key; did you mean metric?"),
         (
             {"ckpt__save__best__kind": "bst"},
-            'ckpt.save.best.kind: got "bst"; expected one of steps, seconds, epochs, first, best, adaptive, unstable, continuous, on_error; did you mean best?',
+            'ckpt.save.best.kind: got "bst"; expected one of steps, seconds, epochs, first, best, adaptive, unstable, continuous, on_error, external; did you mean best?',
         ),
         ({"retention__last__n": 0}, "retention.last.n: got 0; expected at least 1"),
         ({"preempt__signals": ["KILL"]}, 'preempt.signals.0: got "KILL"; expected one of TERM, INT, USR1, USR2, HUP'),
