@@ -26,8 +26,8 @@ from runner.checkpoint.record import PROGRESS, STATE, list_records, newest_save_
 from runner.checkpoint.strategy import Failures
 from runner.config.evaluations import find_cadences, find_due_evaluations
 from runner.config.identity import hash_config
-from runner.config.schema import Config
 from runner.config.metric_names import list_choosable
+from runner.config.schema import Config
 from runner.log.fanout import open_sinks
 from runner.log.jsonl import JsonLinesFile, open_json_lines
 from runner.log.sinks import CutPoint, LogDigest, SinkContext
