@@ -347,6 +347,7 @@ def test_a_second_interrupt_leaves(fake_program: Callable[[str], None], monkeypa
     def press() -> None:
         time.sleep(1)
         interrupt()
+        time.sleep(0.03)
         interrupt()
         time.sleep(0.5)
         interrupt()
@@ -442,7 +443,9 @@ def test_what_its_process_inherits(fake_program: Callable[[str], None], monkeypa
     assert shown.getvalue().splitlines() == ["[None, None, None, '1']", "['3', None, None, '1']"]
 
 
-def test_lines_come_in_order_and_as_they_are_printed(fake_program: Callable[[str], None]) -> None:
+def test_lines_come_in_order_and_as_they_are_printed(
+    fake_program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A progress bar's too; half a line at the end is shown as well, and no byte is lost for being none of UTF-8."""
     code = "import sys, time\nfor i in range(3): print(i); print(-i, file=sys.stderr); time.sleep(0.3)\n"
     fake_program(FINISHED + code + "os.write(1, b'1%\\r2%\\r\\xff half')")
@@ -456,6 +459,7 @@ def test_lines_come_in_order_and_as_they_are_printed(fake_program: Callable[[str
             self.times.append(time.monotonic())
             return super().write(text)
 
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     shown = Screen()
     with redirect_stdout(shown):
         run([])
