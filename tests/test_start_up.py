@@ -38,6 +38,7 @@ MAY_IMPORT_JAX = {
     "runner.inspect.model_cost": (),
     "runner.optim.parameter_groups": (),
     "runner.trace.remat_trace": (),
+    "runner.trace.trace_digest": (),
     "data.workers": (),
 }
 

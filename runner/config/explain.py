@@ -49,6 +49,8 @@ _FOREIGN_KEYS = {
     "patience": "say stop.metric=eval/loss stop.patience=N",
     "early_stopping": "say stop.metric=eval/loss stop.patience=N",
 }
+# What stands in the place of a part and is chosen by another one: of what a program of the user's own does by itself.
+_NOT_CHOSEN = ("program",)
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 _MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
 _WRONG_CHOICE = ("union_tag_invalid", "literal_error")
@@ -114,7 +116,8 @@ def _explain_choice(problem: Mapping[str, Any], where: str) -> str:
     context = problem.get("ctx", {})
     # pydantic has them as text only: `'a', 'b'` for kinds, `'a', 'b' or 'c'` for a field.
     listed = str(context.get("expected_tags") or context.get("expected")).replace(" or ", ", ")
-    choices = [choice.strip("' ") for choice in listed.split(",")]
+    named = (choice.strip("' ") for choice in listed.split(","))
+    choices = [choice for choice in named if choice not in _NOT_CHOSEN]
     got = context.get("tag", problem["input"])
     where = where if problem["type"] == "literal_error" else f"{where}.kind"
     return f"{where}: got {json.dumps(got)}; expected one of {', '.join(choices)}{suggest_word(str(got), choices)}"

@@ -37,7 +37,10 @@ def _add(digest: Any, value: Any) -> None:
         # What an earlier trace left behind: a value of none that follows.
         digest.update(f"traced {id(value)}".encode())
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
-        array = np.asarray(value)
+        # A random key is told from the words it is made of by its type.
+        is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+        digest.update(f"{value.dtype}".encode())
+        array = np.asarray(jax.random.key_data(value) if is_key else value)
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     else:
         digest.update(ADDRESS.sub("", repr(value)).encode())

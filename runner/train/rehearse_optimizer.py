@@ -5,7 +5,6 @@ Nothing is compiled, but for a schedule of the user's own, which is asked for a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -21,6 +20,7 @@ from runner.errors import ConfigError
 from runner.optim.schedules import ExternalSchedule
 from runner.optim.user_optimizer import LearningRate
 from runner.optim.user_schedule import takes_learning_rate
+from runner.trace.trace_digest import digest_trace
 from runner.train.split_model import READS_VALUES
 from runner.train.step import MakeOptimizer
 from runner.types import Params, Tree
@@ -48,7 +48,7 @@ def choose_optimizer(config: Config, params: Params) -> tuple[MakeOptimizer, tup
         make = lambda lr: known  # noqa: E731 - a function of its own would say no more
     asked = _try_optimizer(make, config, params)
     told = []
-    if _write_program(config, params) != _write_program(config, params):
+    if _digest_program(config, params) != _digest_program(config, params):
         told.append(
             f"{optim or schedule}: makes another program each time (with random numbers of Python's or numpy's?), so a "
             "run that is continued is not what it would have been; draw them with jax.random and a fixed key"
@@ -166,14 +166,12 @@ def _try_optimizer(make: MakeGuarded, config: Config, params: Params) -> bool:
     return asked[0]
 
 
-def _write_program(config: Config, params: Params) -> tuple[str, list[bytes]]:
-    """Return what an optimizer, made afresh, computes in an update: its program, and the arrays that it holds."""
+def _digest_program(config: Config, params: Params) -> str:
+    """Return what an optimizer, made afresh, computes in an update, as a digest of its program and its constants."""
     tx, rate = _make_guarded(config, config.optim.lr)
-    traced = jax.make_jaxpr(lambda params: (_update_once(tx, params), rate(jnp.zeros((), jnp.int32))))(params)
-    is_key = [jax.dtypes.issubdtype(each.dtype, jax.dtypes.prng_key) for each in map(jnp.asarray, traced.consts)]
-    held = [jax.random.key_data(each) if key else each for each, key in zip(traced.consts, is_key, strict=True)]
-    # Where a function lies in memory is no part of it.
-    return re.sub(r" at 0x[0-9a-f]+", "", str(traced)), [np.asarray(each).tobytes() for each in held]
+    return digest_trace(
+        jax.make_jaxpr(lambda params: (_update_once(tx, params), rate(jnp.zeros((), jnp.int32))))(params)
+    )
 
 
 def _refuse_difference(target: str, found: str, expected: dict[str, str], got: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ ELSEWHERE = (
     "data",
     "objective",
     "eval",
+    "program",
     "experiment",
     "optim",
     "schedule",
@@ -52,6 +53,8 @@ MODELS_AND_DATA = [
     f"model=mlp data=own:line objective=regress {MLP}",
     "model=own:Words data=stdlib data.seq_len=16 eval.eval.batches=1",  # its own, on text: it has no sample to show
     "model=external model.target=own:Words data=external data.target=own:words objective=next_token",
+    "program=own:Walk data=none",
+    "program=external program.target=own:Walk data=none",
 ]
 RECIPES = {
     "stdlib_gpt": GPT,
@@ -79,6 +82,11 @@ class Words(nnx.Module):
         self.embed = nnx.Embed(num_outputs, num_outputs, rngs=rngs)
     def __call__(self, x): return self.embed(x)
 
+class Walk:
+    def init(self, key, example): return {"params": 0.0}
+    def step(self, state, batch, key): return {"params": state["params"] + 1.0}, {"loss": -state["params"]}
+    def evaluate(self, state, batch): return {"loss": -state["params"]}
+
 def line(): return {"inputs": np.ones((640, 2)), "label": np.ones((640, 1))}
 def words(): return {"tokens": np.arange(12800, dtype=np.uint8).reshape(640, 20)}
 def squared(model, batch): return {"loss": ((model(batch["inputs"]) - batch["label"]) ** 2).mean(axis=-1)}
@@ -89,7 +97,8 @@ def test_no_choice_is_left_out() -> None:
     named = {word for command in MODELS_AND_DATA for word in command.split()}
     named |= {f"data={kind}" for kind in MADE}  # test_sources.py trains on these
     named |= {f"model={kind}" for kind in ("gpt2_124m",)}  # its recipe does
-    for group in ("model", "data", "objective"):
+    named.add("program=none")  # all the others
+    for group in ("model", "data", "objective", "program"):
         assert {f"{group}={path.stem}" for path in (REPO / "conf" / group).glob("*.yaml")} <= named
     looked_at = {name for word in named if word.startswith("eval=") for name in word[6:-1].split(",")}
     looked_at.add("test")  # of data that holds such a set out: tests/session/test_held_out.py

@@ -35,6 +35,7 @@ CHANGED: dict[str, Any] = {
     "train.epochs": 3,
     "stop": {"metric": "eval/loss", "patience": 5, "min_improvement": 0.0},
     "stop.rules": {"mine": {"kind": "external", "target": "my:enough", "options": {}}},
+    "program": {"kind": "external", "target": "my:Program", "options": {}},
 }
 # Further ways of saying what was done before.
 AS_BEFORE: dict[str, list[Any]] = {
@@ -79,6 +80,7 @@ def test_a_key_that_came_later_changes_no_hash_until_it_says_something(key: str)
         "stop": {"metric", "patience"},
         "data.columns": {"inputs"},
         "stop.rules": {"target"},
+        "program": {"kind", "target"},
     }.get(key, {key.split(".")[-1]})
 
 
