@@ -153,6 +153,8 @@ def _answer(words: Sequence[str]) -> int:
 def _run_named_verb(name: str, words: Sequence[str]) -> int:
     if name not in VERBS:
         near = suggest_word(name, list(VERBS)) or f"; there are: {', '.join(VERBS)}"
+        if "=" in name:
+            near = "; a run is started by holdfast or python run.py, with the same words"
         raise ConfigError(f"unknown verb '{name}'{near}")
     module, what = VERBS[name]
     verb = cast(Verb, importlib.import_module(f"runner.{module}"))

@@ -108,7 +108,8 @@ def _check_file_exists(key: str, name: str, file: str) -> None:
     if path.is_file():
         return
     near = suggest_word(path.name, [each.name for each in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
-    raise ConfigError(f"{key}: {name}: there is no file {display_path(path)}{near or '; check the path'}")
+    near = near or "; check the path, or run it where the file is"
+    raise ConfigError(f"{key}: {name}: there is no file {display_path(path)}{near}")
 
 
 def _check_name_defined(key: str, name: str, file: Path) -> None:

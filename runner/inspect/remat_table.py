@@ -53,6 +53,8 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     _check_arguments(arguments)
     folder = choose_new_folder("remat", arguments.to)
     config = compose_run(arguments.overrides).config
+    if config.program.kind != "none":
+        raise ConfigError("remat: what is recomputed is a program's own business (jax.checkpoint); leave program out")
     # The jax fence: a wrong configuration is answered without it.
     from runner.remat import tpu_target
     from runner.remat.remat_survey import SurveyRequest, survey_policies

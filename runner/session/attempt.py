@@ -174,9 +174,10 @@ def _roll_back(context: RunContext, built: Built, error: DivergedError) -> None:
     attempt, allowed = context.attempt, context.config.train.max_rollbacks
     batch = built.stream.find_batch_number(error.position, error.behind)
     if len(attempt.status.skipped) >= allowed:
+        way_out = "lower optim.lr" if context.config.program.kind == "none" else "lower what the program steps by"
         raise error.complete(
             f"batch {batch}; {len(attempt.status.skipped)} of {allowed} rollbacks are used up; the newest checkpoint "
-            "before it stands: lower optim.lr, or look at the data; train.max_rollbacks=N allows more"
+            f"before it stands: {way_out}, or look at the data; train.max_rollbacks=N allows more"
         ) from error
     attempt.skip_batch(batch, error.step, str(error))
     context.console.say(

@@ -26,6 +26,7 @@ from runner.train.built import Built, LoadedProgram
 from runner.train.dataset import make_stream
 from runner.train.evaluator import Evaluator
 from runner.train.program_content import ProgramContent
+from runner.train.program_layout import REST, WEIGHTS, join_name, name_path
 from runner.train.program_steps import make_program_eval, make_program_init, make_program_step
 from runner.train.rehearse_program import (
     BornState,
@@ -35,7 +36,7 @@ from runner.train.rehearse_program import (
     rehearse_function,
     settle_numbers,
 )
-from runner.train.step import TrainStep, make_key
+from runner.train.step import TrainStep, is_finite, make_key
 from runner.types import Batch, State, Tree
 
 
@@ -129,15 +130,35 @@ def _lay_out_init(
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, where
     )
-    if born.is_traceable:
-        return partial(jax.jit(fresh, out_shardings=where), key, example), abstract
+    traced = jax.jit(fresh, out_shardings=where)
 
     def run_init() -> State:
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            # Copies: an array that is in the state twice could not be given to the step twice.
-            return jax.device_put(jax.tree.map(jnp.copy, fresh(key, example)), where)
+        if born.is_traceable:
+            state = traced(key, example)
+        else:
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                # Copies: an array that is in the state twice could not be given to the step twice.
+                state = jax.device_put(jax.tree.map(jnp.copy, fresh(key, example)), where)
+        _refuse_nan(program, state)
+        return state
 
     return run_init, abstract
+
+
+def _refuse_nan(program: UserProgram, state: State) -> None:
+    """Raise ConfigError where a fresh state holds NaN: it would count as one that has diverged, and never be saved."""
+    # Compiled: on several hosts nobody holds all of an array.
+    if not jax.jit(is_finite)(state):
+        sections = {name: state[name] for name in (WEIGHTS, REST)}
+        names = [
+            join_name(name_path(path)[1:])
+            for path, leaf in jax.tree_util.tree_leaves_with_path(sections)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and jax.jit(lambda x: jnp.isnan(x).any())(leaf)
+        ]
+        raise ConfigError(
+            f"program.target: {program.target}: init gave a state in which {names[0]} is NaN; expected numbers, as a "
+            "state with NaN counts as diverged and is never saved; begin with 0 or jnp.inf"
+        )
 
 
 def _describe_batch(config: Config, sources: Sources) -> Batch:

@@ -206,8 +206,8 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
     """Train to the last step, to where a metric gets no better, or until asked to stop; save the last state.
 
     Raises:
-        DivergedError: the loss, the gradient or the parameters are not finite at a step that is logged or saved: such
-            a state is never saved as one to resume from.
+        DivergedError: the loss or the gradient of a step is not finite, or the parameters are not at a step that is
+            saved: such a state is never saved as one to resume from.
         Stopped: there is no time left to save.
     """
     cadence, log, saver = parts.cadence, parts.log, parts.saving.saver
@@ -294,15 +294,12 @@ class PendingSteps:
             self._complete_one()
 
     def check_finite(self) -> None:
-        """Raise DivergedError, naming the first step that was not finite, where the last complete one is not."""
-        if not self._unread:
-            return
-        # A number that is not finite stays so in the parameters: looking at the last step is enough.
-        if _first_not_finite(self._unread[-1][1]):
-            step, name, value = next(
-                (step, *bad) for step, metrics in self._unread if (bad := _first_not_finite(metrics))
-            )
-            raise self.diverged(step, f"{name} is {value}")
+        """Raise DivergedError, naming the first step that was not finite, where a complete one is not."""
+        # Each of them and not the last alone: an update that a program or an optimizer leaves out for its NaN shows at
+        # that step only, and when steps are looked at depends on when a run is saved.
+        for step, metrics in self._unread:
+            if bad := _first_not_finite(metrics):
+                raise self.diverged(step, "{} is {}".format(*bad))
         self._unread = []
 
     def diverged(self, step: int, what: str) -> DivergedError:

@@ -36,10 +36,10 @@ class ProgramContent:
         wanted = {"metrics": "evaluate(state, batch)", "samples": "sample(state, key)", "text": "sample(state, key)"}
         function = wanted.get(option.kind, "").partition("(")[0]
         if function and getattr(self._program, function) is None:
-            raise ConfigError(
-                f"eval.{name}: {self._program.target} has no function {wanted[option.kind]}; leave eval.{name} out, or "
-                "give it one"
-            )
+            way_out = f"leave eval.{name} out, or give it one"
+            if function == "evaluate":
+                way_out = "give it one: score.metric, the best checkpoint and stopping early look at what it measures"
+            raise ConfigError(f"eval.{name}: {self._program.target} has no function {wanted[option.kind]}; {way_out}")
 
     def check_samples(self, state: State) -> None:
         """Raise InvalidModelOrObjective where pictures are asked for and `sample` makes none, as far as a trace tells.

@@ -6,6 +6,7 @@ and laid out on devices is a plain dict, whose names any reader of a checkpoint 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,7 @@ def lay_out(tree: Tree, weights: Collection[str] | None) -> ProgramLayout:
         value = as_array(leaf, "init", name)
         kinds.append(jax.ShapeDtypeStruct(value.shape, value.dtype))
     joined = [join_name(name) for name in names]
-    if twice := sorted({name for name in joined if joined.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(joined).items() if count > 1):
         raise InvalidModelOrObjective(f"init gave a state with two arrays called {twice[0]}; rename one")
     parts = {name[0] for name in names}
     if unknown := sorted(set(weights or ()) - parts):
@@ -119,9 +120,20 @@ def as_array(leaf: Any, function: str, name: tuple[str, ...]) -> jax.Array:
             f"{function} gave a state in which {join_name(name)} is {describe_value(leaf)}; expected arrays and random "
             "keys alone: close over the rest (Equinox: eqx.partition(model, eqx.is_array))"
         )
-    array = jnp.asarray(leaf)
+    try:
+        array = jnp.asarray(leaf)
+    except OverflowError:
+        raise InvalidModelOrObjective(
+            f"{function} gave a state in which {join_name(name)} is {leaf}, more than 32 bits hold; make it a "
+            "fraction, or two numbers"
+        ) from None
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return array
+    if array.dtype == jax.dtypes.float0:
+        raise InvalidModelOrObjective(
+            f"{function} gave a state in which {join_name(name)} is of float0, the gradient of whole numbers, which "
+            "holds nothing; leave it out"
+        )
     return jax.lax.convert_element_type(array, array.dtype)
 
 

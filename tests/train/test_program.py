@@ -272,7 +272,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "evaluate is missing": (
         change(("def evaluate", "def eval")),
-        r"eval.eval: .* has no function evaluate\(state, batch\); leave eval.eval out",
+        r"eval.eval: .* has no function evaluate\(state, batch\); give it one: score.metric",
     ),
     "step takes no key": (
         change(("state, batch, key):", "state, batch):")),
