@@ -77,6 +77,11 @@ class AttemptLog:
         return self._record["attempt"]
 
     @property
+    def facts(self) -> JsonObject:
+        """Return what is known of this attempt so far."""
+        return dict(self._record)
+
+    @property
     def step(self) -> int:
         """Return the last step that was noted."""
         return self.status.step

@@ -98,6 +98,7 @@ ATTEMPT: Mapping[str, Check] = {
     "code": is_text,
     "hardware": is_text,
     "remat": is_text,
+    "traced": is_text,
     "external": object_of(with_keys(target=is_text, file=is_text, hash=is_text)),
     "slurm": object_of(is_count),
     "seconds": object_of(is_number),

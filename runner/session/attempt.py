@@ -19,6 +19,7 @@ from runner.config.remat_policies import AutoRemat, RematPolicy
 from runner.config.schema import Config
 from runner.errors import STOPPED, DivergedError, HoldfastError, StorageError
 from runner.preempt.stop import Stopped, run_in_thread
+from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.readme import write_readme
 from runner.session.resume import restore_or_begin
 from runner.train import broken_data, dataset
@@ -33,6 +34,9 @@ from runner.train.moved_data import read_moved_data
 from runner.train.run_context import RunContext
 from runner.types import State
 from runner.values import Outcome
+
+# What an attempt knows about itself that may change what a step of a program computes.
+DECIDES_TRACE = ("external", "drift", "packages", "python", "code", "hardware")
 
 
 def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tuple[Outcome, str]:
@@ -117,6 +121,8 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
     built = build(config, sources)
     built.evaluator.check_splits()
     check_metric_names(config, built.evaluator.list_metric_names(built.measures))
+    if built.traced:
+        _compare_traces(context, built)
     for line in dataset.record_or_compare(run_dir, built.sources):
         say(line)
     broken_data.watch_skipped(run_dir, built.sources, say)
@@ -125,6 +131,25 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
     for line in [*(f"warning: {warning}" for warning in built.warnings), *warn_of_worst_as_best(config)]:
         say(line)
     return context, built
+
+
+def _compare_traces(context: RunContext, built: Built) -> None:
+    """Warn where the step of a program computes something else than in the attempt before, and nothing says why.
+
+    Its files, its options and the versions are the same, so it read what differs from process to process.
+    """
+    attempt = context.attempt
+    attempt.record(traced=built.traced, hardware=describe_hardware(built))
+    before = next((line for line in reversed(read_attempts(context.run_dir)) if "traced" in line), None)
+    if before is None or before["traced"] == built.traced:
+        return
+    if any(before.get(name) != attempt.facts.get(name) for name in DECIDES_TRACE):
+        return
+    context.console.say(
+        f"warning: step computes something else than in attempt {before['attempt']}, though no file and no option of "
+        "it has changed: it reads what differs from process to process (a hash of text, a file, the environment, the "
+        "clock); what goes on is not what was interrupted"
+    )
 
 
 def _read_sources(config: Config) -> Sources:

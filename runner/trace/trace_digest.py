@@ -33,14 +33,18 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(f"[{len(value)}".encode())
         for each in value:
             _add(digest, each)
+    elif isinstance(value, set | frozenset):
+        # In another process they come in another order.
+        _add(digest, sorted(map(str, value)))
     elif isinstance(value, jax.core.Tracer):
         # What an earlier trace left behind: a value of none that follows.
         digest.update(f"traced {id(value)}".encode())
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
         # A random key is told from the words it is made of by its type.
-        is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
         digest.update(f"{value.dtype}".encode())
-        array = np.asarray(jax.random.key_data(value) if is_key else value)
+        is_key = isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+        words: Any = jax.random.key_data(value) if is_key else value  # type: ignore[arg-type]
+        array = np.asarray(words)
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     else:
         digest.update(ADDRESS.sub("", repr(value)).encode())

@@ -22,6 +22,7 @@ from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.mesh import batch_sharding, replicated_sharding, state_shardings
+from runner.trace.trace_digest import digest_trace
 from runner.train.built import Built, LoadedProgram
 from runner.train.dataset import make_stream
 from runner.train.evaluator import Evaluator
@@ -86,7 +87,7 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
     )
     evaluator.check_content()
     with user_code.as_config_error("program", option.target):
-        measures = _rehearse(program, (step, evaluate), abstract, batch, first_arguments)
+        measures, traced = _rehearse(program, (step, evaluate), abstract, batch, first_arguments)
         if any(isinstance(each, SamplesEvaluation) for each in config.eval.values()):
             content.check_samples(abstract)
     sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -107,6 +108,7 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
         put=put,
         plan=RematPlan(),
         measures=measures,
+        traced=traced,
     )
 
 
@@ -173,8 +175,11 @@ def _rehearse(
     abstract: State,
     batch: Batch,
     first_arguments: Callable[[], tuple[Tree, ...]],
-) -> tuple[str, ...]:
-    """Return what an evaluation measures. Raises InvalidModelOrObjective where the program does not fit."""
+) -> tuple[tuple[str, ...], str]:
+    """Return what an evaluation measures, and a digest of what a step computes.
+
+    Raises InvalidModelOrObjective where the program does not fit.
+    """
     step, evaluate = functions
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), abstract)
     lr = jax.ShapeDtypeStruct((), jnp.float32)
@@ -182,10 +187,10 @@ def _rehearse(
     if asks_host(traced):
         compare_two_calls(program, step, first_arguments)
     if program.evaluate is None:
-        return ()
+        return (), digest_trace(traced)
     weights = jax.ShapeDtypeStruct((len(jax.tree.leaves(batch)[0]),), jnp.float32)
     rehearse_function(program, "evaluate", evaluate, (state, batch, weights))
-    return tuple(jax.eval_shape(evaluate, state, batch, weights))
+    return tuple(jax.eval_shape(evaluate, state, batch, weights)), digest_trace(traced)
 
 
 def _refuse_loss(*arguments: Any) -> NoReturn:

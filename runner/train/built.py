@@ -47,6 +47,7 @@ class Built:
         plan: what is recomputed in the backward pass.
         warnings: what a first look at a user's own model showed, one line each.
         measures: the names of what the objective measures.
+        traced: a digest of what the step of a user's own program computes; "" of a model.
     """
 
     sources: Sources
@@ -64,6 +65,7 @@ class Built:
     plan: RematPlan
     warnings: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
+    traced: str = ""
 
 
 def count_state_bytes(built: Built) -> int:
