@@ -79,10 +79,16 @@ def wrap_user_objective(target: str, options: Mapping[str, Any]) -> BatchObjecti
 
 def check_metric(target: str, name: Any, values: Any, size: int) -> None:
     """Raise InvalidModelOrObjective where a metric has a name that is taken, or is not one value per example."""
-    if not isinstance(name, str) or not name.strip() or name in RESERVED_METRICS or "/" in name:
+    if (
+        not isinstance(name, str)
+        or not name.strip()
+        or not name.isprintable()
+        or name in RESERVED_METRICS
+        or "/" in name
+    ):
         raise InvalidModelOrObjective(
             f"{target}: a metric may not be called {name!r} (taken: {', '.join(RESERVED_METRICS)}, and names with "
-            "'/'); give it another name"
+            "'/' or what cannot be printed); give it another name"
         )
     if isinstance(values, MergeableMetric) and name != "loss":
         return

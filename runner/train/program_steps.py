@@ -82,10 +82,10 @@ def _is_real(array: jax.Array) -> bool:
 
 
 def _check_name(program: UserProgram, name: Any) -> None:
-    if not isinstance(name, str) or not name.strip() or name in TAKEN_NAMES or "/" in name:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or name in TAKEN_NAMES or "/" in name:
         raise InvalidModelOrObjective(
             f"{program.target}: a metric may not be called {name!r} (taken: {', '.join(TAKEN_NAMES)}, and names with "
-            "'/'); give it another name"
+            "'/' or what cannot be printed); give it another name"
         )
 
 

@@ -110,3 +110,13 @@ def test_a_file_that_is_not_here_says_where_to_type_the_command() -> None:
 def test_a_run_typed_as_a_verb_says_what_starts_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["program=own.py:Program", "data=digits"]) == 2
     assert "a run is started by holdfast or python run.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [r"a\nb", r"a\x1b[31m", r"a\u202eb"])
+def test_a_metric_has_a_name_that_can_be_printed(tmp_path: Path, name: str) -> None:
+    """It stands in a line of the console and of the log."""
+    with pytest.raises(ConfigError, match=r"a metric may not be called '"):
+        build_own(tmp_path, change(('{"loss": loss}', f'{{"loss": loss, "{name}": loss}}')))
+    with pytest.raises(ConfigError, match=r"evaluate: a metric may not be called '"):
+        build_own(tmp_path, change(('"accuracy": right', f'"{name}": right')))
+    assert build_own(tmp_path, change(('{"loss": loss}', '{"loss": loss, "точность 1": loss}'))).measures
