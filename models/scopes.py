@@ -34,6 +34,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from models.layout import constrain_batch
 from models.remat_plan import RematPlan, RematPlanError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -46,6 +47,9 @@ ATTENTION_CONTEXT = "attn_ctx"
 # An attribute of blocks: True exempts one from the plan, as `every` does with all but the first of each n; False says
 # that it was numbered, and chosen.
 EXEMPT = "remat_not_chosen"
+
+# The scope of what stands in a row, and hands on what the next one takes.
+BLOCK = "block"
 
 SLICE_OPERATIONS = ("slice", "squeeze", "dynamic_slice")
 
@@ -78,8 +82,10 @@ def scope(name: str) -> Callable[[Method], Method]:
         @functools.wraps(method)
         def call(module: nnx.Module, *args: Any, **named: Any) -> Any:
             plan: RematPlan = _current_plan.value
+            if name == BLOCK:
+                args = tuple(map(constrain_batch, args))
             if name not in plan.scopes or getattr(module, EXEMPT, False):
-                return method(module, *args, **named)
+                return _constrain_results(name, method(module, *args, **named))
             # models/find_blocks.py numbers blocks where there are several. One without a number is alone, or stands for
             # a stack that the model scans itself: there all blocks are the same code, and none can be chosen.
             if plan.every > 1 and not hasattr(module, EXEMPT):
@@ -87,13 +93,21 @@ def scope(name: str) -> Callable[[Method], Method]:
                     "remat=every_n: the model has one block, or stacks its blocks itself; iterate over them with "
                     "models.scopes.layers, or choose remat=full"
                 )
-            return _call_recomputed(method, CheckpointPolicy(name, plan), (module, *args), named)
+            recomputed = _call_recomputed(method, CheckpointPolicy(name, plan), (module, *args), named)
+            return _constrain_results(name, recomputed)
 
         # Read by models/find_blocks.py: the scope is a fact about the class, known before anything is traced.
         call.remat_scope = name  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
 
     return declare
+
+
+def _constrain_results(name: str, results: Any) -> Any:
+    """Return what a scope gave; what a block gives to the next one is divided among devices as the batch is."""
+    if name != BLOCK:
+        return results
+    return tuple(map(constrain_batch, results)) if type(results) is tuple else constrain_batch(results)
 
 
 def _call_recomputed(

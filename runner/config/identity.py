@@ -76,6 +76,8 @@ LATER_KEYS: Mapping[str, Any] = {
     "stop": {"metric": None, "rules": {}},
     "stop.rules": {},
     "program": {"kind": "none"},
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
 }
 
 KeyClass = Literal["free", "resumable", "place", "identity"]

@@ -150,8 +150,8 @@ def _check_own_data(config: Config) -> None:
         return
     if config.train.epochs is not None:
         raise ValueError("train.epochs: with data=none there is nothing to pass over; say train.steps=N")
-    if config.mesh.data != 1:
-        raise ValueError(f"mesh.data={config.mesh.data}: with data=none there is no batch to divide; leave it out")
+    if not config.mesh.is_single:
+        raise ValueError("mesh: with data=none there is no batch to divide; leave it out")
     for name, rule in config.ckpt.save.items():
         if isinstance(rule, EveryEpochs):
             raise ValueError(f"ckpt.save.{name}: with data=none there are no epochs; use kind=steps or kind=seconds")

@@ -243,6 +243,9 @@ class Config:
                 "choose objective=default, or objective=external"
             )
         check_model_supports(self.remat, model)
+        heads, tensor = getattr(model, "num_heads", None), self.mesh.tensor
+        if heads and tensor > 1 and heads % tensor:
+            raise ValueError(f"mesh.tensor={tensor} must divide model.num_heads={heads}, which it shares out")
         if getattr(model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
             raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.launch.compose import compose_run
-from runner.text import format_scaled, format_table
+from runner.text import format_scaled, format_size, format_table
 from runner.values import Say, VerbResult
 
 if TYPE_CHECKING:
     from runner.inspect.model_cost import ModelCost, ModelPart
+    from runner.train.built import Built
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,10 +34,22 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     built = build(config)
     cost = (summarize_program if isinstance(config.program, ExternalProgram) else summarize_model)(built, config)
     say(describe_run(built, config))
-    for line in ["", *_format_parts(cost), "", *_explain_cost(cost, config)]:
+    for line in ["", *_format_parts(cost), "", *_explain_cost(cost, config), _describe_state(built)]:
         say(line)
     parts = [asdict(part) for part in (*cost.parts, cost.total)]
     return VerbResult({"parts": parts, "batch_size": cost.batch_size, "step_flops": cost.step_flops})
+
+
+def _describe_state(built: Built) -> str:
+    """Return a line that says how large the train state is, and how much of it lies on each device."""
+    from runner.mesh import bytes_per_device, describe_mesh
+    from runner.train.built import count_state_bytes
+
+    total = f"The state takes {format_size(count_state_bytes(built))}"
+    if built.mesh.size == 1:
+        return f"{total}."
+    share = format_size(bytes_per_device(built.abstract))
+    return f"{total}, {share} on each of {built.mesh.size} devices{describe_mesh(built.mesh)}."
 
 
 def _format_parts(cost: ModelCost) -> list[str]:

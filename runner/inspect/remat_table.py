@@ -60,7 +60,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     from runner.remat.remat_survey import SurveyRequest, survey_policies
     from runner.train.dataset import read_sources
 
-    devices = tpu_target.target_devices(arguments.target, config.mesh.data) if arguments.target else None
+    devices = tpu_target.target_devices(arguments.target, config.mesh.num_needed) if arguments.target else None
     asked = SurveyRequest(not arguments.no_compile, arguments.time, arguments.all, parse_size(arguments.budget or 0))
     report = survey_policies(config, read_sources(config.data), asked, devices, say)
     for line in format_report(report):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from runner.mesh import STACKED
 from runner.types import Params
 
 # A tree like the parameters, with something else at each leaf.
@@ -14,8 +15,6 @@ ParamsLike = dict[str, Any]
 # Of a matrix: the axes that go in, and those that go out.
 Axes = tuple[tuple[int, ...], tuple[int, ...]]
 
-# Models keep layers that are stacked for a scan under this name; their weights have one more leading dimension.
-STACKED = "blocks"
 # These are never matrices, also where heads or channels give them more dimensions.
 VECTORS = ("bias", "scale")
 # Modules between tokens or pixels or classes and the inside, by the last word of their name (`lm_head`).

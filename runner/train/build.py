@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from data.sources import Sources
 from models import OBJECTIVE_METRICS
 from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
+from models.layout import use_batch_sharding
 from models.objectives import BYTE_VOCABULARY, BatchObjective
 from models.remat_plan import RematPlanError
 from runner.checkpoint import store
@@ -24,7 +26,7 @@ from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.mesh import batch_sharding, replicated_sharding, state_shardings
+from runner.mesh import AXES, activation_sharding, batch_sharding, replicated_sharding, state_shardings
 from runner.optim.parameter_groups import is_stacked
 from runner.train.build_program import build_program
 from runner.train.built import Built
@@ -34,7 +36,14 @@ from runner.train.find_probabilities import warn_of_probabilities
 from runner.train.model_content import ModelContent
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.rehearse_optimizer import choose_optimizer
-from runner.train.split_model import SplitModel, Variables, abstract_variables, merge_model, split_model
+from runner.train.split_model import (
+    SplitModel,
+    Variables,
+    abstract_variables,
+    merge_model,
+    read_declared_axes,
+    split_model,
+)
 from runner.train.step import (
     TrainStep,
     UpdateOptions,
@@ -47,6 +56,8 @@ from runner.train.step import (
     with_ema,
 )
 from runner.types import Batch, State
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.Device] | None = None) -> Built:
@@ -79,11 +90,12 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     def begin(variables: Variables) -> State:
         return init_state(variables, make_optimizer(config.optim.lr)[0], ema=update.ema is not None)
 
-    init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh))
-    sharding = batch_sharding(mesh)
+    declared = read_declared_axes(network)
+    init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh, declared=declared))
+    sharding, lay_out = batch_sharding(mesh), partial(_lay_out_activations, activation_sharding(mesh))
     # The next state lies where the one before lay, or a resumed run would compile another program.
     train_step = jax.jit(
-        make_train_step(network, objective, make_optimizer, update),
+        lay_out(make_train_step(network, objective, make_optimizer, update)),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
     )
@@ -114,14 +126,14 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         mesh=mesh,
         init=partial(init, key),
         abstract=abstract,
-        loss=make_mean_loss(network, objective, update.precision),
+        loss=lay_out(make_mean_loss(network, objective, update.precision)),
         train_step=TrainStep(train_step, config.optim.lr, replicated_sharding(mesh)),
-        eval_step=jax.jit(make_eval_step(network, objective, update.precision)),
+        eval_step=jax.jit(lay_out(make_eval_step(network, objective, update.precision))),
         model=model,
         evaluator=evaluator,
         put=put,
         plan=config.remat.plan,
-        warnings=(*_warn_of_large_batch(config, sources), *seen.warnings, *told),
+        warnings=(*_warn_of_large_batch(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
         measures=seen.metrics,
     )
 
@@ -141,6 +153,19 @@ def _make_model(config: Config, sources: Sources, objective: BatchObjective, key
     if _is_users_own(config):
         follow_mode(model, key, objective.roles)
     return model
+
+
+def _lay_out_activations(sharding: jax.sharding.NamedSharding | None, function: F) -> F:
+    """Return a function that is traced with the batch divided like this between blocks."""
+    if sharding is None:
+        return function
+
+    @wraps(function)
+    def laid_out(*arguments: Any) -> Any:
+        with use_batch_sharding(sharding):
+            return function(*arguments)
+
+    return laid_out  # type: ignore[return-value]
 
 
 def _look_at_metrics(
@@ -163,6 +188,15 @@ def _look_at_metrics(
             told = warn_of_probabilities(network, abstract_batch(sources, size), model)
             return replace(seen, warnings=(*seen.warnings, *told))
         return seen
+
+
+def _warn_of_axes(declared: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """Return a warning where a model states axes that no mesh here has; these dimensions are then not divided."""
+    for name, axes in declared.items():
+        stated = [each for entry in axes for each in (entry if isinstance(entry, tuple) else (entry,)) if each]
+        if unknown := [each for each in stated if each not in AXES]:
+            return [f"{name} states the axis '{unknown[0]}', which no mesh has (there are: {', '.join(AXES)})"]
+    return []
 
 
 def _warn_of_large_batch(config: Config, sources: Sources) -> list[str]:

@@ -15,6 +15,7 @@ from models.remat_plan import RematPlan
 from runner.checkpoint import store
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
+from runner.mesh import describe_mesh
 from runner.train.evaluator import Evaluator
 from runner.train.step import MeanLoss, TrainStep
 from runner.types import JsonObject, State, Tree
@@ -85,5 +86,5 @@ def describe_run(built: Built, config: Config) -> str:
 
 
 def describe_hardware(built: Built) -> str:
-    """Return the devices of the mesh: `1 × cpu`."""
-    return f"{built.mesh.size} × {built.mesh.devices.flat[0].device_kind}"
+    """Return the devices of the mesh: `1 × cpu`, `8 × cpu (data 2 × fsdp 4)`."""
+    return f"{built.mesh.size} × {built.mesh.devices.flat[0].device_kind}{describe_mesh(built.mesh)}"

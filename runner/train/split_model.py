@@ -125,6 +125,19 @@ def abstract_variables(model: SplitModel) -> Variables:
     return params, rng, extra
 
 
+def read_declared_axes(model: SplitModel) -> dict[str, tuple[Any, ...]]:
+    """Return the axes of a mesh that a model states for its weights' dimensions, by the name of each weight.
+
+    It does so with `nnx.with_partitioning` or `kernel_metadata={"out_sharding": …}`, as flax has it.
+    """
+    declared = {}
+    for path, variable in nnx.to_flat_state(model.variables[0]):
+        axes = variable.get_metadata().get("out_sharding") if isinstance(variable, nnx.Variable) else None
+        if axes is not None:
+            declared[".".join(map(str, path))] = tuple(axes)
+    return declared
+
+
 def merge_model(graphdef: nnx.GraphDef, model: SplitModel, state: State) -> nnx.Module:
     """Return a live model with the variables of a state. They are copies: changing them changes no state."""
     trees = (state["params"], state["rng"], state["extra"])

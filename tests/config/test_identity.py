@@ -35,6 +35,8 @@ CHANGED: dict[str, Any] = {
     "train.epochs": 3,
     "stop": {"metric": "eval/loss", "patience": 5, "min_improvement": 0.0},
     "stop.rules": {"mine": {"kind": "external", "target": "my:enough", "options": {}}},
+    "mesh.fsdp": 4,
+    "mesh.tensor": 2,
     "program": {"kind": "external", "target": "my:Program", "options": {}},
 }
 # Further ways of saying what was done before.
