@@ -128,7 +128,24 @@ def rehearse_function(
         ) from None
     if digest_trace(first) != digest_trace(second):
         raise InvalidModelOrObjective(f"{program.target}: {name} is not pure, two calls differ: {WAY_OUT}")
+    # What an earlier trace left behind has no value: jax notices that when the step is called, and not before.
+    if any(isinstance(constant, jax.core.Tracer) for constant in _list_constants(second)):
+        raise InvalidModelOrObjective(
+            f"{program.target}: {name} uses an array that init or another function has kept outside of the state (on "
+            "self?); return it in the state, or make it where the object is made"
+        )
     return first
+
+
+def _list_constants(traced: ClosedJaxpr) -> list[Any]:
+    inner = [
+        each
+        for equation in iterate_equations(traced.jaxpr)
+        for value in equation.params.values()
+        for each in (value if isinstance(value, tuple | list) else (value,))
+        if isinstance(each, ClosedJaxpr)
+    ]
+    return [constant for each in (traced, *inner) for constant in each.consts]
 
 
 def asks_host(traced: ClosedJaxpr) -> bool:

@@ -120,3 +120,17 @@ def test_a_metric_has_a_name_that_can_be_printed(tmp_path: Path, name: str) -> N
     with pytest.raises(ConfigError, match=r"evaluate: a metric may not be called '"):
         build_own(tmp_path, change(('"accuracy": right', f'"{name}": right')))
     assert build_own(tmp_path, change(('{"loss": loss}', '{"loss": loss, "точность 1": loss}'))).measures
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_an_array_that_init_keeps_outside_of_the_state_is_told(tmp_path: Path, jitted: bool) -> None:
+    """Init is traced, and what it makes there is no array; what is no array, or is made before, may be kept."""
+    code = change(
+        ('        return {"params": {"w"', '        self.kept = jnp.arange(3.0).sum()\n        return {"params": {"w"'),
+        ('{"loss": loss}', '{"loss": loss * self.kept}'),
+    )
+    if jitted:
+        code = code.replace("    def step", "    @functools.partial(jax.jit, static_argnums=0)\n    def step")
+    with pytest.raises(ConfigError, match="step uses an array that init or another function has kept outside"):
+        build_own(tmp_path, code)
+    assert build_own(tmp_path, code.replace("jnp.arange(3.0).sum()", "np.arange(3.0).sum()")).measures
