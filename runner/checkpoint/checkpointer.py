@@ -37,7 +37,7 @@ from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, sel
 from runner.checkpoint.seal import seal_checkpoint
 from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
 from runner.checkpoint.trouble import may_pass, short_reason
-from runner.checkpoint.user_rules import ask_user_rules
+from runner.checkpoint.user_rules import AskedSave, ask_user_rules
 from runner.errors import StorageError
 from runner.log.sinks import LogDigest
 from runner.text import display_path, format_size
@@ -120,7 +120,7 @@ class Checkpointer:
     """Save and prune the checkpoints of one run. Every method is called from the training thread.
 
     In the background a save that falls due while another is being written is made as soon as that one is durable:
-    training waits for the disk only where a rule wants exactly this step, after an evaluation.
+    training waits for the disk only where a rule wants exactly this step: after an evaluation, or one of the user's.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ class Checkpointer:
         save, keep = ask_user_rules(policy.save, policy.keep, self._untold.append)
         policy = replace(policy, save=save, keep=keep)
         self._checkpoints, self._policy, self._store = checkpoints, policy, store
+        self._asked = {name: rule for name, rule in save.items() if isinstance(rule, AskedSave)}
         self._listeners, self._say, self._failures = listeners, listeners.say, failures
         # One thread: what it is given is done in order, so that nothing is pruned while something is being written.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -140,6 +141,8 @@ class Checkpointer:
         self._tried_step, self._since = 0, time.monotonic()
         self._token = secrets.token_hex(4)
         self._records: list[Record] = list_records(checkpoints)
+        # The same, with the one that is under way.
+        self._expected: list[Record] = self._records
         # While the first steps compile and run.
         self._cleaning = self._thread.submit(_clean_up, checkpoints, policy, self.newest)
 
@@ -156,14 +159,23 @@ class Checkpointer:
     def due(self, info: StepInfo) -> str | None:
         """Return why to save now, or None. Call this after each step: it also notices how the last save ended."""
         if self._pending is not None:
-            if not info.metrics and not self._pending.done():
+            if not info.metrics and not self._pending.done() and not self._is_wanted(info):
                 return None
             # After an evaluation this waits: a rule compares with history, and the pending save may be the best one.
             self._settle()
-        history = History(self._records, self._tried_step, time.monotonic() - self._since, self._failures)
-        reason = find_save_reason(self._policy.save, info, history)
+        reason = find_save_reason(self._policy.save, info, self._look_back(self._records))
         self._tell_rules()
         return reason
+
+    def _is_wanted(self, info: StepInfo) -> bool:
+        """Tell whether a rule of the user's own says yes while a save is under way.
+
+        Ours ask whether their step has gone by, and can wait. One of the user's may look at this step and no other.
+        """
+        return find_save_reason(self._asked, info, self._look_back(self._expected)) is not None
+
+    def _look_back(self, records: Sequence[Record]) -> History:
+        return History(records, self._tried_step, time.monotonic() - self._since, self._failures)
 
     def save(
         self, reason: str, info: StepInfo, items: CheckpointItems, log: LogDigest | None = None, mark: Mark = ""
@@ -179,6 +191,7 @@ class Checkpointer:
         self._settle()
         self._tried_step, self._since = info.step, time.monotonic()
         record = Record(info.step, reason, dict(info.metrics), time.time(), mark=mark, log=log)
+        self._expected = [*self._records, record]
         state, background = items[STATE], self._policy.background
         # The next step donates the arrays of this state to its own, so a thread needs a copy.
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 
 from runner.checkpoint.record import Record, Score, list_records
-from runner.checkpoint.retention import DiskBudget, ExternalRetention, KeepLast, max_kept, select_survivors
-from runner.checkpoint.strategy import ExternalSave, History, find_save_reason
+from runner.checkpoint.retention import DiskBudget, ExternalRetention, KeepAll, KeepLast, max_kept, select_survivors
+from runner.checkpoint.strategy import ExternalSave, History, SaveRule, find_save_reason
 from runner.checkpoint.user_rules import ask_user_rules, clean_line
 from runner.values import StepInfo
 from tests.checkpoint.test_checkpointer import Fake, items, saver
@@ -184,6 +185,30 @@ def test_the_checkpointer_asks_and_tells(tmp_path: Path, named: Callable[[str], 
     assert [record.step for record in list_records(tmp_path / "saved")] == [2, 4, 6]
     (line,) = told
     assert line.startswith(f"warning: retention.mine: {which}: gave 'x' of type str")
+
+
+def test_one_is_asked_at_every_step_while_a_save_is_under_way(tmp_path: Path, named: Callable[[str], str]) -> None:
+    """Training waits where it says yes: of `step % 3 == 0` no later step is one. What is being written counts as there."""
+    for source, saved in {
+        "lambda info, history: info.step % 3 == 0": [3, 6, 9],
+        "lambda info, history: info.step >= 3 + max((r.step for r in history.records), default=0)": [3, 6, 9],
+    }.items():
+        store, folder = Fake(), tmp_path / str(len(list(tmp_path.iterdir())))
+        save: dict[str, SaveRule] = {"mine": ExternalSave(target=named(source))}
+        made, told, _ = saver(folder, {"all": KeepAll()}, save=save, background=True, bytes_=store)
+        for step in range(1, 10):
+            info = StepInfo(step, {})
+            if step % 3 == 0:
+                # At once, or when training has waited a little.
+                threading.Timer(0.05, store.gate.set).start()
+            if reason := made.due(info):
+                made.save(reason, info, items(step))
+                store.gate.clear()
+            elif step > 3:
+                assert not store.gate.is_set()
+        store.gate.set()
+        made.close()
+        assert ([record.step for record in list_records(folder)], told) == (saved, [])
 
 
 def test_a_line_of_somebody_is_a_line() -> None:
