@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+# As YAML and Python write one; with a 0 in front it is a name.
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 
 
 def import_target(target: str) -> Any:
@@ -27,6 +32,25 @@ def split_target(target: str) -> tuple[str, str]:
     """Return the module, or the file, and the attribute that a target names. A path may have colons."""
     module, _, attribute = target.rpartition(":")
     return module, attribute
+
+
+def restore_number_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as a target gets them: mappings within them whose keys are all whole numbers have such keys.
+
+    A document has text alone as keys. `optax.piecewise_constant_schedule` asks for numbers, and sorts them.
+    """
+    return {name: _restore_below(value) for name, value in options.items()}
+
+
+def _restore_below(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        keys = [*value]
+        if keys and all(isinstance(key, str) and _WHOLE_NUMBER.fullmatch(key) for key in keys):
+            keys = [int(key) for key in keys]
+        return dict(zip(keys, map(_restore_below, value.values()), strict=True))
+    if isinstance(value, list | tuple):
+        return [_restore_below(each) for each in value]
+    return value
 
 
 def is_file_target(module: str) -> bool:

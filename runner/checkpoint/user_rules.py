@@ -6,7 +6,6 @@ rule that asks, in the process that trains. What a rule raises, or what it retur
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from data.user_target import import_target
+from data.user_target import import_target, restore_number_keys
 from runner.checkpoint.record import Record
 from runner.checkpoint.retention import ExternalRetention, RetentionRule
 from runner.checkpoint.strategy import ExternalSave, History, SaveRule
@@ -53,7 +52,7 @@ class UserRule:
         """
         try:
             # A copy: a rule that changes its options would be another one at the next step, and after a restart.
-            return read(self._function(*arguments, **copy.deepcopy(dict(self._options))))
+            return read(self._function(*arguments, **restore_number_keys(self._options)))
         # SystemExit as well: what ends Python would look like a run that was asked to end.
         except (Exception, SystemExit) as error:
             if not self._has_told:

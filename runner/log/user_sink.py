@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from data.user_target import import_target
+from data.user_target import import_target, restore_number_keys
 from runner.log.jsonl import read_metric_lines
 from runner.log.sinks import SinkContext
 from runner.user_frames import describe_error, find_user_frame
@@ -42,7 +42,7 @@ class UserSink:
     def __init__(self, name: str, target: str, options: Mapping[str, Any], context: SinkContext):
         self.name, self._target, self._context = name, target, context
         with self._naming_its_errors():
-            function, options = import_target(target), copy.deepcopy(dict(options))
+            function, options = import_target(target), restore_number_keys(options)
             takes_lines = is_logging_function(function)
             self._made: Any = None if takes_lines else function(**self._offer(function, options), **options)
             self._log: Any = function if takes_lines else getattr(self._made, "log", None)

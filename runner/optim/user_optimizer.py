@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data.user_target import import_target
+from data.user_target import import_target, restore_number_keys
 from models.user_arguments import initializer_of
 from runner.errors import ConfigError
 
@@ -46,7 +46,7 @@ def make_user_transformation(
 
     found = import_target(target)
     if callable(found):
-        positional, named = _bind_schedule(found, options, schedule)
+        positional, named = _bind_schedule(found, restore_number_keys(options), schedule)
         made, verb = found(*positional, **named), "made"
     else:
         made, verb = found, "is"

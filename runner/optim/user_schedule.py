@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data.user_target import import_target
+from data.user_target import import_target, restore_number_keys
 from models.user_arguments import initializer_of
 from runner.errors import ConfigError
 
@@ -60,7 +60,7 @@ def make_user_schedule(target: str, options: Mapping[str, Any], lr: Any, num_ste
             f"+schedule.options.{arguments.missing}=…"
         )
     named = dict.fromkeys(arguments.lengths, num_steps) | ({arguments.rate: lr} if arguments.rate else {})
-    named = {**named, **options}
+    named = {**named, **restore_number_keys(options)}
     positional = [named.pop(name) for name in arguments.positional if name in named]
     if arguments.is_schedule:
         return _check_rates(target, lambda step: function(step, *positional, **named))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.sources import Sources
+from data.user_target import restore_number_keys
 from models.remat_plan import RematPlan
 from models.user_arguments import Wanted
 from models.user_program import UserProgram, make_user_program
@@ -59,7 +60,7 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
         sources.inputs if has_data else None, sources.num_outputs, num_steps=config.train.num_steps, part="program"
     )
     with user_code.as_config_error("program", option.target):
-        program = make_user_program(option.target, option.options, wanted)
+        program = make_user_program(option.target, restore_number_keys(option.options), wanted)
         born = look_at_init(program, key, example)
         batch = _describe_batch(config, sources)
         born = replace(born, layout=settle_numbers(program, born, batch if has_data else None, key))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.sources import Source
-from data.user_target import import_target
+from data.user_target import import_target, restore_number_keys
 from models import InvalidModelOrObjective
 from models.objectives import describe_value
 from runner.config.evaluations import ASKED_BY_NAME, ExternalEvaluation
@@ -147,7 +147,9 @@ def call_user_evaluation(
         with as_config_error(part, option.target), apart_from_training(seed, asked.step):
             function = import_target(option.target)
             # Here as well: there may be no memory for arrays of its own.
-            returned = function(make_subject(), **_choose_named(function, asked, option.options), **option.options)
+            # A copy: one that changes its options would be another one when it is called next, and after a restart.
+            options = restore_number_keys(option.options)
+            returned = function(make_subject(), **_choose_named(function, asked, options), **options)
             # What is computed in the background fails where it is read.
             found = _read_returned(returned)
     except Exception as error:

@@ -129,9 +129,10 @@ def test_which_stay(source: str, named: Callable[[str], str]) -> None:
 
 
 def test_options_are_given_each_time_as_they_are_written(named: Callable[[str], str]) -> None:
-    target = named("lambda info, history, seen: seen.append(1) or f'{len(seen)} seen'")
-    rules, _ = ask_user_rules({"mine": ExternalSave(target=target, options={"seen": []})}, {}, print)
-    assert [find_save_reason(rules, INFO, HISTORY) for _ in range(2)] == ["1 seen"] * 2
+    target = named("lambda info, history, seen: seen.append(1) or f'{len(seen)} seen, {sum(seen[0])}'")
+    rules, _ = ask_user_rules({"mine": ExternalSave(target=target, options={"seen": [{"3": "a"}]})}, {}, print)
+    # Whole numbers that are keys are text in a document.
+    assert [find_save_reason(rules, INFO, HISTORY) for _ in range(2)] == ["2 seen, 3"] * 2
 
 
 def test_copies_of_records_are_plain_and_made_once(named: Callable[[str], str]) -> None:

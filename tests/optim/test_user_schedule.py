@@ -110,6 +110,12 @@ RIGHT = [
     ("optax:cosine_decay_schedule", {"alpha": 0.1}, optax.cosine_decay_schedule(LR, STEPS, 0.1)(STEP)),
     ("optax:linear_schedule", {"end_value": 0.0}, LR * (1 - STEP / STEPS)),
     ("optax:exponential_decay", {"decay_rate": 0.5}, LR * 0.5 ** (STEP / STEPS)),
+    # As text they would be sorted otherwise, and be no numbers. A document has them as text.
+    (
+        "optax:piecewise_constant_schedule",
+        {"boundaries_and_scales": {5: 0.5, 10: 0.1}},
+        optax.piecewise_constant_schedule(LR, {5: 0.5, 10: 0.1})(STEP),
+    ),
     (
         "optax:warmup_cosine_decay_schedule",
         {"init_value": 0.0, "warmup_steps": 10},

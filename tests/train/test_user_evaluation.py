@@ -53,6 +53,11 @@ def other_names(net, /, *, step, key=None):
     return step
 
 
+def grows(subject, seen, names):
+    seen.append(1)
+    return {"seen": len(seen), "sum": sum(names)}
+
+
 def keyed(subject, step):
     return step
 
@@ -125,6 +130,9 @@ def test_it_is_given_what_it_asks_for_by_name(tmp_path: Path) -> None:
     assert asked["key"] != later["key"]
     assert done(None, tmp_path, evaluator(target="other_names"), 9) == {"value": 9.0}
     assert done(None, tmp_path, evaluator(target="anything", options={"a": 1, "b": 2})) == {"value": 2.0}
+    # The same each time, whatever is done to them; a whole number is a key again, which is text in a document.
+    made = evaluator(target="grows", options={"seen": [], "names": {"3": "a", "4": "b"}})
+    assert [done(None, tmp_path, made) for _ in range(2)] == [{"seen": 1.0, "sum": 7.0}] * 2
     # What is typed as an option counts more than what is there to be asked for.
     assert done(None, tmp_path, evaluator(target="keyed", options={"step": 3})) == {"value": 3.0}
 
