@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -53,6 +54,9 @@ _FOREIGN_KEYS = {
 _NOT_CHOSEN = ("program",)
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 _MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
+_NO_MAPPING = ("dataclass_type", "model_attributes_type")
+# A piece of the user's own code, as `my_file:name`.
+_TARGET = re.compile(r"[\w./~-]+:[\w.]+")
 _WRONG_CHOICE = ("union_tag_invalid", "literal_error")
 
 
@@ -92,6 +96,10 @@ def _describe_expected(problem: Mapping[str, Any]) -> str:
 def _explain_problem(problem: Mapping[str, Any], document: dict[str, Any], schema: type) -> str:
     path, known = _locate(problem["loc"], document, schema)
     where, kind = ".".join(path), problem["type"]
+    # As pydantic marks that a key is wrong, and not its value: of those that are free, an evaluation's alone has a form.
+    if path[-1] == "[key]":
+        name = json.dumps(problem["input"])
+        return f"{path[0]}: got the name {name}; expected small letters, digits and '_', a letter first, 32 at most"
     if kind in _UNKNOWN_KEY:
         if (len(path) == 1 or path[0] == "train") and path[-1] in _FOREIGN_KEYS:
             return f"{where}: unknown key; {_FOREIGN_KEYS[path[-1]]}"
@@ -108,7 +116,10 @@ def _explain_problem(problem: Mapping[str, Any], document: dict[str, Any], schem
         return f"{where}: has no kind, which says what it is; write {where}={{kind: …}}, as the files in conf/ do"
     if kind in _WRONG_CHOICE:
         return _explain_choice(problem, where)
-    return f"{where}: got {json.dumps(problem['input'])}; expected {_describe_expected(problem)}"
+    got = json.dumps(problem["input"])
+    if kind in _NO_MAPPING and isinstance(problem["input"], str) and _TARGET.fullmatch(problem["input"]):
+        return f"{where}: got {got}; write '{where}={{kind: external, target: {problem['input']}}}'"
+    return f"{where}: got {got}; expected {_describe_expected(problem)}"
 
 
 def _explain_choice(problem: Mapping[str, Any], where: str) -> str:

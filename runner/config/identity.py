@@ -76,6 +76,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "stop": {"metric": None, "rules": {}},
     "stop.rules": {},
     "program": {"kind": "none"},
+    "train.parts": None,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,
 }

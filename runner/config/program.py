@@ -134,6 +134,8 @@ def check_program(config: Config) -> None:
     own = "is a program's own business; leave it out, and do it in its step"
     if config.train.microbatches > 1:
         raise ValueError(f"train.microbatches={config.train.microbatches}: how a batch is split {own}")
+    if config.train.parts is not None:
+        raise ValueError(f"train.parts={config.train.parts}: how a batch is split {own}")
     if config.train.precision != "fp32":
         raise ValueError(f"train.precision={config.train.precision}: in which precision it computes {own}")
     if config.remat.kind != "none":

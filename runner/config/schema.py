@@ -76,6 +76,8 @@ class Train:
         eval_batches: so many batches in an evaluation, where it does not say otherwise.
         final: a finished run ends on the last weights, or on the best ones by the score.
         microbatches: a batch is computed in so many parts, whose gradients are averaged: memory for one part at a time.
+        parts: the batch is computed in so many parts, a power of two, which are added in a fixed order: the bits are
+            then the same on any number of devices that divides it. In place of `microbatches`.
         precision: bf16 computes in bfloat16; parameters, averages, statistics and the optimizer stay in float32.
         hang_seconds: without a sign of life for so long, the process ends (exit 1); null: never.
         max_crashes: a step that failed so often in a row is tried once more from an older checkpoint, then no more.
@@ -90,6 +92,7 @@ class Train:
     eval_batches: Count = 40
     final: Literal["last", "best"] = "last"
     microbatches: Count = 1
+    parts: Count | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     hang_seconds: Annotated[float, Gt(0.0)] | None = 1800.0
     max_crashes: Count = 3
@@ -102,8 +105,20 @@ class Train:
                 f"epochs={self.epochs:g} and train.steps={self.steps} both say how long to train; leave one of them "
                 "out, or make it null"
             )
+        if self.parts is not None and self.parts & (self.parts - 1):
+            raise ValueError(f"parts={self.parts} must be a power of two: 1, 2, 4, 8, …")
+        if self.parts is not None and self.microbatches > 1:
+            raise ValueError(
+                f"parts={self.parts} and train.microbatches={self.microbatches} both split a batch; leave one of them "
+                "out"
+            )
         if self.steps is None and self.epochs is None:
             raise ValueError("steps: nothing says how long to train; say train.steps=N, or train.epochs=N")
+
+    @property
+    def num_splits(self) -> int:
+        """Return in how many parts a batch is computed, one after the other where there is one device."""
+        return self.parts or self.microbatches
 
     @property
     def num_steps(self) -> int:
@@ -219,8 +234,22 @@ class Config:
                 f"train.microbatches={self.train.microbatches} must divide data.batch_size={self.data.batch_size}; "
                 "change one of them"
             )
+        if self.train.parts is not None:
+            self._check_parts(self.train.parts)
         if self.overwrite and self.resume != "never":
             raise ValueError("overwrite=true sets an existing run aside at every start; say resume=never with it")
+
+    def _check_parts(self, parts: int) -> None:
+        """Raise ValueError where a batch cannot be computed in so many parts that keep their bits."""
+        if self.data.batch_size % parts:
+            raise ValueError(
+                f"train.parts={parts} must divide data.batch_size={self.data.batch_size}; change one of them"
+            )
+        if self.mesh.fsdp != 1 or self.mesh.tensor != 1:
+            raise ValueError(
+                f"train.parts={parts} keeps the bits where each device has the whole state; use mesh=data, or leave "
+                "train.parts out"
+            )
 
     def _check_model(self, model: Model) -> None:
         """Raise ValueError where the model does not go with the data, the objective, the remat policy or precision."""

@@ -65,7 +65,7 @@ def _format_part(part: ModelPart) -> tuple[str, ...]:
 
 def _explain_cost(cost: ModelCost, config: Config) -> list[str]:
     """Return a line that says what the columns are, and one for a whole step."""
-    forward_flops, microbatches = cost.total.flops * cost.batch_size, config.train.microbatches
+    forward_flops, microbatches = cost.total.flops * cost.batch_size, config.train.num_splits
     if cost.total.stored_bytes is None:
         measured = f", {cost.step_flops / forward_flops:.2f} × an evaluation of them" if forward_flops else ""
         return [

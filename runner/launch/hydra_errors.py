@@ -105,6 +105,8 @@ def in_one_line(error: HydraException) -> str:
             return f"{override}: cannot be read; an override reads key=value"
         problem = shorten(error.message.splitlines()[0], MAX_WORD)
         key, _, value = override.partition("=")
+        if re.fullmatch(r"[+~]*[\w./@]+", key) and not key.isascii():
+            return f"{override}: a key is written in the letters a to z, digits and '_'; choose another name"
         if problem.startswith("LexerNoViableAltException") and re.fullmatch(r"[+~]*[\w./@]+", key):
             return f"{override}: has characters that need quotes; write {quote_override(key, value)}"
         return f"{override}: cannot be read as key=value ({problem}); quote special characters"

@@ -152,7 +152,7 @@ def _describe_circumstances(
         "model": hash_identity({**document, "seed": 0}),
         "own": ",".join(origin.hash for origin in code_origins.find_origins(config.document)),
         "shapes": f"{sources.inputs} → {sources.num_outputs}",
-        "microbatches": config.train.microbatches,
+        "microbatches": config.train.num_splits,
         "precision": config.train.precision,
         "loss_chunks": getattr(config.model, "loss_chunks", 1),
         "attention": getattr(config.model, "attention", "xla"),

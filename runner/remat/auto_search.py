@@ -250,7 +250,7 @@ def _measure_tag_sets(config: Config, blocks: BlockKinds) -> Iterator[tuple[Rema
 
 def _for_whole_batch(cost: RematCost, config: Config) -> RematCost:
     """Return what a microbatch costs for a batch: each is computed, but only one is stored at a time."""
-    return replace(cost, flops=cost.flops * config.train.microbatches)
+    return replace(cost, flops=cost.flops * config.train.num_splits)
 
 
 def _list_useful_sets(blocks: BlockKinds) -> list[tuple[str, ...]]:

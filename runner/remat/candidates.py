@@ -169,7 +169,7 @@ def trace_residuals(built: Built, batch: Batch) -> Jaxpr:
 
 def abstract_microbatch(built: Built, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of what goes through the model at once."""
-    parts = config.train.microbatches
+    parts = config.train.num_splits
     return {
         name: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)
         for name, leaf in abstract_batch(built, config)[0].items()

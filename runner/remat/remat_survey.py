@@ -231,7 +231,7 @@ def describe_setting(cache: CandidateCache) -> SurveySetting:
         blocks=_find_layout(cache),
         precision=config.train.precision,
         batch_size=config.data.batch_size,
-        microbatches=config.train.microbatches,
+        microbatches=config.train.num_splits,
         attention=getattr(config.model, "attention", None),
     )
 

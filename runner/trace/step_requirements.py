@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from runner.mesh import batch_share
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 BlockLayout = Literal["loop", "scan", "unknown"]
 # More bytes or FLOPs than this no step needs: what says so was not written here.
 MOST = 1 << 80
+
+
+class AnalysedProgram(Protocol):
+    """A compiled program that says what memory it takes."""
+
+    def memory_analysis(self) -> Any:
+        """Return what the compiler says of its memory; None where it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class StepRequirements:
         return found
 
 
-def read_compiled_memory(program: jax.stages.Compiled, backend: str, seconds: float = 0.0) -> CompiledMemory | None:
+def read_compiled_memory(program: AnalysedProgram, backend: str, seconds: float = 0.0) -> CompiledMemory | None:
     """Return what the compiler says of its program's memory, or None where it says nothing."""
     found = program.memory_analysis()
     if found is None:
@@ -109,7 +116,7 @@ def read_compiled_memory(program: jax.stages.Compiled, backend: str, seconds: fl
 
 
 def measure_requirements(
-    remat: str, traced: jax.stages.Traced, program: jax.stages.Compiled, mesh: jax.sharding.Mesh, held: int
+    remat: str, traced: jax.stages.Traced, program: AnalysedProgram, mesh: jax.sharding.Mesh, held: int
 ) -> StepRequirements:
     """Return what a train step needs, read from its trace and asked of the compiler; nothing is traced or compiled.
 

@@ -34,6 +34,7 @@ from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.find_probabilities import warn_of_probabilities
 from runner.train.model_content import ModelContent
+from runner.train.parts import PartsEvaluation, PartsStep
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.rehearse_optimizer import choose_optimizer
 from runner.train.split_model import (
@@ -55,7 +56,7 @@ from runner.train.step import (
     make_train_step,
     with_ema,
 )
-from runner.types import Batch, State
+from runner.types import Batch, State, Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,13 +79,14 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     with user_code.as_config_error("objective"):
         objective = config.objective.build(own, sources.num_outputs, ignored=sources.ignored)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
+    _check_parts(config, mesh)
     measured = own if config.objective.kind == "default" else config.objective.kind
     sources = watch_labels(config.data, sources, measured)
     stream = make_stream(config.data, sources, config.seed, measured)
     key, make_model = make_key(config.seed), partial(_make_model, config, sources, objective)
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
-    update = UpdateOptions(config.train.precision, config.train.microbatches, config.optim.ema)
+    update = UpdateOptions(config.train.precision, config.train.num_splits, config.optim.ema)
     make_optimizer, told = choose_optimizer(config, abstract_variables(network)[0])
 
     def begin(variables: Variables) -> State:
@@ -92,19 +94,29 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
 
     declared = read_declared_axes(network)
     init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh, declared=declared))
-    sharding, lay_out = batch_sharding(mesh), partial(_lay_out_activations, activation_sharding(mesh))
+    lay_out = partial(_lay_out_activations, activation_sharding(mesh))
+    loss = lay_out(make_mean_loss(network, objective, update.precision))
     # The next state lies where the one before lay, or a resumed run would compile another program.
-    train_step = jax.jit(
-        lay_out(make_train_step(network, objective, make_optimizer, update)),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+    whole_step = TrainStep(
+        jax.jit(
+            lay_out(make_train_step(network, objective, make_optimizer, update)),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+        ),
+        config.optim.lr,
+        replicated_sharding(mesh),
     )
+    whole_eval = jax.jit(lay_out(make_eval_step(network, objective, update.precision)))
+    train_step: TrainStep | PartsStep = whole_step
+    eval_step: jax.stages.Wrapped | PartsEvaluation = whole_eval
+    put: Callable[[Tree], Tree] = partial(jax.device_put, device=batch_sharding(mesh))
+    if (num_parts := config.train.parts) is not None:
+        train_step = PartsStep(whole_step, loss, objective, make_optimizer, update.ema, num_parts, mesh)
+        eval_step = PartsEvaluation(whole_eval, num_parts, mesh)
+        put = _leave_on_host
 
     def model(state: State) -> nnx.Module:
         return merge_model(network.eval, network, state)
-
-    def put(batch: Batch) -> Batch:
-        return jax.device_put(batch, sharding)
 
     maker = ModelContent(sources, model, nnx.merge(network.eval, *network.variables), config.seed)
     evaluator = Evaluator(
@@ -126,9 +138,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         mesh=mesh,
         init=partial(init, key),
         abstract=abstract,
-        loss=lay_out(make_mean_loss(network, objective, update.precision)),
-        train_step=TrainStep(train_step, config.optim.lr, replicated_sharding(mesh)),
-        eval_step=jax.jit(lay_out(make_eval_step(network, objective, update.precision))),
+        loss=loss,
+        train_step=train_step,
+        eval_step=eval_step,
         model=model,
         evaluator=evaluator,
         put=put,
@@ -136,6 +148,21 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         warnings=(*_warn_of_large_batch(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
         measures=seen.metrics,
     )
+
+
+def _leave_on_host(tree: Tree) -> Tree:
+    """Return what it is given: each part of a batch goes to its device by itself."""
+    return tree
+
+
+def _check_parts(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raise ConfigError where so many devices cannot share the parts of a batch out evenly."""
+    if (parts := config.train.parts) is not None and parts % mesh.size:
+        fitting = [count for count in range(1, parts + 1) if parts % count == 0]
+        raise ConfigError(
+            f"train.parts={parts}: {mesh.size} devices cannot share them out evenly; use "
+            f"{', '.join(map(str, fitting))} devices (mesh.data=N)"
+        )
 
 
 def _make_model(config: Config, sources: Sources, objective: BatchObjective, key: jax.Array) -> nnx.Module:

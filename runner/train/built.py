@@ -17,6 +17,7 @@ from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.mesh import describe_mesh
 from runner.train.evaluator import Evaluator
+from runner.train.parts import PartsEvaluation, PartsStep
 from runner.train.step import MeanLoss, TrainStep
 from runner.types import JsonObject, State, Tree
 
@@ -58,8 +59,8 @@ class Built:
     init: Callable[[], State]
     abstract: State
     loss: MeanLoss
-    train_step: TrainStep
-    eval_step: jax.stages.Wrapped
+    train_step: TrainStep | PartsStep
+    eval_step: jax.stages.Wrapped | PartsEvaluation
     model: Callable[[State], nnx.Module | LoadedProgram]
     evaluator: Evaluator
     put: Callable[[Tree], Tree]

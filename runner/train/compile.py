@@ -31,14 +31,17 @@ from runner.trace.remat_trace import find_scopes_and_tags
 from runner.trace.step_requirements import StepRequirements, measure_requirements
 from runner.train.built import Built
 from runner.train.compile_cache import CacheStats
-from runner.types import Batch, Metrics, State
+from runner.train.parts import CompiledParts, PartsEvaluation
+from runner.types import Batch, State
 
 # How the text of a compiled program says that an array lies in the host's memory.
 HOST_MEMORY = "S(5)"
 # Tracing the evaluation waits so long for the first step: on few cores it would make training begin later.
 HEAD_START_SECONDS = 1.0
 
-EvalStep: TypeAlias = Callable[[State, Batch, Any], Metrics]
+EvalStep: TypeAlias = Callable[[State, Batch, Any], Mapping[str, Any]]
+# The compiled train step: one program, or those of a step in parts.
+TrainProgram: TypeAlias = jax.stages.Compiled | CompiledParts
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class CompiledPrograms:
         counted: done when the attempt's record says what a step needs.
     """
 
-    train: Future[jax.stages.Compiled]
+    train: Future[TrainProgram]
     eval: Future[EvalStep]
     counted: Future[None]
 
@@ -69,16 +72,14 @@ def start_compiling(
     return CompiledPrograms(train, evaluation, counted)
 
 
-def _compile_training(built: Built, config: Config, attempt: AttemptLog, cache: CacheStats) -> jax.stages.Compiled:
+def _compile_training(built: Built, config: Config, attempt: AttemptLog, cache: CacheStats) -> TrainProgram:
     since = time.perf_counter()
     program = compile_step(built, config)
     attempt.record(compile_seconds=round(time.perf_counter() - since, 3), compile_cache=str(cache))
     return program
 
 
-def _compile_evaluation(
-    built: Built, config: Config, attempt: AttemptLog, train: Future[jax.stages.Compiled]
-) -> EvalStep:
+def _compile_evaluation(built: Built, config: Config, attempt: AttemptLog, train: Future[TrainProgram]) -> EvalStep:
     wait([train])
     attempt.first_step.wait(HEAD_START_SECONDS)
     return compile_eval(built, config)
@@ -89,7 +90,7 @@ def _record_requirements(
     config: Config,
     remat: RematPolicy,
     attempt: AttemptLog,
-    train: Future[jax.stages.Compiled],
+    train: Future[TrainProgram],
     evaluation: Future[EvalStep],
 ) -> None:
     # Nobody waits for this: it is only for the record, and comes last.
@@ -97,7 +98,7 @@ def _record_requirements(
     attempt.record(needs=measure_step(built, config, remat, train.result()).document())
 
 
-def measure_step(built: Built, config: Config, remat: RematPolicy, program: jax.stages.Compiled) -> StepRequirements:
+def measure_step(built: Built, config: Config, remat: RematPolicy, program: TrainProgram) -> StepRequirements:
     """Measure what the compiled train step needs. Takes milliseconds: jax still has the trace."""
     size = bytes_per_device((built.abstract, abstract_batch(built, config)[0]))
     return measure_requirements(format_policy(remat), trace_step(built, config), program, built.mesh, size)
@@ -105,15 +106,20 @@ def measure_step(built: Built, config: Config, remat: RematPolicy, program: jax.
 
 def compile_eval(built: Built, config: Config) -> EvalStep:
     """Compile the evaluation step for the shapes of this run."""
+    if isinstance(built.eval_step, PartsEvaluation):
+        # Its programs are compiled when a batch comes, one for each device.
+        return built.eval_step
     return built.eval_step.lower(built.abstract, *abstract_batch(built, config)).compile()
 
 
-def compile_step(built: Built, config: Config) -> jax.stages.Compiled:
+def compile_step(built: Built, config: Config) -> TrainProgram:
     """Compile the train step for the shapes of this run. Raises ConfigError where remat does not do what it says."""
     refuse_offload_on_cpu(config.remat, built.mesh.devices.flat[0].platform)
     traced = trace_step(built, config)
     refuse_useless_names(config.remat, built, abstract_batch(built, config)[0])
-    compiled = traced.lower().compile()
+    batch, _ = abstract_batch(built, config)
+    with use_plan(built.plan):
+        compiled = built.train_step.compile(traced, built.abstract, batch)
     refuse_not_offloaded(config.remat, compiled)
     return compiled
 
@@ -164,7 +170,7 @@ def refuse_offload_on_cpu(remat: RematPolicy, platform: str) -> None:
         )
 
 
-def refuse_not_offloaded(remat: RematPolicy, compiled: jax.stages.Compiled) -> None:
+def refuse_not_offloaded(remat: RematPolicy, compiled: TrainProgram) -> None:
     """Raise ConfigError where the compiler gave no room in the host's memory to what was to wait there."""
     if not isinstance(remat, Offload):
         return

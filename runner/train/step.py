@@ -180,18 +180,39 @@ def make_train_step(
         (_, (means, changed)), grads = gradients(state["params"], state, batch)
         # jax gives the conjugate of the direction in which a complex parameter raises the loss.
         grads = jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, grads)
-        # Ours need none of these three; a line search, for one, asks for the loss of other parameters.
-        updates, opt = optax.with_extra_args_support(tx).update(
-            grads, state["opt"], state["params"], value=means["loss"], grad=grads, value_fn=partial(value, state, batch)
-        )
-        params = optax.apply_updates(state["params"], updates)
-        metrics = {**means, "grad_norm": optax.tree.norm(grads)}
-        if schedule is not None:
-            metrics["lr"] = jnp.asarray(schedule(state["step"]))
-        average = {} if options.ema is None else {"ema": update_ema(state["ema"], params, options.ema, state["step"])}
-        return {"step": state["step"] + 1, "params": params, "opt": opt, **changed, **average}, metrics
+        # Ours do without it; a line search, for one, asks for the loss of other parameters.
+        value_fn = {"value_fn": partial(value, state, batch)}
+        return apply_update(state, (grads, means, changed), (tx, schedule), options.ema, **value_fn)
 
     return train_step
+
+
+def apply_update(
+    state: State,
+    computed: tuple[Params, Metrics, State],
+    optimizer: tuple[optax.GradientTransformation, optax.Schedule | None],
+    ema: float | None,
+    **extra: Any,
+) -> tuple[State, Metrics]:
+    """Return the next state, and the metrics with the norm of the gradient and the learning rate.
+
+    Args:
+        state: the state before.
+        computed: gradients, mean metrics, and what the model changed beside its parameters.
+        optimizer: the transformation, and the schedule; None where the transformation asks for none.
+        ema: the decay of the average of the parameters; None where none is kept.
+        extra: what an optimizer may ask for beside these.
+    """
+    (grads, means, changed), (tx, schedule) = computed, optimizer
+    updates, opt = optax.with_extra_args_support(tx).update(
+        grads, state["opt"], state["params"], value=means["loss"], grad=grads, **extra
+    )
+    params = optax.apply_updates(state["params"], updates)
+    metrics = {**means, "grad_norm": optax.tree.norm(grads)}
+    if schedule is not None:
+        metrics["lr"] = jnp.asarray(schedule(state["step"]))
+    average = {} if ema is None else {"ema": update_ema(state["ema"], params, ema, state["step"])}
+    return {"step": state["step"] + 1, "params": params, "opt": opt, **changed, **average}, metrics
 
 
 @dataclass(frozen=True)
@@ -209,6 +230,10 @@ class TrainStep:
     def trace(self, state: State, batch: Batch) -> jax.stages.Traced:
         """Trace the step for these shapes."""
         return self.jitted.trace(state, batch, jax.ShapeDtypeStruct((), jnp.float32, sharding=self.lr_sharding))
+
+    def compile(self, traced: jax.stages.Traced, state: State, batch: Batch) -> jax.stages.Compiled:
+        """Compile what was traced of the step."""
+        return traced.lower().compile()
 
     def put_lr(self) -> jax.Array:
         """Return the learning rate on the device: once for all steps, so that no step sends it again."""

@@ -35,6 +35,7 @@ CHANGED: dict[str, Any] = {
     "train.epochs": 3,
     "stop": {"metric": "eval/loss", "patience": 5, "min_improvement": 0.0},
     "stop.rules": {"mine": {"kind": "external", "target": "my:enough", "options": {}}},
+    "train.parts": 8,
     "mesh.fsdp": 4,
     "mesh.tensor": 2,
     "program": {"kind": "external", "target": "my:Program", "options": {}},

@@ -78,7 +78,7 @@ def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
         assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
     typed = {word.split("=")[0] for word in words} | {"train.steps"}
-    own = any(word.startswith(("dir=", "model=mlp", "model=tower:", "model=./", "experiment=")) for word in words)
+    own = any(word.startswith(("dir=", "program=", "model=mlp", "model=tower:", "model=./", "experiment=")) for word in words)
     words = [word for word in words if not word.startswith("train.steps=")]
     extra = [word for word in (*SHORT, *(() if own else TINY_GPT)) if word.split("=")[0] not in typed]
     # Three epochs of the digits are short.
@@ -166,7 +166,7 @@ def test_its_tables_name_every_choice() -> None:
 def test_paths_in_the_pages_exist() -> None:
     """A path is a word in backticks that begins with a folder or file of ours; `*` stands for any name."""
     ours = re.compile(r"`((?:runner|models|data|conf|docs|tests)/[\w./*-]*|run\.py|pyproject\.toml)`")
-    made = {block.file for block in find_blocks(PAGES[RECIPES]) if block.language != "diff"}
+    made = {block.file for page in PAGES.values() for block in find_blocks(page) if block.language != "diff"}
     named = {(page, path) for page, text in PAGES.items() for path in ours.findall(text)}
     assert len(named) >= 30
     assert [found for found in sorted(named) if found[1] not in made and not [*REPO.glob(found[1].rstrip("/"))]] == []
