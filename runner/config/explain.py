@@ -54,7 +54,8 @@ _FOREIGN_KEYS = {
 _NOT_CHOSEN = ("program",)
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 _MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
-_NO_MAPPING = ("dataclass_type", "model_attributes_type")
+# What holds parts by names of the user's own.
+_OF_PARTS = ("eval", "ckpt.save", "retention", "stop.rules", "log.sinks")
 # A piece of the user's own code, as `my_file:name`.
 _TARGET = re.compile(r"[\w./~-]+:[\w.]+")
 _WRONG_CHOICE = ("union_tag_invalid", "literal_error")
@@ -96,8 +97,8 @@ def _describe_expected(problem: Mapping[str, Any]) -> str:
 def _explain_problem(problem: Mapping[str, Any], document: dict[str, Any], schema: type) -> str:
     path, known = _locate(problem["loc"], document, schema)
     where, kind = ".".join(path), problem["type"]
-    # As pydantic marks that a key is wrong, and not its value: of those that are free, an evaluation's alone has a form.
-    if path[-1] == "[key]":
+    # As pydantic marks that a key is wrong, and not its value. Of those that are free, an evaluation alone has a form.
+    if path[-1:] == ["[key]"]:
         name = json.dumps(problem["input"])
         return f"{path[0]}: got the name {name}; expected small letters, digits and '_', a letter first, 32 at most"
     if kind in _UNKNOWN_KEY:
@@ -117,7 +118,7 @@ def _explain_problem(problem: Mapping[str, Any], document: dict[str, Any], schem
     if kind in _WRONG_CHOICE:
         return _explain_choice(problem, where)
     got = json.dumps(problem["input"])
-    if kind in _NO_MAPPING and isinstance(problem["input"], str) and _TARGET.fullmatch(problem["input"]):
+    if where.rpartition(".")[0] in _OF_PARTS and _TARGET.fullmatch(str(problem["input"])):
         return f"{where}: got {got}; write '{where}={{kind: external, target: {problem['input']}}}'"
     return f"{where}: got {got}; expected {_describe_expected(problem)}"
 
