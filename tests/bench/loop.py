@@ -26,15 +26,18 @@ from flax import nnx
 
 from models.objectives import OBJECTIVES
 from runner.config.schema import Config, validate_config
+from runner.files import make_folder
 from runner.log.console import choose_console
 from runner.preempt.stop import StopFlag
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.layout import RunDir
-from runner.train import assemble
-from runner.train import build as building
+from runner.rundir.run_lock import lock_run
+from runner.train.assemble import open_parts
+from runner.train.build import build
 from runner.train.compile import start_compiling
 from runner.train.compile_cache import CacheStats
-from runner.train.loop import Cadence, Reached, train
+from runner.train.loop import Cadence, Progress, train
+from runner.train.run_context import RunContext
 
 CASES = {
     "mlp, about 1 ms": ({"kind": "mlp", "width": 256, "num_layers": 3}, "features", 64, 64, 500),
@@ -118,33 +121,27 @@ def bare(config: Config, num_steps: int) -> Callable[[], float]:
 
 def ours(config: Config, num_steps: int, folder: Path, stack: contextlib.ExitStack) -> Callable[[], float]:
     """The runner's own loop, with everything around it. Gives seconds for a segment of steps."""
-    built, run = building.build(config), RunDir(folder)
-    console = choose_console(run.log, wanted=True)
-    attempt = AttemptLog(run, config.score, config.train.steps, "bench")
+    built, run = build(config), RunDir(folder)
+    console, stop_flag = choose_console(run.log, wanted=True), StopFlag()
+    lock = stack.enter_context(lock_run(run))
+    attempt = AttemptLog(run, config.score, config.train.num_steps, "bench", time.time(), lock.prove)
+    make_folder(run.logs)
     attempt.begin([], [])
     attempt.begin_training(0, None, "bench")
-    stop_flag = StopFlag()
-    parts = stack.enter_context(
-        assemble.live(
-            config,
-            built,
-            start_compiling(built, config, config.remat, attempt, CacheStats()),
-            run,
-            attempt,
-            console,
-            stop_flag,
-            Reached({}, 0),
-        )
-    )
+    context = RunContext(config, run, attempt, console, stop_flag, lock)
+    programs = start_compiling(built, config, config.remat, attempt, CacheStats())
+    programs.train.result()
+    parts = stack.enter_context(open_parts(context, built, programs, Progress({}, 0)))
     held = {"state": built.init(), "step": 0}
     console.begin(0, 10**9)
 
     def segment() -> float:
         start = time.perf_counter()
         stop = held["step"] + num_steps
-        cadence = Cadence(stop, config.train.log_steps, frozenset())
-        quiet = dataclasses.replace(parts, cadence=cadence, last=False, evaluate=lambda state, step: {})
-        reached = train(quiet, Reached(held["state"], held["step"]), stop_flag)
+        cadence = Cadence(stop, config.train.log_steps, frozenset(), save_last=False)
+        evaluating = dataclasses.replace(parts.evaluating, evaluate=lambda state, step: {})
+        quiet = dataclasses.replace(parts, cadence=cadence, evaluating=evaluating)
+        reached = train(quiet, Progress(held["state"], held["step"]), stop_flag)
         held["state"], held["step"] = reached.state, reached.step
         jax.block_until_ready(held["state"])
         return time.perf_counter() - start
