@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +16,6 @@ from data.sources import Sources
 from models import OBJECTIVE_METRICS
 from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
-from models.layout import use_batch_sharding
 from models.objectives import BYTE_VOCABULARY, BatchObjective
 from models.remat_plan import RematPlanError
 from runner.checkpoint import store
@@ -26,15 +25,15 @@ from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.mesh import AXES, activation_sharding, batch_sharding, replicated_sharding, state_shardings
+from runner.mesh import AXES, state_shardings
 from runner.optim.parameter_groups import is_stacked
 from runner.train.build_program import build_program
+from runner.train.build_steps import check_parts, make_step_functions
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.find_probabilities import warn_of_probabilities
 from runner.train.model_content import ModelContent
-from runner.train.parts import PartsEvaluation, PartsStep
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.rehearse_optimizer import choose_optimizer
 from runner.train.split_model import (
@@ -46,19 +45,12 @@ from runner.train.split_model import (
     split_model,
 )
 from runner.train.step import (
-    TrainStep,
-    UpdateOptions,
     init_state,
-    make_eval_step,
     make_init,
     make_key,
-    make_mean_loss,
-    make_train_step,
     with_ema,
 )
-from runner.types import Batch, State, Tree
-
-F = TypeVar("F", bound=Callable[..., Any])
+from runner.types import Batch, State
 
 
 def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.Device] | None = None) -> Built:
@@ -79,41 +71,21 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     with user_code.as_config_error("objective"):
         objective = config.objective.build(own, sources.num_outputs, ignored=sources.ignored)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
-    _check_parts(config, mesh)
+    check_parts(config, mesh)
     measured = own if config.objective.kind == "default" else config.objective.kind
     sources = watch_labels(config.data, sources, measured)
     stream = make_stream(config.data, sources, config.seed, measured)
     key, make_model = make_key(config.seed), partial(_make_model, config, sources, objective)
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
-    update = UpdateOptions(config.train.precision, config.train.num_splits, config.optim.ema)
     make_optimizer, told = choose_optimizer(config, abstract_variables(network)[0])
 
     def begin(variables: Variables) -> State:
-        return init_state(variables, make_optimizer(config.optim.lr)[0], ema=update.ema is not None)
+        return init_state(variables, make_optimizer(config.optim.lr)[0], ema=config.optim.ema is not None)
 
     declared = read_declared_axes(network)
     init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh, declared=declared))
-    lay_out = partial(_lay_out_activations, activation_sharding(mesh))
-    loss = lay_out(make_mean_loss(network, objective, update.precision))
-    # The next state lies where the one before lay, or a resumed run would compile another program.
-    whole_step = TrainStep(
-        jax.jit(
-            lay_out(make_train_step(network, objective, make_optimizer, update)),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
-        ),
-        config.optim.lr,
-        replicated_sharding(mesh),
-    )
-    whole_eval = jax.jit(lay_out(make_eval_step(network, objective, update.precision)))
-    train_step: TrainStep | PartsStep = whole_step
-    eval_step: jax.stages.Wrapped | PartsEvaluation = whole_eval
-    put: Callable[[Tree], Tree] = partial(jax.device_put, device=batch_sharding(mesh))
-    if (num_parts := config.train.parts) is not None:
-        train_step = PartsStep(whole_step, loss, objective, make_optimizer, update.ema, num_parts, mesh)
-        eval_step = PartsEvaluation(whole_eval, num_parts, mesh)
-        put = _leave_on_host
+    functions = make_step_functions(config, network, objective, make_optimizer, mesh, abstract)
 
     def model(state: State) -> nnx.Module:
         return merge_model(network.eval, network, state)
@@ -123,7 +95,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         config.eval,
         sources,
         maker,
-        put,
+        functions.put,
         config.data.batch_size,
         config.train.eval_batches,
         config.seed,
@@ -138,31 +110,16 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         mesh=mesh,
         init=partial(init, key),
         abstract=abstract,
-        loss=loss,
-        train_step=train_step,
-        eval_step=eval_step,
+        loss=functions.loss,
+        train_step=functions.train_step,
+        eval_step=functions.eval_step,
         model=model,
         evaluator=evaluator,
-        put=put,
+        put=functions.put,
         plan=config.remat.plan,
         warnings=(*_warn_of_large_batch(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
         measures=seen.metrics,
     )
-
-
-def _leave_on_host(tree: Tree) -> Tree:
-    """Return what it is given: each part of a batch goes to its device by itself."""
-    return tree
-
-
-def _check_parts(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Raise ConfigError where so many devices cannot share the parts of a batch out evenly."""
-    if (parts := config.train.parts) is not None and parts % mesh.size:
-        fitting = [count for count in range(1, parts + 1) if parts % count == 0]
-        raise ConfigError(
-            f"train.parts={parts}: {mesh.size} devices cannot share them out evenly; use "
-            f"{', '.join(map(str, fitting))} devices (mesh.data=N)"
-        )
 
 
 def _make_model(config: Config, sources: Sources, objective: BatchObjective, key: jax.Array) -> nnx.Module:
@@ -180,19 +137,6 @@ def _make_model(config: Config, sources: Sources, objective: BatchObjective, key
     if _is_users_own(config):
         follow_mode(model, key, objective.roles)
     return model
-
-
-def _lay_out_activations(sharding: jax.sharding.NamedSharding | None, function: F) -> F:
-    """Return a function that is traced with the batch divided like this between blocks."""
-    if sharding is None:
-        return function
-
-    @wraps(function)
-    def laid_out(*arguments: Any) -> Any:
-        with use_batch_sharding(sharding):
-            return function(*arguments)
-
-    return laid_out  # type: ignore[return-value]
 
 
 def _look_at_metrics(

@@ -24,6 +24,7 @@ from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.mesh import batch_sharding, replicated_sharding, state_shardings
 from runner.trace.trace_digest import digest_trace
+from runner.train.build_steps import jit_train_step
 from runner.train.built import Built, LoadedProgram
 from runner.train.dataset import make_stream
 from runner.train.evaluator import Evaluator
@@ -91,7 +92,6 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
         measures, traced = _rehearse(program, (step, evaluate), abstract, batch, first_arguments)
         if any(isinstance(each, SamplesEvaluation) for each in config.eval.values()):
             content.check_samples(abstract)
-    sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return Built(
         sources=sources,
         stream=stream,
@@ -100,9 +100,7 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
         init=init,
         abstract=abstract,
         loss=_refuse_loss,
-        train_step=TrainStep(
-            jax.jit(step, donate_argnums=0, out_shardings=(sharded, None)), 0.0, replicated_sharding(mesh)
-        ),
+        train_step=TrainStep(jit_train_step(step, abstract), 0.0, replicated_sharding(mesh)),
         eval_step=jax.jit(evaluate),
         model=lambda state: LoadedProgram(program.made, layout.unpack(state)),
         evaluator=evaluator,
