@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from runner.config.schema import Config, validate_options
 from runner.config.trust import Use, require_trust
+from runner.errors import ConfigError
 from runner.inspect.lookup import find_attempt, find_proven_checkpoint, read_config_document
 from runner.mesh import Mesh
+from runner.text import shorten
 from runner.train import dataset
 from runner.train.build import build, read_train_state
 from runner.train.step import Weights, with_weights
@@ -41,6 +43,12 @@ def load_model(
         RefusedError: a byte of the checkpoint is not what was written, or code is named and not trusted.
         ConfigError: there is no such average, or the data is not where it was.
     """
+    # What is no name of weights is mostly the step that is asked for, and would get the average of another one.
+    if weights not in get_args(Weights):
+        raise ConfigError(
+            f"weights={shorten(str(weights), 60)}: expected one of {', '.join(get_args(Weights))}; a checkpoint is "
+            "named as RUN@best, or as at=… of a result"
+        )
     checkpoint, _ = find_proven_checkpoint(reference)
     document = read_config_document(checkpoint.run_dir, find_attempt(checkpoint).get("drift", ()))
     config = on_one_device(validate_options(Config, document))

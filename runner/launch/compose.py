@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ def compose(argv: Sequence[str], uses: Sequence[Use] = ALL_USES) -> RunRequest |
         RefusedError: `dir=` names no run, or one that brings code or names hosts and is not trusted.
         SystemExit: Hydra has printed its help.
     """
+    # Hydra reads mappings and functions with asserts that also move on, so without them it reads something else.
+    if sys.flags.optimize and (word := next((word for word in argv if set("{(") & set(word)), None)):
+        raise ConfigError(f"{word}: cannot be read without asserts; leave out python -O, and unset PYTHONOPTIMIZE")
     words = spell_for_hydra(argv)
     if unused := describe_unused_conf():
         print_error(unused)

@@ -67,7 +67,8 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
         born = replace(born, layout=settle_numbers(program, born, batch if has_data else None, key))
     layout = born.layout
     init, abstract = _lay_out_init(program, born, key, example, partial(state_shardings, mesh))
-    step, evaluate = (make(program, layout, has_data=has_data) for make in (make_program_step, make_program_eval))
+    step = make_program_step(program, layout, has_data=has_data)
+    evaluate = make_program_eval(program, layout, has_data=has_data)
     content = ProgramContent(program, layout, sources, config.seed)
 
     def put(batch: Batch) -> Batch:
