@@ -19,6 +19,7 @@ import pytest
 from runner import text
 from runner.__main__ import VERBS, main
 from runner.checkpoint import record, seal
+from runner.errors import ConfigError
 from runner.inspect.lookup import apply_drift
 from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
@@ -703,6 +704,14 @@ def test_export_overwrites_nothing_and_trusts_no_flipped_bit(copy: Path, tmp_pat
     flip(copy, 60)
     assert ask("export", copy, tmp_path / "new")[0] == 3
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_another_name_are_no_average() -> None:
+    """Before anything is looked at: `load("best")` of a result means a step, and would get the newest average."""
+    from runner.inspect.load_model import load_model
+
+    with pytest.raises(ConfigError, match=r"^weights=best: expected one of params, ema; a checkpoint is named as RUN"):
+        load_model("nowhere", "best")  # type: ignore[arg-type]
 
 
 def test_load_gives_the_model_that_was_measured(copy: Path) -> None:

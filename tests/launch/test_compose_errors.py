@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +128,15 @@ def error_of(words: Sequence[str], kind: type[HoldfastError] = ConfigError) -> s
 @pytest.mark.parametrize(("words", "says"), SAYS, ids=[" ".join(words)[:40] for words, _ in SAYS])
 def test_it_is_one_line(words: list[str], says: str, here: Path) -> None:
     assert says in error_of(words)
+
+
+def test_python_without_asserts_reads_no_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra moves on in its asserts: `{a: b}` would be a crash, or something else."""
+    plain = SimpleNamespace(flags=SimpleNamespace(optimize=1), argv=[], stdout=sys.stdout, stderr=sys.stderr)
+    monkeypatch.setattr("runner.launch.compose.sys", plain)
+    with pytest.raises(ConfigError, match=r"^\+eval\.x=\{kind: text\}: cannot be read without asserts; leave out py"):
+        compose(["seed=1", "+eval.x={kind: text}"])
+    assert compose(["seed=1"]) is not None
 
 
 def test_what_is_typed_again_is_what_was_typed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
