@@ -25,6 +25,7 @@ SHORT = (
     *("ckpt.save.periodic.steps=5", "log.tensorboard=false"),
 )
 OWN = """
+import jax
 import numpy as np
 from flax import nnx
 
@@ -40,6 +41,13 @@ def line(size=90):
     return {"inputs": x, "label": x.sum(axis=1, keepdims=True)}
 
 def squared(model, batch): return {"loss": ((model(batch["inputs"]) - batch["label"]) ** 2).mean(axis=-1)}
+
+class Walk:
+    def init(self, key, example): return {"params": jax.random.normal(key, (3,)), "steps": 0}
+    def step(self, state, batch, key):
+        moved = state["params"] + 0.1 * jax.random.normal(key, (3,))
+        return {"params": moved, "steps": state["steps"] + 1}, {"loss": moved.sum() ** 2}
+    def evaluate(self, state, batch): return {"loss": state["params"] ** 2}
 """
 
 
@@ -59,9 +67,12 @@ class Case:
 
     def command(self, folder: Path) -> tuple[str, ...]:
         """What is typed, but for how the batches are made."""
-        return (f"model={self.model}", *self.words, *_data(self.data, folder), *SHORT)
+        trained = f"{'program' if self.model == PROGRAM else 'model'}={self.model}"
+        return (trained, *self.words, *_data(self.data, folder), *SHORT)
 
 
+# In the place of a model.
+PROGRAM = "own:Walk"
 GPT = ("model.num_layers=2", "model.num_heads=2", "model.width=16", "model.hidden=32", "model.dropout=0.2")
 LOOKED = ("eval=[metrics,text,train_set,ema]", "eval.text.new_tokens=4", "eval.text.steps=15")
 FEW = ("data.eval_fraction=0.95",)
@@ -85,6 +96,7 @@ CASES = (
     Case("mlp", "csv", MLP),
     Case("mlp", "arrayrecord", MLP, workers=2),
     Case("mlp", "hub", MLP, prefetch=4),
+    Case(PROGRAM, "none", (), quick=True),
     Case("external", "external", ("model.target=own:Net", "objective=own:squared"), workers=2, quick=True),
 )
 
@@ -92,6 +104,8 @@ CASES = (
 def _data(kind: str, folder: Path) -> list[str]:
     if kind == "external":
         return ["data=own:line", "data.batch_size=8"]
+    if kind == "none":
+        return ["data=none"]
     option = MADE[kind](folder)
     varied = vars(option.augment) if hasattr(option, "augment") else {}
     words = [word for word in command(option) if not word.startswith("model=")]
@@ -101,7 +115,7 @@ def _data(kind: str, folder: Path) -> list[str]:
 def test_no_model_and_no_source_is_left_out() -> None:
     for group, named in (("model", [case.model for case in CASES]), ("data", [case.data for case in CASES])):
         others = {"gpt2_124m", "gpt_7b"} if group == "model" else set()  # shapes of gpt
-        assert {path.stem for path in (REPO / "conf" / group).glob("*.yaml")} - others == set(named)
+        assert {path.stem for path in (REPO / "conf" / group).glob("*.yaml")} - others == {*named} - {PROGRAM}
 
 
 def _media(door: Door) -> dict[str, bytes]:
@@ -119,9 +133,10 @@ def test_killed_is_uninterrupted(case: Case, served: Forks, tmp_path: Path) -> N
     for door in (untouched, struck):
         door.cwd.mkdir()
         (door.cwd / "own.py").write_text(OWN)
-    done = served.run(untouched.cwd, *words, "data.workers=0", "data.prefetch=0")
+    here = () if case.data == "none" else ("data.workers=0", "data.prefetch=0")
+    done = served.run(untouched.cwd, *words, *here)
     assert done.returncode == 0, done.stdout
-    ahead = (f"data.workers={case.workers}", f"data.prefetch={case.prefetch}")
+    ahead = () if case.data == "none" else (f"data.workers={case.workers}", f"data.prefetch={case.prefetch}")
     killed = served.run(struck.cwd, *words, *ahead, kill_at=KILLED_AT)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     finished = served.run(struck.cwd, *words, *ahead)
