@@ -14,6 +14,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 from data.user_target import import_target, restore_number_keys
@@ -57,12 +58,12 @@ class UserSink:
         """Give it every line of metrics.jsonl, which is cut back to where training goes on from, if it takes them."""
         if self.catches_up:
             with self._naming_its_errors():
-                self._made.catch_up(read_metric_lines(self._context.metrics))
+                _refuse_unread(self._made.catch_up(read_metric_lines(self._context.metrics)))
 
     def log(self, step: int, split: str, metrics: MetricValues) -> None:
         """Give it one line; a copy, for the other sinks get the same."""
         with self._naming_its_errors():
-            self._log(step, split, dict(metrics), **self._options)
+            _refuse_unread(self._log(step, split, dict(metrics), **self._options))
 
     def close(self) -> None:
         """Let it close, if it has something to close."""
@@ -116,7 +117,23 @@ def find_wrong_call(function: Any, options: Mapping[str, Any]) -> str | None:
         return f"({', '.join(signature.parameters)}) cannot be called as ({called}): {error}"
     if inspect.isclass(function) and not _may_have_log(function):
         return " has no log(step, split, metrics); give it one"
+    # What is no plain function may take anything.
+    log = getattr(function, "log", None) if inspect.isclass(function) else None
+    if inspect.isfunction(log) and isinstance(inspect.getattr_static(function, "log"), FunctionType):
+        try:
+            inspect.signature(log).bind(None, *LINE)
+        except TypeError as error:
+            return f".log{inspect.signature(log)} cannot be called as log(step, split, metrics): {error}"
     return None
+
+
+def _refuse_unread(answer: Any) -> None:
+    """Raise TypeError where a call has done nothing yet: a function with `yield` or `async` runs when it is read."""
+    if inspect.isgenerator(answer) or inspect.isasyncgen(answer) or inspect.iscoroutine(answer):
+        # Else Python warns that it was never awaited.
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError(f"gave a {type(answer).__name__}, which does nothing by itself; leave out yield and async")
 
 
 def _may_have_log(kind: type) -> bool:

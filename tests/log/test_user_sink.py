@@ -53,6 +53,13 @@ def catches(): return Catches()
 class Catches(Later):
     def catch_up(self, lines): next(lines) and 1 / 0
 class NoLog: pass
+class Short:
+    def log(self, step, metrics): pass
+def lazy(step, split, metrics): yield print(step)
+async def waits(step, split, metrics): print(step)
+class Static(Later):
+    @staticmethod
+    def log(step, split, metrics): pass
 '''
 
 
@@ -134,6 +141,11 @@ def test_a_function_and_a_factory_will_do_as_well(run: Run) -> None:
             "nothing",
             r"mine is left out: \S+:nothing: made a NoneType, which has no log\(step, split, metrics\); give it",
         ),
+        (
+            "lazy",
+            r"mine stopped logging at step 1: \S+:lazy: TypeError: gave a generator, which does nothing by itself; ",
+        ),
+        ("waits", r"mine stopped logging at step 1: \S+:waits: TypeError: gave a coroutine, which does nothing by "),
         ("raises", r"mine is left out: \S+:raises: OSError: no server \(\S*loggers.py, line \d+\)"),
         ("mute", r"mine is left out: \S+:mute: Mute \(\S*loggers.py, line \d+\)"),
         ("catches", r"mine is left out: \S+:catches: ZeroDivisionError: division by zero \(\S*loggers.py, line"),
@@ -168,6 +180,7 @@ def test_a_finished_run_is_filled_in_where_its_logger_takes_lines(run: Run) -> N
         ("Lines", {"ned": 1}, "log.sinks.mine.options.ned: {target} has no such option; did you mean end?"),
         ("log", {}, "log.sinks.mine.target: {target}(step, split, metrics, file) cannot be called as (step, split, "),
         ("NoLog", {}, "log.sinks.mine.target: {target} has no log(step, split, metrics); give it one"),
+        ("Short", {}, "log.sinks.mine.target: {target}.log(self, step, metrics) cannot be called as log(step, split, "),
         ("Gone", {}, "log.sinks.mine.target: {target}: {file} has no 'Gone'"),
     ],
 )
@@ -181,7 +194,13 @@ def test_what_cannot_be_called_is_refused_in_a_line(run: Run, name: str, options
 
 
 def test_what_can_be_called_is_let_pass(run: Run) -> None:
-    for name, options in (("Lines", {"end": ""}), ("Later", {}), ("make", {"name": 1, "x": 2}), ("log", {"file": ""})):
+    for name, options in (
+        ("Lines", {"end": ""}),
+        ("Later", {}),
+        ("Static", {}),
+        ("make", {"name": 1, "x": 2}),
+        ("log", {"file": ""}),
+    ):
         sink = {"kind": "external", "target": f"{run.file}:{name}", "options": options}
         import_targets(validate_config(changed(log__sinks={"mine": sink})), for_training=True)
 
