@@ -144,7 +144,8 @@ def check_evaluations(evaluations: Evaluations, model: Showing, *, has_ema: bool
             shows = ", ".join(model.shows) or "nothing"
             raise ValueError(f"eval.{name}: model={model.kind} makes no {option.kind} (it has: {shows})")
         if option.weights == "ema" and not has_ema:
-            raise ValueError(f"eval.{name}.weights=ema: no average is kept; add optim.ema=0.999")
+            way_out = "leave it out: its state has what it keeps" if model.kind == "program" else "add optim.ema=0.999"
+            raise ValueError(f"eval.{name}.weights=ema: no average is kept; {way_out}")
 
 
 def find_due_evaluations(evaluations: Evaluations, eval_steps: int, step: int, last: int) -> list[str]:

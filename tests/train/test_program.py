@@ -411,7 +411,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, name: str) -> None:
         (["train.precision=bf16"], r"train.precision=bf16: in which precision it computes is a program's own"),
         (["remat=full"], r"remat=full: what is recomputed is a program's own business"),
         (["eval=[metrics,reconstructions]"], r"eval.reconstructions: a program makes no reconstructions"),
-        (["eval=[metrics,ema]"], r"no average is kept"),
+        (["eval=[metrics,ema]"], r"no average is kept; leave it out: its state has"),
         (["program.options.rate=1"], r"program.options.rate: .*:Program has no such option"),
         (["data=none", "train.steps=null", "train.epochs=1"], r"train.epochs: with data=none"),
         (["data=none", "mesh=data"], r"mesh: with data=none there is no batch to divide"),
