@@ -205,6 +205,7 @@ def test_a_run_moves_from_mesh_to_mesh(door: Door) -> None:
     moved = door.run(f"dir={door.the_run}", "mesh=fsdp", "train.steps=80", **four)
     assert moved.returncode == 0, moved.stderr
     assert "changed: mesh.fsdp: " in moved.stdout
+    assert "\non 4 × cpu (fsdp 4), and on 1 × cpu before: from here on it is the same to rounding, not" in moved.stdout
     ended = door.run(f"dir={door.the_run}", "mesh=data", "train.steps=100", **two)
     assert ended.returncode == 0, ended.stderr
     attempts = [json.loads(line) for line in (door.the_run / "attempts.jsonl").read_text().splitlines()]

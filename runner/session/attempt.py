@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -32,7 +33,7 @@ from runner.train.evaluator import EvaluationRun
 from runner.train.loop import Progress, name_numbers, train
 from runner.train.moved_data import read_moved_data
 from runner.train.run_context import RunContext
-from runner.types import State
+from runner.types import JsonObject, State
 from runner.values import Outcome
 
 # What an attempt knows about itself that may change what a step of a program computes.
@@ -55,7 +56,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         built, remat = _resolve_remat(context, built)
         programs = start_compiling(built, config, remat, attempt, cache)
         # Once; and once more after each rollback: a batch on which the loss was not finite is skipped from then on.
-        reached, early = None, ""
+        reached, early, moved = None, "", None
         while reached is None:
             stop_flag.raise_if_stopped()
             built.stream.skip([skipped["batch"] for skipped in attempt.status.skipped])
@@ -64,6 +65,11 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
             with attempt.time_in("compile"):
                 stop_flag.wait_for(programs.train)
             attempt.begin_training(start.step, best, describe_hardware(built))
+            # What was killed has its line by now. Once: after a rollback it would be the same.
+            if moved is None:
+                moved = describe_move(read_attempts(run_dir), describe_hardware(built)) if start.step else ""
+                if moved:
+                    console.say(moved)
             write_readme(run_dir)
             try:
                 with attempt.time_in("finish"), ExitStack() as opened:
@@ -101,6 +107,17 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         attempt.status.set_stopped_early()
         console.say(f"stopped early at step {reached.step} of {config.train.num_steps}: {early}")
     return _tell_complete(context, reached.step), early
+
+
+def describe_move(attempts: Sequence[JsonObject], hardware: str) -> str:
+    """Return a line where training goes on on other devices than those of the newest attempt; else nothing.
+
+    Sums are then taken in another order, so what is promised bit for bit is the same to rounding alone.
+    """
+    before = next((each["hardware"] for each in reversed(attempts) if each.get("hardware")), hardware)
+    if before == hardware:
+        return ""
+    return f"on {hardware}, and on {before} before: from here on it is the same to rounding, not bit for bit"
 
 
 def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
