@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+
+import numpy as np
 
 from runner.checkpoint import arrays
 from runner.checkpoint.record import STATE, list_records, read_progress
@@ -18,6 +21,8 @@ from runner.inspect.diff_checkpoints import ArrayComparison, compare_arrays, com
 from runner.inspect.lookup import Checkpoint
 from runner.rundir.layout import RunDir
 
+# The parts of a train state that are weights; `weights` are those of a program of the user's own.
+WEIGHT_PARTS = ("params", "weights")
 # What belongs to the outcome of a run in status.json; the rest says when and where.
 RESULT_KEYS = ("state", "step", "score", "best", "stopped_early")
 
@@ -133,6 +138,22 @@ def find_first_difference(a: Sequence[bytes], b: Sequence[bytes]) -> LineDiffere
             keys = tuple(key for key in {**old, **new} if json.dumps(old.get(key)) != json.dumps(new.get(key)))
             return LineDifference(*_step_and_split(after), "differs", keys)
     raise AssertionError("equal line by line, and not equal")
+
+
+def measure_drift(first: RunDir, second: RunDir) -> float:
+    """Return how far the weights of two runs are apart at their last common checkpoint: the relative norm."""
+    steps = sorted(set(_kept_steps(first)) & set(_kept_steps(second)))
+    states = [_good_checkpoint(run, steps[-1]).directory / STATE for run in (first, second)]
+    names = [name for name in arrays.read_leaf_specs(states[0]) if name.split(".")[0] in WEIGHT_PARTS]
+    one, other = (arrays.read_leaves(state, names) for state in states)
+    apart = sum(float(np.square(np.abs(_widen(one[name]) - _widen(other[name]))).sum()) for name in names)
+    size = sum(float(np.square(np.abs(_widen(one[name]))).sum()) for name in names)
+    return math.sqrt(apart / size) if size else math.sqrt(apart)
+
+
+def _widen(values: np.ndarray) -> np.ndarray:
+    """Return values in a type in which differences of them can be squared."""
+    return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
 
 
 def read_loss_curves(run_dir: RunDir) -> dict[str, dict[int, float]]:

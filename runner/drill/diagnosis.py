@@ -85,6 +85,15 @@ def explain_difference(facts: DifferenceFacts) -> str:
     return "; and ".join(causes) + _since_when(facts) if causes else _explain_by_elimination(facts)
 
 
+def explain_drift(devices: Sequence[int], drift: float) -> str:
+    """Return why a run differs that had another number of devices after each kill, and by how much."""
+    counts = ", ".join(map(str, devices))
+    return (
+        f"the number of devices changed ({counts}), and without train.parts sums are rounded differently on each: at "
+        f"the end the weights differ by {drift:.2g} (relative norm). train.parts=N keeps the bits"
+    )
+
+
 def _suspect_randomness(facts: DifferenceFacts) -> str | None:
     leaf = next((name for name in facts.arrays if name.split(".")[0] == "rng"), None)
     return f"the random streams are not restored as they were saved: {leaf} differs" if leaf else None

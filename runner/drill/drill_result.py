@@ -23,6 +23,7 @@ class DrillResult:
     Attributes:
         folder: where the drill lives.
         kills_asked: how many kills were asked for.
+        devices: how many devices each process had, in turn; empty: what there are.
         uninterrupted: the process that was left alone.
         baseline: what that one did.
         processes: the processes of the run that was killed, in their order.
@@ -33,6 +34,7 @@ class DrillResult:
 
     folder: Path
     kills_asked: int = 0
+    devices: tuple[int, ...] = ()
     uninterrupted: DrilledProcess | None = None
     baseline: Baseline = field(default_factory=lambda: Baseline(0))
     processes: list[DrilledProcess] = field(default_factory=list)
@@ -109,6 +111,7 @@ def result_document(result: DrillResult) -> dict[str, object]:
         "why": result.broken or result.cause,
         "steps": result.baseline.steps,
         "kills_asked": result.kills_asked,
+        "devices": list(result.devices),
         "kills": [asdict(kill) for kill in result.kills],
         "compared": compared,
         "seconds": {

@@ -15,14 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner import files
-from runner.drill.compare_runs import RunComparison, compare_runs
-from runner.drill.diagnosis import DifferenceFacts, explain_difference
+from runner.drill.compare_runs import RunComparison, compare_runs, measure_drift
+from runner.drill.diagnosis import DifferenceFacts, explain_difference, explain_drift
 from runner.drill.drill_result import PICTURE, DrillResult, result_document, result_lines
 from runner.drill.kill_plan import STARTING_PHASES, Baseline, plan_kills
 from runner.drill.kill_process import DrilledProcess, DrillRun, run_and_kill, watch_process
 from runner.errors import ConfigError, HoldfastError, RefusedError
 from runner.inspect.diff_checkpoints import compare_arrays
-from runner.inspect.lookup import Checkpoint, choose_new_folder
+from runner.inspect.lookup import Checkpoint, choose_new_folder, read_config_document
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
@@ -32,17 +32,23 @@ from runner.values import Say, VerbResult
 # Keys that the drill decides itself: where its runs live and how they go on.
 RESERVED_KEYS = ("dir", "root", "resume", "overwrite", "step", "hydra")
 REPORT = "report.json"
-MAX_KILLS = 1000
+MAX_KILLS, MAX_DEVICES = 1000, 64
 # The line on a terminal that says what is going on is written anew at most once in this time.
 STATUS_LINE_SECONDS = 0.2
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare how often to kill, by which seed, and the configuration as for run.py."""
-    parser.usage = "python -m runner drill [--kills N] [--seed S] [--keep] [--to DIR] [--json] [--] [key=value …]"
+    parser.usage = (
+        "python -m runner drill [--kills N] [--seed S] [--devices N,M,…] [--keep] [--to DIR] [--json] [--] "
+        "[key=value …]"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run.py")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="how often to kill it (5)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed kills elsewhere (0)")
+    parser.add_argument(
+        "--devices", metavar="N,M,…", help="so many devices of a CPU for one process after the other (needs a mesh)"
+    )
     parser.add_argument("--keep", action="store_true", help="keep both runs also where they are identical")
     parser.add_argument("--to", metavar="DIR", help="a new folder for it all (outputs/.drill/TIME)")
 
@@ -54,7 +60,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     before = [(each, signal.signal(each, signal.default_int_handler)) for each in (signal.SIGTERM, signal.SIGHUP)]
     keep, made = arguments.keep, [parent for parent in folder.parents if not parent.exists()]
     try:
-        result = DrillResult(folder, kills_asked=arguments.kills)
+        result = DrillResult(folder, kills_asked=arguments.kills, devices=_read_devices(arguments))
         answer = _run_drill(result, overrides, arguments.seed, say)
         keep = keep or answer.exit_code != 0
         return answer
@@ -79,6 +85,22 @@ def _check_arguments(arguments: Namespace) -> tuple[str, ...]:
     return tuple(arguments.overrides)
 
 
+def _read_devices(arguments: Namespace) -> tuple[int, ...]:
+    """Return how many devices each process has, in turn. Raises ConfigError where that means nothing."""
+    if arguments.devices is None:
+        return ()
+    words = arguments.devices.split(",")
+    if not all(word.isdecimal() and 1 <= int(word) <= MAX_DEVICES for word in words):
+        raise ConfigError(f"drill: --devices {arguments.devices}: expected numbers from 1 to {MAX_DEVICES}, as 4,2,1")
+    # What a file of choices says of the mesh is not read here.
+    if not any(word.lstrip("+").startswith(("mesh", "experiment=")) for word in arguments.overrides):
+        raise ConfigError(
+            "drill: --devices: the run uses one device, however many there are; add mesh=data (and train.parts=N, so "
+            "that the bits do not depend on their number)"
+        )
+    return tuple(map(int, words))
+
+
 def _remove_runs(folder: Path, made: Sequence[Path]) -> None:
     """Delete the runs; where there is no report, also the folder and the parents that were made to hold it."""
     for name in ("uninterrupted", "interrupted", "again"):
@@ -94,14 +116,15 @@ def _remove_runs(folder: Path, made: Sequence[Path]) -> None:
 def _run_drill(result: DrillResult, overrides: tuple[str, ...], seed: int, say: Say) -> VerbResult:
     """Run both runs, fill in `result` and report it."""
     reporter = KillReporter(say, result.kills_asked)
-    drill_run = DrillRun("uninterrupted", result.folder / "uninterrupted", overrides)
+    first_count = result.devices[0] if result.devices else None
+    drill_run = DrillRun("uninterrupted", result.folder / "uninterrupted", overrides, first_count)
     result.uninterrupted, first = _run_untouched(drill_run, reporter)
     result.baseline = result.uninterrupted.trace.as_baseline(first.read_status()["step"])
     kills = plan_kills(seed, result.kills_asked, result.baseline)
     drill_run = DrillRun("interrupted", result.folder / "interrupted", overrides)
     say(f"again, and killed {format_count(len(kills), 'time')}:")
     reporter.begin_run("interrupted")
-    for process in run_and_kill(drill_run, kills, result.baseline, reporter.observe):
+    for process in run_and_kill(drill_run, kills, result.baseline, reporter.observe, result.devices):
         result.processes.append(process)
         reporter.end_process(process)
     reporter.clear_status_line()
@@ -116,10 +139,13 @@ def _run_drill(result: DrillResult, overrides: tuple[str, ...], seed: int, say: 
             result.comparison = compare_runs(first, second)
         except RefusedError as error:
             result.broken = str(error)
-    if second is not None and result.comparison and not result.comparison.identical:
+    is_different = result.comparison is not None and not result.comparison.identical
+    if second is not None and is_different and len(set(result.devices)) > 1 and not _keeps_bits(first):
+        result.cause = explain_drift(result.devices, measure_drift(first, second))
+    elif second is not None and is_different:
         # A second uninterrupted run tells what is not restored from what never repeats, even without a kill.
         reporter.say("they are different; once more untouched, to see whether it repeats at all:")
-        _, again = _run_untouched(DrillRun("again", result.folder / "again", overrides), reporter)
+        _, again = _run_untouched(DrillRun("again", result.folder / "again", overrides, first_count), reporter)
         facts = _gather_facts(result, first, second, compare_runs(first, again))
         result.cause = explain_difference(facts)
     return _report(result, first, second, say)
@@ -145,6 +171,12 @@ def _run_untouched(drill_run: DrillRun, reporter: KillReporter) -> tuple[Drilled
         error = HoldfastError(f"drill: also untouched the run ends with exit code {process.exit_code}: {last}")
     error.exit_code = process.exit_code if process.exit_code > 0 else 1
     raise error
+
+
+def _keeps_bits(run: RunDir) -> bool:
+    """Return whether a run says that its bits do not depend on how many devices there are."""
+    train = read_config_document(run).get("train")
+    return isinstance(train, dict) and train.get("parts") is not None
 
 
 def _gather_facts(result: DrillResult, first: RunDir, second: RunDir, again: RunComparison) -> DifferenceFacts:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGTERM
 from statistics import median
@@ -32,6 +32,8 @@ QUIET = ("log.console=false", "log.wandb=null")
 # The time between two looks at the heartbeat, and just before a planned kill: some moments are over at once.
 POLL_SECONDS = 1e-3
 CLOSE_POLL_SECONDS = 1e-4
+# The flag of XLA that makes several devices of a CPU.
+COUNT_FLAG = "--xla_force_host_platform_device_count"
 # So many steps before a planned kill the looks become frequent.
 CLOSE_STEPS = 2
 # The time at which a step was completed is noted at most once in this time, however fast the steps are.
@@ -43,11 +45,24 @@ OnHeartbeat = Callable[[float, Heartbeat | None], None]
 
 @dataclass(frozen=True)
 class DrillRun:
-    """One of the runs of a drill: `python run.py OVERRIDES` under a root of its own, in nobody's way."""
+    """One of the runs of a drill: `python run.py OVERRIDES` under a root of its own, in nobody's way.
+
+    Attributes:
+        num_devices: a CPU is divided into so many devices for its process; None: the machine as it is.
+    """
 
     name: str
     root: Path
     overrides: tuple[str, ...]
+    num_devices: int | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of its process."""
+        if self.num_devices is None:
+            return dict(os.environ)
+        others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(COUNT_FLAG)]
+        flags = " ".join([*others, f"{COUNT_FLAG}={self.num_devices}"])
+        return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
     def command(self, planned: PlannedKill | None) -> list[str]:
         """Return what to execute for the process that is to be killed so."""
@@ -244,6 +259,7 @@ def _start_process(drill_run: DrillRun, planned: PlannedKill | None) -> Iterator
     with os.fdopen(output, "wb") as out:
         process = subprocess.Popen(
             drill_run.command(planned),
+            env=drill_run.environment(),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -263,12 +279,20 @@ def _is_close(planned: PlannedKill, beat: Heartbeat | None) -> bool:
 
 
 def run_and_kill(
-    drill_run: DrillRun, kills: Sequence[PlannedKill], baseline: Baseline, on_heartbeat: OnHeartbeat
+    drill_run: DrillRun,
+    kills: Sequence[PlannedKill],
+    baseline: Baseline,
+    on_heartbeat: OnHeartbeat,
+    devices: Sequence[int] = (),
 ) -> Iterator[DrilledProcess]:
-    """Yield one process after the other, each but the last killed; end early with one that was not."""
+    """Yield one process after the other, each but the last killed; end early with one that was not.
+
+    `devices`: how many each process has, in turn; empty: what there are.
+    """
     origin = time.perf_counter()
-    for planned in (*kills, None):
-        process = watch_process(drill_run, planned, baseline, origin, on_heartbeat)
+    for number, planned in enumerate((*kills, None)):
+        moved = replace(drill_run, num_devices=devices[number % len(devices)]) if devices else drill_run
+        process = watch_process(moved, planned, baseline, origin, on_heartbeat)
         yield process
         if not process.was_killed:
             return

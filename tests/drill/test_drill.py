@@ -419,6 +419,23 @@ def test_an_interrupted_drill_leaves_no_process_and_no_folder(
     assert not (door.cwd / "place").exists()
 
 
+def test_the_machine_changes_with_each_kill(door: Door) -> None:
+    """With train.parts no bit does; without, what is told is how far the weights drift."""
+    small = ("model=mlp", "data=digits", "data.batch_size=32", "mesh=data", "train.steps=60", "train.eval_steps=20")
+    saved = ("ckpt=combined", "ckpt.save.periodic.steps=10", "log.tensorboard=false")
+    asked = ("--kills", "2", "--devices", "1,4,2", "--keep")
+    code, out, err = _drilled(door, *asked, "--to", "parts", "--", *small, *saved, "train.parts=4")
+    assert code == 0, out + err
+    assert "Identical, bit for bit" in out
+    (path,) = door.cwd.glob("parts/interrupted/*/*/attempts.jsonl")
+    attempts = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {"1 × cpu", "4 × cpu", "2 × cpu"} >= {each["hardware"] for each in attempts if "hardware" in each}
+    assert len({each.get("hardware") for each in attempts}) > 1
+    code, out, err = _drilled(door, *asked, "--to", "drift", "--", *small, *saved)
+    assert code == 1
+    assert "without train.parts sums are rounded" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -428,6 +445,8 @@ def test_an_interrupted_drill_leaves_no_process_and_no_folder(
         (["+root=x"], "drill: +root=x: the drill decides where and how its runs live; leave it out"),
         (["hydra/launcher=x"], "drill: hydra/launcher=x: the drill decides"),
         (["step=best"], "drill: step=best: the drill decides"),
+        (["--devices", "2,none", "mesh=data"], "drill: --devices 2,none: expected numbers from 1 to 64, as 4,2,1"),
+        (["--devices", "2,1", "seed=1"], "drill: --devices: the run uses one device, however many there are; add mesh"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
