@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 
 from data.data_errors import UnreadableError
 from data.sources import Sources
@@ -22,6 +22,7 @@ from runner.errors import STOPPED, DivergedError, HoldfastError, StorageError
 from runner.preempt.stop import Stopped, run_in_thread
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.readme import write_readme
+from runner.session.moved_devices import describe_move
 from runner.session.resume import restore_or_begin
 from runner.train import broken_data, dataset
 from runner.train.assemble import open_parts
@@ -33,7 +34,7 @@ from runner.train.evaluator import EvaluationRun
 from runner.train.loop import Progress, name_numbers, train
 from runner.train.moved_data import read_moved_data
 from runner.train.run_context import RunContext
-from runner.types import JsonObject, State
+from runner.types import State
 from runner.values import Outcome
 
 # What an attempt knows about itself that may change what a step of a program computes.
@@ -67,7 +68,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
             attempt.begin_training(start.step, best, describe_hardware(built))
             # What was killed has its line by now. Once: after a rollback it would be the same.
             if moved is None:
-                moved = describe_move(read_attempts(run_dir), describe_hardware(built)) if start.step else ""
+                moved = _describe_move(context, built) if start.step else ""
                 if moved:
                     console.say(moved)
             write_readme(run_dir)
@@ -109,15 +110,14 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
     return _tell_complete(context, reached.step), early
 
 
-def describe_move(attempts: Sequence[JsonObject], hardware: str) -> str:
-    """Return a line where training goes on on other devices than those of the newest attempt; else nothing.
-
-    Sums are then taken in another order, so what is promised bit for bit is the same to rounding alone.
-    """
-    before = next((each["hardware"] for each in reversed(attempts) if each.get("hardware")), hardware)
-    if before == hardware:
-        return ""
-    return f"on {hardware}, and on {before} before: from here on it is the same to rounding, not bit for bit"
+def _describe_move(context: RunContext, built: Built) -> str:
+    """Return a line where what computes this run is not what computed it before; else nothing."""
+    return describe_move(
+        read_attempts(context.run_dir),
+        describe_hardware(built),
+        version("jaxlib"),
+        in_parts=context.config.train.parts is not None,
+    )
 
 
 def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runner.session.attempt import describe_move
+from runner.session.moved_devices import describe_move
 
 ONE, FOUR = {"hardware": "1 × cpu"}, {"hardware": "4 × cpu (fsdp 4)"}
 
@@ -26,4 +26,14 @@ ONE, FOUR = {"hardware": "1 × cpu"}, {"hardware": "4 × cpu (fsdp 4)"}
 )
 def test_the_newest_attempt_that_trained_counts(attempts: list[Any], before: str) -> None:
     line = f"on 1 × cpu, and on {before} before: from here on it is the same to rounding, not bit for bit"
-    assert describe_move(attempts, "1 × cpu") == (line if before else "")
+    assert describe_move(attempts, "1 × cpu", "0.10.2", in_parts=False) == (line if before else "")
+
+
+def test_parts_are_the_same_on_any_number_of_devices_of_one_kind() -> None:
+    """Another kind of device, and another XLA, compute other bits all the same."""
+    assert describe_move([FOUR], "1 × cpu", "0.10.2", in_parts=True) == ""
+    assert "on 1 × H200, and on 4 × cpu (fsdp 4) before" in describe_move([FOUR], "1 × H200", "0.10.2", in_parts=True)
+    older = [{**ONE, "packages": {"jaxlib": "0.10.1"}}]
+    for in_parts in (False, True):
+        line = describe_move(older, "1 × cpu", "0.10.2", in_parts=in_parts)
+        assert line.startswith("with jaxlib 0.10.2, and 0.10.1 before: from here on it is the same to rounding")
