@@ -64,9 +64,13 @@ def find_targets(document: Document) -> dict[str, str]:
     return dict(_iter_targets(document, ""))
 
 
-def check_targets_exist(document: Document) -> None:
-    """Raise ConfigError where a target cannot be read, or no module of that name can be found. Imports nothing."""
-    _check_exist(find_targets(document))
+def check_targets_exist(document: Document, *, for_training: bool = True) -> None:
+    """Raise ConfigError where a target cannot be read, or no module of that name can be found. Imports nothing.
+
+    Without `for_training` rules and loggers are passed over: who looks at a run need not have them.
+    """
+    targets = find_targets(document)
+    _check_exist({key: name for key, name in targets.items() if for_training or not key.startswith(TRAINING_PARTS)})
 
 
 def _check_exist(targets: Mapping[str, str]) -> None:

@@ -215,7 +215,7 @@ def _validate(composed: DictConfig, argv: Sequence[str], uses: Sequence[Use]) ->
         config = validate_config(settle_program(drop_untyped_length(document, keys), keys))
     else:
         config = _continue_run(Path(str(typed_dir)), composed, keys, () if trusted else uses)
-    user_code.check_targets_exist(config.document)
+    user_code.check_targets_exist(config.document, for_training="training" in uses and config.train.steps != 0)
     return config, overrides
 
 

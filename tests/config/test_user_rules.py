@@ -14,7 +14,7 @@ from runner.config.trust import require_trust
 from runner.config.user_code import check_targets_exist, find_targets, import_targets
 from runner.errors import ConfigError, RefusedError
 from runner.inspect.lookup import read_retention_settings
-from runner.launch.compose import compose
+from runner.launch.compose import compose, compose_run
 from runner.launch.sweep_members import is_finished
 from runner.rundir.layout import RunDir
 from tests.config.test_config import DOCUMENT, changed
@@ -60,6 +60,20 @@ def test_it_is_found_and_imported_by_who_trains_alone(place: str, here: Path) ->
     assert not (here / "imported").exists()
     import_targets(config, for_training=True)
     assert (here / "imported").exists()
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_who_looks_at_a_run_needs_none_of_its_files(place: str) -> None:
+    """Also `train.steps=0`, which evaluates."""
+    word = f"+{place}.mine={{kind: external, target: gone.py:rule}}"
+    with pytest.raises(ConfigError, match=f"^{place}.mine.target: gone.py:rule: there is no file"):
+        compose([word])
+    (Path("run") / "checkpoints").mkdir(parents=True)
+    document = compose_run([word]).config.document
+    Path("run/config.yaml").write_text(dump_yaml(document))
+    assert compose(["dir=run", "train.steps=0"]) is not None
+    with pytest.raises(ConfigError, match=f"^{place}.mine.target: gone.py:rule: there is no file"):
+        compose(["dir=run", "--trust"])
 
 
 @pytest.mark.parametrize("place", list(PLACES))
