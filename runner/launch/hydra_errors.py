@@ -95,9 +95,15 @@ def explain_interpolation(error: OmegaConfBaseException) -> str:
     return f"{error.full_key or 'configuration'}: {text}"
 
 
+# Where parts of the user's own go that stand beside those of a group, and not in their place.
+PLACES_OF_OWN = {"eval": "eval", "ckpt": "ckpt.save", "retention": "retention", "log": "log.sinks"}
+
+
 def in_one_line(error: HydraException) -> str:
     """Return what an exception of Hydra's means, for a person who knows the command line and not Hydra."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    # Of several choices in a list Hydra says which one is missing, and not what there is.
+    group = str(getattr(error, "missing_cfg_file", "")).partition("/")[0]
+    if isinstance(error, MissingConfigException) and (error.options is not None or is_group(group)):
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
         override = shorten(error.override.removeprefix("++"), MAX_WORD)
@@ -165,14 +171,26 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
     if option in SUBMITIT_LAUNCHERS:
         return f"{group}={option}: needs the extra `submitit`; {INSTALL_SUBMITIT}"
-    options = list(error.options or ())
+    options = list(list_options(group) if error.options is None else error.options)
     if group in WAYS_OUT:
         return f"{group}={shorten(option, MAX_WORD)}: Hydra only composes here; leave it out: {WAYS_OUT[group]}"
     got = shorten(option, MAX_WORD) or '""'
+    return f"{group}: got {got}; expected one of {', '.join(options)}{_suggest_own(group, option, options)}"
+
+
+def _suggest_own(group: str, option: str, options: list[str]) -> str:
+    """Return how code of the user's own is named where that was meant, or the choice that is meant; else nothing."""
     # A dot or a colon is in the name of no choice of ours.
-    is_own = group in ("model", "data", "objective") and re.search(r"[.:]", option)
-    near = f", or your own as {group}=FILE:NAME" if is_own else suggest_word(option, options)
-    return f"{group}: got {got}; expected one of {', '.join(options)}{near}"
+    is_target = re.search(r"[.:]", option)
+    if "external" in options and is_target:
+        return f", or your own as {group}=FILE:NAME"
+    # A file that lies here and is not called as a choice of ours nearly is.
+    near = suggest_word(option, options)
+    if "external" in options and not near and option.isidentifier() and Path(f"{option}.py").is_file():
+        return f", or your own as {group}={option}:NAME"
+    if group in PLACES_OF_OWN and is_target:
+        return f"; your own is added as '+{PLACES_OF_OWN[group]}.mine={{kind: external, target: FILE:NAME}}'"
+    return near
 
 
 def _unknown_key(key: str) -> str:

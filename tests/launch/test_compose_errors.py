@@ -33,7 +33,7 @@ SAYS = [
     (["model=''"], 'model: got ""; expected one of cnn'),
     (["model=../../x"], "model: got ../../x; expected one of cnn"),
     (["model=/etc/passwd"], "model: got /etc/passwd; expected one of cnn"),
-    (["hydra/launcher=[a]"], "In 'hydra/config': Could not load 'hydra/launcher/a'."),
+    (["hydra/launcher=[a]"], "hydra/launcher: got a; expected one of local, slurm"),
     # --- what stands for something else ---
     (["model.width=${nope}"], "model.width: Interpolation key 'nope' not found"),
     (["optim.lr=${oc.env:NOPE}"], "optim.lr: KeyError raised while resolving interpolation: \"Environment variable 'NOPE'"),
@@ -76,6 +76,12 @@ SAYS = [
     (["model"], f"model: {UNREADABLE}"),
     (["a b=c"], "a b=c: cannot be read as key=value ("),
     (["data.path=mes données"], "has characters that need quotes; write 'data.path="),
+    (["eval=[metrics,txt]"], "eval: got txt; expected one of ema, metrics, reconstructions, samples, test, text, train_"),
+    (["eval=[metrics,a:b]"], "train_set; your own is added as '+eval.mine={kind: external, target: FILE:NAME}'"),
+    (["ckpt=a:b"], "; your own is added as '+ckpt.save.mine={kind: external, target: FILE:NAME}'"),
+    (["retention=./a.py:b"], "; your own is added as '+retention.mine={kind: external, target: FILE:NAME}'"),
+    (["log=a:b"], "; your own is added as '+log.sinks.mine={kind: external, target: FILE:NAME}'"),
+    (["optim=a.b"], "sgd, or your own as optim=FILE:NAME"),
     (["+eval.übung={kind: external}"], "a key is written in the letters a to z, digits and '_'; choose another name"),
     (["+eval.B2={kind: text}"], "eval: got the name \"B2\"; expected small letters, digits and '_', a letter first"),
     (["eval.x=mal:two"], "eval.x: got \"mal:two\"; write 'eval.x={kind: external, target: mal:two}'"),
@@ -128,6 +134,16 @@ def error_of(words: Sequence[str], kind: type[HoldfastError] = ConfigError) -> s
 @pytest.mark.parametrize(("words", "says"), SAYS, ids=[" ".join(words)[:40] for words, _ in SAYS])
 def test_it_is_one_line(words: list[str], says: str, here: Path) -> None:
     assert says in error_of(words)
+
+
+def test_a_file_without_a_name_is_told_how_to_name_it(here: Path) -> None:
+    for group, option in {"program": "softmax", "schedule": "moves"}.items():
+        (here / f"{option}.py").write_text("")
+        with pytest.raises(ConfigError, match=f", or your own as {group}={option}:NAME$"):
+            compose([f"{group}={option}"])
+        with pytest.raises(ConfigError, match=r"none$|wsd$"):
+            compose([f"{group}=other_{option}"])
+        (here / f"{option}.py").unlink()
 
 
 def test_python_without_asserts_reads_no_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
