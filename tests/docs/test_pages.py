@@ -16,7 +16,7 @@ import pytest
 
 from runner.__main__ import VERBS, VerbParser
 from tests.conftest import REPO, Door
-from tests.docs.pages import PAGES, RECIPES, blocks_outside_recipes, find_blocks, shell_lines, transcript_lines
+from tests.docs.pages import PAGES, blocks_outside_recipes, find_blocks, shell_lines, transcript_lines
 from tests.laws.faults import Forks
 
 BLOCKS = blocks_outside_recipes()
@@ -78,7 +78,9 @@ def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
         assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
     typed = {word.split("=")[0] for word in words} | {"train.steps"}
-    own = any(word.startswith(("dir=", "program=", "model=mlp", "model=tower:", "model=./", "experiment=")) for word in words)
+    own = any(
+        word.startswith(("dir=", "program=", "model=mlp", "model=tower:", "model=./", "experiment=")) for word in words
+    )
     words = [word for word in words if not word.startswith("train.steps=")]
     extra = [word for word in (*SHORT, *(() if own else TINY_GPT)) if word.split("=")[0] not in typed]
     # Three epochs of the digits are short.
