@@ -135,4 +135,7 @@ def _describe_yaml_error(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}: " if mark else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    # Newer libyaml looks ahead, and gives up at a depth of its own.
+    if "nesting depth" in str(problem):
+        return f"{where}is nested deeper than {MAX_DEPTH} levels"
     return f"{where}{shorten(str(problem), 120)}; it cannot be read as YAML"
