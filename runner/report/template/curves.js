@@ -54,8 +54,9 @@ function drawCurves(figure) {
   const group = made(figure.svg, "g", { class: lines.length > MANY ? "many" : "" });
   figure.group = group;
   for (const line of lines) {
-    const shape = line.values.length > 1 ? { d: path(figure, line) } : { d: `${path(figure, line)}h.01`, "stroke-linecap": "round", "stroke-width": 5 };
-    made(group, "path", { class: "curve", style: `stroke:${colourOf(line.index)}`, ...shape });
+    // A curve of one point is a dot; as a style, for an attribute loses against the style sheet.
+    const dot = line.values.length > 1 ? "" : ";stroke-linecap:round;stroke-width:6";
+    made(group, "path", { class: "curve", style: `stroke:${colourOf(line.index)}${dot}`, d: `${path(figure, line)}${dot && "h.01"}` });
   }
   const crosses = lines.flatMap((line) => stops(line).map((step) => cross(figure.x(step), figure.y(at(line, step)), 4))).join("");
   made(group, "path", { class: "halo", d: crosses });
