@@ -195,6 +195,12 @@ def decouple_screen() -> None:
         _set_stream(name, new)
 
 
+def print_line(line: str) -> None:
+    """Print on stdout. Where that is not possible, for code of the user's own has closed it, nothing happens."""
+    with suppress(OSError, AttributeError, ValueError):
+        print(line, flush=True)
+
+
 def print_error(line: str) -> None:
     """Print on stderr. Where that is not possible nothing happens: an exit code must not depend on it."""
     # AttributeError: there is no stderr. ValueError: it is closed, or an encoding has no such character.

@@ -92,7 +92,7 @@ class PlainConsole(QuietConsole):
         # It may quote what lies on a disk, which must not command the terminal.
         line = mask_lines(line)
         self._append(line)
-        print(line, flush=True)
+        screen.print_line(line)
         self._tell_losses()
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
@@ -105,9 +105,8 @@ class PlainConsole(QuietConsole):
         left = format_duration((self._steps - step) / speed) if speed else "?"
         risk = step - (durable_step or 0)
         saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
-        print(
+        screen.print_line(
             f"step {step:>6}/{self._steps}  {_format_loss(metrics)}  {speed:.1f} steps/s  {left} left  {saved}",
-            flush=True,
         )
 
 

@@ -165,3 +165,15 @@ def test_what_is_left_at_an_odd_speed(
     monkeypatch.setattr(console, "_steps_per_second", lambda step: speed)
     console.tick(1, METRICS, None)
     assert "left" in capsys.readouterr().out
+
+
+def test_a_screen_that_somebody_closed_is_nothing_to_fail_of(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of the user's own runs in the same process, and may close what is everybody's."""
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stdout", closed)
+    console = PlainConsole(log)
+    console.begin(0, 10)
+    console.say("still here")
+    console.tick(5, {"loss": 1.0}, None)
+    assert "still here" in log.read_text()
