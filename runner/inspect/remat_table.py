@@ -32,7 +32,7 @@ MOST_ROUNDS = 10_000
 def add_arguments(parser: ArgumentParser) -> None:
     """Add what to measure, for which device, and the words of the configuration, as for run.py."""
     parser.usage = (
-        "python -m runner remat [--no-compile | --time N] [--budget SIZE] [--target tpu:KIND] [--all] [--to DIR] "
+        "python -m runner remat [--no-compile | --time N] [--budget SIZE] [--target KIND] [--all] [--to DIR] "
         "[--json] [--] [key=value …]"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run.py")
@@ -42,7 +42,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--time", type=int, default=0, metavar="N", help="also take N steps with each, in turns")
     parser.add_argument("--budget", metavar="SIZE", help="bytes there are on a device: 8GB, 7GiB")
     parser.add_argument(
-        "--target", metavar="tpu:KIND", help="compile for a TPU that is not here: tpu:v5e (needs libtpu)"
+        "--target",
+        metavar="KIND",
+        help="compile for devices that are not here: tpu:v5e:4x4 (needs libtpu), gpu:h100:8 (jax-cuda12-pjrt)",
     )
     parser.add_argument("--all", action="store_true", help="everything_saveable as well")
     parser.add_argument("--to", metavar="DIR", help="a new folder for the results (outputs/.remat/TIME)")
@@ -56,11 +58,11 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     if config.program.kind != "none":
         raise ConfigError("remat: what is recomputed is a program's own business (jax.checkpoint); leave program out")
     # The jax fence: a wrong configuration is answered without it.
-    from runner.remat import tpu_target
+    from runner.remat import compile_target
     from runner.remat.remat_survey import SurveyRequest, survey_policies
     from runner.train.dataset import read_sources
 
-    devices = tpu_target.target_devices(arguments.target, config.mesh.num_needed) if arguments.target else None
+    devices = compile_target.target_devices(arguments.target, config.mesh.num_needed) if arguments.target else None
     asked = SurveyRequest(not arguments.no_compile, arguments.time, arguments.all, parse_size(arguments.budget or 0))
     report = survey_policies(config, read_sources(config.data), asked, devices, say)
     for line in format_report(report):
@@ -84,9 +86,9 @@ def _check_arguments(arguments: Namespace) -> None:
         raise ConfigError("--target: nothing is compiled with --no-compile; leave one of them out")
     if arguments.target:
         # Before jax starts: the compiler for a TPU is found through the environment.
-        from runner.remat import tpu_target
+        from runner.remat import compile_target
 
-        tpu_target.prepare_target(arguments.target)
+        compile_target.prepare_target(arguments.target)
 
 
 def _write_results(report: SurveyReport, folder: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from runner.__main__ import main
 from runner.config.remat_policies import AttentionOnly, AutoRemat, Dots, DotsNoBatch, Full, Names, NoRemat, Offload
 from runner.config.schema import Config, validate_config
-from runner.remat import memory_plot, remat_survey, tpu_target
+from runner.remat import compile_target, memory_plot, remat_survey
 from runner.remat.candidates import trace_candidate
 from runner.remat.cost_table import PolicyCosts, SurveyReport, SurveySetting
 from runner.trace.step_requirements import CompiledMemory
@@ -257,6 +257,9 @@ def test_the_verb_tells_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureF
         (("--target", "tpu:v5e"), "libtpu is not installed"),
         (("--target", "tpu:v9"), "expected tpu:v4, tpu:v5e"),
         (("--target", "gpu"), "expected tpu:v4, tpu:v5e"),
+        (("--target", "gpu:h100:0"), "or so many of them, as tpu:v5e:4x4 or gpu:h100:8"),
+        (("--target", "gpu:h100:2000"), "or so many of them"),
+        (("--target", "gpu:h100:8"), "what compiles for it (there is none); in an environment of its own: pip install"),
         (("--target", "tpu:v5e", "--no-compile"), "leave one of them out"),
         (("--time", "5", "--no-compile"), "leave one of them out"),
         (("--time", "5", "--target", "tpu:v5e"), "leave one of them out"),
@@ -272,7 +275,7 @@ def test_impossible_wishes_are_refused(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tpu_target, "find_spec", lambda name: None)
+    monkeypatch.setattr(compile_target, "find_spec", lambda name: None)
     assert main(["remat", *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
