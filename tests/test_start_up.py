@@ -30,7 +30,12 @@ MAY_IMPORT_JAX = {
         "runner.train.run_context",
         "runner.train.starvation",
     ),
-    "runner.remat": ("runner.remat", "runner.remat.cost_table", "runner.remat.memory_plot", "runner.remat.compile_target"),
+    "runner.remat": (
+        "runner.remat",
+        "runner.remat.cost_table",
+        "runner.remat.memory_plot",
+        "runner.remat.compile_target",
+    ),
     "runner.session": ("runner.session", "runner.session.experiment", "runner.session.standing"),
     "runner.checkpoint.store": (),
     "runner.checkpoint.transfer": (),
