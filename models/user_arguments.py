@@ -32,7 +32,7 @@ VOCABULARY_NAMES = ("vocab_size", "n_vocab", "vocabulary_size")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model, or a program, is made for.
+    """Hold what a model, or a program, is made for.
 
     Attributes:
         inputs: the shape of one example; None where there is no data.

@@ -45,7 +45,7 @@ TENSOR_DIMENSIONS: Mapping[str, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """How many devices share the batch, and the state; the three multiply. One of them may be -1: what is left.
+    """Say how many devices share the batch, and the state; the three multiply. One of them may be -1: what is left.
 
     Attributes:
         data: how many share the batch alone; each has the whole state.

@@ -119,7 +119,7 @@ Evaluations = Mapping[str, Evaluation]
 
 
 class Showing(Protocol):
-    """What is trained, as far as it says which evaluations it can do beside metrics."""
+    """Say which evaluations the thing that is trained can do beside metrics."""
 
     @property
     def kind(self) -> str:

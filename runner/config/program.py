@@ -59,7 +59,7 @@ Program = NoProgram | ExternalProgram
 
 
 class ReplacedPart:
-    """What stands in the configuration for a part that a program does by itself."""
+    """Stand in the configuration for a part that a program does by itself."""
 
     def build(self, *arguments: Any, **named: Any) -> Any:
         """Raise AssertionError: nobody builds what a program does by itself."""

@@ -54,7 +54,7 @@ class ReportedRun:
 
 
 class ParentReport:
-    """What the caller is told: the runs, in the order of the command, and an error where the whole command failed."""
+    """Hold what the caller is told: the runs, in the order of the command, and an error where all of it failed."""
 
     def __init__(self, path: Path | None):
         self._path = path

@@ -1,4 +1,4 @@
-"""What came of a run that was called from Python: how it ended, its measurements as arrays, its model. No jax."""
+"""Hold what came of a run that was called from Python: how it ended, its measurements as arrays, its model. No jax."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ def describe_move(attempts: Sequence[JsonObject], hardware: str, jaxlib: str, *,
     `train.parts` more or fewer devices of one kind change nothing.
 
     Args:
-        attempts: the lines of the attempts before, oldest first; one that ended before it trained has no hardware.
+        attempts: the lines of the attempts before, oldest first; one that ended before it trained has no `from_step`.
         hardware: the devices of this attempt, as `4 × cpu (fsdp 4)`.
         jaxlib: the version of the package that brings XLA.
         in_parts: whether the bits do not depend on the number of devices.
     """
-    last = next((each for each in reversed(attempts) if each.get("hardware")), None)
+    last = next((each for each in reversed(attempts) if "from_step" in each and each.get("hardware")), None)
     if last is None:
         return ""
     before, earlier = str(last["hardware"]), last.get("packages", {}).get("jaxlib", jaxlib)

@@ -58,7 +58,7 @@ class EvaluationRun:
 
 
 class ContentMaker(Protocol):
-    """What is trained, as far as evaluations ask it for texts and pictures."""
+    """Make the texts and pictures that evaluations ask of the thing that is trained."""
 
     def check_evaluation(self, name: str, option: Evaluation) -> None:
         """Raise ConfigError where an evaluation asks for what cannot be made."""

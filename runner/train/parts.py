@@ -127,10 +127,6 @@ class PartsStep:
     num_parts: int
     mesh: jax.sharding.Mesh
 
-    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        """Do one update, compiling what it takes."""
-        return self.compile(None, state, batch)(state, batch, self.put_lr())
-
     def trace(self, state: State, batch: Batch) -> jax.stages.Traced:
         """Trace the same mathematics as one program."""
         return self.whole.trace(state, batch)

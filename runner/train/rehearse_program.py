@@ -90,7 +90,7 @@ def settle_numbers(program: UserProgram, born: BornState, batch: Batch | None, k
         try:
             given, _ = jax.eval_shape(program.step, jax.tree.unflatten(layout.structure, leaves), batch, key)
             after, structure = jax.tree.flatten(given)
-        except Exception:
+        except Exception:  # a step that cannot be traced is rehearsed next, and its error is told there
             return layout
         if structure != layout.structure:
             return layout

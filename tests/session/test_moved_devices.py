@@ -8,7 +8,8 @@ import pytest
 
 from runner.session.moved_devices import describe_move
 
-ONE, FOUR = {"hardware": "1 × cpu"}, {"hardware": "4 × cpu (fsdp 4)"}
+ONE, FOUR = {"hardware": "1 × cpu", "from_step": 0}, {"hardware": "4 × cpu (fsdp 4)", "from_step": 0}
+NOT_TRAINED = {"hardware": "4 × cpu (fsdp 4)"}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ ONE, FOUR = {"hardware": "1 × cpu"}, {"hardware": "4 × cpu (fsdp 4)"}
         ([ONE, FOUR], "4 × cpu (fsdp 4)"),
         # One that ended before it trained has none.
         ([FOUR, {}], "4 × cpu (fsdp 4)"),
+        ([ONE, NOT_TRAINED], ""),
     ],
 )
 def test_the_newest_attempt_that_trained_counts(attempts: list[Any], before: str) -> None:

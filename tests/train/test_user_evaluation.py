@@ -370,7 +370,7 @@ def test_a_number_to_choose_by_that_never_comes_is_told(tmp_path: Path) -> None:
     assert told({"fid": 1.0, "fdi": 2.0}, tmp_path, evaluator(chosen=chosen)) == []
 
 
-MINE = (*("model=mlp", "data=digits"), f"+eval.mine={{kind: external, target: '{HERE}:plain'}}")
+MINE = ("model=mlp", "data=digits", f"+eval.mine={{kind: external, target: '{HERE}:plain'}}")
 
 
 def test_names_are_known_when_it_has_been_called() -> None:
