@@ -6,7 +6,8 @@
     ├── RefusedError   3   the run belongs to another configuration, is in use, or nothing restorable is left
     │   └── LostRunError   the run was taken away while this process worked on it; nothing more is written
     ├── DivergedError  4   the loss or the gradient is not finite
-    └── StorageError   5   the state could not be made durable
+    ├── StorageError   5   the state could not be made durable
+    └── LostProcessError  75   another process of the run has gone; nothing is wrong with the run
 
 A message says where, what was got, what was expected and the way out, in one or two plain lines.
 Anything else that escapes is a bug: exit code 1, with its traceback.
@@ -70,6 +71,12 @@ class StorageError(HoldfastError):
     """Raised where a state could not be made durable."""
 
     exit_code = 5
+
+
+class LostProcessError(HoldfastError):
+    """Raised where another process of the run has gone: without it the others cannot go on, and a restart can."""
+
+    exit_code = 75
 
 
 CRASHED = 1  # a bug, ours or the user's

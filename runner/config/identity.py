@@ -26,6 +26,7 @@ UNHASHED_KEYS = (
     "overwrite",
     "log",
     "preempt",
+    "hosts",
     "compile_cache",
     "data.workers",
     "data.prefetch",

@@ -48,6 +48,7 @@ from runner.config.run_length import DEFAULT_STEPS, drop_untyped_length, fill_in
 from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
 from runner.errors import ConfigError, RefusedError, StorageError
 from runner.files import NOT_A_FILE, read_file
+from runner.hosts.options import AutoHosts, Hosts
 from runner.log.options import LogOptions
 from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
@@ -207,6 +208,7 @@ class Config:
     log: LogOptions
     score: Score
     stop: EarlyStop = field(default_factory=EarlyStop)
+    hosts: Annotated[Hosts, BY_KIND] = field(default_factory=AutoHosts)
     objective: Annotated[Objective | ProgramObjective, BY_KIND] = field(default_factory=NamedObjective)
     program: Annotated[Program, BY_KIND] = field(default_factory=NoProgram)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"

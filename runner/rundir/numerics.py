@@ -70,7 +70,7 @@ def settle_numerics(run_dir: RunDir, say: Say) -> Numerics:
     found = next(filter(None, map(_decode, copies)), None)
     trouble = _describe_damage(run_dir, copies)
     # Every process of a run has a pool of its own: the lead's word counts.
-    numerics = Numerics(**hosts.agree(asdict(found or _choose_numerics(run_dir, trouble, say))))
+    numerics = Numerics(**hosts.agree("numerics", asdict(found or _choose_numerics(run_dir, trouble, say))))
     if hosts.is_lead() and (found is None or None in map(_decode, copies)):
         _write_numerics(run_dir, numerics)
     _apply(numerics, say)

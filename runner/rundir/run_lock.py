@@ -17,14 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from runner import files, hosts
+from runner import files
 from runner.errors import LostRunError, RefusedError, StorageError
 from runner.rundir.foreign_files import refuse_foreign_files
 from runner.rundir.layout import RunDir
 from runner.rundir.lease import Lease, take_lease
 
-# The processes of a run start at about the same time: so long they wait for the one that locks it.
-LOCK_SECONDS = 300.0
 # What a process has that holds no lock of its own.
 NO_HANDLE = -1
 # The environment variable that `supervise` sets: the file in which it reads where its command works.
@@ -79,6 +77,11 @@ class RunLock:
         )
 
 
+def borrow_lock(run_dir: RunDir) -> RunLock:
+    """Return the hold of a process for which process 0 of its run holds it: there is nothing to check."""
+    return RunLock(run_dir, NO_HANDLE, None)
+
+
 @contextmanager
 def lock_run(run_dir: RunDir) -> Iterator[RunLock]:
     """Hold the run for this process alone while the context lasts; makes the directory.
@@ -89,11 +92,6 @@ def lock_run(run_dir: RunDir) -> Iterator[RunLock]:
         RefusedError: another process has it (named), or there are links or other foreign things in it.
         StorageError: the directory or the lock cannot be made or read.
     """
-    if not hosts.is_lead():
-        # The lead holds the run for all its processes: a second lock would refuse it to itself.
-        hosts.barrier("run is locked", LOCK_SECONDS)
-        yield RunLock(run_dir, NO_HANDLE, None)
-        return
     try:
         files.make_folder(run_dir.path)
         refuse_foreign_files(run_dir)
@@ -116,7 +114,6 @@ def lock_run(run_dir: RunDir) -> Iterator[RunLock]:
             raise StorageError(f"{run_dir}: cannot be worked on ({error.strerror}); nothing was changed") from error
         with lease.keep():
             _tell_supervisor(run_dir, held=True)
-            hosts.barrier("run is locked", LOCK_SECONDS)
             yield RunLock(run_dir, handle, lease)
     finally:
         os.close(handle)

@@ -120,7 +120,7 @@ class UserStopper:
             read = partial(read_reason, name=rule.target)
             reasons.append(rule.ask(read, None, "training goes on", history))
         # The processes of a run end at the same step, also where a rule says something else to each of them.
-        self.reason = hosts.agree("; ".join(filter(None, reasons)) or None) or ""
+        self.reason = hosts.agree("early end", "; ".join(filter(None, reasons)) or None) or ""
 
 
 class EndRules:

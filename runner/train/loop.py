@@ -217,7 +217,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
     try:
         with suppress(Stopped):
             # The processes of a run stop, and save, at the same step: each of them asks what all have agreed on.
-            while hosts.agree(stop.reason) is None and (owes or (step < cadence.steps and not parts.end_rule.reason)):
+            while hosts.agree("stop", stop.reason) is None and (owes or (step < cadence.steps and not parts.end_rule.reason)):
                 # An evaluation that a stop cut short before this process began comes before the next batch.
                 late = owes
                 if not owes:
@@ -237,7 +237,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                     evaluated, owes = StepInfo(step, measured), False
                 info = StepInfo(step, measured, cadence.epoch_steps, pending.losses)
                 reason = _due(parts, info) or stop.pop_save_request() or ("evaluated after a stop" if late else None)
-                reason = hosts.agree(reason)
+                reason = hosts.agree("save", reason)
                 if reason:
                     pending.drain()
                     _save(parts, pending, Progress(state, step), info, reason)
