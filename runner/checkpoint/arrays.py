@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,28 +77,61 @@ def open_leaves(state: Path, names: Iterable[str]) -> Iterator[dict[str, LeafHan
         yield {name: future.result() for name, future in pending.items()}
 
 
-def write_leaves(state: Path, values: Mapping[str, np.ndarray], chunks: Mapping[str, tuple[int, ...]]) -> None:
-    """Write arrays, uncompressed, each in chunks of the given shape: OCDBT and zarr 3, as Orbax does, in few files.
+@dataclass(frozen=True)
+class LeafPieces:
+    """Hold the pieces of one array that are written.
+
+    Attributes:
+        shape: that of the whole array.
+        chunk: the shape of the chunks it is divided into; each piece is whole chunks.
+        pieces: where each lies in the array, and its values; all of one type.
+    """
+
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    pieces: Sequence[tuple[tuple[slice, ...], np.ndarray]]
+
+
+def write_leaves(state: Path, leaves: Mapping[str, LeafPieces]) -> None:
+    """Write pieces of arrays, uncompressed: OCDBT and zarr 3, as Orbax does, in few files.
 
     All of them or none: nothing is there until the last byte is. Raises ValueError where the disk does not take it.
     """
     with _open_base(state) as base:
-        _write_leaves_to({"driver": "ocdbt", "base": base, "config": {"compression": None}}, values, chunks)
+        _write_leaves_to({"driver": "ocdbt", "base": base, "config": {"compression": None}}, leaves)
 
 
-def _write_leaves_to(
-    store: JsonObject, values: Mapping[str, np.ndarray], chunks: Mapping[str, tuple[int, ...]]
-) -> None:
+def merge_trees(state: Path, names: Sequence[str]) -> None:
+    """Make one saved tree of several that lie in folders of it, each with pieces of the arrays.
+
+    Their files stay where they are: the tree refers to them. Raises ValueError where the disk does not take it.
+    """
+    with _open_base(state) as base:
+        spec = {"driver": "ocdbt", "base": base, "config": {"compression": None}}
+        whole = ts.KvStore.open(spec, context=_CONTEXT).result()
+        transaction = ts.Transaction(atomic=True)
+        # All are begun before the first is waited for.
+        copying = []
+        for name in names:
+            part = {"driver": "ocdbt", "base": {**base, "path": f"{base['path']}{name}/"}}
+            opened = ts.KvStore.open(part, context=_CONTEXT).result()
+            copying.append(opened.experimental_copy_range_to(whole.with_transaction(transaction)))
+        for pending in copying:
+            pending.result()
+        transaction.commit_async().result()
+
+
+def _write_leaves_to(store: JsonObject, leaves: Mapping[str, LeafPieces]) -> None:
     transaction = ts.Transaction(atomic=True)
     opening = {}
-    for name, value in values.items():
+    for name, leaf in leaves.items():
         spec = {
             "driver": "zarr3",
             "kvstore": {**store, "path": f"{name}/"},
             "metadata": {
-                "shape": value.shape,
-                "data_type": ts.dtype(value.dtype).name,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks[name]}},
+                "shape": leaf.shape,
+                "data_type": ts.dtype(leaf.pieces[0][1].dtype).name,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": leaf.chunk}},
                 "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
             },
             # As Orbax does: else a chunk of zeros is left out, and could not be told from one that was lost.
@@ -107,8 +140,9 @@ def _write_leaves_to(
         opening[name] = ts.open(spec, context=_CONTEXT, create=True, transaction=transaction)
     # Nobody changes the values before this returns, so TensorStore need not copy them once more.
     writing = [
-        future.result().write(values[name], can_reference_source_data_indefinitely=True)
+        future.result()[index or ()].write(values, can_reference_source_data_indefinitely=True)
         for name, future in opening.items()
+        for index, values in leaves[name].pieces
     ]
     # A write that nobody waits for is dropped without a word when its handle goes.
     for pending in writing:

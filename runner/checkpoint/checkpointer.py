@@ -18,15 +18,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from runner import files, hosts
 from runner.checkpoint.record import (
     PROGRESS,
+    SAVE_CHANNEL,
     STATE,
     TRASH,
     WRITING,
-    ArrayTable,
     Mark,
     Record,
     Score,
@@ -34,7 +34,7 @@ from runner.checkpoint.record import (
     list_records,
 )
 from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, select_survivors
-from runner.checkpoint.seal import seal_checkpoint
+from runner.checkpoint.seal import WrittenArrays, seal_checkpoint
 from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
 from runner.checkpoint.trouble import may_pass, short_reason
 from runner.checkpoint.user_rules import AskedSave, ask_user_rules
@@ -53,8 +53,8 @@ class Store(Protocol):
     def copy_to_host(self, state: Tree) -> Tree:
         """Return a copy of a tree of arrays that stays as it is while training goes on."""
 
-    def write_checkpoint(self, directory: Path, state: Tree, progress: JsonObject) -> ArrayTable:
-        """Write a tree of arrays and a JSON value; return what the tree has. Raises StorageError."""
+    def write_checkpoint(self, directory: Path, state: Tree, progress: JsonObject) -> WrittenArrays:
+        """Write a tree of arrays and a JSON value; return what the tree has. Raises StorageError, OSError."""
 
     def find_differing_leaf(self, directory: Path, state: Tree) -> str | None:
         """Return the name of a leaf that is on disk other than in memory; None where there is none."""
@@ -194,16 +194,13 @@ class Checkpointer:
         self._expected = [*self._records, record]
         state, background = items[STATE], self._policy.background
         # The next step donates the arrays of this state to its own, so a thread needs a copy.
-        try:
-            held = self._store.copy_to_host(state) if background else state
-        # No memory for a copy now; what else goes wrong here is none of the disk.
-        except (RuntimeError, MemoryError) as error:
-            if not may_pass(error):
-                raise
-            self._tell_failure(error)
+        held, trouble = copy_if_there_is_memory(self._store.copy_to_host, state) if background else (state, None)
+        # A state that several processes hold is saved by all of them or by none.
+        if not hosts.is_true_for_all("held", trouble is None):
+            self._tell_failure(trouble or MemoryError("another process has no memory for a copy"))
             return
         stall = time.perf_counter() - start if background else None
-        self._pending = self._thread.submit(self._write, record, held, items[PROGRESS], start, stall)
+        self._pending = self._thread.submit(self._write_and_tell, record, held, items[PROGRESS], start, stall)
         if not background:
             self._settle()
 
@@ -241,6 +238,16 @@ class Checkpointer:
         while self._untold:
             self._say(self._untold.pop(0))
 
+    def _write_and_tell(self, *arguments: Any) -> tuple[SavedCheckpoint, list[Record]]:
+        """Write a checkpoint, and tell the other processes of the run how it went; in the background thread."""
+        try:
+            result = self._write(*arguments)
+        except BaseException as error:
+            hosts.agree(SAVE_CHANNEL, {"over": short_reason(error)})
+            raise
+        hosts.agree(SAVE_CHANNEL, {"over": None})
+        return result
+
     def _write(
         self, record: Record, state: Tree, progress: JsonObject, start: float, stall: float | None
     ) -> tuple[SavedCheckpoint, list[Record]]:
@@ -257,14 +264,14 @@ class Checkpointer:
             # Not with its parents: a run whose directory is gone is not begun anew below that name.
             for folder in (self._checkpoints, fresh.parent):
                 folder.mkdir(exist_ok=True)
-            arrays = self._store.write_checkpoint(fresh, state, progress)
+            written = self._store.write_checkpoint(fresh, state, progress)
             if self._policy.verify == "values" and (leaf := self._store.find_differing_leaf(fresh, state)):
                 # As a disk that does not give back what it was given: the next save may be good.
                 raise OSError(errno.EIO, f"{leaf} reads back differently from what was to be saved")
             spent = time.perf_counter() - start
             record = replace(record, stall_seconds=spent if stall is None else stall, write_seconds=spent)
             on_phase("seal")
-            seal_checkpoint(fresh, record, arrays, checksums=self._policy.verify != "off")
+            seal_checkpoint(fresh, record, written, checksums=self._policy.verify != "off")
             on_phase("publish")
             # Writing took a while. Under this name the step becomes the run's, and what had the name goes.
             self._listeners.check_held()
@@ -319,6 +326,17 @@ class Checkpointer:
         # The disk that did not take the checkpoint may not list its directory either; then what was known stands.
         with suppress(StorageError):
             self._records = list_records(self._checkpoints)
+
+
+def copy_if_there_is_memory(copy: Callable[[Tree], Tree], state: Tree) -> tuple[Tree, Exception | None]:
+    """Return a copy of a state; or None, and the error that says that there is no memory for it now."""
+    try:
+        return copy(state), None
+    # What else goes wrong here is none of the disk.
+    except (RuntimeError, MemoryError) as error:
+        if not may_pass(error):
+            raise
+        return None, error
 
 
 def warn_of_little_space(
@@ -387,9 +405,6 @@ def _prune(checkpoints: Path, policy: SavePolicy, step: int) -> tuple[list[Recor
     # Only what is not newer than the step just proven is judged: the rest is not from this training.
     records = [record for record in list_records(checkpoints) if record.step <= step]
     kept = select_survivors(policy.keep, records, policy.score)
-    # One process deletes for all of them; the others only know what is gone.
-    if not hosts.is_lead():
-        return [record for record in records if record.step in kept], None
     try:
         link_best(checkpoints, records, policy.score)
         for record in records:

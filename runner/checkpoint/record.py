@@ -39,6 +39,9 @@ YEAR_10000 = 253402300800  # in seconds since 1970: later than any clock says
 SIDECAR, PIN = "holdfast.json", "pinned"
 REASON = "reason.txt"  # why a checkpoint was set aside, in its directory under `quarantine/`
 STATE, PROGRESS = "state", "progress"
+# Where processes that hold a state among them talk of a save: process 0 says `{"into": …}` and `{"over": …}`, and each
+# gives its report.
+SAVE_CHANNEL = "written"
 TRASH, WRITING = ".trash", ".writing"  # what is on its way out of, and into, `checkpoints/`
 # Searched for at the end of the sidecar's bytes, so that what is checked is what lies on disk, not what was parsed.
 _CHECKSUM = re.compile(rb',\n "xxh3": "([0-9a-f]{32})"\n}\n\Z')

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from runner.checkpoint.quarantine import quarantine_checkpoint
 from runner.checkpoint.record import TRASH, WRITING, Record, list_steps, read_sidecar
-from runner.checkpoint.seal import find_problem
+from runner.checkpoint.seal import MeasureFiles, find_problem
 from runner.checkpoint.trouble import find_errno
 from runner.errors import HoldfastError, RefusedError, StorageError
 from runner.text import display_path
@@ -76,12 +76,18 @@ def list_ignored_names(checkpoints: Path) -> list[str]:
 
 
 def restore_newest(
-    checkpoints: Path, quarantine: Path, read: ReadState[T], say: Say, *, checksums: bool = True
+    checkpoints: Path,
+    quarantine: Path,
+    read: ReadState[T],
+    say: Say,
+    *,
+    checksums: bool = True,
+    measure: MeasureFiles | None = None,
 ) -> tuple[Record, T] | None:
     """Return the newest checkpoint whose every byte is proven, and what `read` makes of it; None where there is none.
 
     What is not good is set aside, and said; what is marked is passed over, and said. Without `checksums` only names
-    and sizes are compared.
+    and sizes are compared; `measure` takes them, where this process does not take them all.
 
     Raises:
         RefusedError: there are checkpoints and none is good; or `read` refuses good bytes, and would refuse older ones.
@@ -100,7 +106,8 @@ def restore_newest(
             say(f"checkpoint {step} is passed over ({record.reason}); step={step} restores it")
             continue
         if record is not None:
-            problem, value = _retry_reading(directory, partial(_read_and_prove, directory, read, checksums=checksums))
+            prove = partial(_read_and_prove, directory, read, measure, checksums=checksums)
+            problem, value = _retry_reading(directory, prove)
         if record is not None and problem is None:
             return record, value  # type: ignore[return-value]
         assert problem is not None, "without a record there is a problem"
@@ -118,7 +125,9 @@ def restore_newest(
     return None
 
 
-def restore_exactly(directory: Path, read: ReadState[T], *, checksums: bool = True) -> tuple[Record, T]:
+def restore_exactly(
+    directory: Path, read: ReadState[T], *, checksums: bool = True, measure: MeasureFiles | None = None
+) -> tuple[Record, T]:
     """Return this checkpoint, marked or not, and what `read` makes of it.
 
     Raises RefusedError where it is not good, StorageError or HoldfastError where it cannot be read now.
@@ -126,7 +135,8 @@ def restore_exactly(directory: Path, read: ReadState[T], *, checksums: bool = Tr
     verdict = _retry_reading(directory, partial(judge_checkpoint, directory, checksums=False))
     record, problem, value = verdict.record, verdict.problem, None
     if record is not None:
-        problem, value = _retry_reading(directory, partial(_read_and_prove, directory, read, checksums=checksums))
+        prove = partial(_read_and_prove, directory, read, measure, checksums=checksums)
+        problem, value = _retry_reading(directory, prove)
     if record is None or problem is not None:
         raise RefusedError(
             f"{display_path(directory)}: is not good: {problem}; choose another step, or leave it out for the newest"
@@ -134,7 +144,9 @@ def restore_exactly(directory: Path, read: ReadState[T], *, checksums: bool = Tr
     return record, value  # type: ignore[return-value]
 
 
-def _read_and_prove(directory: Path, read: ReadState[T], *, checksums: bool) -> tuple[str | None, T | None]:
+def _read_and_prove(
+    directory: Path, read: ReadState[T], measure: MeasureFiles | None, *, checksums: bool
+) -> tuple[str | None, T | None]:
     """Return what is wrong with a checkpoint, or what `read` makes of it.
 
     It is read while its checksums are taken, and used after. Raises what `read` refuses where the bytes are good, and
@@ -145,7 +157,7 @@ def _read_and_prove(directory: Path, read: ReadState[T], *, checksums: bool) -> 
 
     value, failed = None, None
     with ThreadPoolExecutor(1) as pool:
-        proof = pool.submit(find_problem, directory, checksums=checksums)
+        proof = pool.submit(find_problem, directory, checksums=checksums, measure=measure)
         try:
             value = read(directory)
         # Bytes that are not what was written may fail in any way: what it means is known when they are proven.

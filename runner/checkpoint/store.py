@@ -16,7 +16,7 @@ import logging
 import sys
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from runner.checkpoint import arrays
-from runner.checkpoint.arrays import LeafHandle, LeafSpec, PendingRead
+from runner.checkpoint.arrays import LeafHandle, LeafPieces, LeafSpec, PendingRead
 from runner.checkpoint.record import PROGRESS, STATE, ArrayTable
+from runner.checkpoint.seal import WrittenArrays
 from runner.checkpoint.trouble import short_reason
 from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
 from runner.types import JsonObject, Tree
 
 Leaf = jax.Array | jax.ShapeDtypeStruct  # an array of a tree, or its abstract twin
 Index = tuple[slice, ...]  # a part of an array, as jax names it
+# Writes arrays by name, and notes about them, into the folder of a tree.
+WriteArrays = Callable[[Path, Mapping[str, jax.Array]], None]
 IndexKey = tuple[tuple[int | None, int | None], ...]  # a part of an array as the key of a dictionary
 
 READS_IN_FLIGHT = 8  # arrays: enough to keep the disk busy; all at once would hold the state twice in host memory
@@ -43,20 +46,37 @@ def copy_to_host(state: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), state)
 
 
-def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> ArrayTable:
+def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> WrittenArrays:
     """Write a tree of arrays and a JSON value as a checkpoint. Returns what the tree has, for the seal to compare.
 
     Raises StorageError; then nothing has that name.
     """
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler()))
+    # Before anything is written: two arrays of one name are refused here.
+    listed = list_arrays(state)
+    write_with_orbax(directory, state, progress, _write_arrays)
+    return WrittenArrays(listed)
+
+
+def write_with_orbax(directory: Path, tree: Tree, progress: JsonObject, write_arrays: WriteArrays) -> None:
+    """Have Orbax make a checkpoint, in this process alone; `write_arrays` is called for its arrays, and their notes.
+
+    Raises StorageError; then nothing has that name.
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
+    )
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler(write_arrays)))
     options: Any = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False, "type_handler_registry": registry}
-    items: Any = {STATE: ocp.PyTreeCheckpointHandler(**options), PROGRESS: ocp.JsonCheckpointHandler()}
+    items: Any = {
+        STATE: ocp.PyTreeCheckpointHandler(**options, multiprocessing_options=alone),
+        PROGRESS: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    }
+    together = ocp.CompositeOptions(multiprocessing_options=alone)
     _silence_echoes()
     try:
-        # Before anything is written: two arrays of one name are refused here.
-        listed = list_arrays(state)
-        arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), PROGRESS: ocp.args.JsonSave(progress)})
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items)) as checkpointer:
+        arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(tree), PROGRESS: ocp.args.JsonSave(progress)})
+        handler = ocp.CompositeCheckpointHandler(composite_options=together, **items)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(directory.resolve(), args=arguments)
     # It says by itself what is wrong.
     except HoldfastError:
@@ -67,7 +87,6 @@ def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> Arra
     # The name is the proof: `save` returns nothing to go by.
     if not directory.is_dir():
         raise StorageError(f"Orbax wrote nothing at {directory}")
-    return listed
 
 
 class _OneTransactionHandler(ocp.type_handlers.ArrayHandler):
@@ -77,27 +96,46 @@ class _OneTransactionHandler(ocp.type_handlers.ArrayHandler):
     (`merge_ocdbt_per_process_files`).
     """
 
+    def __init__(self, write_arrays: WriteArrays):
+        super().__init__()
+        self._write_arrays = write_arrays
+
     async def serialize(self, values: Sequence[jax.Array], infos: Any, args: Any = None) -> Sequence[ocp.future.Future]:
-        # With several processes each has a part of each array, and Orbax knows how to merge them.
-        if jax.process_count() > 1:
-            return await super().serialize(values, infos, args)
-        return [ocp.future.CommitFutureAwaitingContractedSignals(_write_arrays(values, infos), name="arrays")]
+        leaves = {info.name: leaf for info, leaf in zip(infos, values, strict=True)}
+
+        async def write() -> None:
+            # Once Orbax has made the directory.
+            self._write_arrays(Path(infos[0].parent_dir), leaves)
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="arrays")]
 
 
-async def _write_arrays(values: Sequence[jax.Array], infos: Any) -> None:
-    """Write every array, and what Orbax notes beside them, once it has made the directory."""
-    leaves = {info.name: leaf for info, leaf in zip(infos, values, strict=True)}
-    words = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
-    # A chunk is what one device holds, so that each device reads whole chunks where the mesh is the same.
-    # An array of no numbers has chunks of one all the same: zarr knows none of nothing.
-    chunks = {name: tuple(max(1, n) for n in leaf.sharding.shard_shape(leaf.shape)) for name, leaf in words.items()}
-    generators = {name: _generator_name(leaf.dtype) for name, leaf in leaves.items() if _is_key(leaf)}
-    state = Path(infos[0].parent_dir)
-    arrays.write_leaves(state, {name: np.asarray(leaf) for name, leaf in words.items()}, chunks)
+def _write_arrays(state: Path, leaves: Mapping[str, jax.Array]) -> None:
+    """Write every array, and what Orbax notes beside them."""
+    words = {name: jax.random.key_data(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
+    chunks = {name: find_chunk(leaf) for name, leaf in words.items()}
+    arrays.write_leaves(
+        state, {name: LeafPieces(leaf.shape, chunks[name], [((), np.asarray(leaf))]) for name, leaf in words.items()}
+    )
+    write_notes(state, leaves, words)
+
+
+def find_chunk(words: Leaf) -> tuple[int, ...]:
+    """Return the shape of the chunks of an array on disk."""
+    # What one device holds, so that each device reads whole chunks where the mesh is the same. An array of no numbers
+    # has chunks of one all the same: zarr knows none of nothing.
+    assert words.sharding is not None
+    return tuple(max(1, length) for length in words.sharding.shard_shape(words.shape))
+
+
+def write_notes(state: Path, leaves: Mapping[str, Leaf], words: Mapping[str, Leaf]) -> None:
+    """Write what Orbax notes beside arrays; `words` are the same, random keys as their words."""
     # These two files are private notes of Orbax's: it writes them in its own handler of arrays, which is not called
     # here. Without the first, plain Orbax restores random keys as bare words; without the second it gives numpy arrays
     # to who does not say where each array goes. tests/checkpoint/test_store.py compares them with those that the
     # installed release writes.
+    generators = {name: _generator_name(leaf.dtype) for name, leaf in leaves.items() if is_key(leaf)}
+    chunks = {name: find_chunk(leaf) for name, leaf in words.items()}
     (state / "array_metadatas").mkdir()
     noted_shapes = {"array_metadatas": _note_shapes(words, chunks, generators)}
     (state / "array_metadatas/process_0").write_text(json.dumps(noted_shapes))
@@ -105,7 +143,7 @@ async def _write_arrays(values: Sequence[jax.Array], infos: Any) -> None:
 
 
 def _note_shapes(
-    words: Mapping[str, jax.Array], chunks: Mapping[str, tuple[int, ...]], generators: Mapping[str, str]
+    words: Mapping[str, Leaf], chunks: Mapping[str, tuple[int, ...]], generators: Mapping[str, str]
 ) -> list[JsonObject]:
     """Return what Orbax notes of each array: the shape of its chunks, and what kind of random key its words are."""
     notes = []
@@ -121,7 +159,7 @@ def _note_shapes(
     return notes
 
 
-def _note_shardings(words: Mapping[str, jax.Array]) -> dict[str, str]:
+def _note_shardings(words: Mapping[str, Leaf]) -> dict[str, str]:
     """Return where each array lay, as Orbax notes it: for who restores without saying where to."""
     return {
         base64.b64encode(name.encode()).decode(): json.dumps(_note_sharding(leaf.sharding))
@@ -181,7 +219,7 @@ def find_differing_leaf(directory: Path, state: Tree) -> str | None:
     with arrays.open_leaves(directory / STATE, named) as stores:
         # One at a time, in order not to hold the state twice.
         for name, leaf in named.items():
-            live = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+            live = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
             saved = np.asarray(stores[name].read().result())
             # Bytes, not values: NaN differs from itself, and -0.0 is 0.0.
             if (live.shape, live.dtype, live.tobytes()) != (saved.shape, saved.dtype, saved.tobytes()):
@@ -199,7 +237,7 @@ def compare_leaves(
 
 def describe_leaf(leaf: Leaf) -> LeafSpec:
     """Return how an array, or an abstract one, would lie on disk: a random key as its words."""
-    if _is_key(leaf):
+    if is_key(leaf):
         words = jax.eval_shape(jax.random.key_data, leaf)
         return LeafSpec(tuple(words.shape), str(words.dtype), _generator_name(leaf.dtype))
     return LeafSpec(tuple(leaf.shape), str(leaf.dtype))
@@ -235,21 +273,21 @@ def name_leaves(tree: Tree) -> dict[str, jax.Array]:
 
 def _start_reading(store: LeafHandle, leaf: Leaf) -> dict[IndexKey, PendingRead]:
     """Start to read the parts of an array that the devices of this process need: each once, however many need it."""
-    words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    wanted = _words_sharding(leaf, words).addressable_devices_indices_map(tuple(words.shape)).values()
+    words = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    wanted = words_sharding(leaf, words).addressable_devices_indices_map(tuple(words.shape)).values()
     return {_hashable(index): store[index or ()].read() for index in wanted}
 
 
 def _assemble_array(pieces: Mapping[IndexKey, PendingRead], leaf: Leaf) -> jax.Array:
     """Wait for the parts of an array, and put each on the devices that need it."""
-    words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    words = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     made = jax.make_array_from_callback(
-        tuple(words.shape), _words_sharding(leaf, words), lambda index: pieces[_hashable(index)].result()
+        tuple(words.shape), words_sharding(leaf, words), lambda index: pieces[_hashable(index)].result()
     )
-    return jax.random.wrap_key_data(made, impl=_generator_name(leaf.dtype)) if _is_key(leaf) else made
+    return jax.random.wrap_key_data(made, impl=_generator_name(leaf.dtype)) if is_key(leaf) else made
 
 
-def _words_sharding(leaf: Leaf, words: Leaf) -> jax.sharding.Sharding:
+def words_sharding(leaf: Leaf, words: Leaf) -> jax.sharding.Sharding:
     """Return where an array goes; the words of a key have one dimension more, which is never divided."""
     sharding = leaf.sharding
     if leaf is words or sharding.is_fully_replicated:
@@ -264,7 +302,8 @@ def _hashable(index: Index | None) -> IndexKey:
     return tuple((part.start, part.stop) for part in index or ())
 
 
-def _is_key(leaf: Leaf) -> bool:
+def is_key(leaf: Leaf) -> bool:
+    """Tell whether an array holds random keys."""
     return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 

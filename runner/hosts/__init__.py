@@ -50,6 +50,11 @@ def agree(key: str, value: T) -> T:
     return _group.agree(key, value)
 
 
+def hear(key: str) -> Any:
+    """Return what process 0 says under this key, in a process that does not lead."""
+    return _group.agree(key, None)
+
+
 def gather(key: str, value: T) -> list[T] | None:
     """Return the value of each process, in their order, to process 0; None to the others. It must be plain JSON."""
     return _group.gather(key, value)

@@ -97,6 +97,11 @@ class Group(ABC):
     index = 0
     count = 1
 
+    def __init__(self) -> None:
+        self.handlers = Handlers()
+        # Asked for each sign of life; replaced when the attempt has a heartbeat.
+        self.read_own_sign: Callable[[], Sign] = Sign
+
     @abstractmethod
     def agree(self, key: str, value: Any) -> Any:
         """Return the value of process 0, in every process. It must be plain JSON."""
@@ -112,6 +117,10 @@ class Group(ABC):
     @abstractmethod
     def ask_to_save(self, reason: str) -> None:
         """Ask process 0 for a save, after which training goes on."""
+
+    @abstractmethod
+    def tell_end(self, code: int) -> None:
+        """Tell the others that the run ends here, with this exit code. Does not wait for them."""
 
     @property
     @abstractmethod
@@ -138,15 +147,16 @@ class Alone(Group):
     def ask_to_save(self, reason: str) -> None:
         """Do nothing: this process has been asked, and decides."""
 
+    def tell_end(self, code: int) -> None:
+        """Do nothing: there is nobody to tell."""
+
 
 class Several(Group):
     """What process 0 and the others have in common: signs of life, both ways."""
 
     def __init__(self, place: Place, patience: HostsPatience):
+        super().__init__()
         self.index, self.count, self.patience = place.index, place.count, patience
-        self.handlers = Handlers()
-        # Asked for each sign of life; replaced when the attempt has a heartbeat.
-        self.read_own_sign: Callable[[], Sign] = Sign
         self._mailbox, self._links = Mailbox(), list[Link]()
         self._is_over = threading.Event()
 
@@ -203,6 +213,8 @@ class Lead(Several):
         self._facts, self._place = facts, place
         self._arrived, self._seen = threading.Condition(), set[int]()
         self._stacks: dict[str, str] = {}
+        # What was said so far, for who comes later.
+        self._said: list[JsonObject] = []
         # The first arrival that cannot take part, and why.
         self._stranger: str | None = None
         self._listener = _listen(place)
@@ -228,7 +240,7 @@ class Lead(Several):
     def wait_for_all(self, say: Callable[[str], None], raise_if_stopped: Callable[[], None]) -> None:
         """Wait until every process is there. Tells who is missing, after a while.
 
-        Raises HoldfastError, naming who is missing, after `join_seconds`; ConfigError where one cannot take part.
+        Raises LostProcessError, naming who is missing, after `join_seconds`; ConfigError where one cannot take part.
         """
         began, told = time.monotonic(), False
         while True:
@@ -241,7 +253,7 @@ class Lead(Several):
             raise_if_stopped()
             waited = time.monotonic() - began
             if waited > self.patience.join_seconds:
-                raise HoldfastError(
+                raise LostProcessError(
                     f"hosts: {self._describe_missing()} did not come within {self.patience.join_seconds:g} s; it must "
                     f"reach {self._place.host}:{self._place.port}; hosts.join_seconds=N waits longer"
                 )
@@ -249,17 +261,21 @@ class Lead(Several):
                 told = True
                 say(f"waiting for {self._describe_missing()}")
 
+    def tell_end(self, code: int) -> None:
+        """Tell the others that the run ends with this exit code."""
+        self._is_over.set()
+        self._facts = {"end": code}
+        for link in self.links:
+            link.is_leaving = True
+            link.send({"end": code})
+
     def end_others(self, code: int) -> None:
         """Tell the others that the run ends with this exit code, and wait a while until they have ended.
 
         The lead ends last: jax aborts the others where its process goes first.
         """
         until = time.monotonic() + FAREWELL_SECONDS
-        self._is_over.set()
-        self._facts = {"end": code}
-        for link in self.links:
-            link.is_leaving = True
-            link.send({"end": code})
+        self.tell_end(code)
         # Who comes now hears it from `_welcome`; who has come and ended counts as having been there.
         while (self._links or not self._has_all()) and time.monotonic() < until:
             time.sleep(RETRY_SECONDS / 10)
@@ -274,6 +290,12 @@ class Lead(Several):
         return found
 
     def _tell(self, line: JsonObject) -> None:
+        if not self._has_all():
+            with self._arrived:
+                self._said.append(line)
+                for link in self._links[:]:
+                    link.send(line)
+            return
         for link in self._links[:]:
             link.send(line)
 
@@ -313,6 +335,8 @@ class Lead(Several):
             return
         link = Link(connection, index, name)
         with self._arrived:
+            for line in self._said:
+                link.send(line)
             self._links.append(link)
             self._seen.add(index)
             link.start(self._on_line, self._on_end)
@@ -375,6 +399,11 @@ class Follower(Several):
         """Tell process 0 how this process ends, so that all end so."""
         self._tell({"failed": code, "line": line})
 
+    def tell_end(self, code: int) -> None:
+        """Tell process 0 that this process leaves as it was asked to."""
+        if code:
+            self.tell_failure(code, "it had to leave before the others")
+
     def _tell(self, line: JsonObject) -> None:
         for link in self._links[:]:
             link.send(line)
@@ -394,10 +423,12 @@ class Follower(Several):
             self.handlers.on_end(line["end"])
 
 
-def join_lead(place: Place, patience: HostsPatience, facts: JsonObject) -> Follower | int:
+def join_lead(
+    place: Place, patience: HostsPatience, facts: JsonObject, raise_if_stopped: Callable[[], None]
+) -> Follower | int:
     """Return this process as one of the group, once process 0 is there; or the exit code with which the run has ended.
 
-    Raises HoldfastError where process 0 cannot be reached within `join_seconds`.
+    Raises LostProcessError where process 0 cannot be reached within `join_seconds`.
     """
     until = time.monotonic() + patience.join_seconds
     hello = {"index": place.index, "count": place.count, "host": socket.gethostname(), "pid": os.getpid(), **facts}
@@ -407,10 +438,11 @@ def join_lead(place: Place, patience: HostsPatience, facts: JsonObject) -> Follo
             _prepare(connection)
             send_line(connection, hello)
             answer = receive_line(connection, GREETING_SECONDS)
-        # It has not started yet, or its name is not known yet; or somebody else listens there, and says nothing of ours.
+        # It has not started, or its name is not known yet; or somebody else listens there, and says nothing of ours.
         except (OSError, ValueError) as error:
+            raise_if_stopped()
             if time.monotonic() > until:
-                raise HoldfastError(
+                raise LostProcessError(
                     f"hosts: process {place.index} of {place.count} did not reach process 0 at {place.host}:"
                     f"{place.port} within {patience.join_seconds:g} s ({error}); start it, or name another address"
                 ) from None

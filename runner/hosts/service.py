@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Mapping
 from contextlib import closing
 
 from runner import hosts
@@ -20,7 +22,8 @@ def connect_devices(place: Place, join_seconds: float) -> None:
     import jax
 
     # On any port that is free: process 0 says which, so that nobody has to keep a second one free.
-    address = hosts.agree("jax service", f"{_bracket(place.host)}:{_find_free_port(place.host)}" if place.index == 0 else "")
+    port = _find_free_port(place.host) if place.index == 0 else 0
+    address = hosts.agree("jax service", f"{_bracket(place.host)}:{port}")
     # It would take SIGTERM away from us, and knows no other notice.
     jax.config.update("jax_enable_preemption_service", False)  # noqa: FBT003
     # Without it a process that has gone makes jax abort the others, with a C++ stack.
@@ -42,14 +45,12 @@ def _own_devices(place: Place) -> list[int] | None:
 
     None leaves it to jax: all that are visible.
     """
-    import os
-
     if place.local_index is None or "CUDA_VISIBLE_DEVICES" in os.environ:
         return None
     return [place.local_index] if _count_local(os.environ) > 1 else None
 
 
-def _count_local(environ: "os._Environ[str]") -> int:
+def _count_local(environ: Mapping[str, str]) -> int:
     for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
         if environ.get(name, "").isdecimal():
             return int(environ[name])

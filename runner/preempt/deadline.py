@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
+from runner import hosts
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import CRASHED, STOPPED
 from runner.files import open_file
@@ -66,14 +67,14 @@ class Watchdog:
         quiet_ticks, last = 0, self.attempt.heartbeat.read()
         while not done.wait(TICK_SECONDS):
             if self.stop_flag.deadline is not None and time.monotonic() > self.stop_flag.deadline - MARGIN_SECONDS:
-                _end_process(STOPPED, self._record_timeout)
+                end_process(STOPPED, self._record_timeout)
             heartbeat = self.attempt.heartbeat.read()
             if heartbeat != last or heartbeat.phase in PATIENT_PHASES:
                 quiet_ticks, last = 0, heartbeat
             else:
                 quiet_ticks += 1
             if self.hang_seconds is not None and quiet_ticks * TICK_SECONDS > self.hang_seconds:
-                _end_process(CRASHED, partial(self._record_hang, heartbeat))
+                end_process(CRASHED, partial(self._record_hang, heartbeat))
 
     def _record_timeout(self) -> None:
         """Write down that time is up: the newest durable checkpoint is what there is."""
@@ -82,7 +83,7 @@ class Watchdog:
         lost = max(heartbeat.step - durable, 0)
         stands = f"checkpoint {durable} stands" if durable else "nothing was saved yet"
         steps = "no step is lost" if not lost else f"{lost} steps are lost and done again"
-        why = f"{self.stop_flag.reason}: time was up during {heartbeat.phase} at step {heartbeat.step}"
+        why = f"{self.stop_flag.asked}: time was up during {heartbeat.phase} at step {heartbeat.step}"
         self.say(f"stopped by {why}; {stands}, {steps}; the same command goes on from there")
         self.attempt.end("preempted", max(heartbeat.step, durable), why, durable)
 
@@ -97,13 +98,17 @@ class Watchdog:
         self.attempt.end("failed", max(heartbeat.step, durable), why, durable)
 
 
-def _end_process(exit_code: int, record: Callable[[], None]) -> NoReturn:
-    """End the process once it is written down how, or where that fails: a disk may be what went wrong."""
+def end_process(exit_code: int, record: Callable[[], None]) -> NoReturn:
+    """End the process, and the others of its run, once it is written down how, or where that fails.
+
+    A disk may be what went wrong.
+    """
     try:
         record()
     except Exception as error:
         print_error(f"error: how the attempt ended could not be written down: {type(error).__name__}: {error}")
     finally:
+        hosts.current_group().tell_end(exit_code)
         # `_exit`: an ordinary exit would wait for threads and destructors, one of which may be what hangs.
         flush_screen()
         os._exit(exit_code)
@@ -152,8 +157,10 @@ class SaveBudget:
             self._say(warning)
 
     def raise_if_hopeless(self) -> None:
-        """Raise Stopped where there is a deadline that a save begun now could not keep."""
+        """Raise Stopped where there is a deadline that a save begun now could not keep, in every process of the run."""
         deadline = self._stop_flag.deadline
         left = None if deadline is None else deadline - time.monotonic()
-        if is_hopeless(self._save_seconds, left):
-            raise Stopped(f"a save takes {self._save_seconds:.3g} s and {left:.3g} s are left")
+        hopeless = is_hopeless(self._save_seconds, left)
+        trouble = f"a save takes {self._save_seconds:.3g} s and {left:.3g} s are left" if hopeless else None
+        if (trouble := hosts.agree("hopeless", trouble)) is not None:
+            raise Stopped(trouble)

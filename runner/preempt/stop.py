@@ -38,9 +38,14 @@ class StopFlag:
         with self._changed:
             self.reason = self.reason or reason
             if seconds is not None:
-                deadline = time.monotonic() + seconds
-                self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
+                self._keep_nearest(time.monotonic() + seconds)
             self._changed.notify_all()
+
+    def _keep_nearest(self, deadline: float) -> None:
+        self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
+
+    def begin_training(self) -> None:
+        """Take note that training begins."""
 
     def request_save(self, reason: str) -> None:
         """Ask for a save at the next step boundary, after which training goes on."""
@@ -55,9 +60,18 @@ class StopFlag:
         reason, self._save_request = self._save_request, None
         return reason
 
+    @property
+    def asked(self) -> str | None:
+        """Return why a stop was requested, also where it is not yet acted on; None where none was."""
+        return self.reason
+
+    def agree_to_stop(self) -> str | None:
+        """Return why to stop here, at a boundary to which every process of the run comes; None where to go on."""
+        return self.reason
+
     def raise_if_stopped(self) -> None:
-        """Raise Stopped where a stop was requested."""
-        if self.reason is not None:
+        """Raise Stopped where a stop was requested; every process of the run comes here."""
+        if self.agree_to_stop() is not None:
             raise Stopped
 
     def wait_for(self, future: Future[T]) -> T:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from runner import files
+from runner import files, hosts
 from runner.config import code_origins
 from runner.config.identity import hash_identity, replace_places
 from runner.config.remat_policies import AutoRemat, Offload, RematPolicy, format_policy
@@ -32,6 +32,7 @@ from runner.text import format_size, mask_unprintable, shorten
 from runner.train.built import Built, describe_hardware
 from runner.train.compile_cache import cache_folder
 from runner.train.moved_data import read_places
+from runner.types import JsonObject
 from runner.values import Say
 
 # A choice is a few hundred bytes, and its words are a line.
@@ -82,7 +83,7 @@ def resolve_auto(config: Config, built: Built, own_file: Path, say: Say, show_li
         found = RematChoice(option=chosen, words=words, circumstances=circumstances)
     else:
         say(f"remat=auto: {mask_unprintable(shorten(found.words, MAX_WORDS))}, {where}")
-    document = json.dumps(asdict(found), indent=1) + "\n"
+    document = json.dumps(dump_choice(found), indent=1) + "\n"
     files.replace_file(own_file, document)
     # The cache only saves time: where it cannot be written, the next run searches again.
     if cache_file is not None:
@@ -90,6 +91,17 @@ def resolve_auto(config: Config, built: Built, own_file: Path, say: Say, show_li
             files.make_folder(cache_file.parent)
             files.replace_file(cache_file, document, durable=False)
     return found
+
+
+def dump_choice(choice: RematChoice) -> JsonObject:
+    """Return a choice as plain JSON."""
+    return asdict(choice)
+
+
+def parse_choice(document: JsonObject) -> RematChoice:
+    """Return the choice that `dump_choice` gave. Raises ConfigError where it is none."""
+    choice: RematChoice = validate_options(RematChoice, document)
+    return choice
 
 
 def _search_now(
@@ -106,9 +118,10 @@ def _search_now(
     def choose_fastest(rows: Sequence[MenuRow]) -> MenuRow:
         return find_fastest(config, built.sources, rows, say)
 
-    # Not on a CPU: its step times depend on who else uses the cores, and so would the choice.
-    is_cpu = built.mesh.devices.flat[0].platform == "cpu"
-    taken = choose_row(replace(menu, num_bytes=num_bytes), budget, None if is_cpu else choose_fastest)
+    # Not on a CPU: its step times depend on who else uses the cores, and so would the choice. Nor where the devices of
+    # other processes would have to take part in each step.
+    is_counted = built.mesh.devices.flat[0].platform == "cpu" or not hosts.is_alone()
+    taken = choose_row(replace(menu, num_bytes=num_bytes), budget, None if is_counted else choose_fastest)
     if taken is None:
         raise ConfigError(_explain_nothing_fits(config, built, menu, budget))
     for line in format_menu(menu, budget, taken):

@@ -22,9 +22,16 @@ SLUG_CHARS = 60
 
 @dataclass(frozen=True)
 class RunDir:
-    """Name everything in the directory of one run."""
+    """Name everything in the directory of one run.
+
+    Attributes:
+        path: the directory.
+        shared: that of the run where `path` is only what one of its processes writes for itself: the checkpoints are
+            the run's.
+    """
 
     path: Path
+    shared: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -84,7 +91,7 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         """Return where the checkpoints lie, each in a directory named like its step."""
-        return self.path / "checkpoints"
+        return (self.shared or self.path) / "checkpoints"
 
     @property
     def quarantine(self) -> Path:

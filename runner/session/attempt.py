@@ -10,27 +10,30 @@ from importlib.metadata import version
 
 from data.data_errors import UnreadableError
 from data.sources import Sources
+from runner import hosts
 from runner.checkpoint.quarantine import set_newer_aside
 from runner.checkpoint.record import find_best, list_records, newest_durable_step
-from runner.checkpoint.restore import restore_exactly
 from runner.config import user_code
 from runner.config.evaluations import ExternalEvaluation, MetricsEvaluation
 from runner.config.metric_names import check_metric_names, warn_of_worst_as_best
 from runner.config.remat_policies import AutoRemat, RematPolicy
 from runner.config.schema import Config
 from runner.errors import STOPPED, DivergedError, HoldfastError, StorageError
+from runner.hosts.group import Lead
+from runner.hosts.options import Place
 from runner.preempt.stop import Stopped, run_in_thread
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.readme import write_readme
 from runner.session.moved_devices import describe_move
-from runner.session.resume import restore_or_begin
+from runner.session.resume import read_exactly, restore_or_begin
 from runner.train import broken_data, dataset
 from runner.train.assemble import open_parts
-from runner.train.build import build, read_train_state
+from runner.train.build import build
 from runner.train.built import Built, describe_hardware, describe_run
 from runner.train.compile import CompiledPrograms, start_compiling
 from runner.train.compile_cache import enable_compile_cache
 from runner.train.evaluator import EvaluationRun
+from runner.train.local_state import bring_here
 from runner.train.loop import Progress, name_numbers, train
 from runner.train.moved_data import read_moved_data
 from runner.train.run_context import RunContext
@@ -48,9 +51,11 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
     """
     config, run_dir, attempt = context.config, context.run_dir, context.attempt
     console, stop_flag = context.console, context.stop_flag
-    if context.steps_back:
-        _step_back(context)
     try:
+        if context.place is not None:
+            _meet_others(context, context.place)
+        if context.steps_back:
+            _step_back(context)
         cache = enable_compile_cache(config.compile_cache, console.say)
         context, built = _build_and_tell(context)
         config = context.config
@@ -60,7 +65,7 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         reached, early, moved = None, "", None
         while reached is None:
             stop_flag.raise_if_stopped()
-            built.stream.skip([skipped["batch"] for skipped in attempt.status.skipped])
+            built.stream.skip(hosts.agree("skipped", [skipped["batch"] for skipped in attempt.status.skipped]))
             with attempt.time_in("restore"):
                 start, best = stop_flag.wait_for(run_in_thread(partial(restore_or_begin, context, built), "restore"))
             with attempt.time_in("compile"):
@@ -79,10 +84,15 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                         console.begin(start.step, config.train.num_steps)
                     # What garbage training holds may be large: look for it as often as usual.
                     gc.set_threshold(*gc_threshold)
+                    # All devices at once: those of a process that still compiles would be given up by the others.
+                    hosts.barrier("training begins")
+                    stop_flag.begin_training()
                     with attempt.time_in("step"):
                         reached = train(parts, start, stop_flag)
                     saver = parts.saving.saver
-                    if config.ckpt.last and reached.step > 0 and not saver.holds(reached.step):
+                    if not hosts.agree(
+                        "durable", not config.ckpt.last or not reached.step or saver.holds(reached.step)
+                    ):
                         why = f": {saver.trouble}" if saver.trouble else ""
                         raise StorageError(
                             f"step {reached.step} could not be made durable in {run_dir}{why}; "
@@ -108,6 +118,24 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
         attempt.status.set_stopped_early()
         console.say(f"stopped early at step {reached.step} of {config.train.num_steps}: {early}")
     return _tell_complete(context, reached.step), early
+
+
+def _meet_others(context: RunContext, place: Place) -> None:
+    """Wait for every process of the run, and have jax join their devices.
+
+    Raises:
+        LostProcessError: one did not come in time.
+        ConfigError: one of them runs another configuration, or another version.
+    """
+    group, patience = hosts.current_group(), context.config.hosts
+    if isinstance(group, Lead):
+        with context.attempt.time_in("startup"):
+            group.wait_for_all(context.console.say, context.stop_flag.raise_if_stopped)
+    hosts.barrier("all are there")
+    # jax is imported here, and not before it is known that all are there.
+    from runner.hosts.service import connect_devices
+
+    connect_devices(place, patience.join_seconds)
 
 
 def _describe_move(context: RunContext, built: Built) -> str:
@@ -201,13 +229,17 @@ def _resolve_remat(context: RunContext, built: Built) -> tuple[Built, RematPolic
     if not isinstance(config.remat, AutoRemat):
         return built, config.remat
     # The search is for those who ask for it: others do not wait for its import.
-    from runner.remat.auto_choice import resolve_auto
+    from runner.remat.auto_choice import dump_choice, parse_choice, resolve_auto
 
     with attempt.time_in("compile"):
         show_life = partial(attempt.heartbeat.set_phase, "compile")
         search = partial(resolve_auto, config, built, context.run_dir.remat, console.say, show_life)
+        if not hosts.is_lead():
+            option = parse_choice(hosts.hear("remat")).option
+            return build(replace(config, remat=option), built.sources), option
         found = context.stop_flag.wait_for(run_in_thread(search, "remat"))
     attempt.record(remat=found.words)
+    hosts.agree("remat", dump_choice(found))
     return build(replace(config, remat=found.option), built.sources), found.option
 
 
@@ -236,24 +268,28 @@ def _finish(context: RunContext, built: Built, programs: CompiledPrograms, reach
     state = reached.state
     if context.config.train.final == "best":
         state = _end_on_best(context, built, programs, reached)
-    if text := built.evaluator.maker.sample_text(state):
+    state = bring_here(state)
+    # A text is made by one process: the others would only make the same.
+    if hosts.is_lead() and (text := built.evaluator.maker.sample_text(state)):
         say("a sample:\n" + "\n".join(f"  | {line}" for line in text.splitlines()))
 
 
 def _end_on_best(context: RunContext, built: Built, programs: CompiledPrograms, reached: Progress) -> State:
     """Return the state of the best checkpoint, proven and evaluated; else the last one, and say why."""
     config, checkpoints, say = context.config, context.run_dir.checkpoints, context.console.say
-    best, step, state = find_best(list_records(checkpoints), config.score), reached.step, reached.state
+    found_best, step, state = find_best(list_records(checkpoints), config.score), reached.step, reached.state
+    best = hosts.agree("best", None if found_best is None else found_best.step)
     if best is None:
         say(f"warning: train.final=best: no checkpoint has a finite {config.score.metric}; ending on the last")
     else:
-        step = best.step
-        _, state = restore_exactly(checkpoints / str(step), partial(read_train_state, built))
+        step = best
+        state = read_exactly(built, checkpoints / str(step))
         context.attempt.status.set_final_step(step)
     # What is due at the end alone was left for here: a test set is looked at once, with the weights that were chosen.
     numbers = MetricsEvaluation | ExternalEvaluation
     names = [name for name, one in config.eval.items() if isinstance(one, numbers) or one.steps == "last"]
     program = context.stop_flag.wait_for(programs.eval)
+    hosts.barrier("evaluation is compiled")
     file, between = f"media/{{}}/{step:08}", partial(_show_life, context)
     how = EvaluationRun(program, context.run_dir.path, file, between, step, say, goes_on=True)
     found = built.evaluator(names, state, how)

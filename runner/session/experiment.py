@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from runner import files
+from runner import files, hosts
 from runner.checkpoint.record import newest_durable_step
 from runner.checkpoint.trouble import PASSING_ERRNOS
 from runner.config import code_origins
 from runner.config.identity import find_drift, hash_identity
 from runner.config.schema import Config, dump_yaml, read_document
 from runner.config.trust import trust_flag
-from runner.errors import CRASHED, ConfigError, DivergedError, HoldfastError, LostRunError, RefusedError, StorageError
+from runner.errors import (
+    CRASHED,
+    ConfigError,
+    DivergedError,
+    HoldfastError,
+    LostProcessError,
+    LostRunError,
+    RefusedError,
+    StorageError,
+)
+from runner.hosts.group import Lead
+from runner.hosts.options import Place
 from runner.log.console import choose_console
 from runner.preempt.deadline import Watchdog
 from runner.preempt.listen import listen_to_sources
+from runner.preempt.shared_stop import SharedStopFlag
 from runner.preempt.signals import listen_to_signals
 from runner.preempt.stop import StopFlag
 from runner.rundir.attempt_lines import read_attempts
@@ -32,6 +47,8 @@ from runner.rundir.provenance import hash_code
 from runner.rundir.readme import write_readme
 from runner.rundir.run_lock import RunLock, lock_run
 from runner.rundir.time_buckets import describe_clock_jump
+from runner.session.follow import follow_run
+from runner.session.lead import describe_command, lead_others
 from runner.session.mend import mend_finished
 from runner.session.moved_run import find_twin_on_other_data
 from runner.session.standing import Standing, find_run, inspect_run
@@ -58,6 +75,35 @@ def run(
 
     Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
     """
+    place = config.hosts.find_place(os.environ)
+    if place is None:
+        return _run(config, overrides, began, checked, tell_run)
+    facts = describe_command(config)
+    if place.index:
+        return follow_run(config, overrides, began, place, facts)
+    group = Lead(place, config.hosts, facts)
+    hosts.use_group(group)
+    code = CRASHED
+    try:
+        outcome = _run(config, overrides, began, checked, tell_run, place)
+        code = outcome.exit_code
+        return outcome
+    except HoldfastError as error:
+        code = error.exit_code
+        raise
+    finally:
+        group.end_others(code)
+
+
+def _run(
+    config: Config,
+    overrides: Sequence[str],
+    began: float,
+    checked: RunDir | None,
+    tell_run: Callable[[RunDir], None],
+    place: Place | None = None,
+) -> Outcome:
+    """Work on the run as the process that decides; `place` is that among several, None for the only one."""
     # Importing and tracing make a million objects and next to no garbage: looking for some each 700 new ones, as usual,
     # takes a fifth of the processor time of a restart (measured). Training looks as often as usual again.
     usual = gc.get_threshold()
@@ -66,7 +112,9 @@ def run(
         run_dir = find_run(config, overrides, checked)
         tell_run(run_dir)
         return evaluate_run(config, run_dir)
-    stop_flag = StopFlag()
+    stop_flag = StopFlag() if place is None else SharedStopFlag()
+    if isinstance(stop_flag, SharedStopFlag):
+        stop_flag.listen_to_others()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         # Here, because it may read data that has moved.
         run_dir = find_run(config, overrides, checked)
@@ -87,7 +135,10 @@ def run(
             with listen_to_sources(config.preempt, run_dir, stop_flag, began):
                 with _as_storage_error(run_dir):
                     context = _begin_attempt(config, lock, standing, overrides, began, stop_flag)
+                context = replace(context, place=place)
                 attempt = context.attempt
+                if place is not None:
+                    lead_others(context, partial(_record_refusal, context, standing))
                 try:
                     _introduce(context, standing)
                     # Before jax starts: its thread pool is made once.
@@ -244,9 +295,11 @@ def _record_refusal(context: RunContext, standing: Standing, error: HoldfastErro
     """Record how the attempt failed; what is only refused leaves a run as it was."""
     run_dir, attempt = context.run_dir, context.attempt
     if not isinstance(error, ConfigError | RefusedError):
-        if isinstance(error, StorageError):
+        if isinstance(error, StorageError | LostProcessError):
             # It says nothing about the step: trying again is right as often as it is typed.
             attempt.record(machine_trouble=True)
+        if isinstance(error, LostProcessError):
+            attempt.record(lost_process=True)
         _record_end(attempt, "diverged" if isinstance(error, DivergedError) else "failed", str(error))
     elif standing.exists or run_dir.holds_checkpoints():
         attempt.withdraw()

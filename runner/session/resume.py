@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+from runner import hosts
 from runner.checkpoint.quarantine import list_set_aside, set_newer_aside
 from runner.checkpoint.record import Record, locate_checkpoint, read_saved_position
 from runner.checkpoint.restore import restore_exactly, restore_newest
+from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
 from runner.session.standing import refuse_to_start_over
 from runner.text import display_path
@@ -23,27 +26,61 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
 
     Raises RefusedError where the checkpoint was trained on other data, or where none is good.
     """
+    if not hosts.is_lead():
+        return _restore_or_begin_as_told(context, built)
     found = _read_chosen(context, built)
     if found is None:
         if context.attempt.was_durable or list_set_aside(context.run_dir.quarantine):
             refuse_to_start_over(context.run_dir)
+        hosts.agree(CHANNEL, {"step": 0})
         built.stream.restore(dict(built.beginning))
         return Progress(_begin(context, built), 0), None
     record, state = found
     saved = read_saved_position(context.run_dir.checkpoints / str(record.step))
     if saved.data not in dataset.list_fingerprints(context.run_dir, built.sources):
         raise RefusedError(dataset.explain_refusal(context.run_dir, built.sources.summary, ""))
+    hosts.agree(CHANNEL, {"step": record.step, "owes": saved.owes_evaluation, "position": saved.position})
     built.stream.restore(saved.position)
     context.console.say(f"restored step {record.step} (saved: {record.reason})")
     return Progress(state, record.step, saved.owes_evaluation), saved.best
 
 
+def _restore_or_begin_as_told(context: RunContext, built: Built) -> tuple[Progress, JsonObject | None]:
+    """Return where to go on, as process 0 has decided, with this process's part of the state."""
+    word, state = follow_reading(partial(read_train_state, built))
+    if not word["step"]:
+        built.stream.restore(dict(built.beginning))
+        return Progress(_begin(context, built), 0), None
+    assert state is not None, "what is gone on from was read"
+    built.stream.restore(word["position"])
+    return Progress(state, word["step"], word["owes"]), None
+
+
+def read_exactly(built: Built, checkpoint: Path) -> State:
+    """Return the state of this checkpoint, each process its part. Raises as `restore_exactly` does."""
+    if not hosts.is_lead():
+        _, state = follow_reading(partial(read_train_state, built))
+        assert state is not None, "process 0 has read it"
+        return state
+    _, state = _lead_exactly(built, checkpoint, checksums=True)
+    hosts.agree(CHANNEL, {})
+    return state
+
+
+def _lead_exactly(built: Built, checkpoint: Path, *, checksums: bool) -> tuple[Record, State]:
+    read = partial(read_train_state, built)
+    if hosts.is_alone():
+        return restore_exactly(checkpoint, read, checksums=checksums)
+    reader = SharedReader(read, checksums=checksums)
+    return restore_exactly(checkpoint, reader.read, checksums=checksums, measure=reader.measure)
+
+
 def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | None:
     """Return the checkpoint that `step=` names, or the newest good one, with its state; None where there is none."""
     config, run_dir, attempt, say = context.config, context.run_dir, context.attempt, context.console.say
-    read, checksums = partial(read_train_state, built), config.ckpt.verify != "off"
+    checksums = config.ckpt.verify != "off"
     if config.step is not None and config.step != attempt.status.taken_back_to:
-        found = restore_exactly(locate_checkpoint(f"{run_dir.path}@{config.step}"), read, checksums=checksums)
+        found = _lead_exactly(built, locate_checkpoint(f"{run_dir.path}@{config.step}"), checksums=checksums)
         set_newer_aside(run_dir.checkpoints, run_dir.quarantine, found[0].step, say)
         attempt.status.set_taken_back_to(config.step)
         return found
@@ -51,7 +88,13 @@ def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | No
     if config.step is not None:
         say(f"was taken back to step {config.step} already: going on from the newest checkpoint")
     attempt.status.set_taken_back_to(config.step)
-    return restore_newest(run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums)
+    read = partial(read_train_state, built)
+    if hosts.is_alone():
+        return restore_newest(run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums)
+    reader = SharedReader(read, checksums=checksums)
+    return restore_newest(
+        run_dir.checkpoints, run_dir.quarantine, reader.read, say, checksums=checksums, measure=reader.measure
+    )
 
 
 def _begin(context: RunContext, built: Built) -> State:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 
+from runner import hosts
 from runner.checkpoint import store
 from runner.checkpoint.checkpointer import (
     Checkpointer,
@@ -22,7 +23,9 @@ from runner.checkpoint.checkpointer import (
     SavePolicy,
     warn_of_little_space,
 )
+from runner.checkpoint.following_saver import FollowingSaver
 from runner.checkpoint.record import PROGRESS, STATE, list_records, newest_save_seconds
+from runner.checkpoint.shards import SharedStore
 from runner.checkpoint.strategy import Failures
 from runner.config.evaluations import find_cadences, find_due_evaluations
 from runner.config.identity import hash_config
@@ -79,7 +82,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         budget = SaveBudget(
             context.stop_flag, config.preempt.shortest_notice, say, newest_save_seconds(run_dir.checkpoints)
         )
-        saver = opened.enter_context(closing(_open_checkpointer(context, timing, budget)))
+        saver = opened.enter_context(closing(_open_saver(context, timing, budget)))
         # A source or a stream that may make training wait is read one batch ahead, in a thread.
         data: BatchStream | Prefetcher = built.stream
         if built.sources.waits or built.stream.waits:
@@ -130,6 +133,9 @@ def _checkpoint_items(built: Built, attempt: AttemptLog, at: Progress, position:
 def _make_end_rule(context: RunContext) -> EndRule:
     """Return what ends training before its last step; the log must have been cut back."""
     config, metrics = context.config, context.run_dir.metrics
+    if not hosts.is_lead():
+        # Process 0 has the log, and says it.
+        return EndRules()
 
     def find_due(step: int) -> list[str]:
         return find_due_evaluations(config.eval, config.train.eval_steps, step, config.train.num_steps)
@@ -181,6 +187,8 @@ class DueEvaluations:
             return {}
         stop_flag = self.context.stop_flag
         program = stop_flag.wait_for(self.programs.eval)
+        # Where one of several processes compiles for much longer, the others' devices would give up.
+        hosts.barrier("evaluation is compiled")
         how = EvaluationRun(
             program,
             self.context.run_dir.path,
@@ -198,8 +206,10 @@ class DueEvaluations:
         self.context.attempt.heartbeat.set_phase("eval")
 
 
-def _open_checkpointer(context: RunContext, timing: JsonLinesFile, budget: SaveBudget) -> Checkpointer:
+def _open_saver(context: RunContext, timing: JsonLinesFile, budget: SaveBudget) -> Checkpointer | FollowingSaver:
     config, run_dir = context.config, context.run_dir
+    if not hosts.is_lead():
+        return FollowingSaver(context.attempt.heartbeat.set_writer_phase)
     background, verify = config.ckpt.write == "background", config.ckpt.verify
     policy = SavePolicy(config.ckpt.save, config.retention, config.score, background, verify)
 
@@ -212,4 +222,5 @@ def _open_checkpointer(context: RunContext, timing: JsonLinesFile, budget: SaveB
     failures = Failures(*count_interruptions(run_dir))
     on_phase = context.attempt.heartbeat.set_writer_phase
     listeners = SaveListeners(context.console.say, on_saved, on_phase, context.lock.prove)
-    return Checkpointer(run_dir.checkpoints, policy, store, listeners, failures)
+    how = store if hosts.is_alone() else SharedStore(verify)
+    return Checkpointer(run_dir.checkpoints, policy, how, listeners, failures)

@@ -119,22 +119,25 @@ class UserStopper:
             history = [(step, dict(measured)) for step, measured in self._history]
             read = partial(read_reason, name=rule.target)
             reasons.append(rule.ask(read, None, "training goes on", history))
-        # The processes of a run end at the same step, also where a rule says something else to each of them.
-        self.reason = hosts.agree("early end", "; ".join(filter(None, reasons)) or None) or ""
+        self.reason = "; ".join(filter(None, reasons))
 
 
 class EndRules:
-    """End training where any of several rules does."""
+    """End training where any of several rules does; the processes of a run at the same step, where process 0 says so.
+
+    Attributes:
+        reason: every reason why training ends here; empty where it goes on.
+    """
 
     def __init__(self, *rules: EndRule):
         self._rules = rules
-
-    @property
-    def reason(self) -> str:
-        """Return every reason why training ends here; empty where it goes on."""
-        return "; ".join(filter(None, (rule.reason for rule in self._rules)))
+        self._agree()
 
     def observe(self, measured: Mapping[str, float], step: int) -> None:
         """Take what was measured at a step."""
         for rule in self._rules:
             rule.observe(measured, step)
+        self._agree()
+
+    def _agree(self) -> None:
+        self.reason = hosts.agree("early end", "; ".join(filter(None, (rule.reason for rule in self._rules))))

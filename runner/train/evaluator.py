@@ -14,11 +14,12 @@ import jax
 from data.pipeline import iterate_in_order
 from data.sources import Source, Sources
 from models.objectives import MergeableMetric
-from runner import files
+from runner import files, hosts
 from runner.config.evaluations import Evaluation, Evaluations, ExternalEvaluation, MetricsEvaluation
 from runner.config.explain import suggest_word
 from runner.config.metric_names import ChosenMetric
 from runner.errors import ConfigError
+from runner.train.local_state import bring_here
 from runner.train.step import make_key, with_weights
 from runner.train.user_evaluation import (
     Asked,
@@ -152,6 +153,10 @@ class Evaluator:
         if isinstance(option, MetricsEvaluation):
             source = self._find_source(option)
             return self._measure(source, self._count_batches(option, source), state, how)
+        # What is no computation of all devices is done by one process, which others would only repeat.
+        state = bring_here(state)
+        if not hosts.is_lead():
+            return {}
         if isinstance(option, ExternalEvaluation):
             return self._ask_user(name, option, state, how)
         content = self.maker.make_content(option, state)
@@ -160,7 +165,9 @@ class Evaluator:
     def _ask_user(self, name: str, option: ExternalEvaluation, state: State, how: EvaluationRun) -> MetricValues:
         """Return what a function of the user's own measured, and the names of the files it left."""
         sources = self.sources
-        batches = HeldOutBatches(sources.eval, self.batch_size, how.between_batches)
+        # Where others wait for this, a stop is agreed on when it is done.
+        between_batches = how.between_batches if hosts.is_alone() else lambda: None
+        batches = HeldOutBatches(sources.eval, self.batch_size, between_batches)
         key = jax.random.fold_in(make_key(self.seed), how.step)
         asked = Asked(batches, how.step, key, sources.decode, tuple(sources.classes))
         try:
@@ -172,7 +179,7 @@ class Evaluator:
             self._tell_once(how, name, f"{error}; {rest}")
             return {}
         # A stop that was asked for while the function read nothing.
-        how.between_batches()
+        between_batches()
         self._tell_doubts(name, option, found, how)
         return {
             key: value

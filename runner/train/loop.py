@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from runner import hosts
-from runner.errors import DivergedError, LostRunError
+from runner.errors import DivergedError, LostProcessError, LostRunError
 from runner.log.sinks import LogDigest, MetricWriter
 from runner.preempt.stop import Stopped
 from runner.train.early_stopper import EndRule, NoEarlyEnd
@@ -77,6 +77,9 @@ class StopRequest(Protocol):
     """Why to stop, or None; and a request to save and go on, given once."""
 
     reason: str | None
+
+    def agree_to_stop(self) -> str | None:
+        """Return why to stop at this boundary, as all processes of the run agree; None where to go on."""
 
     def pop_save_request(self) -> str | None:
         """Return why to save and go on, once; None where nobody asked."""
@@ -217,7 +220,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
     try:
         with suppress(Stopped):
             # The processes of a run stop, and save, at the same step: each of them asks what all have agreed on.
-            while hosts.agree("stop", stop.reason) is None and (owes or (step < cadence.steps and not parts.end_rule.reason)):
+            while stop.agree_to_stop() is None and (owes or (step < cadence.steps and not parts.end_rule.reason)):
                 # An evaluation that a stop cut short before this process began comes before the next batch.
                 late = owes
                 if not owes:
@@ -245,14 +248,14 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
         log.note(step, {}, saver.newest)
         with log.time_in("save"):
             # `holds` may wait for a save that is under way.
-            saved = step == start.step or not cadence.save_last or saver.holds(step)
+            saved = hosts.agree("saved", step == start.step or not cadence.save_last or saver.holds(step))
         if not saved:
             parts.deadline.raise_if_hopeless()
             # Where the save after the last evaluation failed, this one must still be able to be the best.
             info = evaluated if evaluated.step == step else StepInfo(step)
             why = ("" if owes else parts.end_rule.reason) or stop.reason or "end of training"
             _save(parts, pending, Progress(state, step, owes), info, why)
-    except (Stopped, LostRunError):
+    except (Stopped, LostRunError, LostProcessError):
         raise
     except Exception as error:
         # Where a rule asks for it, what there is is saved to be looked at; the error goes on its way all the same.
@@ -360,7 +363,7 @@ def _save(parts: LoopParts, pending: PendingSteps, at: Progress, info: StepInfo,
             raise pending.diverged(at.step, "the parameters are not finite")
         # A restored step is never missing from the log: where the disk has no room for its lines, it is not saved.
         metrics = parts.outputs.metrics
-        if not metrics.flush():
+        if not hosts.agree("log is whole", metrics.flush()):
             return
         parts.saving.saver.save(reason, info, parts.saving.items(at, parts.data.state()), metrics.digest())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runner.config.schema import Config
+from runner.hosts.options import Place
 from runner.log.console import Console
 from runner.preempt.stop import StopFlag
 from runner.rundir.attempt_log import AttemptLog
@@ -17,7 +18,8 @@ class RunContext:
     """One attempt at a run: its configuration and directory, its record, a person's terminal, the request to stop.
 
     `lock` says whether the run is still this process's. `steps_back`: training failed in the same way before, so go on
-    from the checkpoint before the newest.
+    from the checkpoint before the newest. `place`: which of several processes this is, None for
+    the only one.
     """
 
     config: Config
@@ -27,3 +29,4 @@ class RunContext:
     stop_flag: StopFlag
     lock: RunLock
     steps_back: bool = False
+    place: Place | None = None
