@@ -28,6 +28,8 @@ BATCH_AXES = ("data", "fsdp")
 
 # Models keep layers that are stacked for a scan under this name; their weights have one more leading dimension.
 STACKED = "blocks"
+# Whose devices are meant where nobody names them.
+THIS_RUN = "this machine"
 # An array of fewer numbers lies on every device: to send it costs more than to keep it.
 MIN_DIVIDED = 4096
 # Which dimension of a weight `tensor` divides, by the end of its name: of a map into heads or hidden units its outputs,
@@ -83,13 +85,19 @@ class Mesh:
         """
         import jax
 
-        owner, devices = ("this machine", jax.devices()) if devices is None else ("the target", devices)
+        owner, devices = (THIS_RUN, jax.devices()) if devices is None else ("the target", devices)
         sizes = self._fill_rest(owner, len(devices))
         parts = math.prod(sizes[axis] for axis in BATCH_AXES)
         if batch_size % (parts * microbatches):
             split = f" times train.microbatches={microbatches}" if microbatches > 1 else ""
             among = " × ".join(f"mesh.{axis}={sizes[axis]}" for axis in BATCH_AXES if sizes[axis] > 1) or "mesh.data=1"
             raise ConfigError(f"data.batch_size: got {batch_size}; it must divide evenly among {among} devices{split}")
+        if owner == THIS_RUN and parts * sizes["tensor"] < len(devices) and jax.process_count() > 1:
+            # Each process takes part in every computation, by a device of its own.
+            raise ConfigError(
+                f"mesh: {parts * sizes['tensor']} of the {len(devices)} devices of {jax.process_count()} processes, "
+                "each of which has to take part; use mesh=data, mesh=fsdp, or a size of -1"
+            )
         # An axis of one divides nothing: without it the program is the one it has always been.
         axes = {axis: size for axis, size in sizes.items() if size > 1} or {"data": 1}
         return jax.make_mesh(

@@ -38,6 +38,8 @@ SIGN_SECONDS = 0.5
 GREETING_SECONDS = 10.0
 # So long process 0 stays to tell the others why it ends, those as well that have not come yet.
 FAREWELL_SECONDS = 10.0
+# Within this time it is heard that a process has ended.
+NOTICE_SECONDS = 2.0
 # Between two tries to reach process 0, which may start later.
 RETRY_SECONDS = 0.1
 
@@ -84,6 +86,12 @@ class Mailbox:
             assert self._error is not None
             raise self._error
 
+    def wait_for_error(self, seconds: float) -> HoldfastError | None:
+        """Return what `fail` was given, waiting so long for it; None where it was given nothing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None, timeout=seconds)
+            return self._error
+
     def fail(self, error: HoldfastError) -> None:
         """Have everybody who waits, from now on, raise this."""
         with self._changed:
@@ -121,6 +129,17 @@ class Group(ABC):
     @abstractmethod
     def tell_end(self, code: int) -> None:
         """Tell the others that the run ends here, with this exit code. Does not wait for them."""
+
+    def find_lost(self) -> HoldfastError | None:
+        """Return the error that says which process has gone; None where none has. Waits a moment to hear of it.
+
+        An error of jax comes first where a process goes in the middle of a computation of all.
+        """
+        return None
+
+    def collect_stacks(self, seconds: float) -> Mapping[str, str]:
+        """Return where the threads of the other processes are, by the name of each; of those that answer in time."""
+        return {}
 
     @property
     @abstractmethod
@@ -164,6 +183,10 @@ class Several(Group):
     def links(self) -> Sequence[Link]:
         """Return the connections to other processes, in their order."""
         return tuple(sorted(self._links, key=lambda link: link.index))
+
+    def find_lost(self) -> HoldfastError | None:
+        """Return the error that says which process has gone; None where none has. Waits a moment to hear of it."""
+        return self._mailbox.wait_for_error(NOTICE_SECONDS)
 
     def watch(self) -> None:
         """Give signs of life from now on, and notice where another process gives none any more; in a thread."""
@@ -213,6 +236,8 @@ class Lead(Several):
         self._facts, self._place = facts, place
         self._arrived, self._seen = threading.Condition(), set[int]()
         self._stacks: dict[str, str] = {}
+        # Nobody is waited for any more.
+        self._gave_up = False
         # What was said so far, for who comes later.
         self._said: list[JsonObject] = []
         # The first arrival that cannot take part, and why.
@@ -253,6 +278,7 @@ class Lead(Several):
             raise_if_stopped()
             waited = time.monotonic() - began
             if waited > self.patience.join_seconds:
+                self._gave_up = True
                 raise LostProcessError(
                     f"hosts: {self._describe_missing()} did not come within {self.patience.join_seconds:g} s; it must "
                     f"reach {self._place.host}:{self._place.port}; hosts.join_seconds=N waits longer"
@@ -277,7 +303,7 @@ class Lead(Several):
         until = time.monotonic() + FAREWELL_SECONDS
         self.tell_end(code)
         # Who comes now hears it from `_welcome`; who has come and ended counts as having been there.
-        while (self._links or not self._has_all()) and time.monotonic() < until:
+        while (self._links or not (self._has_all() or self._gave_up)) and time.monotonic() < until:
             time.sleep(RETRY_SECONDS / 10)
 
     def collect_stacks(self, seconds: float) -> Mapping[str, str]:
@@ -350,7 +376,10 @@ class Lead(Several):
             return f"hosts: {name} came twice: two processes have the same index"
         for what, mine in self._facts.items():
             if what != "end" and hello.get(what) != mine:
-                return f"hosts: {name} has another {what}: {hello.get(what)}; here it is {mine}"
+                return (
+                    f"hosts: {name} has another {what}: {hello.get(what)}; here it is {mine}; start the same command, "
+                    "of the same version, everywhere"
+                )
         return None
 
     def _on_line(self, link: Link, line: JsonObject) -> None:

@@ -19,6 +19,8 @@ def connect_devices(place: Place, join_seconds: float) -> None:
 
     Every process calls this at the same time, before anything else asks for a device.
     """
+    # It calls recoverability experimental each time.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     # On any port that is free: process 0 says which, so that nobody has to keep a second one free.

@@ -7,10 +7,11 @@ or one save takes longer than there is time, or for ever.
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from runner import hosts
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import CRASHED, STOPPED
 from runner.files import open_file
+from runner.hosts.link import Sign
 from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.heartbeat import Heartbeat
@@ -32,6 +34,10 @@ TICK_SECONDS = 0.1
 MARGIN_SECONDS = 1.0
 # Phases of the training thread whose length says nothing about its health.
 PATIENT_PHASES = ("import", "startup", "compile", "finish")
+# Of several processes one may keep the others waiting so long in such a phase: a compilation may take an hour.
+PATIENT_SECONDS = 7200.0
+# Processes that do not hang answer where their threads are within this time.
+STACKS_SECONDS = 2.0
 # A save that needs more than so many times what is left is not begun. Below it a try may succeed, and a try that fails
 # costs nothing.
 HOPELESS_FACTOR = 2.0
@@ -41,7 +47,8 @@ HOPELESS_FACTOR = 2.0
 class Watchdog:
     """A thread that ends the process shortly before the deadline, and after `hang_seconds` without a sign of life.
 
-    With `hang_seconds=None` a process may be silent for ever.
+    Process 0 of several judges all of them, for where one hangs the others wait for it. With `hang_seconds=None` a
+    process may be silent for ever.
     """
 
     stop_flag: StopFlag
@@ -63,18 +70,14 @@ class Watchdog:
             thread.join()
 
     def _run(self, done: threading.Event) -> None:
-        # Ticks are counted, not seconds: a process that was suspended did not hang.
-        quiet_ticks, last = 0, self.attempt.heartbeat.read()
+        silences, group = Silences(is_alone=hosts.is_alone()), hosts.current_group()
         while not done.wait(TICK_SECONDS):
             if self.stop_flag.deadline is not None and time.monotonic() > self.stop_flag.deadline - MARGIN_SECONDS:
                 end_process(STOPPED, self._record_timeout)
-            heartbeat = self.attempt.heartbeat.read()
-            if heartbeat != last or heartbeat.phase in PATIENT_PHASES:
-                quiet_ticks, last = 0, heartbeat
-            else:
-                quiet_ticks += 1
-            if self.hang_seconds is not None and quiet_ticks * TICK_SECONDS > self.hang_seconds:
-                end_process(CRASHED, partial(self._record_hang, heartbeat))
+            signs = {"": read_sign_of(self.attempt.heartbeat.read())} | {link.name: link.sign for link in group.links}
+            silences.count_tick(signs)
+            if self.hang_seconds is not None and silences.are_too_long(self.hang_seconds):
+                end_process(CRASHED, partial(self._record_hang, signs))
 
     def _record_timeout(self) -> None:
         """Write down that time is up: the newest durable checkpoint is what there is."""
@@ -87,15 +90,56 @@ class Watchdog:
         self.say(f"stopped by {why}; {stands}, {steps}; the same command goes on from there")
         self.attempt.end("preempted", max(heartbeat.step, durable), why, durable)
 
-    def _record_hang(self, heartbeat: Heartbeat) -> None:
-        """Write down that nothing moves, and the stacks of all threads in run.log."""
-        why = f"no sign of life for {self.hang_seconds:g} s during {heartbeat.phase}, after step {heartbeat.step}"
-        self.say(f"error: {why}: the process ends; the stacks are in {self.run.log}")
+    def _record_hang(self, signs: Mapping[str, Sign]) -> None:
+        """Write down that nothing moves, and the stacks of all threads of all processes in run.log."""
+        name = find_hanging(signs)
+        sign, who = signs[name], f" of {name}" if name else ""
+        why = f"no sign of life{who} for {self.hang_seconds:g} s during {sign.phase}, after step {sign.step}"
+        ends = "the process ends" if len(signs) == 1 else "all processes end"
+        self.say(f"error: {why}: {ends}; the stacks are in {self.run.log}")
         # A full disk has no room for them.
         with suppress(OSError), os.fdopen(open_file(self.run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as log:
             faulthandler.dump_traceback(log, all_threads=True)
+            for other, stacks in hosts.current_group().collect_stacks(STACKS_SECONDS).items():
+                log.write(f"{other}:\n{stacks}")
         durable = newest_durable_step(self.run.checkpoints)
-        self.attempt.end("failed", max(heartbeat.step, durable), why, durable)
+        self.attempt.end("failed", max(sign.step, durable), why, durable)
+
+
+class Silences:
+    """For how long each process of a run has given no sign of life: has not changed its step or its phase."""
+
+    def __init__(self, *, is_alone: bool):
+        self._patience = math.inf if is_alone else PATIENT_SECONDS
+        # Ticks are counted, not seconds: where this process was suspended, nothing hung.
+        self._last: Mapping[str, Sign] = {}
+        self._ticks: dict[str, int] = {}
+
+    def count_tick(self, signs: Mapping[str, Sign]) -> None:
+        """Count a tick for each process, by its name, whose sign is what it was."""
+        self._ticks = {
+            name: self._ticks.get(name, 0) + 1 if self._last.get(name) == sign else 0 for name, sign in signs.items()
+        }
+        self._last = signs
+
+    def are_too_long(self, hang_seconds: float) -> bool:
+        """Return whether a process has been silent for too long, and none for which the others may be waiting."""
+        seconds = {name: ticks * TICK_SECONDS for name, ticks in self._ticks.items()}
+        patient = [seconds[name] for name, sign in self._last.items() if sign.phase in PATIENT_PHASES]
+        if patient:
+            return max(patient) > max(self._patience, hang_seconds)
+        return any(silent > hang_seconds for silent in seconds.values())
+
+
+def find_hanging(signs: Mapping[str, Sign]) -> str:
+    """Return the process for which the others seem to wait: furthest behind, and not in a step, where all wait."""
+    # Of those that are equal the first one, which is process 0.
+    return min(signs, key=lambda name: (signs[name].step, signs[name].phase == "step"))
+
+
+def read_sign_of(heartbeat: Heartbeat) -> Sign:
+    """Return a heartbeat as other processes are told it."""
+    return Sign(heartbeat.step, heartbeat.phase, heartbeat.writing, heartbeat.changed)
 
 
 def end_process(exit_code: int, record: Callable[[], None]) -> NoReturn:

@@ -161,6 +161,10 @@ def _run(
                     _record_refusal(context, standing, error)
                     raise
                 except Exception as error:
+                    # What jax says where another process has gone is no crash of this one.
+                    if lost := hosts.current_group().find_lost():
+                        _record_refusal(context, standing, lost)
+                        raise lost from None
                     outcome = _record_crash(context, error)
                 finally:
                     context.console.close()

@@ -25,7 +25,7 @@ from runner.hosts.group import Follower, describe_lost, join_lead
 from runner.hosts.link import Link
 from runner.hosts.options import Place
 from runner.log.console import QuietConsole
-from runner.preempt.deadline import Watchdog
+from runner.preempt.deadline import Watchdog, read_sign_of
 from runner.preempt.listen import listen_to_sources
 from runner.preempt.shared_stop import SharedStopFlag
 from runner.preempt.signals import listen_to_signals
@@ -35,7 +35,7 @@ from runner.rundir.layout import RunDir
 from runner.rundir.numerics import settle_numerics
 from runner.rundir.run_lock import borrow_lock
 from runner.screen import flush_screen, print_error
-from runner.session.lead import read_holder, read_sign_of
+from runner.session.lead import read_holder
 from runner.train.run_context import RunContext
 from runner.types import JsonObject
 from runner.values import Outcome
@@ -111,6 +111,8 @@ def _follow(
     except HoldfastError as error:
         _tell_and_leave(group, scratch, error.exit_code, str(error).replace(str(scratch), "the run"))
     except Exception as error:
+        # What jax says where another process has gone is no failure of this one: process 0 ends it meanwhile.
+        group.find_lost()
         print_error(f"process {place.index}: {''.join(traceback.format_exception(error))}")
         _tell_and_leave(group, scratch, CRASHED, f"{type(error).__name__}: {error}")
 

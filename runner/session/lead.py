@@ -20,9 +20,8 @@ from runner.errors import (
     StorageError,
 )
 from runner.hosts.group import describe_lost
-from runner.hosts.link import Link, Sign
-from runner.preempt.deadline import end_process
-from runner.rundir.heartbeat import Heartbeat
+from runner.hosts.link import Link
+from runner.preempt.deadline import end_process, read_sign_of
 from runner.train.run_context import RunContext
 from runner.types import JsonObject
 
@@ -43,11 +42,6 @@ def describe_command(config: Config) -> JsonObject:
             versions[package] = "absent"
     # Its data may lie elsewhere on each machine; what it is, is compared later.
     return {"configuration": hash_config(replace_places(config.document, {})), **versions}
-
-
-def read_sign_of(heartbeat: Heartbeat) -> Sign:
-    """Return a heartbeat as other processes are told it."""
-    return Sign(heartbeat.step, heartbeat.phase, heartbeat.writing, heartbeat.changed)
 
 
 def lead_others(context: RunContext, record_refusal: Callable[[HoldfastError], None]) -> None:
