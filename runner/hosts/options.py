@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from runner.errors import ConfigError
 
 # The variable by which anybody says it: `HOLDFAST_HOSTS=ADDRESS:PORT,COUNT,INDEX`.
 HOSTS_VARIABLE = "HOLDFAST_HOSTS"
+# Beside it, where `hosts=local` has set it: the process that did. What is left over of another command is not meant.
+STARTER_VARIABLE = "HOLDFAST_HOSTS_FROM"
+# Asked once: a process whose parent has died since is still one of those that it started.
+PARENT = os.getppid()
 # Where process 0 listens, where nobody says another port. Slurm's jobs have ports of their own, from 61440 on, for two
 # of them may share a machine.
 DEFAULT_PORT, SLURM_PORT, NUM_SLURM_PORTS = 12321, 61440, 4096
@@ -65,8 +70,12 @@ class AutoHosts(HostsPatience):
     def find_place(self, environ: Mapping[str, str]) -> Place | None:
         """Return which process this is; None where it is the only one. Raises ConfigError."""
         found = read_variable(environ) or _find_slurm(environ) or _find_open_mpi(environ) or _find_tpu_slice(environ)
-        if found is None or self.address is None:
+        if found is None or (self.address is None and found.host):
             return found
+        if self.address is None:
+            raise ConfigError(
+                "hosts: mpirun does not say where process 0 is; add hosts.address=HOST, or hosts=none for one process"
+            )
         host, port = parse_address(self.address, found.port)
         return Place(host, port, found.count, found.index, found.local_index)
 
@@ -95,7 +104,11 @@ class LocalHosts(HostsPatience):
 
     def find_place(self, environ: Mapping[str, str]) -> Place | None:
         """Return which of these processes this is; None in the one that is to start them."""
-        return read_variable(environ)
+        return read_variable(environ) if environ.get(STARTER_VARIABLE) == str(PARENT) else None
+
+    def describe_place(self, port: int, index: int) -> dict[str, str]:
+        """Return the variables by which a process that this one starts knows its place."""
+        return {HOSTS_VARIABLE: f"{THIS_MACHINE}:{port},{self.count},{index}", STARTER_VARIABLE: str(os.getpid())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +144,7 @@ def parse_address(address: str, port: int) -> tuple[str, int]:
     """Return host and port of `HOST`, `HOST:PORT` or `[IPV6]:PORT`; `port` where none is said. Raises ConfigError."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?", address)
     if match is None or not 0 < int(match[3] or port) < 65536:
-        raise ConfigError(f"hosts: got the address '{address[:80]}'; expected HOST or HOST:PORT")
+        raise ConfigError(f"hosts: got the address {address[:80]!r}; expected HOST or HOST:PORT")
     return match[1] or match[2], int(match[3] or port)
 
 
@@ -143,7 +156,7 @@ def read_variable(environ: Mapping[str, str]) -> Place | None:
     address, *numbers = word.split(",")
     if len(numbers) != 2 or not all(re.fullmatch("[0-9]{1,6}", number.strip()) for number in numbers):
         raise ConfigError(
-            f"{HOSTS_VARIABLE}: got '{word[:80]}'; expected ADDRESS:PORT,COUNT,INDEX, as in n1:{DEFAULT_PORT},2,0"
+            f"{HOSTS_VARIABLE}: got {word[:80]!r}; expected ADDRESS:PORT,COUNT,INDEX, as in n1:{DEFAULT_PORT},2,0"
         )
     count, index = (int(number) for number in numbers)
     if index >= count:
@@ -155,7 +168,11 @@ def _find_slurm(environ: Mapping[str, str]) -> Place | None:
     """Return the place of a task of a Slurm step of several tasks."""
     # In a job of one task, and in the shell of `salloc`, some of these are there as well.
     names = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
-    if any(name not in environ for name in names) or _read_number(environ, "SLURM_NTASKS") < 2:
+    if any(name not in environ for name in names):
+        return None
+    # Of the step: the shell that `salloc` opens on a node is a step of one task in a job of several.
+    counted = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    if _read_number(environ, counted) < 2:
         return None
     job, step = (_read_number(environ, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     nodes = environ["SLURM_STEP_NODELIST"]
@@ -163,7 +180,7 @@ def _find_slurm(environ: Mapping[str, str]) -> Place | None:
     return Place(
         host,
         SLURM_PORT + (job + 131 * step) % NUM_SLURM_PORTS,
-        _read_number(environ, "SLURM_NTASKS"),
+        _read_number(environ, counted),
         _read_number(environ, "SLURM_PROCID"),
         _read_number(environ, "SLURM_LOCALID") if "SLURM_LOCALID" in environ else None,
     )
@@ -171,10 +188,8 @@ def _find_slurm(environ: Mapping[str, str]) -> Place | None:
 
 def first_node(nodes: str) -> str:
     """Return the first name of a node list as Slurm writes it: `n1`, `n1,n2`, `n[003-007,9],m1`."""
-    prefix, bracket, rest = nodes.partition("[")
-    if "," in prefix or not bracket:
-        return nodes.partition(",")[0]
-    return prefix + re.split("[-,\\]]", rest, maxsplit=1)[0]
+    first = re.split(r",(?![^\[]*\])", nodes, maxsplit=1)[0]
+    return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", first)
 
 
 def _find_open_mpi(environ: Mapping[str, str]) -> Place | None:
@@ -194,11 +209,17 @@ def _find_tpu_slice(environ: Mapping[str, str]) -> Place | None:
     names = [name for name in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     if len(names) < 2 or "TPU_WORKER_ID" not in environ:
         return None
-    return Place(names[0], DEFAULT_PORT, len(names), _read_number(environ, "TPU_WORKER_ID"))
+    index = _read_number(environ, "TPU_WORKER_ID")
+    if index >= len(names):
+        raise ConfigError(
+            f"TPU_WORKER_ID: got {index}; expected less than {len(names)}, for so many machines are in "
+            "TPU_WORKER_HOSTNAMES; hosts=none ignores both"
+        )
+    return Place(names[0], DEFAULT_PORT, len(names), index)
 
 
 def _read_number(environ: Mapping[str, str], name: str) -> int:
     word = environ.get(name, "0").strip()
     if not re.fullmatch("[0-9]{1,12}", word):
-        raise ConfigError(f"{name}: got '{word[:40]}'; expected a number; hosts=none ignores what a scheduler says")
+        raise ConfigError(f"{name}: got {word[:40]!r}; expected a number; hosts=none ignores what a scheduler says")
     return int(word)
