@@ -205,7 +205,15 @@ def print_error(line: str) -> None:
     """Print on stderr. Where that is not possible nothing happens: an exit code must not depend on it."""
     # AttributeError: there is no stderr. ValueError: it is closed, or an encoding has no such character.
     with suppress(OSError, AttributeError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        # In one piece: other threads and processes print as well.
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
+
+
+def print_fresh_line(line: str) -> None:
+    """Print on stderr, after a process that drew on this terminal was killed."""
+    # It left half a progress bar behind, and hid the cursor.
+    fresh = "\r\x1b[2K\x1b[?25h" if sys.stderr.isatty() else ""
+    print_error(f"{fresh}{line}")
 
 
 def print_past_locks(line: str) -> None:

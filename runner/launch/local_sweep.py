@@ -208,17 +208,25 @@ def share_machine(parallel: int) -> list[MachineShare]:
         return [MachineShare()]
     # macOS has no affinity: there, all runs share all cores.
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    gpus = share_gpus(parallel, "hydra.launcher.parallel")
+    dealt = zip(deal_equally(cores, parallel), gpus, strict=True)
+    return [MachineShare(frozenset(own_cores), environment) for own_cores, environment in dealt]
+
+
+def share_gpus(parts: int, key: str) -> list[dict[str, str]]:
+    """Return the variables by which each of several processes sees its GPUs; empty where there are none to share.
+
+    Raises ConfigError, naming the key that asks for so many processes, where there are fewer GPUs than that.
+    """
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
     gpus = [] if on_cpu else list_gpus(os.environ.get(VISIBLE_DEVICES), NVIDIA_GPUS)
-    if gpus and len(gpus) < parallel:
+    if not gpus:
+        return [{}] * parts
+    if len(gpus) < parts:
         raise ConfigError(
-            f"hydra.launcher.parallel={parallel}: this machine has {len(gpus)} GPU(s), and a GPU takes one run; "
-            f"say parallel={len(gpus)}"
+            f"{key}={parts}: this machine has {len(gpus)} GPU(s), and a GPU takes one process; say {key}={len(gpus)}"
         )
-    shares = []
-    for own_cores, own_gpus in zip(deal_equally(cores, parallel), deal_equally(gpus, parallel), strict=True):
-        shares.append(MachineShare(frozenset(own_cores), {VISIBLE_DEVICES: ",".join(own_gpus)} if gpus else {}))
-    return shares
+    return [{VISIBLE_DEVICES: ",".join(own)} for own in deal_equally(gpus, parts)]
 
 
 def deal_equally(items: Sequence[Item], parts: int) -> list[list[Item]]:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from runner.errors import ConfigError, HoldfastError, StorageError
+from runner.hosts.options import LocalHosts
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.compose import compose
 from runner.launch.handover import describe_checked, take_checked_run
+from runner.launch.local_group import run_group
 from runner.launch.parent_report import ParentReport, take_report
 from runner.screen import decouple_screen, flush_screen, prepare_screen, print_error
 from runner.text import mask_lines
@@ -42,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
             # What Hydra printed was the answer; from here on there is work, of which the terminal is no part.
             decouple_screen()
         if isinstance(request, RunRequest) and request.job is None:
+            hosts = request.config.hosts
+            if isinstance(hosts, LocalHosts) and hosts.count > 1 and hosts.find_place(os.environ) is None:
+                return run_group(hosts, request.command.words, report)
             # Imported when the command is known to be right: a wrong one is answered without it.
             from runner.session import experiment
 

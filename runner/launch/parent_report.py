@@ -66,6 +66,10 @@ class ParentReport:
         """True where a caller waits for it."""
         return self._path is not None
 
+    def describe(self) -> dict[str, str]:
+        """Return the variable by which a process that this one starts reports in its place; none where nobody waits."""
+        return describe_report(self._path) if self._path is not None else {}
+
     def tell_run(self, run_dir: RunDir) -> None:
         """Tell where the one run of this process lives."""
         self._tell([ReportedRun(str(run_dir.path.absolute()))])

@@ -89,7 +89,7 @@ def decide_restart(
         wait: seconds, the base of the back-off.
         chance: uniform in [0, 1).
     """
-    code, what = shell_exit_code(ending.code), _describe_ending(ending.code)
+    code, what = shell_exit_code(ending.code), describe_ending(ending.code)
     # A signal means that the machine goes away: whoever sent it runs the command again, on the next.
     if ending.asked is not None:
         # Killed by that very signal, it was not listening yet: nothing was done that could have been lost.
@@ -142,7 +142,8 @@ def _signal_of(code: int) -> int:
     return number if number in signal.valid_signals() else 0
 
 
-def _describe_ending(code: int) -> str:
+def describe_ending(code: int) -> str:
+    """Return what an exit code means, in words that follow the name of what ended."""
     if number := _signal_of(code):
         return f"died of {describe_signal(number)}" + (" (out of memory?)" if number == signal.SIGKILL else "")
     return {0: "finished", CRASHED: "crashed", STOPPED: "stopped with its state saved"}.get(code, "ended")

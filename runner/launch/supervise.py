@@ -35,7 +35,7 @@ from runner.launch.restart_policy import (
 from runner.preempt.preempt_options import STOP_FILE
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import SUPERVISOR
-from runner.screen import decouple_screen, print_error
+from runner.screen import decouple_screen, print_fresh_line
 from runner.values import Say, VerbResult
 
 # The time between two looks, while waiting, whether somebody asked to stop.
@@ -164,6 +164,4 @@ def _describe_move(move: Restart | Exit) -> str:
 
 def _print_line(line: str) -> None:
     """Print on stderr: stdout is the command's."""
-    # What was killed left half a progress bar behind, and hid the cursor.
-    fresh = "\r\x1b[2K\x1b[?25h" if sys.stderr.isatty() else ""
-    print_error(f"{fresh}supervise: {line}")
+    print_fresh_line(f"supervise: {line}")
