@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from runner.errors import ConfigError, HoldfastError, StorageError
+from runner.hosts.exit_code import tell_exit_code
 from runner.hosts.options import LocalHosts
 from runner.launch.command_line import RunRequest, SearchRequest, SweepRequest
 from runner.launch.compose import compose
@@ -71,6 +72,7 @@ def exit_process(code: int) -> NoReturn:
     # A run's screen is decoupled, and never fails: here somebody asked for help, or for a configuration.
     if failed is not None and not isinstance(failed, BrokenPipeError) and code == 0:
         code = _refuse_answer(failed)
+    tell_exit_code(code)
     os._exit(code)
 
 
@@ -95,10 +97,13 @@ def _launch(request: RunRequest | SweepRequest | SearchRequest | None, report: P
 def _submit_job(request: RunRequest) -> int:
     """Leave the run to a Slurm job, unless it is finished."""
     from runner.launch import slurm_job
+    from runner.launch.sweep import refuse_one_of_several
     from runner.session import experiment
 
     config, job = request.config, request.job
     assert job is not None
+    refuse_one_of_several(config, "hydra/launcher=slurm", "a job")
+    job.check_hosts(config)
     if config.resume == "never":
         raise ConfigError("resume=never: a requeued job goes on with its run; leave it out with hydra/launcher=slurm")
     if config.train.steps == 0:

@@ -17,6 +17,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from runner import files
+from runner.config.schema import Config
 from runner.errors import ConfigError, RefusedError
 from runner.installation import find_typed_program
 from runner.launch.slurm_queue import (
@@ -52,6 +53,7 @@ OPTIONS_OF_OURS = (
     "--requeue",
     "--nodes",
     "--ntasks",
+    "--ntasks-per-node",
     "--array",
 )
 
@@ -64,10 +66,12 @@ class SlurmOptions:
         partition: as sbatch takes it, like the next two.
         account: who pays.
         qos: quality of service.
+        nodes: so many machines work on a run together.
+        tasks_per_node: so many processes of the run on each.
         time: minutes.
-        cpus: CPU cores.
-        gpus: `1`, or with their type `h100:1`.
-        mem: memory of the host, as `32G`.
+        cpus: CPU cores of a process.
+        gpus: of a node, `1`, or with their type `h100:1`.
+        mem: memory of a node, as `32G`.
         signal_seconds: so long before the time limit the run saves and is requeued.
         parallel: so many runs of a sweep at once.
         sbatch: more options, one a word.
@@ -78,6 +82,8 @@ class SlurmOptions:
     partition: Word = None
     account: Word = None
     qos: Word = None
+    nodes: Count = 1
+    tasks_per_node: Count = 1
     time: Count | None = None
     cpus: Count | None = None
     gpus: Word = None
@@ -109,6 +115,19 @@ class SlurmOptions:
                 raise ValueError(f"sbatch: {ours} is set by the launcher; leave it out")
         if any("\n" in line for line in self.setup):
             raise ValueError("setup: a line has a line break; write two lines")
+
+    @property
+    def tasks(self) -> int:
+        """The number of processes of a run."""
+        return self.nodes * self.tasks_per_node
+
+    def check_hosts(self, config: Config) -> None:
+        """Raise ConfigError where the tasks of a job would not find each other."""
+        if self.tasks > 1 and config.hosts.kind != "auto":
+            raise ConfigError(
+                f"hydra.launcher.nodes={self.nodes} hydra.launcher.tasks_per_node={self.tasks_per_node}: with "
+                f"hosts={config.hosts.kind} they would not be one run; leave hosts out, for Slurm says who is there"
+            )
 
     def sbatch_options(self) -> list[str]:
         """Return them as sbatch reads them: `--partition=gpu`."""
@@ -206,7 +225,7 @@ def render_script(
         f"--job-name={shlex.quote(name)}",
         f"--chdir={shlex.quote(str(Path.cwd()))}",
         f"--output={shlex.quote(f'{folder}/{output.name}')}",
-        "--nodes=1 --ntasks=1",
+        f"--nodes={options.nodes} --ntasks={options.tasks} --ntasks-per-node={options.tasks_per_node}",
         "--requeue --open-mode=append",
         f"--signal=B:USR1@{options.signal_seconds}",
         *header,

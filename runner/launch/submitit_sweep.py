@@ -59,7 +59,9 @@ class SubmititOptions:
     def __post_init__(self) -> None:
         for option in ("nodes", "tasks_per_node"):
             if self.options.get(option, 1) != 1:
-                raise ConfigError(f"hydra.launcher.{option}: got {self.options[option]}; a run is one process; say 1")
+                raise ConfigError(
+                    f"hydra.launcher.{option}: got {self.options[option]}; with submitit a run is one process; say 1"
+                )
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.config.schema import Config
 from runner.errors import CRASHED, STOPPED, ConfigError, RefusedError
 from runner.installation import find_typed_program
 from runner.launch import local_sweep, slurm_array, status_table, submitit_sweep, sweep_members
@@ -32,6 +34,7 @@ def launch_sweep(request: SweepRequest, report: ParentReport) -> int:
     Raises before anything is started: ConfigError where two are one run, RefusedError where one may not be worked on
     or the same sweep goes already.
     """
+    refuse_one_of_several(request.runs[0].config, "-m", "a sweep")
     members = _admit_members(request.runs)
     sweep_members.refuse_duplicates(members)
     if isinstance(request.launcher, SubmititOptions):
@@ -49,6 +52,7 @@ def launch_search(request: SearchRequest, report: ParentReport) -> int:
 
     def work_on_batch(batch: SweepRequest, study: Study) -> Sequence[float | None]:
         assert isinstance(batch.launcher, LocalOptions), "a search with another launcher is refused before"
+        refuse_one_of_several(batch.runs[0].config, "-m", "a search")
         members = _admit_members(batch.runs)
         report.tell_members(members)
         code, scores = study.work_on_batch(members, batch.launcher, [sys.executable, *find_typed_program()])
@@ -70,6 +74,21 @@ def launch_search(request: SearchRequest, report: ParentReport) -> int:
     # Not a success: there is nothing to choose by, which the last lines say.
     none = CRASHED if studies and studies[-1].optimizes_nothing else 0
     return next((code for code in codes if code), none)
+
+
+def refuse_one_of_several(config: Config, word: str, what: str) -> None:
+    """Raise ConfigError where this process is one of several: what starts other processes is done once.
+
+    Args:
+        config: of a run.
+        word: of the command line, that asks for it.
+        what: is started by one process.
+    """
+    if place := config.hosts.find_place(os.environ):
+        raise ConfigError(
+            f"{word}: this is process {place.index} of {place.count}, and {what} is started by one; type it outside of "
+            "srun and mpirun, without HOLDFAST_HOSTS and hosts=env"
+        )
 
 
 def _run_here(members: Sequence[SweepMember], options: LocalOptions, report: ParentReport) -> int:
@@ -112,6 +131,8 @@ def _submit_to_slurm(members: Sequence[SweepMember], options: SlurmOptions) -> i
     """Leave the runs to Slurm job arrays, and say which job has which."""
     if any(member.config.train.steps == 0 for member in members):
         raise ConfigError("train.steps=0: evaluates here and now; leave hydra/launcher=slurm out")
+    for member in members:
+        options.check_hosts(member.config)
     folder = sweep_members.sweep_folder(members)
     results, jobs = slurm_array.submit_array(members, folder, options)
     _print_results(members, results, folder)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from runner.errors import ConfigError
+from runner.hosts import exit_code
 from runner.launch.slurm_job import RECIPE, SlurmOptions, render_job
 from runner.rundir.layout import RunDir
 from tests.conftest import SMALL, Door
@@ -25,6 +28,19 @@ LAUNCHER = "hydra/launcher=slurm"
         ([LAUNCHER, "hydra.launcher.time=2"], "hydra.launcher.signal_seconds: got 120; expected less than the job's"),
         ([LAUNCHER, "hydra.launcher.qos='a b'"], "hydra.launcher.qos: got 'a b'; expected one word"),
         ([LAUNCHER, "hydra.launcher.sbatch=['--output=x']"], "hydra.launcher.sbatch: --output is set by the launcher"),
+        ([LAUNCHER, "hydra.launcher.nodes=0"], "hydra.launcher.nodes: got 0; expected at least 1"),
+        (
+            [LAUNCHER, "hydra.launcher.sbatch=['--ntasks-per-node=2']"],
+            "hydra.launcher.sbatch: --ntasks-per-node is set by the launcher",
+        ),
+        (
+            [LAUNCHER, "hydra.launcher.nodes=2", "hosts=local"],
+            "hydra.launcher.nodes=2 hydra.launcher.tasks_per_node=1: with hosts=local they would not be one run",
+        ),
+        (
+            ["-m", LAUNCHER, "hydra.launcher.tasks_per_node=2", "hosts=none", "seed=0,1"],
+            "hydra.launcher.nodes=1 hydra.launcher.tasks_per_node=2: with hosts=none they would not be one run",
+        ),
         ([LAUNCHER, "hydra.launcher.sbatch=[now]"], "hydra.launcher.sbatch: got 'now'; expected a long option"),
         ([LAUNCHER, "train.stepps=3"], "train.stepps: unknown key; did you mean steps?"),
         ([LAUNCHER, "resume=never"], "resume=never: a requeued job goes on with its run"),
@@ -72,6 +88,50 @@ def test_the_job_is_the_recipe_with_the_command_filled_in(tmp_path: Path) -> Non
     words = shlex.split(next(line for line in lines if line.startswith("run=("))[len("run=(") : -1])
     assert words[-2:] == ["+a={kind: x}", "name=$HOME"]
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_a_job_of_several_nodes_is_one_step_whose_exit_code_process_0_tells(tmp_path: Path) -> None:
+    run, desk = RunDir(tmp_path / "n/run"), RunDir(tmp_path / "n/.slurm/run")
+    several = render_job(run, desk, (), SlurmOptions(nodes=2, tasks_per_node=4))
+    assert "#SBATCH --nodes=2 --ntasks=8 --ntasks-per-node=4" in several.splitlines()
+    assert "#SBATCH --nodes=1 --ntasks=1 --ntasks-per-node=1" in render_job(run, desk, (), SlurmOptions()).splitlines()
+    chosen = several.partition("step=")[2].partition("# Since")[0]
+    for tasks, step in (("8", "--kill-on-bad-exit=0"), ("1", "--kill-on-bad-exit=1"), (None, "--kill-on-bad-exit=1")):
+        environment = {"PATH": os.environ["PATH"]} | ({"SLURM_NTASKS": tasks} if tasks else {})
+        ask = f'step={chosen}\necho "${{step[@]}}" "$HOLDFAST_EXIT_CODE_FILE"; rm -f "$told"'
+        said = subprocess.run(["bash", "-c", ask], env=environment, capture_output=True, text=True, check=True)
+        assert step in said.stdout
+        assert ("/tmp" in said.stdout) == (tasks == "8")
+    for script in (several, RECIPE.read_text()):
+        assert "HOLDFAST_EXIT_CODE_FILE" == exit_code.EXIT_CODE_FILE in script
+        if shutil.which("shellcheck"):
+            subprocess.run(["shellcheck", "-s", "bash", "-"], input=script, text=True, check=True)
+
+
+def test_process_0_alone_tells_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "told"
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    exit_code.tell_exit_code(1)
+    monkeypatch.setenv(exit_code.EXIT_CODE_FILE, str(told))
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    exit_code.tell_exit_code(1)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    exit_code.tell_exit_code(75)
+    assert told.read_text() == "75\n"
+    monkeypatch.setenv(exit_code.EXIT_CODE_FILE, str(tmp_path))
+    exit_code.tell_exit_code(75)  # a file that cannot be written changes nothing
+
+
+@pytest.mark.parametrize("words", [["-m", "seed=0,1"], [LAUNCHER], ["-m", LAUNCHER, "seed=0,1"]])
+def test_what_starts_other_processes_is_started_by_one(words: list[str], door: Door) -> None:
+    before = door.tree()
+    several = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "n[1-2]"}
+    done = door.run(*SMALL, *words, **several)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "this is process 1 of 2, and a " in done.stderr
+    assert "is started by one; type it outside of srun and mpirun" in done.stderr
+    assert door.tree() == before
 
 
 def test_a_word_that_would_be_another_line_of_the_script_is_refused() -> None:

@@ -130,7 +130,7 @@ def test_what_cannot_be_is_onein_one_line(
         assert error.count("\n") == 1
     absent = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic", "local", "slurm"])
     assert in_one_line(absent).startswith("hydra/launcher=submitit_slurm: needs the extra `submitit`; pip install ")
-    with pytest.raises(ConfigError, match=r"^hydra.launcher.nodes: got 2; a run is one process; say 1$"):
+    with pytest.raises(ConfigError, match=r"^hydra.launcher.nodes: got 2; with submitit a run is one process; say 1$"):
         SubmititOptions("submitit_slurm", {"nodes": 2}, lambda *_: [])
 
 

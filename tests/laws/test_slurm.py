@@ -314,6 +314,46 @@ def test_every_ending_of_the_recipe(desk: Door, slurm: Slurm) -> None:
         assert said in (desk.cwd / f"holdfast-{job}.out").read_text()
 
 
+# In the place of a run of two processes: what each does is told for each start, `9` being killed by that signal.
+TWO_TASKS = """
+sys.path.insert(0, {repo!r})
+from runner.hosts.exit_code import tell_exit_code
+from runner.hosts.options import AutoHosts
+place = AutoHosts(address="127.0.0.1").find_place(os.environ)
+assert (place.count, place.index) == (2, int(os.environ["SLURM_PROCID"]))
+act = sys.argv[1 + restarts].split(",")[place.index]
+if act == "signal":  # the shell of the job hands it on, and one that hears it is enough
+    signal.signal(signal.SIGUSR1, lambda *_: (tell_exit_code(75), os._exit(75)))
+    open("listens", "a").write(act)
+    time.sleep(60)
+if act == "killed":
+    os.kill(os.getpid(), 9)
+time.sleep(0.5)
+tell_exit_code(int(act))
+sys.exit(int(act))
+"""
+TWO_NODES = ("--time=5", "--nodes=2", "--ntasks-per-node=1")
+
+
+def test_of_two_tasks_the_first_says_how_the_run_ended(desk: Door, slurm: Slurm) -> None:
+    """srun says 137 in each of the first two cases."""
+    fake_run(desk, TWO_TASKS.format(repo=str(REPO)))
+    for starts, restarts, ending in (
+        (("75,killed", "0,0"), "1", ("COMPLETED", "0:0")),
+        (("killed,75",), "0", ("FAILED", "137:0")),
+        (("3,3",), "0", ("FAILED", "3:0")),
+    ):
+        job = slurm.submit(*TWO_NODES, "srun.sbatch", *starts, cwd=desk.cwd)
+        end = slurm.ended(job)
+        assert (end["JobState"], end["ExitCode"]) == ending, (desk.cwd / f"holdfast-{job}.out").read_text()
+        assert end["Restarts"] == restarts, starts
+    job = slurm.submit(*TWO_NODES, "srun.sbatch", "signal,signal", "0,0", cwd=desk.cwd)
+    wait(lambda: (desk.cwd / "listens").exists() and len((desk.cwd / "listens").read_text()) == 2 * len("signal"))
+    slurm.ask("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
+    end = slurm.ended(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1")
+
+
 def test_a_cancelled_job_saves_and_does_not_come_back(desk: Door, slurm: Slurm) -> None:
     job = slurm.submit("--time=10", "srun.sbatch", *RUN, cwd=desk.cwd)
     freeze(lambda: run_of_seed(desk, 0), 20)
