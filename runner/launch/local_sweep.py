@@ -189,7 +189,8 @@ def _judge_end(
         state, why = "stopped", "stopped before it began"
     seconds = result.seconds + time.monotonic() - process.began
     result = replace(result, state=state, seconds=seconds, code=code, why=why)
-    crashed = state == "failed" and (code == CRASHED or code < 0)
+    # Also 75 where it failed: one of its processes has gone.
+    crashed = state == "failed" and (code in (CRASHED, STOPPED) or code < 0)
     again = (crashed and result.tries <= options.retries) or (state == "in use" and result.tries < IN_USE_TRIES)
     return replace(result, state="waiting") if again and asked is None else result
 

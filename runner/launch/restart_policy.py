@@ -6,7 +6,9 @@ attempt → ProcessEnding → FailureStreak.after → decide_restart → Restart
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from runner.errors import CRASHED, STOPPED, RefusedError
 from runner.launch.child_process import describe_signal
@@ -29,6 +31,7 @@ class ProcessEnding:
         saved_more: it left a newer checkpoint than any attempt before.
         in_use: another process had the run.
         gave_up: the run itself says that trying again is no use.
+        lost: it stopped because another process of the run has gone.
         stop_file: somebody put the file STOP into the run's directory.
         asked: the last signal that was forwarded to it; None where there was none.
     """
@@ -38,8 +41,19 @@ class ProcessEnding:
     saved_more: bool = False
     in_use: bool = False
     gave_up: bool = False
+    lost: bool = False
     stop_file: bool = False
     asked: int | None = None
+
+    @property
+    def is_stop(self) -> bool:
+        """True where it was asked to stop, and saved: that may happen for ever."""
+        return self.code == STOPPED and not self.lost
+
+    @property
+    def is_crash(self) -> bool:
+        """True where it crashed, or one of its processes did."""
+        return is_crash(self.code) or (self.code == STOPPED and self.lost)
 
 
 @dataclass(frozen=True)
@@ -53,9 +67,9 @@ class FailureStreak:
     def after(self, ending: ProcessEnding) -> FailureStreak:
         """Return the streak with one more attempt counted."""
         crashes = 0 if ending.saved_more else self.crashes
-        fruitless = ending.code == STOPPED and not ending.saved_more and ending.seconds < FRUITLESS_SECONDS
+        fruitless = ending.is_stop and not ending.saved_more and ending.seconds < FRUITLESS_SECONDS
         return FailureStreak(
-            crashes=crashes + is_crash(ending.code),
+            crashes=crashes + ending.is_crash,
             stops=self.stops + 1 if fruitless else 0,
             in_use=self.in_use + 1 if ending.in_use else 0,
         )
@@ -90,21 +104,23 @@ def decide_restart(
         chance: uniform in [0, 1).
     """
     code, what = shell_exit_code(ending.code), describe_ending(ending.code)
+    if ending.lost:
+        what = "lost one of its processes"
     # A signal means that the machine goes away: whoever sent it runs the command again, on the next.
     if ending.asked is not None:
         # Killed by that very signal, it was not listening yet: nothing was done that could have been lost.
         killed_by_it = ending.code == -ending.asked
         return Exit(STOPPED if killed_by_it else code, f"{what} after {describe_signal(ending.asked)}")
-    if ending.code == STOPPED and ending.stop_file:
+    if ending.is_stop and ending.stop_file:
         return Exit(code, f"{what} by the file STOP: somebody wants the run to rest")
-    if ending.code == STOPPED:
+    if ending.is_stop:
         fruitless = f", {streak.stops} times in a row with nothing new saved" if streak.stops > 1 else ""
         # The first such stop is followed at once: most of them are a preemption that is over.
         return Restart(backoff_seconds(streak.stops - 1, wait, chance), f"{what}{fruitless}")
     if ending.code == RefusedError.exit_code and ending.in_use and streak.in_use <= MAX_IN_USE_TRIES:
         why = f"the run is in use (try {streak.in_use} of {MAX_IN_USE_TRIES})"
         return Restart(backoff_seconds(streak.in_use, wait, chance), why)
-    if not is_crash(ending.code):
+    if not ending.is_crash:
         return Exit(code, what)
     if ending.gave_up:
         return Exit(code, f"{what}, and gave up: it would crash again")
@@ -124,6 +140,11 @@ def backoff_seconds(count: int, base: float, chance: float) -> float:
     # Bounded, because the power of a long streak would overflow.
     doubled = base * 2.0 ** min(count - 1, 30)
     return float(min(doubled, MAX_WAIT_SECONDS) * (1 - chance / 2))
+
+
+def has_lost_process(code: int, status: Mapping[str, Any]) -> bool:
+    """Return whether a run stopped because one of its processes has gone, by its exit code and its status.json."""
+    return code == STOPPED and status.get("attempt", {}).get("lost_process") is True
 
 
 def is_crash(code: int) -> bool:

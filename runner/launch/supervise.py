@@ -29,6 +29,7 @@ from runner.launch.restart_policy import (
     ProcessEnding,
     Restart,
     decide_restart,
+    has_lost_process,
     is_crash,
     shell_exit_code,
 )
@@ -133,6 +134,7 @@ def _supervise(command: SupervisedCommand, folder: Path, max_crashes: int, wait:
             saved_more=any(step > newest.get(path, 0) for path, step in steps.items()),
             in_use=in_use,
             gave_up=code == CRASHED and any(status.get("gave_up") is True for status in statuses),
+            lost=any(has_lost_process(code, status) for status in statuses),
             stop_file=any(status.get("why") == STOP_FILE for status in statuses),
             asked=command.asked,
         )

@@ -14,6 +14,7 @@ from runner import files
 from runner.config.schema import Config
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.child_process import describe_signal
+from runner.launch.restart_policy import has_lost_process
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import is_in_use
 from runner.session.standing import is_finished
@@ -103,6 +104,8 @@ def classify_exit(member: SweepMember, code: int, last_line: str) -> tuple[Membe
             return "finished", ""
         where = display_path(member.run_dir.path)
         return "failed", f"its process ended well, but {where} is {status.get('state', 'not there')}"
+    if has_lost_process(code, status):
+        return "failed", status.get("why") or "one of its processes has gone"
     if code == STOPPED:
         return "stopped", status.get("why") or "stopped with its state saved"
     if code < 0:

@@ -35,6 +35,11 @@ def is_measured(value: Any) -> bool:
     return is_number(number) or (isinstance(number, float) and not math.isfinite(number))
 
 
+def is_true_or_false(value: Any) -> bool:
+    """Tell whether a value is True or False."""
+    return isinstance(value, bool)
+
+
 def is_text(value: Any) -> bool:
     """Tell whether a value is a text."""
     return isinstance(value, str)
@@ -101,6 +106,7 @@ ATTEMPT: Mapping[str, Check] = {
     "traced": is_text,
     "external": object_of(with_keys(target=is_text, file=is_text, hash=is_text)),
     "slurm": object_of(is_count),
+    "lost_process": is_true_or_false,
     "seconds": object_of(is_number),
     **dict.fromkeys(
         ("from_step", "to_step", "redone_steps", "lost_steps", "rollbacks", "stepped_back", "threads"), is_count
@@ -143,7 +149,7 @@ STATUS: Mapping[str, Check] = {
     "attempt": with_keys(attempt=is_count, started=_is_aware_timestamp),
     "seconds": object_of(is_number),
     "updated": _is_aware_timestamp,
-    **dict.fromkeys(("gave_up", "stopped_early"), lambda value: isinstance(value, bool)),
+    **dict.fromkeys(("gave_up", "stopped_early"), is_true_or_false),
 }
 
 

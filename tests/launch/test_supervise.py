@@ -110,6 +110,17 @@ def test_a_run_in_use_is_tried_a_few_times_and_any_other_refusal_is_not() -> Non
     assert waits(ProcessEnding(code)) == [-code]
 
 
+def test_a_lost_process_is_a_crash_and_no_stop_that_may_go_on_for_ever() -> None:
+    lost = ProcessEnding(STOPPED, seconds=1.0, lost=True)
+    assert waits(*[lost] * 4) == [5.0, 10.0, 20.0, -STOPPED]
+    assert waits(lost, ProcessEnding(CRASHED), ProcessEnding(STOPPED), lost, lost)[-1] == -STOPPED
+    later = ProcessEnding(STOPPED, saved_more=True, lost=True)
+    assert waits(lost, lost, later, lost) == [5.0, 10.0, 5.0, 10.0]
+    assert waits(*[later] * 50) == [5.0] * 50
+    assert moves(lost)[0].why == "lost one of its processes, crash 1 of 3 in a row without a newer checkpoint"
+    assert waits(ProcessEnding(STOPPED, lost=True, asked=signal.SIGTERM)) == [-STOPPED]
+
+
 def test_a_run_that_gave_up_is_not_run_again() -> None:
     assert waits(ProcessEnding(CRASHED, gave_up=True)) == [-CRASHED]
 
@@ -163,6 +174,9 @@ try:
             seal_checkpoint(folder, Record(step, "by hand", {}, 0.0, mark=act.get("mark", "")))
         if act.get("stop"):
             run.status.write_text(json.dumps({**run.read_status(), "why": "STOP file"}))
+        if "lost" in act:
+            attempt = {"attempt": 1, "started": "2026-01-01T00:00:00+00:00", "lost_process": act["lost"]}
+            files.replace_file(run.status, json.dumps({"attempt": attempt}))
         if "gave_up" in act:
             files.replace_file(run.status, json.dumps({"gave_up": act["gave_up"]}))
         if act.get("worker") and os.fork() == 0:
@@ -244,6 +258,19 @@ def test_whoever_stops_a_run_by_its_file_means_it(scripted: Scripted) -> None:
 
 def test_a_run_that_says_that_it_gave_up_is_believed(scripted: Scripted) -> None:
     assert scripted({"exit": 1, "gave_up": True}, {"exit": 0})[:2] == (1, 1)
+
+
+def test_a_run_that_lost_a_process_is_run_again_as_often_as_one_that_crashed(scripted: Scripted) -> None:
+    lost = {"exit": STOPPED, "lost": True}
+    code, times, said = scripted(lost, {**lost, "save": 10}, lost, lost, crashes=2)
+    assert (code, times) == (STOPPED, 4)
+    assert "attempt 2 lost one of its processes, crash 1 of 2 in a row" in said
+    assert "attempt 4 lost one of its processes, crash 3 in a row" in said
+
+
+def test_a_stop_of_a_run_that_had_lost_a_process_is_a_stop(scripted: Scripted) -> None:
+    stops = [{"exit": STOPPED, "lost": False}] * 3
+    assert scripted({"exit": STOPPED, "lost": True}, *stops, {"exit": 0}, crashes=1)[:2] == (0, 5)
 
 
 def test_what_an_earlier_attempt_said_is_no_reason_to_give_up(scripted: Scripted) -> None:

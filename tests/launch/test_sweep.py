@@ -73,6 +73,10 @@ elif what == "kill":
 elif what == "notice":
     status("preempted", why=more)
     sys.exit(75)
+elif what == "lost":
+    attempt = {"attempt": 1, "started": "2026-01-01T00:00:00+00:00", "lost_process": True}
+    status("preempted", why="process 1 is gone", attempt=attempt)
+    sys.exit(75)
 elif what == "hold":
     status("running")
     time.sleep(600)
@@ -127,6 +131,12 @@ def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path: Path) -> None
     assert [result.tries for result in results] == [2, 1, 2, 1, 1]  # a wrong configuration stays wrong
     assert results[0].why == "RuntimeError: planted"
     assert results[3].why == "something: is wrong"
+
+
+def test_a_run_that_lost_one_of_its_processes_is_tried_again_and_stops_no_other(tmp_path: Path) -> None:
+    results, code, _ = swept(tmp_path, {"a": ("lost", "ok"), "b": ("lost",), "c": ("ok",)})
+    assert (code, states(results)) == (1, ["finished", "failed", "finished"])
+    assert ([result.tries for result in results], results[1].why) == ([2, 2, 1], "process 1 is gone")
 
 
 def test_a_reason_is_what_the_run_wrote_down(tmp_path: Path) -> None:
