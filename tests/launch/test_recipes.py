@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 
 from runner.__main__ import main
 from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, RefusedError, StorageError
+from runner.hosts.options import AutoHosts, Place
 from tests.conftest import REPO, Door
 
 RECIPES = REPO / "runner" / "recipes"
@@ -56,12 +58,12 @@ def test_each_says_how_it_is_used_and_that_it_was_not_run_there(name: str) -> No
 def test_the_command_in_them_is_one_that_the_door_takes(door: Door) -> None:
     """`root=` is where their volumes are mounted."""
     words = {
-        *documents("skypilot.yaml")[0]["run"].split(),
+        *documents("skypilot.yaml")[0]["run"].splitlines()[-1].split(),
         *container(documents("kubernetes.yaml")[1]["spec"])["command"],
-        *container(hosts()["template"]["spec"])["command"],
+        *container(hosts()["template"]["spec"])["command"][2].split()[4:],
     }
-    assert words == {"python", "run.py", "root=/outputs"}
-    shown = door.run("root=/outputs", "--cfg", "job")
+    assert words == {"python", "run.py", "root=/outputs", "mesh=data", "compile_cache=/outputs/.compile"}
+    shown = door.run("root=/outputs", "mesh=data", "compile_cache=/outputs/.compile", "--cfg", "job")
     assert shown.returncode == 0, shown.stderr
     assert "root: /outputs" in shown.stdout
 
@@ -150,7 +152,7 @@ def container(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def hosts() -> dict[str, Any]:
-    (jobset,) = documents("jobset.yaml")
+    _, jobset = documents("jobset.yaml")
     (replicated,) = jobset["spec"]["replicatedJobs"]
     return replicated
 
@@ -179,14 +181,45 @@ def test_the_kubernetes_recipe_has_the_documented_form() -> None:
 
 
 def test_the_jobset_recipe_has_the_documented_form() -> None:
-    (jobset,) = documents("jobset.yaml")
+    claim, jobset = documents("jobset.yaml")
+    assert misfits(claim, CLAIM) == []
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "every host writes"
     assert misfits(jobset, JOBSET) == []
     for rule in jobset["spec"]["failurePolicy"]["rules"]:
         assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
     job = hosts()["template"]["spec"]
     assert_sound(job)
-    claim = documents("kubernetes.yaml")[0]["metadata"]["name"]
-    assert job["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
+    volume = job["template"]["spec"]["volumes"][0]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+def run_in_shell(script: str, folder: Path, **environment: str) -> list[str]:
+    """What a `python` in this shell was given: HOLDFAST_HOSTS, then its words; it is the shell's own process."""
+    stand_in = folder / "python"
+    stand_in.write_text('#!/bin/sh\necho $$ "$HOLDFAST_HOSTS" "$@"\n')
+    stand_in.chmod(0o755)
+    words = ["sh", "-c", script]
+    path = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(words, env=path | environment, stdout=subprocess.PIPE, text=True)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    pid, *said = out.split()
+    return [str(int(pid) == process.pid), *said]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_each_host_of_the_jobset_is_told_its_place(index: int, tmp_path: Path) -> None:
+    _, jobset = documents("jobset.yaml")
+    job = hosts()["template"]["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == job["parallelism"] == 2
+    name = f"{jobset['metadata']['name']}-{hosts()['name']}-0-0.{jobset['metadata']['name']}"
+    shell, option, script = container(job)["command"]
+    assert (shell, option) == ("sh", "-c")
+    is_first, variable, *words = run_in_shell(script, tmp_path, JOB_COMPLETION_INDEX=str(index))
+    assert is_first == "True", "the first process of the pod gets the SIGTERM"
+    assert words[:2] == ["run.py", "mesh=data"]
+    assert AutoHosts().find_place({"HOLDFAST_HOSTS": variable}) == Place(name, 12321, 2, index)
 
 
 def assert_sound(job: dict[str, Any]) -> None:
@@ -195,7 +228,10 @@ def assert_sound(job: dict[str, Any]) -> None:
     assert pod["restartPolicy"] == "Never", "a policy for failed pods allows no other"
     assert job["podReplacementPolicy"] == "Failed", "the same"
     assert pod["terminationGracePeriodSeconds"] >= 30
-    assert train["command"][0] == "python", "no shell between the system and the process that saves"
+    shell = train["command"][:2] == ["sh", "-c"]
+    assert train["command"][0] == "python" or (shell and train["command"][2].startswith("exec env ")), (
+        "no shell between the system and the process that saves"
+    )
     assert {mount["name"] for mount in train["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     for rule in job["podFailurePolicy"]["rules"]:
         assert ("onExitCodes" in rule) != ("onPodConditions" in rule)
@@ -225,7 +261,7 @@ def test_kubernetes_runs_again_what_was_stopped_and_shows_people_what_they_have_
 
 def jobset_rule(code: int, *, disrupted: bool = False) -> str:
     """What the set does when a pod of one of its Jobs ends like this, by the message that Kubernetes gives."""
-    (jobset,) = documents("jobset.yaml")
+    _, jobset = documents("jobset.yaml")
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     if pod_rule(hosts()["template"]["spec"], code, disrupted=disrupted) == "FailJob":
         reason, message = (
@@ -246,13 +282,13 @@ def test_a_jobset_restarts_all_hosts_after_a_stop_and_shows_people_what_they_hav
     assert jobset_rule(OUT_OF_MEMORY, disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
     assert {jobset_rule(code) for code in LOOK} == {"FailJobSet"}
     assert {jobset_rule(code) for code in (CRASHED, OUT_OF_MEMORY, StorageError.exit_code)} == {"RestartJobSet"}
-    assert documents("jobset.yaml")[0]["spec"]["failurePolicy"]["maxRestarts"] > 0
+    assert documents("jobset.yaml")[1]["spec"]["failurePolicy"]["maxRestarts"] > 0
 
 
 # --- SkyPilot ---
 
 SKYPILOT: Form = {
-    **{"name": str, "workdir": str, "setup": str, "run!": str},
+    **{"name": str, "workdir": str, "num_nodes": int, "setup": str, "run!": str},
     "resources!": {
         **{"infra": str, "accelerators": str, "use_spot": bool},
         "job_recovery!": {
@@ -272,6 +308,17 @@ def test_the_skypilot_recipe_has_the_documented_form_and_runs_again_what_was_sto
     assert recovery["recover_on_exit_codes"] == [STOPPED]
     assert recovery["max_restarts_on_errors"] > 0
     assert task["volumes"]["/outputs"] in (RECIPES / "skypilot.yaml").read_text().split("name: ")[1]
+
+
+@pytest.mark.parametrize(("nodes", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_each_node_of_skypilot_is_told_its_place(nodes: int, rank: int, tmp_path: Path) -> None:
+    (task,) = documents("skypilot.yaml")
+    addresses = "10.0.0.7\n10.0.0.8"[: None if nodes == 2 else 8]
+    given = {"SKYPILOT_NODE_IPS": addresses, "SKYPILOT_NUM_NODES": str(nodes), "SKYPILOT_NODE_RANK": str(rank)}
+    _, variable, *words = run_in_shell(task["run"], tmp_path, **given)
+    assert words[:2] == ["run.py", "mesh=data"]
+    expected = Place("10.0.0.7", 12321, 2, rank) if nodes == 2 else None
+    assert AutoHosts().find_place({"HOLDFAST_HOSTS": variable}) == expected
 
 
 def test_what_a_shell_runs_is_sound() -> None:
