@@ -23,8 +23,9 @@ BLOCKS = blocks_outside_recipes()
 README = PAGES["README.md"]
 SHORT = ("train.steps=2", "train.eval_steps=1", "train.eval_batches=1", "log.tensorboard=false")
 TINY_GPT = ("model.num_layers=1", "model.width=16", "model.hidden=16", "data.seq_len=16")
-# What needs a run of a certain name, Slurm or Optuna is in tests/launch; the example of one's own has a test below.
-ELSEWHERE = re.compile("dir=outputs|launcher=slurm|sweeper=optuna|waves:")
+# What needs a run of a certain name, Slurm, Optuna or several processes is in tests/launch and tests/laws; the example of
+# one's own has a test below.
+ELSEWHERE = re.compile("dir=outputs|launcher=slurm|sweeper=optuna|hosts=|waves:")
 
 
 def commands() -> list[str]:
@@ -158,7 +159,7 @@ def test_the_first_page_is_short() -> None:
 
 def test_its_tables_name_every_choice() -> None:
     folders = [path for path in (REPO / "conf").glob("**") if len([*path.glob("*.yaml")]) > 1]  # `train` has one
-    assert len(folders) == 15
+    assert len(folders) == 16
     for folder in folders:
         group = folder.relative_to(REPO / "conf").as_posix()
         row = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
