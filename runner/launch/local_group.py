@@ -167,7 +167,9 @@ def _start_process(index: int, command: Sequence[str], environment: Mapping[str,
 
 def _print_lines(source: BinaryIO, index: int) -> None:
     for line in iter(partial(source.readline, MAX_LINE_BYTES), b""):
-        print_error(f"[{index}] {line.decode(errors='replace').rstrip()}")
+        # An empty one only separates what is said from a progress bar, of which there is none.
+        if text := line.decode(errors="replace").rstrip():
+            print_error(f"[{index}] {text}")
 
 
 def _take_variables(*names: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from runner import files
 from runner.errors import CRASHED, STOPPED, ConfigError
 from runner.launch.child_process import handle_signals, spawn_child
 from runner.launch.handover import describe_checked
+from runner.launch.restart_policy import is_crash
 from runner.launch.sweep_members import MemberResult, SweepMember, classify_exit
 from runner.preempt.preempt_options import STOP_FILE
 
@@ -189,8 +190,8 @@ def _judge_end(
         state, why = "stopped", "stopped before it began"
     seconds = result.seconds + time.monotonic() - process.began
     result = replace(result, state=state, seconds=seconds, code=code, why=why)
-    # Also 75 where it failed: one of its processes has gone.
-    crashed = state == "failed" and (code in (CRASHED, STOPPED) or code < 0)
+    # 75 where it failed: one of its processes has gone.
+    crashed = state == "failed" and (is_crash(code) or code < 0 or code == STOPPED)
     again = (crashed and result.tries <= options.retries) or (state == "in use" and result.tries < IN_USE_TRIES)
     return replace(result, state="waiting") if again and asked is None else result
 

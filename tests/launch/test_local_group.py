@@ -135,7 +135,7 @@ def test_each_has_its_place_and_the_first_alone_speaks_for_the_run(desk: Desk) -
 
 def test_what_the_others_print_has_their_number(desk: Desk) -> None:
     first = {"says": ["plain"], "complains": ["too"], "after": "done"}
-    said = desk.start(first, {"says": ["a", "b\tc", "x" * 70000], "complains": ["Traceback"]}, {"says": ["é"]})
+    said = desk.start(first, {"says": ["a", "", "b\tc", "x" * 70000], "complains": ["Traceback"]}, {"says": ["é"]})
     wait_until(lambda: (desk.folder / "note-2").exists() and (desk.folder / "note-1").exists())
     time.sleep(0.3)
     (desk.folder / "done").touch()

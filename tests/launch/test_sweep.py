@@ -73,6 +73,8 @@ elif what == "kill":
 elif what == "notice":
     status("preempted", why=more)
     sys.exit(75)
+elif what == "died":  # one of its processes did, as hosts=local tells it
+    sys.exit(print("[0] died of SIGKILL (out of memory?)", file=sys.stderr) or 137)
 elif what == "lost":
     attempt = {"attempt": 1, "started": "2026-01-01T00:00:00+00:00", "lost_process": True}
     status("preempted", why="process 1 is gone", attempt=attempt)
@@ -134,9 +136,10 @@ def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path: Path) -> None
 
 
 def test_a_run_that_lost_one_of_its_processes_is_tried_again_and_stops_no_other(tmp_path: Path) -> None:
-    results, code, _ = swept(tmp_path, {"a": ("lost", "ok"), "b": ("lost",), "c": ("ok",)})
-    assert (code, states(results)) == (1, ["finished", "failed", "finished"])
-    assert ([result.tries for result in results], results[1].why) == ([2, 2, 1], "process 1 is gone")
+    results, code, _ = swept(tmp_path, {"a": ("lost", "ok"), "b": ("lost",), "c": ("ok",), "d": ("died",)})
+    assert (code, states(results)) == (1, ["finished", "failed", "finished", "failed"])
+    assert [result.tries for result in results] == [2, 2, 1, 2]
+    assert [results[number].why for number in (1, 3)] == ["process 1 is gone", "[0] died of SIGKILL (out of memory?)"]
 
 
 def test_a_reason_is_what_the_run_wrote_down(tmp_path: Path) -> None:

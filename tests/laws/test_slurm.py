@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -352,6 +353,22 @@ def test_of_two_tasks_the_first_says_how_the_run_ended(desk: Door, slurm: Slurm)
     slurm.ask("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
     end = slurm.ended(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1")
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_is_preempted_and_goes_on(desk: Door, slurm: Slurm) -> None:
+    """The names of emulated nodes lead nowhere: the address is said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"hosts.address=127.0.0.1:{probe.getsockname()[1]}"
+    job = slurm.submit("--time=10", *TWO_NODES[1:], "srun.sbatch", *RUN, "mesh=data", address, cwd=desk.cwd)
+    freeze(lambda: run_of_seed(desk, 0), 20)
+    preempt(slurm, desk, nodes=2)
+    end = slurm.ended(job)
+    output = (desk.cwd / f"holdfast-{job}.out").read_text()
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), output
+    assert_went_on(desk.the_run, *PREEMPTED)
+    assert output.count("finished 200 steps") == 1, "process 0 alone says so"
 
 
 def test_a_cancelled_job_saves_and_does_not_come_back(desk: Door, slurm: Slurm) -> None:
