@@ -14,7 +14,8 @@ from runner.errors import ConfigError
 
 # The variable by which anybody says it: `HOLDFAST_HOSTS=ADDRESS:PORT,COUNT,INDEX`.
 HOSTS_VARIABLE = "HOLDFAST_HOSTS"
-# Beside it, where `hosts=local` has set it: the process that did. What is left over of another command is not meant.
+# Beside it, where `hosts=local` has set it: by which process, and to what. It is meant for the children of that process
+# and not for what they start in their turn, which inherits it.
 STARTER_VARIABLE = "HOLDFAST_HOSTS_FROM"
 # Asked once: a process whose parent has died since is still one of those that it started.
 PARENT = os.getppid()
@@ -104,11 +105,12 @@ class LocalHosts(HostsPatience):
 
     def find_place(self, environ: Mapping[str, str]) -> Place | None:
         """Return which of these processes this is; None in the one that is to start them."""
-        return read_variable(environ) if environ.get(STARTER_VARIABLE) == str(PARENT) else None
+        return read_variable(environ) if _find_starter(environ) == str(PARENT) else None
 
     def describe_place(self, port: int, index: int) -> dict[str, str]:
         """Return the variables by which a process that this one starts knows its place."""
-        return {HOSTS_VARIABLE: f"{THIS_MACHINE}:{port},{self.count},{index}", STARTER_VARIABLE: str(os.getpid())}
+        word = f"{THIS_MACHINE}:{port},{self.count},{index}"
+        return {HOSTS_VARIABLE: word, STARTER_VARIABLE: f"{os.getpid()} {word}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +151,12 @@ def parse_address(address: str, port: int) -> tuple[str, int]:
 
 
 def read_variable(environ: Mapping[str, str]) -> Place | None:
-    """Return the place that HOLDFAST_HOSTS names; None where it is not set. Raises ConfigError where it is wrong."""
+    """Return the place that HOLDFAST_HOSTS names; None where it is not set, or meant for another process.
+
+    Raises ConfigError where it is wrong.
+    """
     word = environ.get(HOSTS_VARIABLE, "").strip()
-    if not word:
+    if not word or _find_starter(environ) not in ("", str(PARENT)):
         return None
     address, *numbers = word.split(",")
     if len(numbers) != 2 or not all(re.fullmatch("[0-9]{1,6}", number.strip()) for number in numbers):
@@ -162,6 +167,12 @@ def read_variable(environ: Mapping[str, str]) -> Place | None:
     if index >= count:
         raise ConfigError(f"{HOSTS_VARIABLE}: process {index} of {count}: the first has index 0, the last {count - 1}")
     return Place(*parse_address(address.strip(), DEFAULT_PORT), count, index) if count > 1 else None
+
+
+def _find_starter(environ: Mapping[str, str]) -> str:
+    """Return the process whose `hosts=local` has set HOLDFAST_HOSTS; empty where somebody else has."""
+    starter, _, word = environ.get(STARTER_VARIABLE, "").partition(" ")
+    return starter if word == environ.get(HOSTS_VARIABLE) else ""
 
 
 def _find_slurm(environ: Mapping[str, str]) -> Place | None:

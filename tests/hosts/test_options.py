@@ -161,9 +161,14 @@ def test_a_place_on_this_machine_is_taken_from_the_process_that_started_this_one
     hosts = LocalHosts(count=3)
     given = hosts.describe_place(4711, 2)
     assert hosts.find_place(given) is None, "this process has set it, for another"
-    monkeypatch.setattr(options, "PARENT", int(given["HOLDFAST_HOSTS_FROM"]))
-    assert hosts.find_place(given) == Place("127.0.0.1", 4711, 3, 2)
+    assert found(given) is None, "nor is it for a run that a process of this one starts in its turn"
+    by_hand = Place("n1", 5, 2, 1)
+    assert found({**given, "HOLDFAST_HOSTS": "n1:5,2,1"}) == by_hand
+    monkeypatch.setattr(options, "PARENT", int(given["HOLDFAST_HOSTS_FROM"].split()[0]))
+    place = Place("127.0.0.1", 4711, 3, 2)
+    assert hosts.find_place(given) == found(given) == place
     assert hosts.find_place(without(given, "HOLDFAST_HOSTS_FROM")) is None
+    assert hosts.find_place({**given, "HOLDFAST_HOSTS": "n1:5,2,1"}) is None
     assert hosts.find_place({**SLURM}) is None, "in a job each task would start some; then hosts=auto is meant"
 
 

@@ -117,7 +117,7 @@ def desk(tmp_path: Path) -> Desk:
 def test_each_has_its_place_and_the_first_alone_speaks_for_the_run(desk: Desk) -> None:
     """What an earlier command left in the environment is not taken for a place of theirs."""
     own = {"HOLDFAST_CHECKED": "12345678 /run", "HOLDFAST_SUPERVISOR": str(desk.folder / "s")}
-    stale = {"HOLDFAST_HOSTS": "n9:1,2,1", "HOLDFAST_HOSTS_FROM": "1"}
+    stale = {"HOLDFAST_HOSTS": "n9:1,2,1", "HOLDFAST_HOSTS_FROM": "1 n9:1,2,1"}
     reported = {"HOLDFAST_REPORT": f"{os.getpid()} {desk.folder}/report"}
     code, _, err = desk.run({}, {}, {}, variables={**own, **stale, **reported})
     assert code == 0, err
@@ -126,8 +126,9 @@ def test_each_has_its_place_and_the_first_alone_speaks_for_the_run(desk: Desk) -
     assert notes[0]["port"] < 32768, "no port that the kernel gives away"
     for index, note in enumerate(notes):
         variables, parent = note["variables"], note["ppid"]
-        assert variables.pop("HOLDFAST_HOSTS") == f"127.0.0.1:{note['port']},3,{index}"
-        assert variables.pop("HOLDFAST_HOSTS_FROM") == str(parent)
+        word = f"127.0.0.1:{note['port']},3,{index}"
+        assert variables.pop("HOLDFAST_HOSTS") == word
+        assert variables.pop("HOLDFAST_HOSTS_FROM") == f"{parent} {word}"
         expected = {**own, "HOLDFAST_REPORT": f"{parent} {desk.folder}/report"} if index == 0 else {}
         assert variables == expected
         assert note["words"] == notes[0]["words"]
