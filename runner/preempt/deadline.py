@@ -21,6 +21,7 @@ from runner import hosts
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import CRASHED, STOPPED
 from runner.files import open_file
+from runner.hosts.exit_code import tell_exit_code
 from runner.hosts.link import Sign
 from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir.attempt_log import AttemptLog
@@ -153,6 +154,7 @@ def end_process(exit_code: int, record: Callable[[], None]) -> NoReturn:
         print_error(f"error: how the attempt ended could not be written down: {type(error).__name__}: {error}")
     finally:
         hosts.current_group().tell_end(exit_code)
+        tell_exit_code(exit_code)
         # `_exit`: an ordinary exit would wait for threads and destructors, one of which may be what hangs.
         flush_screen()
         os._exit(exit_code)
