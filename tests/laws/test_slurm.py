@@ -6,6 +6,7 @@ is; Slurm itself lets it go on (it sends SIGCONT with SIGTERM). In the full form
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -355,13 +356,41 @@ def test_of_two_tasks_the_first_says_how_the_run_ended(desk: Door, slurm: Slurm)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1")
 
 
-@pytest.mark.slow
-def test_a_run_on_two_nodes_is_preempted_and_goes_on(desk: Door, slurm: Slurm) -> None:
+def submit_to_two_nodes(desk: Door, slurm: Slurm) -> str:
     """The names of emulated nodes lead nowhere: the address is said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"hosts.address=127.0.0.1:{probe.getsockname()[1]}"
-    job = slurm.submit("--time=10", *TWO_NODES[1:], "srun.sbatch", *RUN, "mesh=data", address, cwd=desk.cwd)
+    return slurm.submit("--time=10", *TWO_NODES[1:], "srun.sbatch", *RUN, "mesh=data", address, cwd=desk.cwd)
+
+
+def pid_of_task(job: str, task: int) -> int:
+    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={task}".encode(), b"SLURM_STEP_NUM_TASKS=2"}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            runs = b"run.py" in (process / "cmdline").read_bytes()
+            if runs and wanted <= set((process / "environ").read_bytes().split(b"\0")):
+                return int(process.name)
+    raise AssertionError(f"task {task} of job {job} is not there")
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_that_loses_a_process_is_requeued(desk: Door, slurm: Slurm) -> None:
+    """srun says 137; the run says 75."""
+    job = submit_to_two_nodes(desk, slurm)
+    wait(lambda: last_logged(desk.cwd) >= 20)
+    os.kill(pid_of_task(job, 1), signal.SIGKILL)
+    end = slurm.ended(job)
+    output = (desk.cwd / f"holdfast-{job}.out").read_text()
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), output
+    first, second = attempts(desk.the_run)
+    assert (first["lost_process"], second["ending"]) == (True, "finished")
+    assert "process 1 (" in first["why"]
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_is_preempted_and_goes_on(desk: Door, slurm: Slurm) -> None:
+    job = submit_to_two_nodes(desk, slurm)
     freeze(lambda: run_of_seed(desk, 0), 20)
     preempt(slurm, desk, nodes=2)
     end = slurm.ended(job)
