@@ -266,7 +266,19 @@ def test_killed_itself_it_has_all_of_them_stopped(desk: Desk) -> None:
     wait_until(lambda: all(desk.note(index)["heard"] == [signal.SIGTERM] for index in (0, 1)))
 
 
-# --- from the command line ---
+# --- from the command line, and from Python ---
+
+
+@pytest.mark.slow
+def test_a_call_from_python_is_told_by_the_first_how_its_run_ended(door: Door) -> None:
+    words = ("hosts=local", "hosts.count=2", "mesh=data", "model=mlp", "data=digits", "log.tensorboard=false")
+    call = f"import holdfast; print(repr(holdfast.run({[*words, 'train.steps=20', 'train.eval_steps=10']!r})))"
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-c", call], cwd=door.cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "finished, step=20" in done.stdout.splitlines()[-1]
+    assert done.stdout.count("finished 20 steps") == 1
+    assert len((door.the_run / "attempts.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_wrong_configuration_is_one_line_of_one_process(door: Door) -> None:
