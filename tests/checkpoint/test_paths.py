@@ -117,7 +117,7 @@ def test_each_character_alone(tmp_path: Path, part: str) -> None:
     checkpoints.mkdir()
     written = {"w": store.np.arange(6, dtype=store.np.int32)}
     (directory / STATE).mkdir(parents=True)
-    arrays.write_leaves(directory / STATE, written, {"w": (6,)})
+    arrays.write_leaves(directory / STATE, {"w": arrays.LeafPieces((6,), (6,), [((), written["w"])])})
     assert all(name.startswith(f"{checkpoints.name}{os.sep}") for name in files_below(tmp_path))
     assert arrays.read_leaves(directory / STATE)["w"].tolist() == list(range(6))
 

@@ -148,7 +148,10 @@ def _made(path: Path, leaves: Mapping[str, Any] = LEAVES, progress: Any = PROGRE
     """A run as it lies on disk, with one checkpoint."""
     run, directory = RunDir(path), path / "checkpoints/6"
     (directory / "state").mkdir(parents=True)
-    arrays.write_leaves(directory / "state", leaves, {name: np.shape(leaf) for name, leaf in leaves.items()})
+    arrays.write_leaves(
+        directory / "state",
+        {name: arrays.LeafPieces(np.shape(leaf), np.shape(leaf), [((), leaf)]) for name, leaf in leaves.items()},
+    )
     (directory / "progress").mkdir()
     (directory / "progress/metadata").write_text(json.dumps(progress))
     seal_checkpoint(directory, Record(6, "end", {}, 0.0), checksums=True)

@@ -140,3 +140,66 @@ def test_a_signal_in_any_phase_loses_nothing(phase: str, victim: int, tmp_path: 
     # At the very end there may be nothing left to stop.
     assert codes in ([75, 75], [0, 0]), (codes, ranks.read(0), ranks.read(1))
     finish(tmp_path, reference)
+
+
+# What a user brings may hang, or fail, on one machine alone: a disk, a server, a bug.
+OWN_DATA = """
+import os, time
+import numpy as np
+from data.sources import Sources
+
+INDEX = os.environ["HOLDFAST_HOSTS"][-1]
+
+
+class Digits:
+    def __init__(self, count):
+        rng = np.random.default_rng(0)
+        self.inputs = rng.normal(size=(count, 4, 4, 1)).astype(np.float32)
+        self.label = rng.integers(0, 3, count).astype(np.int32)
+
+    def __len__(self):
+        return len(self.label)
+
+    def take(self, indices):
+        if INDEX == "1" and os.path.exists("hang"):
+            time.sleep(10_000)
+        if INDEX == "1" and os.path.exists("fail"):
+            raise RuntimeError("the disk of this machine is odd")
+        return {"inputs": self.inputs[indices], "label": self.label[indices]}
+
+
+def make():
+    return Sources(Digits(200), Digits(40), (4, 4, 1), 3, "digits", "made up")
+"""
+OWN_WORDS = (
+    *("model=mlp", "data=mine:make", "data.batch_size=8", "mesh=data", "root=outputs", "train.steps=1000000"),
+    *("train.log_steps=5", "train.eval_steps=1000000", "ckpt=none", "log.tensorboard=false"),
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "extra", "code", "said"),
+    [
+        ("hang", ("train.hang_seconds=20",), 1, "no sign of life of process 1 ("),
+        ("fail", (), 1, "the disk of this machine is odd"),
+    ],
+)
+def test_the_process_that_hangs_or_fails_is_named(
+    file: str, extra: tuple[str, ...], code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN_DATA)
+    ranks = Ranks(tmp_path, 2, (*OWN_WORDS, *extra)).start()
+    ranks.wait_for_step(lambda: find_only_run(tmp_path / "outputs"), 10)
+    (tmp_path / file).touch()
+    assert ranks.wait() == [code, code], (ranks.read(0), ranks.read(1))
+    assert "error: " in ranks.read(0)
+    assert said in ranks.read(0)
+    assert "process 1 (" in ranks.read(0)
+    run = find_only_run(tmp_path / "outputs")
+    assert run is not None
+    assert said in json.loads(run.attempts.read_text().splitlines()[-1])["why"]
+    if file == "hang":
+        # Where each of them was: the one that sleeps, and the one that waits for it.
+        log = run.log.read_text()
+        assert "mine.py" in log
+        assert log.count("in run_attempt") >= 2
