@@ -1,6 +1,7 @@
 """`hosts=local`: what each process is given, who hears of what, and how the group ends.
 
 A stand-in for `run.py` is parent and child in one, as the real one is: what each process does is told by its words.
+Where the parent is asked nothing, it is this process.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ place = hosts.find_place(os.environ)
 if place is None:
     from runner.launch import local_group
     from runner.launch.parent_report import take_report
-    local_group.LEFTOVER_SECONDS = plan[0].get("leftover", 60)
     sys.exit(local_group.run_group(hosts, sys.argv[1:], take_report()))
 
 act, heard = plan[place.index], []
@@ -77,20 +77,19 @@ sys.exit(act.get("code", 0))
 class Desk:
     """A folder with the stand-in, and what its processes noted there."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]):
+        self.folder, self.capture = folder, capture
         (folder / "stand_in.py").write_text(STAND_IN)
 
-    def start(self, *plan: dict[str, Any], variables: Mapping[str, str] | None = None, **more: Any) -> Any:
+    def start(self, *plan: dict[str, Any], **more: Any) -> Any:
         words = [sys.executable, "stand_in.py", json.dumps(plan)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        environment = {**os.environ, "PYTHONPATH": str(REPO), **(variables or {})}
-        return subprocess.Popen(words, cwd=self.folder, env=environment, start_new_session=True, **{**pipes, **more})
+        return subprocess.Popen(words, cwd=self.folder, start_new_session=True, **{**pipes, **more})
 
-    def run(self, *plan: dict[str, Any], **more: Any) -> tuple[int, str, str]:
-        process = self.start(*plan, **more)
-        out, err = process.communicate(timeout=HANG_SECONDS)
-        return process.returncode, out, err
+    def run(self, *plan: dict[str, Any], report: Path | None = None) -> tuple[int, str, str]:
+        hosts = LocalHosts(count=len(plan))
+        code = local_group.run_group(hosts, [json.dumps(plan)], ParentReport(report))
+        return code, *self.capture.readouterr()
 
     def note(self, index: int) -> dict[str, Any]:
         return json.loads((self.folder / f"note-{index}").read_text())
@@ -107,19 +106,23 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Desk:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setattr(local_group, "find_typed_program", lambda: ("stand_in.py",))
+    return Desk(tmp_path, capfd)
 
 
 # --- what each is given ---
 
 
-def test_each_has_its_place_and_the_first_alone_speaks_for_the_run(desk: Desk) -> None:
+def test_each_has_its_place_and_the_first_alone_speaks_for_the_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier command left in the environment is not taken for a place of theirs."""
     own = {"HOLDFAST_CHECKED": "12345678 /run", "HOLDFAST_SUPERVISOR": str(desk.folder / "s")}
     stale = {"HOLDFAST_HOSTS": "n9:1,2,1", "HOLDFAST_HOSTS_FROM": "1 n9:1,2,1"}
-    reported = {"HOLDFAST_REPORT": f"{os.getpid()} {desk.folder}/report"}
-    code, _, err = desk.run({}, {}, {}, variables={**own, **stale, **reported})
+    for name, value in {**own, **stale}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = desk.run({}, {}, {}, report=desk.folder / "report")
     assert code == 0, err
     notes = [desk.note(index) for index in range(3)]
     assert len({note["port"] for note in notes}) == 1
@@ -200,9 +203,10 @@ def test_another_one_that_was_killed_is_named_and_the_first_says_what_follows(de
     assert (code, err) == (STOPPED, "[1] died of SIGKILL (out of memory?)\n")
 
 
-def test_who_stays_when_the_first_has_gone_is_killed(desk: Desk) -> None:
+def test_who_stays_when_the_first_has_gone_is_killed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_group, "LEFTOVER_SECONDS", 0.3)
     before = time.monotonic()
-    code, _, err = desk.run({"code": STOPPED, "after": "note-1", "leftover": 0.3}, {"ignores": True, "longer": 600})
+    code, _, err = desk.run({"code": STOPPED, "after": "note-1"}, {"ignores": True, "longer": 600})
     assert (code, err) == (STOPPED, "")
     assert time.monotonic() - before < 60
     assert not Path(f"/proc/{desk.note(1)['pid']}").exists()
