@@ -467,6 +467,9 @@ def join_lead(
             _prepare(connection)
             send_line(connection, hello)
             answer = receive_line(connection, GREETING_SECONDS)
+            # A port of those that the kernel gives to connections may connect to itself.
+            if not answer.keys() & {"end", "welcome"}:
+                raise ValueError("no answer of process 0")
         # It has not started, or its name is not known yet; or somebody else listens there, and says nothing of ours.
         except (OSError, ValueError) as error:
             raise_if_stopped()

@@ -19,8 +19,6 @@ def connect_devices(place: Place, join_seconds: float) -> None:
 
     Every process calls this at the same time, before anything else asks for a device.
     """
-    # It calls recoverability experimental each time.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     # On any port that is free: process 0 says which, so that nobody has to keep a second one free.
@@ -47,9 +45,11 @@ def _own_devices(place: Place) -> list[int] | None:
 
     None leaves it to jax: all that are visible.
     """
-    if place.local_index is None or "CUDA_VISIBLE_DEVICES" in os.environ:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Whoever starts the processes has dealt the GPUs out already, or there is nobody to share with.
+    if place.local_index is None or _count_local(os.environ) == 1 or (visible is not None and "," not in visible):
         return None
-    return [place.local_index] if _count_local(os.environ) > 1 else None
+    return [place.local_index]
 
 
 def _count_local(environ: Mapping[str, str]) -> int:

@@ -61,15 +61,24 @@ def find_repeated_failure(lines: Sequence[JsonObject], code: str) -> RepeatedFai
             stepped_back |= "stepped_back" in line
             continue
         is_alike = line["ending"] == "failed" and line.get("code") == code
-        if not is_alike or (failed and line["to_step"] != failed[0]["to_step"]):
+        if not is_alike or (failed and _find_place(line) != _find_place(failed[0])):
             break
         stepped_back |= "stepped_back" in line
         failed.append(line)
     if not failed:
         return None
-    return RepeatedFailure(
-        failed[0]["to_step"], len(failed), failed[0]["why"], stepped_back, all("from_step" in line for line in failed)
-    )
+    # A process that has gone says nothing about the state that it went on from.
+    trained = all("from_step" in line and "lost_process" not in line for line in failed)
+    return RepeatedFailure(_find_place(failed[0])[1], len(failed), failed[0]["why"], stepped_back, trained)
+
+
+def _find_place(line: JsonObject) -> tuple[str, int]:
+    """Return what failures have in common: the step after which they came.
+
+    One of several processes dies, of its memory say, now a step earlier and now one later: there it is the checkpoint
+    that was gone on from, for no attempt came to a newer one.
+    """
+    return ("lost", line["from_step"]) if "lost_process" in line else ("failed", line["to_step"])
 
 
 def give_up(run_dir: RunDir, failure: RepeatedFailure) -> NoReturn:

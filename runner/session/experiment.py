@@ -48,7 +48,7 @@ from runner.rundir.readme import write_readme
 from runner.rundir.run_lock import RunLock, lock_run
 from runner.rundir.time_buckets import describe_clock_jump
 from runner.session.follow import follow_run
-from runner.session.lead import describe_command, lead_others
+from runner.session.lead import describe_command, lead_others, record_lost_process
 from runner.session.mend import mend_finished
 from runner.session.moved_run import find_twin_on_other_data
 from runner.session.standing import Standing, find_run, inspect_run
@@ -78,6 +78,8 @@ def run(
     place = config.hosts.find_place(os.environ)
     if place is None:
         return _run(config, overrides, began, checked, tell_run)
+    # Read when jax is imported: of several processes it tells each time that recoverability is experimental.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     facts = describe_command(config)
     if place.index:
         return follow_run(config, overrides, began, place, facts)
@@ -299,11 +301,11 @@ def _record_refusal(context: RunContext, standing: Standing, error: HoldfastErro
     """Record how the attempt failed; what is only refused leaves a run as it was."""
     run_dir, attempt = context.run_dir, context.attempt
     if not isinstance(error, ConfigError | RefusedError):
-        if isinstance(error, StorageError | LostProcessError):
+        if isinstance(error, StorageError):
             # It says nothing about the step: trying again is right as often as it is typed.
             attempt.record(machine_trouble=True)
         if isinstance(error, LostProcessError):
-            attempt.record(lost_process=True)
+            record_lost_process(attempt)
         _record_end(attempt, "diverged" if isinstance(error, DivergedError) else "failed", str(error))
     elif standing.exists or run_dir.holds_checkpoints():
         attempt.withdraw()

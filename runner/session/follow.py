@@ -112,7 +112,8 @@ def _follow(
         _tell_and_leave(group, scratch, error.exit_code, str(error).replace(str(scratch), "the run"))
     except Exception as error:
         # What jax says where another process has gone is no failure of this one: process 0 ends it meanwhile.
-        group.find_lost()
+        if group.find_lost():
+            time.sleep(ANSWER_SECONDS)
         print_error(f"process {place.index}: {''.join(traceback.format_exception(error))}")
         _tell_and_leave(group, scratch, CRASHED, f"{type(error).__name__}: {error}")
 

@@ -22,6 +22,7 @@ from runner.errors import (
 from runner.hosts.group import describe_lost
 from runner.hosts.link import Link
 from runner.preempt.deadline import end_process, read_sign_of
+from runner.rundir.attempt_log import AttemptLog
 from runner.train.run_context import RunContext
 from runner.types import JsonObject
 
@@ -79,9 +80,17 @@ def _record_lost(context: RunContext, what: str) -> None:
     stands = f"checkpoint {durable} stands" if durable else "nothing was saved yet"
     steps = f", {lost} steps are done again" if lost else ""
     context.console.say(f"error: {what}; {stands}{steps}; the same command goes on from there")
-    attempt.record(machine_trouble=True, lost_process=True)
+    record_lost_process(attempt)
     was_asked = context.stop_flag.asked is not None
     attempt.end("preempted" if was_asked else "failed", attempt.step, what, durable)
+
+
+def record_lost_process(attempt: AttemptLog) -> None:
+    """Note that the attempt ended because a process has gone."""
+    attempt.record(lost_process=True)
+    if "from_step" not in attempt.facts:
+        # It has not trained: that says nothing about the run, and counts as no failure of it.
+        attempt.record(machine_trouble=True)
 
 
 def read_holder(lock: Path) -> str:

@@ -211,7 +211,9 @@ def test_a_process_that_dies_is_named_at_once_and_with_what_it_did(make_world: C
         waiting = pool.submit(world.lead.gather, "never", 0)
         # As the kernel does when a process ends.
         world.others[1].links[0].close()
-        with pytest.raises(LostProcessError, match=r"process 2 .* is gone \(its connection is closed\).*after step 412"):
+        with pytest.raises(
+            LostProcessError, match=r"process 2 .* is gone \(its connection is closed\).*after step 412"
+        ):
             waiting.result(HANG_SECONDS)
     assert lost == [(2, "its connection is closed")]
     assert "in data" in str(world.lead.find_lost())
