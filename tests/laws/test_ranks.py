@@ -6,18 +6,24 @@ One device a process: with several in one, XLA on a CPU was seen to stall (measu
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from runner.checkpoint.arrays import read_leaves
+from runner.checkpoint.record import STATE
 from runner.checkpoint.seal import find_problem
 from runner.rundir.heartbeat import Heartbeat, read_heartbeat
-from tests.conftest import assert_same
-from tests.ranks import Ranks, find_only_run, run_ranks
+from tests.conftest import HANG_SECONDS, REPO, assert_same
+from tests.laws.restore_bits import digest_values
+from tests.ranks import Ranks, find_free_port, find_only_run, run_ranks
 
 STEPS = 60
 WORDS = (
@@ -140,6 +146,38 @@ def test_a_signal_in_any_phase_loses_nothing(phase: str, victim: int, tmp_path: 
     # At the very end there may be nothing left to stop.
     assert codes in ([75, 75], [0, 0]), (codes, ranks.read(0), ranks.read(1))
     finish(tmp_path, reference)
+
+
+@pytest.mark.parametrize(
+    ("count", "devices"),
+    [
+        (3, 1),
+        (1, 4),
+        *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((1, 1), (2, 1), (2, 2), (1, 3), (1, 8), (3, 2))),
+    ],
+)
+@pytest.mark.parametrize("mesh", [pytest.param("data", marks=pytest.mark.slow), "fsdp"])
+def test_what_two_processes_saved_any_layout_restores(mesh: str, count: int, devices: int, reference: Path) -> None:
+    """Every bit of it: what each device has, put together, is what lies on disk as TensorStore reads it."""
+    checkpoint = reference / "checkpoints" / str(STEPS)
+    # Of a batch that divides among three.
+    words = [*WORDS, f"mesh={mesh}", "data.batch_size=48"]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    address = f"127.0.0.1:{find_free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.laws.restore_bits", str(checkpoint), address, str(count), str(index), *words],
+            cwd=REPO,
+            env={**os.environ, "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    said = [process.communicate(timeout=HANG_SECONDS) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, said
+    assert said[0][0].split()[-1] == digest_values(read_leaves(checkpoint / STATE))
 
 
 # What a user brings may hang, or fail, on one machine alone: a disk, a server, a bug.
