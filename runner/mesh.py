@@ -240,9 +240,12 @@ def activation_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding |
 
 
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:
-    """Return ` (data 2 × fsdp 4)` where more than one axis, or another than `data`, divides something; else nothing."""
+    """Return ` (data 2 × fsdp 4, 2 processes)`: axes, where not `data` alone; processes, where several; else nothing."""
     axes = {axis: size for axis, size in mesh.shape.items() if size > 1}
-    return f" ({' × '.join(f'{axis} {size}' for axis, size in axes.items())})" if axes.keys() - {"data"} else ""
+    processes = len({device.process_index for device in mesh.devices.flat})
+    named = " × ".join(f"{axis} {size}" for axis, size in axes.items()) if axes.keys() - {"data"} else ""
+    told = ", ".join(filter(None, [named, f"{processes} processes" if processes > 1 else ""]))
+    return f" ({told})" if told else ""
 
 
 def bytes_per_device(tree: Tree) -> int:

@@ -199,7 +199,14 @@ def _format_total(accounts: Sequence[TimeAccount]) -> list[str]:
         f"{format_count(sum(account.lost_steps for account in accounts), 'step')} done again",
     )
     bar = draw_bar(buckets, min(terminal_width(), MOST_BAR_CHARACTERS))
-    return [bar, *legend, "", f"{summary}: {', '.join(counts)}", *_format_cost(accounts)]
+    return [bar, *legend, "", f"{summary}: {', '.join(counts)}", *_format_devices(accounts), *_format_cost(accounts)]
+
+
+def _format_devices(accounts: Sequence[TimeAccount]) -> list[str]:
+    """Return one line on the time of all devices, where an attempt had several."""
+    most = max((span.devices for account in accounts for span in account.spans), default=1)
+    spent = sum(account.device_time for account in accounts)
+    return [f"{format_duration(spent / 1000)} of device time, on up to {most} devices at once"] if most > 1 else []
 
 
 def _format_cost(accounts: Sequence[TimeAccount]) -> list[str]:
@@ -246,6 +253,7 @@ def _describe_account(account: TimeAccount) -> JsonObject:
         "goodput": account.goodput,
         "goodput_running": account.goodput_running,
         "seconds": account.clock / 1000,
+        "device_seconds": account.device_time / 1000,
         "buckets": {name: account.buckets[name] / 1000 for name in BUCKETS},
         "interruptions": account.interruptions,
         "lost_steps": account.lost_steps,

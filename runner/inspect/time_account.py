@@ -63,6 +63,7 @@ class AttemptSpan:
         to_step: the last step that it completed.
         lost_steps: how many of its steps were done again, or will be.
         buckets: bucket → time; they add up to `end - start`.
+        devices: how many it computed on.
     """
 
     number: int
@@ -77,6 +78,7 @@ class AttemptSpan:
     to_step: int
     lost_steps: int
     buckets: Mapping[str, int]
+    devices: int = 1
 
     @property
     def how(self) -> str:
@@ -114,6 +116,11 @@ class TimeAccount:
     def running(self) -> int:
         """Return how long an attempt was running: what a machine is paid for."""
         return sum(span.end - span.start for span in self.spans)
+
+    @property
+    def device_time(self) -> int:
+        """Return the time that attempts were running, times the devices of each."""
+        return sum((span.end - span.start) * span.devices for span in self.spans)
 
     @property
     def buckets(self) -> dict[str, int]:
@@ -242,7 +249,14 @@ def _make_span(line: JsonObject, times: tuple[int, int, int], kept: int | None) 
         to_step=to_step,
         lost_steps=lost,
         buckets=_fit_to_span(seconds, end - start),
+        devices=_count_devices(line.get("hardware")),
     )
+
+
+def _count_devices(hardware: Any) -> int:
+    """Return the devices of `8 × H100 (fsdp 8)`; 1 where nothing says it."""
+    count = str(hardware).partition(" × ")[0]
+    return int(count) if count.isdecimal() and count.isascii() and 0 < len(count) < 7 else 1
 
 
 def _split_seconds(seconds: Any, lost_share: float) -> dict[str, float]:

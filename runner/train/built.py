@@ -87,5 +87,5 @@ def describe_run(built: Built, config: Config) -> str:
 
 
 def describe_hardware(built: Built) -> str:
-    """Return the devices of the mesh: `1 × cpu`, `8 × cpu (data 2 × fsdp 4)`."""
+    """Return the devices of the mesh: `1 × cpu`, `8 × cpu (data 2 × fsdp 4, 2 processes)`."""
     return f"{built.mesh.size} × {built.mesh.devices.flat[0].device_kind}{describe_mesh(built.mesh)}"
