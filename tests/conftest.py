@@ -31,14 +31,24 @@ SMALL = (
     *("train.steps=60", "train.log_steps=5", "train.eval_steps=10", "train.eval_batches=4", "log.tensorboard=false"),
 )
 QUICK: Any = {"xla_backend_optimization_level": 0}  # for jax.jit: half the time to compile, for what runs only once
+# The same in the environment of a run that takes few steps, and whose bits nobody compares with another's.
+QUICK_RUN = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 HANG_SECONDS = 300  # a process that takes longer hangs: not a limit on speed
 
 
 @dataclass(frozen=True)
 class Door:
-    """`python run.py` in a working directory of its own."""
+    """`python run.py` in a working directory of its own.
+
+    Attributes:
+        cwd: where it is typed.
+        forks: what `run` forks it from where it needs no environment of its own; None: each is a new interpreter.
+        quick: compile in half of the time, to other bits.
+    """
 
     cwd: Path
+    forks: Forks | None = None
+    quick: bool = False
 
     def start_arguments(self, *overrides: str) -> list[str]:
         return [sys.executable, str(REPO / "run.py"), *overrides]
@@ -47,7 +57,7 @@ class Door:
         return subprocess.Popen(
             self.start_arguments(*overrides),
             cwd=self.cwd,
-            env={**os.environ, **environment},
+            env={**os.environ, **(QUICK_RUN if self.quick else {}), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -55,6 +65,8 @@ class Door:
         )
 
     def run(self, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        if self.forks is not None and not environment:
+            return self.forks.run_here(self.cwd, *overrides, **(QUICK_RUN if self.quick else {}))
         process = self.start(*overrides, **environment)
         try:
             out, err = process.communicate(timeout=HANG_SECONDS)
@@ -220,16 +232,19 @@ def served() -> Iterator[Forks]:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
+def door(tmp_path: Path, request: pytest.FixtureRequest) -> Door:
+    """A door beside a corpus. Where the test or its file is marked `forked`, its runs take a third of the time."""
     write_corpus(tmp_path)
-    return Door(tmp_path)
+    if (mark := request.node.get_closest_marker("forked")) is None:
+        return Door(tmp_path)
+    return Door(tmp_path, request.getfixturevalue("served"), **mark.kwargs)
 
 
 @pytest.fixture(scope="session")
-def make_door(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Door]:
-    def make(name: str) -> Door:
+def make_door(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Door]:
+    def make(name: str, forks: Forks | None = None) -> Door:
         path = tmp_path_factory.mktemp(name)
         write_corpus(path)
-        return Door(path)
+        return Door(path, forks)
 
     return make

@@ -18,6 +18,9 @@ from runner.checkpoint.restore import restore_exactly, restore_newest
 from runner.errors import HoldfastError, RefusedError, StorageError
 from tests.checkpoint.test_checkpointer import Told, saved_steps, values
 from tests.conftest import Door, plant
+from tests.laws.faults import Forks
+
+pytestmark = pytest.mark.forked
 
 TROUBLE = [errno.EIO, errno.EMFILE, errno.EACCES, errno.ENOMEM, errno.ESTALE]
 
@@ -182,8 +185,8 @@ SAVES = ("ckpt=periodic", "ckpt.save.periodic.steps=5", "retention=last_n", "ret
 
 
 @pytest.fixture(scope="module")
-def finished(make_door: Callable[[str], Door]) -> Door:
-    door = make_door("trouble")
+def finished(make_door: Callable[..., Door], served: Forks) -> Door:
+    door = make_door("trouble", served)
     done = door.run(*SHORT, *SAVES)
     assert done.returncode == 0, done.stderr
     return door
@@ -192,7 +195,7 @@ def finished(make_door: Callable[[str], Door]) -> Door:
 @pytest.fixture
 def copied(finished: Door, tmp_path: Path) -> Door:
     shutil.copytree(finished.cwd / "outputs", tmp_path / "outputs", symlinks=True)
-    return Door(tmp_path)
+    return Door(tmp_path, finished.forks)
 
 
 def test_out_of_memory_and_the_same_command_again_lose_nothing(copied: Door, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from runner.checkpoint.strategy import EverySteps, Failures
 from runner.errors import StorageError
 from runner.text import format_override
 from runner.values import StepInfo
-from tests.conftest import REPO, SMALL, Door, write_corpus
+from tests.conftest import QUICK_RUN, REPO, SMALL, Door, write_corpus
 
 # Each means something to some language that a path is put into: URLs, shells, globs, YAML, Hydra, terminals.
 PARTS = (
@@ -244,7 +244,7 @@ def test_a_run_below_ugly_names_is_trained_verified_and_gone_on_with(
     door = Door(cwd)
     root = "out?*{x}=1,%2e \\"
     command = (*SMALL, "train.steps=20", "ckpt.save.periodic.steps=10", format_override("root", root))
-    done = door.run(*command)
+    done = door.run(*command, **QUICK_RUN)
     assert done.returncode == 0, done.stderr
     (config,) = cwd.glob("*/*/*/config.yaml")
     run = config.parent
@@ -256,7 +256,7 @@ def test_a_run_below_ugly_names_is_trained_verified_and_gone_on_with(
     assert verbs(["verify", str(run.relative_to(cwd)), "--all"]) == 0
     assert verbs(["ls", str(run)]) == 0
     capfd.readouterr()
-    done = door.run(format_override("dir", str(run)), "train.steps=30")
+    done = door.run(format_override("dir", str(run)), "train.steps=30", **QUICK_RUN)
     assert done.returncode == 0, done.stderr
     assert "restored step 20 " in done.stdout
     assert verbs(["verify", f"{run}@30"]) == 0

@@ -12,6 +12,9 @@ import pytest
 
 from runner.checkpoint.record import READABLE_FORMATS, list_records, list_steps, read_sidecar
 from tests.conftest import REPO, Door, assert_same, checkpoint, fail_loudly
+from tests.laws.faults import Forks
+
+pytestmark = pytest.mark.forked
 
 # Losses fall and the score asks for the highest: so the best is early, and the newest is not it.
 FAST = (
@@ -22,8 +25,8 @@ FAST = (
 
 
 @pytest.fixture(scope="module")
-def finished(make_door: Callable[[str], Door]) -> Door:
-    door = make_door("finished")
+def finished(make_door: Callable[..., Door], served: Forks) -> Door:
+    door = make_door("finished", served)
     done = door.run(*FAST)
     assert done.returncode == 0, done.stderr
     return door

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import Text
-from tests.conftest import REPO, SMALL, Door, composed
+from tests.conftest import QUICK_RUN, REPO, SMALL, Door, composed
 from tests.laws.faults import Forks
 from tests.places import MADE, a_tokens
 
@@ -110,7 +110,7 @@ def _trains(served: Forks, door: Door, *words: str) -> Path:
     (door.cwd / "own.py").write_text(OWN)
     if "data.path=tokens" in words:
         a_tokens(door.cwd)
-    done = served.run(door.cwd, *words, *SHORT)
+    done = served.run(door.cwd, *words, *SHORT, **QUICK_RUN)
     assert done.returncode == 0, done.stdout
     assert "finished 2 steps" in done.stdout
     return door.the_run
@@ -141,7 +141,7 @@ def test_every_other_choice_trains(choice: str, served: Forks, door: Door) -> No
     overrides = [override for override in SMALL if group != "log" or not override.startswith("log.")]
     steps = () if group == "train" else ("train.steps=2", "train.eval_steps=1")
     steps += ("remat.budget_bytes=1GB",) if choice == "remat=auto" else ()  # a CPU does not tell what it has
-    done = served.run(door.cwd, choice, *overrides, *steps)
+    done = served.run(door.cwd, choice, *overrides, *steps, **QUICK_RUN)
     assert done.returncode == 0, done.stdout
     status = json.loads((door.the_run / "status.json").read_text())
     assert status["state"] == "finished"
@@ -149,6 +149,7 @@ def test_every_other_choice_trains(choice: str, served: Forks, door: Door) -> No
     assert (str(status["step"]) in saved) == (choice != "ckpt=none")
 
 
+@pytest.mark.forked
 def test_digits_reach_95_percent(door: Door) -> None:
     done = door.run("model=mlp", "data=digits", "log.tensorboard=false")
     assert done.returncode == 0, done.stderr
@@ -204,14 +205,13 @@ def test_a_run_goes_on_under_other_remat_policies(served: Forks, door: Door) -> 
     """A step under each: accepted, said, recorded; the losses are those of a run that never changed."""
     assert {path.stem for path in (REPO / "conf/remat").glob("*.yaml")} == {*REMAT, *TRACED, *NOT_HERE}
     words = [*TWO_BLOCKS.split(), *SHORT, "schedule=constant", "schedule.warmup_steps=0", "train.log_steps=1"]
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    assert served.run(door.cwd, *words, "train.steps=1", "name=changing", **quick).returncode == 0
+    assert served.run(door.cwd, *words, "train.steps=1", "name=changing", **QUICK_RUN).returncode == 0
     run = door.the_run
     for step, (kind, values) in enumerate(REMAT.items(), 2):
-        done = served.run(door.cwd, f"dir={run}", f"remat={kind}", *values, f"train.steps={step}", **quick)
+        done = served.run(door.cwd, f"dir={run}", f"remat={kind}", *values, f"train.steps={step}", **QUICK_RUN)
         assert done.returncode == 0, done.stdout
         assert f'\nchanged: remat.kind: "none" → "{kind}"\n' in done.stdout  # said; no warning
-    assert served.run(door.cwd, *words, f"train.steps={1 + len(REMAT)}", "name=same", **quick).returncode == 0
+    assert served.run(door.cwd, *words, f"train.steps={1 + len(REMAT)}", "name=same", **QUICK_RUN).returncode == 0
     (same,) = door.cwd.glob("outputs/same/*/logs/metrics.jsonl")
     curves = [
         [line["loss"] for line in map(json.loads, path.read_text().splitlines()) if line["split"] == "train"]

@@ -27,6 +27,7 @@ from runner.config.user_code import (
 from runner.errors import ConfigError, RefusedError
 from tests.config.test_config import DOCUMENT
 from tests.conftest import REPO, Door
+from tests.laws.faults import Forks
 
 MINE = """
 import jax.numpy as jnp
@@ -355,9 +356,9 @@ def test_a_wrong_target_leaves_nothing(door: Door) -> None:
 
 
 @pytest.fixture(scope="module")
-def own_run(make_door: Callable[[str], Door]) -> Door:
+def own_run(make_door: Callable[..., Door], served: Forks) -> Door:
     """A finished run of a model, data and objective of the user's."""
-    door = make_door("own")
+    door = make_door("own", served)
     (door.cwd / "mine.py").write_text(MINE)
     done = door.run(*OWN, *SHORT, "ckpt.save.periodic.steps=7")
     assert done.returncode == 0, done.stderr
@@ -376,7 +377,8 @@ def test_data_that_is_never_the_same_is_not_gone_on_with(here: Path, own_run: Do
     """Typed again, in a copy of the directory whose file makes other examples now."""
     shutil.copytree(own_run.cwd / "outputs", here / "outputs", symlinks=True)
     (here / "mine.py").write_text(MINE.replace("default_rng(0)", "default_rng()"))
-    done = Door(here).run(*OWN, *SHORT, "ckpt.save.periodic.steps=7", "train.steps=50", f"dir={Door(here).the_run}")
+    door = Door(here, own_run.forks)
+    done = door.run(*OWN, *SHORT, "ckpt.save.periodic.steps=7", "train.steps=50", f"dir={door.the_run}")
     assert done.returncode == 3, done.stderr
     assert "is not what this run was trained on: 2 changed: inputs (still " in done.stderr
 

@@ -391,6 +391,7 @@ def test_a_large_file_is_looked_at_all_over(tmp_path: Path, monkeypatch: pytest.
     assert len(seen) == 6
 
 
+@pytest.mark.forked(quick=True)
 def test_through_the_door(door: Door) -> None:
     """Exit 2 before anything is written, exit 3 naming the file; the data need not be there to look at a run."""
     option = MADE["text"](door.cwd)

@@ -15,7 +15,7 @@ import tomllib
 import pytest
 
 from runner.__main__ import VERBS, VerbParser
-from tests.conftest import REPO, Door
+from tests.conftest import QUICK_RUN, REPO, Door
 from tests.docs.pages import PAGES, blocks_outside_recipes, find_blocks, shell_lines, transcript_lines
 from tests.laws.faults import Forks
 
@@ -76,7 +76,7 @@ def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
         return
     write_files(door)
     if "RUN" in command:
-        assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT).returncode == 0
+        assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT, **QUICK_RUN).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
     typed = {word.split("=")[0] for word in words} | {"train.steps"}
     own = any(
@@ -86,7 +86,7 @@ def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
     extra = [word for word in (*SHORT, *(() if own else TINY_GPT)) if word.split("=")[0] not in typed]
     # Three epochs of the digits are short.
     length = () if any(word.startswith("train.epochs=") for word in words) else ("train.steps=2",)
-    done = served.run(door.cwd, *words, *length, *extra)
+    done = served.run(door.cwd, *words, *length, *extra, **QUICK_RUN)
     assert done.returncode == 0, done.stdout
 
 

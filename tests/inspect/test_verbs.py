@@ -24,6 +24,7 @@ from runner.inspect.lookup import apply_drift
 from runner.rundir import run_lock
 from runner.rundir.layout import RunDir
 from tests.conftest import REPO, Door
+from tests.laws.faults import Forks
 
 STEPS = [15, 20, 30, 40, 45, 60]
 RUN_WORDS = (
@@ -36,9 +37,9 @@ Asked = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
-def made(make_door: Callable[[str], Door]) -> Path:
+def made(make_door: Callable[..., Door], served: Forks) -> Path:
     """One finished run that kept every checkpoint. Tests that change it work on a copy."""
-    door = make_door("tools")
+    door = make_door("tools", served)
     done = door.run(*RUN_WORDS)
     assert done.returncode == 0, done.stderr
     assert record.list_steps(door.the_run / "checkpoints") == STEPS

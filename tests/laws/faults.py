@@ -28,6 +28,8 @@ from tests.conftest import HANG_SECONDS, REPO
 SOURCE = Path(__file__).with_name("faults.c")
 # What a run imports sooner or later, and what takes a while.
 IMPORTED = ("jaxlib.mlir.dialects.mhlo", "models.mlp", "runner.launch.main", "runner.session.attempt")
+# What `forks` sets, and is read when it has imported: not for the test to say.
+FOR_THE_SERVER = frozenset({"LD_PRELOAD", "OPENBLAS_NUM_THREADS"})
 LAST = 12
 # A run of a second. It saves at 3, 4 (best), 6, 8 (best), 9 and 12 (best).
 TINY = (
@@ -109,18 +111,35 @@ class Forks:
         self, cwd: Path, *overrides: str, kill_at: int | None = None, planted: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """To its end, or until it kills itself when a step is complete; `planted` is code that is run before."""
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
         # Not in the working directory: there lies what the process itself has made, and nothing else.
         said = cwd.with_name(f"{cwd.name}-{self.server.pid}.said")
-        request: dict[str, object] = {"cwd": str(cwd), "argv": overrides, "environment": environment, "said": str(said)}
-        request |= {"kill_at": kill_at, "planted": planted}
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        code = int(self.server.stdout.readline())
+        request: dict[str, object] = {"cwd": str(cwd), "argv": overrides, "environment": environment}
+        request |= {"said": [str(said)] * 2, "kill_at": kill_at, "planted": planted}
+        code = self._ask(request)
         words = said.read_text()
         said.unlink()
         return subprocess.CompletedProcess(overrides, code, words, "")
+
+    def run_here(self, cwd: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """To its end, in the environment that this process has now; what it says on stdout and on stderr apart."""
+        streams = [cwd.with_name(f"{cwd.name}-{self.server.pid}.{name}") for name in ("out", "err")]
+        now = {name: value for name, value in os.environ.items() if name not in FOR_THE_SERVER}
+        request: dict[str, object] = {"cwd": str(cwd), "argv": overrides, "environment": now | environment}
+        request["program"] = str(REPO / "run.py")
+        # What is set there and not here is unset.
+        request |= {"only": True, "said": [str(stream) for stream in streams], "kill_at": None, "planted": ""}
+        code = self._ask(request)
+        out, err = (stream.read_text() for stream in streams)
+        for stream in streams:
+            stream.unlink()
+        return subprocess.CompletedProcess(overrides, code, out, err)
+
+    def _ask(self, request: dict[str, object]) -> int:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
 
 
 @contextmanager
@@ -162,14 +181,17 @@ def serve() -> None:
 
 def _become(request: dict) -> None:
     """In the child: the process that `python run.py` would be, with what it says in a file."""
-    said = os.open(request["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (said, 1), (said, 2)):
+    out, err = (os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o644) for path in request["said"])
+    for source, target in ((nothing, 0), (out, 1), (err, 2)):
         os.dup2(source, target)
     os.chdir(request["cwd"])
+    if request.get("only"):
+        for name in os.environ.keys() - request["environment"].keys() - FOR_THE_SERVER:
+            del os.environ[name]
     os.environ.update(request["environment"])
     signal.alarm(HANG_SECONDS)
-    sys.argv = ["run.py", *request["argv"]]
+    sys.argv = [request.get("program", "run.py"), *request["argv"]]
     if request["kill_at"] is not None:
         _die_at(request["kill_at"])
     exec(request["planted"], {})

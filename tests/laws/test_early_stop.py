@@ -12,6 +12,7 @@ import pytest
 
 from runner.files import format_json
 from tests.conftest import Door, assert_same
+from tests.laws.faults import Forks
 
 # The loss jumps about: it is best after some 50 steps, and after 15 more there is no patience left.
 RUN = (
@@ -31,9 +32,9 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+def reference(tmp_path_factory: pytest.TempPathFactory, served: Forks) -> tuple[Path, int]:
     """Return an uninterrupted run and the step at which it ended."""
-    door = Door(tmp_path_factory.mktemp("reference"))
+    door = Door(tmp_path_factory.mktemp("reference"), served)
     ended = door.run(*RUN)
     assert ended.returncode == 0, ended.stderr
     status = read_status(door.the_run)
@@ -47,10 +48,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return door.the_run, step
 
 
-def test_killed_and_gone_on_with_it_ends_at_the_same_step(reference: tuple[Path, int], tmp_path: Path) -> None:
+def test_killed_and_gone_on_with_it_ends_at_the_same_step(
+    reference: tuple[Path, int], tmp_path: Path, served: Forks
+) -> None:
     """Killed once early and once when patience is half used up: the counter is that of the log."""
     run, step = reference
-    door = Door(tmp_path)
+    door = Door(tmp_path, served)
     door.kill_at(15, *RUN)
     door.kill_at(step - 10, *RUN)
     ended = door.run(*RUN)
@@ -59,18 +62,22 @@ def test_killed_and_gone_on_with_it_ends_at_the_same_step(reference: tuple[Path,
     assert read_status(door.the_run)["stopped_early"]
 
 
-def test_asked_to_stop_and_gone_on_with_it_ends_at_the_same_step(reference: tuple[Path, int], tmp_path: Path) -> None:
+def test_asked_to_stop_and_gone_on_with_it_ends_at_the_same_step(
+    reference: tuple[Path, int], tmp_path: Path, served: Forks
+) -> None:
     run, step = reference
-    door = Door(tmp_path)
+    door = Door(tmp_path, served)
     door.kill_at(step - 5, *RUN, number=signal.SIGTERM)
     assert "stopped_early" not in read_status(door.the_run)
     assert door.run(*RUN).returncode == 0
     assert_same(door.the_run, run, step)
 
 
-def test_typed_again_it_is_finished_and_with_more_patience_it_goes_on(reference: tuple[Path, int]) -> None:
+def test_typed_again_it_is_finished_and_with_more_patience_it_goes_on(
+    reference: tuple[Path, int], served: Forks
+) -> None:
     run, step = reference
-    door, lines = Door(run.parents[2]), (run / "logs/metrics.jsonl").read_bytes()
+    door, lines = Door(run.parents[2], served), (run / "logs/metrics.jsonl").read_bytes()
     since = time.perf_counter()
     again = door.run(*RUN)
     assert (again.returncode, time.perf_counter() - since < 30) == (0, True)

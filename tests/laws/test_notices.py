@@ -22,6 +22,8 @@ from tests.clouds import AWS, AZURE, GCE, MACHINE, NOISE, Clouds, clouds
 from tests.conftest import SMALL, Door, assert_same, last_logged, plant
 from tests.preempt.test_preempt import FIRMWARE, write_firmware
 
+pytestmark = pytest.mark.forked
+
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
 SLOW_STEPS = """
 import time

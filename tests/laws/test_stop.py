@@ -21,6 +21,8 @@ from runner.preempt.stop import StopFlag, Stopped
 from runner.rundir import heartbeat
 from tests.conftest import REPO, SMALL, Door, assert_same, plant
 
+pytestmark = pytest.mark.forked
+
 RUN = (*SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=7")
 SLOW = """
 def slowed():

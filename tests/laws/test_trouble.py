@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import Door, assert_same, checkpoint, plant
 
+pytestmark = pytest.mark.forked
+
 RUN = (
     *("model=mlp", "data=digits", "data.batch_size=16", "model.num_layers=2", "model.width=32", "train.steps=60"),
     *("train.log_steps=10", "train.eval_steps=20", "ckpt=periodic", "ckpt.save.periodic.steps=8", "retention=all"),

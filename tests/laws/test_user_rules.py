@@ -9,6 +9,7 @@ import pytest
 
 from runner.checkpoint.record import list_records
 from tests.conftest import SMALL, Door, assert_same, write_corpus
+from tests.laws.faults import Forks
 
 RULES = """
 def when(info, history, every):
@@ -42,11 +43,11 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(tmp_path_factory: pytest.TempPathFactory, served: Forks) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     write_corpus(folder)
     (folder / "rules.py").write_text(RULES)
-    door = Door(folder)
+    door = Door(folder, served)
     ended = door.run(*RUN)
     assert ended.returncode == 0, ended.stderr
     assert "stopped early at step 50 of 90: 5 evaluations" in ended.stdout
@@ -54,10 +55,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return door.the_run
 
 
-def test_killed_and_gone_on_with_it_is_the_same(reference: Path, tmp_path: Path) -> None:
+def test_killed_and_gone_on_with_it_is_the_same(reference: Path, tmp_path: Path, served: Forks) -> None:
     write_corpus(tmp_path)
     (tmp_path / "rules.py").write_text(RULES)
-    door = Door(tmp_path)
+    door = Door(tmp_path, served)
     door.kill_at(30, *RUN)
     steps = [record.step for record in list_records(door.the_run / "checkpoints")]
     assert steps, "the kill must come after a save, and before the end"
@@ -82,8 +83,8 @@ def test_killed_and_gone_on_with_it_is_the_same(reference: Path, tmp_path: Path)
     assert [f"{line['step']} {line['split']} {line['loss']}" for line in lines] == whole.splitlines()
 
 
-def test_typed_again_it_is_finished_and_without_the_rule_it_goes_on(reference: Path) -> None:
-    door, lines = Door(reference.parents[2]), (reference / "logs/metrics.jsonl").read_bytes()
+def test_typed_again_it_is_finished_and_without_the_rule_it_goes_on(reference: Path, served: Forks) -> None:
+    door, lines = Door(reference.parents[2], served), (reference / "logs/metrics.jsonl").read_bytes()
     again = door.run(*RUN)
     assert again.returncode == 0, again.stderr
     assert "is finished: 50 steps, stopped early (5 evaluations)" in again.stdout

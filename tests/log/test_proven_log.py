@@ -290,6 +290,7 @@ def test_a_long_file_without_a_line_is_cut_in_good_time(tmp_path: Path) -> None:
 # --- a whole run ---
 
 
+@pytest.mark.forked(quick=True)
 def test_a_damaged_log_is_told_at_the_resume_and_by_verify_and_training_goes_on(door: Door) -> None:
     command = (*SMALL, "train.log_steps=1", "ckpt.save.periodic.steps=10", "retention.last.n=9")
     door.kill_at(45, *command, number=signal.SIGTERM)

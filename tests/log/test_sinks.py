@@ -131,6 +131,7 @@ def test_a_truth_that_is_not_complete_is_an_error_at_the_end(tmp_path: Path) -> 
         fanout.close()
 
 
+@pytest.mark.forked(quick=True)
 def test_metrics_hold_no_clock(door: Door) -> None:
     assert door.run(*SMALL, "train.steps=10").returncode == 0
     lines = [json.loads(line) for line in (door.the_run / "logs/metrics.jsonl").read_text().splitlines()]

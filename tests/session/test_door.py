@@ -64,6 +64,7 @@ def test_a_batch_that_the_machine_cannot_divide_leaves_nothing(door: Door) -> No
     assert door.tree() == before
 
 
+@pytest.mark.forked(quick=True)
 def test_the_life_of_a_run(door: Door) -> None:
     """New, finished, typed again in another order, continued with more steps, refused as another run, set aside."""
     first = door.run(*SMALL, "train.steps=20", "optim.lr=1e-2")
@@ -109,6 +110,7 @@ def test_the_life_of_a_run(door: Door) -> None:
     assert f"differs from {relative} only in train.steps: 20 → 30; to continue that one: add dir=" in longer.stdout
 
 
+@pytest.mark.forked
 def test_resume_must_have_something_to_resume(door: Door) -> None:
     before = door.tree()
     done = door.run(*SMALL, "resume=must")
@@ -209,6 +211,7 @@ def test_without_checkpoints_a_stopped_run_says_that_it_starts_over(door: Door) 
     assert steps[0] == 5
 
 
+@pytest.mark.forked(quick=True)
 def test_changed_data_is_refused_and_the_run_left_as_it_was(door: Door) -> None:
     assert door.run(*SMALL, "train.steps=10").returncode == 0
     before = {path: path.read_bytes() for path in door.the_run.rglob("*") if path.is_file()}
@@ -262,6 +265,7 @@ def test_a_reader_that_goes_away_does_not_end_a_run(door: Door) -> None:
     assert "finished 60 steps" in (door.the_run / "logs/run.log").read_text()
 
 
+@pytest.mark.forked(quick=True)
 def test_a_refused_command_moves_and_removes_nothing(door: Door) -> None:
     """Weights to begin with that are not there: with overwrite=true, and for a run that has lost its configuration."""
     assert door.run(*SMALL, "train.steps=10").returncode == 0

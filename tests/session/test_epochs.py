@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.conftest import Door, assert_same
+from tests.laws.faults import Forks
 
 # 1,437 examples to train on in batches of 64: 2.5 epochs are 56.1 batches, so 57 steps.
 RUN = (
@@ -22,8 +23,8 @@ RUN = (
 STEPS = 57
 
 
-def test_epochs_are_steps(tmp_path: Path) -> None:
-    doors = [Door(tmp_path / name) for name in ("steps", "epochs")]
+def test_epochs_are_steps(tmp_path: Path, served: Forks) -> None:
+    doors = [Door(tmp_path / name, served) for name in ("steps", "epochs")]
     for door in doors:
         door.cwd.mkdir()
     by_steps, by_epochs = doors

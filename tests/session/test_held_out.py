@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Door
+from tests.laws.faults import Forks
 
 RUN = (
     *(
@@ -27,7 +28,7 @@ RUN = (
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
+def door(tmp_path: Path, served: Forks) -> Door:
     """Return a door beside an archive of 200 examples to train on, 40 to choose by, and 50 to test on."""
     rng = np.random.default_rng(0)
     parts = {}
@@ -36,7 +37,7 @@ def door(tmp_path: Path) -> Door:
         parts[f"x_{part}"] = (rng.normal(size=(size, 5)) + label[:, None]).astype(np.float32)
         parts[f"y_{part}"] = label
     np.savez(tmp_path / "three.npz", **parts)
-    return Door(tmp_path)
+    return Door(tmp_path, served)
 
 
 def read_lines(run: Path, split: str) -> dict[int, dict[str, Any]]:

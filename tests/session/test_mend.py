@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Door, plant
 from tests.curves import concatenated, metrics
+
+pytestmark = pytest.mark.forked
 
 TINY = ("model=mlp", "data=digits", "model.width=16", "train.steps=20", "train.eval_steps=10", "train.log_steps=2")
 

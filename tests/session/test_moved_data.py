@@ -22,6 +22,8 @@ from runner.session.standing import find_run, inspect_run
 from runner.train import dataset, moved_data
 from tests.conftest import SMALL, Door, assert_same, write_corpus
 
+pytestmark = pytest.mark.forked
+
 TEXT = ("data=text", "data.seq_len=16", "data.batch_size=2")
 TABLE = ("model=mlp", "data=arrays", "data.gives=features", "data.batch_size=4")
 
@@ -190,6 +192,7 @@ def test_other_data_at_another_place_is_another_run(here: Path) -> None:
     assert found(*TEXT, "data.path=b.txt").path == other.path
 
 
+@pytest.mark.forked(quick=True)
 def test_a_new_run_on_other_data_says_so_and_is_not_told_to_go_on_with_the_other(door: Door) -> None:
     words = [word for word in SMALL if not word.startswith(("data.path", "train.steps"))]
     assert door.run(*words, "train.steps=2", "data.path=corpus.txt").returncode == 0
@@ -325,6 +328,7 @@ def test_data_that_cannot_be_read_is_one_line(here: Path) -> None:
         found(*TABLE, "data.path=y.npz")
 
 
+@pytest.mark.forked(quick=True)
 def test_a_sweep_goes_on_with_its_runs_where_their_data_lies_now(door: Door) -> None:
     words = [word for word in SMALL if not word.startswith(("data.path", "train.steps"))]
     sweep = ("-m", *words, "train.steps=4", "seed=0,1")
@@ -344,7 +348,7 @@ def test_a_sweep_goes_on_with_its_runs_where_their_data_lies_now(door: Door) -> 
 def test_killed_moved_and_typed_again_is_bit_for_bit_the_whole(door: Door, tmp_path: Path) -> None:
     """The law. Renamed as well, and typed with an absolute path."""
     words = [word for word in SMALL if not word.startswith("data.path")]
-    whole = Door(tmp_path / "whole")
+    whole = Door(tmp_path / "whole", door.forks)
     whole.cwd.mkdir()
     write_corpus(whole.cwd)
     assert whole.run(*words, "data.path=corpus.txt").returncode == 0

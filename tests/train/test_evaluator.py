@@ -32,6 +32,8 @@ from runner.train.evaluator import EvaluationRun, Evaluator
 from runner.train.model_content import ModelContent
 from tests.conftest import SMALL, Door
 
+pytestmark = pytest.mark.forked
+
 
 class Echo(nnx.Module):
     """Generates grey pictures, reconstructs the negative, and goes on by counting."""

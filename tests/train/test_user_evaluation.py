@@ -35,6 +35,8 @@ from runner.train.evaluator import EvaluationRun, Evaluator
 from runner.train.user_evaluation import apart_from_training
 from tests.conftest import Door, composed
 
+pytestmark = pytest.mark.forked
+
 HERE = "tests.train.test_user_evaluation"
 gives: dict[str, Any] = {}  # what `look` returns, or the function that it calls
 
@@ -487,7 +489,7 @@ def test_stopped_within_and_killed_it_leaves_the_same_bytes(door: Door, tmp_path
     assert done.returncode == 0, done.stderr
     run = door.the_run
 
-    other = Door(tmp_path / "other")
+    other = Door(tmp_path / "other", door.forks)
     other.cwd.mkdir()
     (other.cwd / "look.py").write_text(LOOK)
     (other.cwd / "seen").touch()
