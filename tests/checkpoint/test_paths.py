@@ -18,7 +18,7 @@ from runner.checkpoint.checkpointer import Checkpointer, SaveListeners, SavePoli
 from runner.checkpoint.record import PROGRESS, STATE, Record, Score, read_sidecar
 from runner.checkpoint.restore import restore_newest
 from runner.checkpoint.retention import KeepAll
-from runner.checkpoint.seal import find_problem, seal_checkpoint
+from runner.checkpoint.seal import WrittenArrays, find_problem, seal_checkpoint
 from runner.checkpoint.strategy import EverySteps, Failures
 from runner.errors import StorageError
 from runner.text import format_override
@@ -198,7 +198,7 @@ def test_a_seal_finds_what_was_written_elsewhere(tmp_path: Path, monkeypatch: py
 
 
 def test_a_seal_finds_an_array_that_is_missing_changed_or_too_many(tmp_path: Path) -> None:
-    listed = store.write_checkpoint(tmp_path / "1", state(1), {})
+    listed = store.write_checkpoint(tmp_path / "1", state(1), {}).table
     assert listed == {"rng.key": "uint32[2] key<threefry2x32>", "step": "int32[]", "w": "float32[8, 3]"}
     record = Record(1, "test", {}, 1.0)
     for wrong, said in (
@@ -208,11 +208,11 @@ def test_a_seal_finds_an_array_that_is_missing_changed_or_too_many(tmp_path: Pat
         ({"w": listed["w"]}, "rng.key is uint32[2] key<threefry2x32> on disk and was absent in memory (and 1 more)"),
     ):
         with pytest.raises(StorageError) as caught:
-            seal_checkpoint(tmp_path / "1", record, wrong)
+            seal_checkpoint(tmp_path / "1", record, WrittenArrays(wrong))
         assert said in str(caught.value)
         # Whoever gave it a name all the same is found by `verify` and by a restart.
         assert said in str(find_problem(tmp_path / "1"))
-    seal_checkpoint(tmp_path / "1", record, listed)
+    seal_checkpoint(tmp_path / "1", record, WrittenArrays(listed))
     assert find_problem(tmp_path / "1") is None
     assert read_sidecar(tmp_path / "1").arrays == listed
 

@@ -31,7 +31,7 @@ from runner.checkpoint.record import (
     read_saved_position,
     read_sidecar,
 )
-from runner.checkpoint.seal import find_problem, seal_checkpoint
+from runner.checkpoint.seal import WrittenArrays, find_problem, seal_checkpoint
 from runner.checkpoint.trouble import find_errno, may_pass, short_reason
 from runner.errors import RefusedError, StorageError
 from runner.log.sinks import LogDigest
@@ -64,7 +64,7 @@ def sealed(directory: Path, **changes: Any) -> Path:
     """A directory with one file, and a sidecar whose checksum is right whatever is in it."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "data").write_text("x")
-    seal_checkpoint(directory, Record(int(directory.name), "test", {"eval/loss": 0.5}, 1.5), {})
+    seal_checkpoint(directory, Record(int(directory.name), "test", {"eval/loss": 0.5}, 1.5), WrittenArrays({}))
     document = {**json.loads((directory / SIDECAR).read_bytes()), **changes}
     del document["xxh3"]
     write_sidecar(directory, json.dumps({k: v for k, v in document.items() if v != "absent"}, indent=1))

@@ -20,6 +20,7 @@ from runner.config.trust import (
 )
 from runner.config.validation import _find_dataclasses
 from runner.errors import RefusedError
+from runner.hosts.options import AutoHosts
 from runner.launch.compose import compose, compose_run
 from tests.config.test_config import changed
 
@@ -173,13 +174,13 @@ def test_what_one_command_is_to_do_is_never_the_documents_to_say(
     """A run that was begun with resume=never overwrite=true was set aside when it was continued."""
     monkeypatch.chdir(tmp_path)
     theirs = {"resume": "never", "overwrite": True, "step": 3, "dir": "/other", "compile_cache": "/cache", "root": "/r"}
-    write_run(tmp_path, **theirs)
+    write_run(tmp_path, **theirs, hosts={"kind": "env", "address": "elsewhere", "count": 2, "index": 1})
     for words in (["dir=foreign"], ["dir=foreign", "--trust"]):
         config = compose(words).config  # type: ignore[union-attr]
         said = {key: getattr(config, key) for key in KEYS_OF_THE_COMMAND}
         assert said == {
             **{"dir": "foreign", "root": "outputs", "step": None, "resume": "auto", "overwrite": False},
-            "compile_cache": "auto",
+            **{"compile_cache": "auto", "hosts": AutoHosts()},
         }
 
 

@@ -49,6 +49,9 @@ class Flag:
     reason: str | None = None
     wish: str | None = None
 
+    def agree_to_stop(self) -> str | None:
+        return self.reason
+
     def pop_save_request(self) -> str | None:
         wish, self.wish = self.wish, None
         return wish
