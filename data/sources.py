@@ -23,7 +23,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Int[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
-        """Return the examples at `indices`, stacked: every value has a leading batch dimension."""
+        """Return the examples at `indices`, stacked: every value has a leading batch dimension.
+
+        They are those of a whole batch, or of the rows of one that this process makes.
+        """
         ...
 
 

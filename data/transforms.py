@@ -1,10 +1,14 @@
 """Images varied for training, a batch at a time. What is drawn depends on the seed and the number of the batch alone.
 
-So any batch can be made by itself, in any process, and is the same after a restart.
+So any batch can be made by itself, in any process, and is the same after a restart; and any rows of it, without the
+others.
 Random crops and flips: He et al. 2016 (arXiv:1512.03385), 4.2. Erasing: DeVries & Taylor 2017 (arXiv:1708.04552).
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -16,34 +20,61 @@ ImageBatch = Float[np.ndarray, "batch height width channels"]
 CROP, FLIP, ERASE, BRIGHTNESS, NOISE = range(1, 6)
 
 
-def augment_images(images: ImageBatch, option: Augmentation, *, seed: int, number: int) -> ImageBatch:
-    """Return the images of batch `number`, varied as `option` says; the same array where it says nothing."""
-    size = len(images)
+@dataclass(frozen=True)
+class RowsOfBatch:
+    """Where some images belong: they are the rows from `first` on of a batch of `batch_size`."""
 
-    def draw(stream: int, *shape: int) -> Float[np.ndarray, "..."]:
-        return draw_uniform(seed, number, stream, shape)
+    first: int
+    batch_size: int
+
+
+def augment_images(
+    images: ImageBatch, option: Augmentation, *, seed: int, number: int, place: RowsOfBatch | None = None
+) -> ImageBatch:
+    """Return the images of batch `number`, varied as `option` says; the same array where it says nothing.
+
+    `place` says which rows of the batch they are; None: all of them. An image comes out the same, whichever others are
+    there.
+    """
+    place = place or RowsOfBatch(0, len(images))
+
+    def draw(stream: int, times: int) -> Float[np.ndarray, "times batch"]:
+        every = draw_uniform(seed, number, stream, (times, place.batch_size))
+        return every[:, place.first : place.first + len(images)]
+
+    def draw_pixels(stream: int, times: int) -> Float[np.ndarray, "times batch height width channels"]:
+        # Here the numbers of the other rows are many: they are passed over and not drawn.
+        size = math.prod(images.shape[1:])
+        begins = [(time * place.batch_size + place.first) * size for time in range(times)]
+        return np.stack([draw_uniform(seed, number, stream, images.shape, begin) for begin in begins])
 
     if option.crop:
-        images = crop_images(images, option.crop, draw(CROP, 2, size))
+        images = crop_images(images, option.crop, draw(CROP, 2))
     if option.flip:
-        images = np.where((draw(FLIP, size) < 0.5)[:, None, None, None], images[:, :, ::-1], images)
+        images = np.where((draw(FLIP, 1)[0] < 0.5)[:, None, None, None], images[:, :, ::-1], images)
     if option.erase:
-        images = erase_squares(images, option.erase, draw(ERASE, 3, size))
+        images = erase_squares(images, option.erase, draw(ERASE, 3))
     if option.brightness:
-        images = images + np.float32(option.brightness) * make_normal(draw(BRIGHTNESS, 2, size, 1, 1, 1))
+        shift = np.float32(option.brightness) * make_normal(draw(BRIGHTNESS, 2))
+        images = images + shift[:, None, None, None]
     if option.noise:
-        images = images + np.float32(option.noise) * make_normal(draw(NOISE, 2, *images.shape))
+        images = images + np.float32(option.noise) * make_normal(draw_pixels(NOISE, 2))
     return images
 
 
-def draw_uniform(seed: int, number: int, stream: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Return numbers in [0, 1) with 24 random bits each, for one stream of one batch."""
-    count = int(np.prod(shape))
+def draw_uniform(
+    seed: int, number: int, stream: int, shape: tuple[int, ...], begin: int = 0
+) -> Float[np.ndarray, "..."]:
+    """Return numbers in [0, 1) with 24 random bits each, for one stream of one batch, without its first `begin`."""
     # Raw Philox output never changes between versions of numpy. Each of its 64-bit numbers gives two of ours, of 24
-    # bits, which float32 holds exactly.
-    raw = np.random.Philox(key=[seed % 2**64, number], counter=[0, 0, 0, stream]).random_raw((count + 1) // 2)
-    halves = raw.astype("<u8").view("<u4")[:count]
-    return ((halves >> 8).astype(np.float32) * np.float32(2**-24)).reshape(shape)
+    # bits, which float32 holds exactly; and each value of its counter gives four of its own.
+    block, rest = divmod(begin, 8)
+    end = rest + math.prod(shape)
+    raw = np.random.Philox(key=[seed % 2**64, number], counter=[block, 0, 0, stream]).random_raw((end + 1) // 2)
+    halves = raw.astype("<u8").view("<u4")[rest:end]
+    values = (halves >> 8).astype(np.float32)
+    values *= np.float32(2**-24)
+    return values.reshape(shape)
 
 
 def make_normal(pairs: Float[np.ndarray, "2 *shape"]) -> Float[np.ndarray, "*shape"]:

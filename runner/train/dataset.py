@@ -104,8 +104,13 @@ def _name_file(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def make_stream(option: Data, sources: Sources, seed: int, objective: str = "") -> TrainingStream:
-    """Return the training batches in their order, made as the option says; `objective` is what labels are for."""
+def make_stream(
+    option: Data, sources: Sources, seed: int, objective: str = "", rows: slice | None = None
+) -> TrainingStream:
+    """Return the training batches in their order, made as the option says.
+
+    `objective` is what labels are for. Of each batch only `rows` are made; None: all.
+    """
     if option.kind == "none":
         return TrainingStream(NumberedBatches())
     # As it is when a worker starts: what was passed over until then.
@@ -115,6 +120,7 @@ def make_stream(option: Data, sources: Sources, seed: int, objective: str = "") 
         batch_size=option.batch_size,
         seed=seed,
         augment=getattr(option, "augment", None) if option.gives == "images" else None,
+        rows=rows,
         reopen=partial(_read_again, option, sources.fingerprint_as_read or sources.fingerprint, skipped, objective),
     )
     return TrainingStream(batches, workers=getattr(option, "workers", 0), prefetch=getattr(option, "prefetch", 0))
