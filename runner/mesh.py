@@ -5,7 +5,8 @@ then holds a part (fully sharded data parallelism; Rajbhandari et al. 2020, arXi
 and hidden units (Shoeybi et al. 2019, arXiv:1909.08053). The compiler adds what has to be sent (`AxisType.Auto`).
 
 This is the only module that decides where an array lies: `state_shardings` for what training changes, `batch_sharding`
-for what it reads. Everything else asks here, or asks an array.
+for what it reads. Everything else asks here, or asks an array. Where several processes train one run, each has some of
+the devices, makes the rows of a batch that these need (`find_local_rows`), and lays them there (`put_local_rows`).
 """
 
 from __future__ import annotations
@@ -229,6 +230,53 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
 
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
     return NamedSharding(mesh, PartitionSpec(axes[0] if len(axes) == 1 else axes) if axes else PartitionSpec())
+
+
+def is_local(mesh: jax.sharding.Mesh) -> bool:
+    """Return whether every device of a mesh is this process's own."""
+    return replicated_sharding(mesh).is_fully_addressable
+
+
+def find_local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> slice:
+    """Return the rows of a batch that the devices of this process need under `batch_sharding`.
+
+    They are the smallest range that holds every row needed: all rows, where all devices are its own.
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    needed = [index[0].indices(batch_size) for index in indices if index is not None]
+    # Whoever has none of the devices trains nothing, and only looks at what a run would be.
+    if not needed:
+        return slice(0, batch_size)
+    return slice(min(start for start, _, _ in needed), max(stop for _, stop, _ in needed))
+
+
+def put_local_rows(mesh: jax.sharding.Mesh, batch_size: int, tree: Tree) -> Tree:
+    """Lay a batch on the devices as `batch_sharding` says, and return it as arrays of `batch_size` rows.
+
+    The leaves of `tree` have the rows of `find_local_rows` alone. Nothing is sent from one process to another.
+
+    Raises ValueError where a leaf has another number of rows, and some devices are those of other processes.
+    """
+    import jax
+
+    sharding = batch_sharding(mesh)
+    if is_local(mesh):
+        return jax.device_put(tree, sharding)
+    rows = find_local_rows(mesh, batch_size)
+
+    # Not `jax.device_put`: it would have all processes compare what they give, each time.
+    def put(leaf: Any) -> jax.Array:
+        # A whole batch would be cut at the wrong places, and nobody would see it.
+        if len(leaf) != rows.stop - rows.start:
+            raise ValueError(f"a batch has {len(leaf)} rows here; expected rows {rows.start} to {rows.stop} of it")
+
+        def take(index: Any) -> Any:
+            start, stop, _ = index[0].indices(batch_size)
+            return leaf[start - rows.start : stop - rows.start]
+
+        return jax.make_array_from_callback((batch_size, *leaf.shape[1:]), sharding, take)
+
+    return jax.tree.map(put, tree)
 
 
 def activation_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding | None:

@@ -28,7 +28,7 @@ from runner.errors import ConfigError
 from runner.mesh import AXES, state_shardings
 from runner.optim.parameter_groups import is_stacked
 from runner.train.build_program import build_program
-from runner.train.build_steps import check_parts, make_step_functions
+from runner.train.build_steps import check_parts, choose_rows, make_step_functions
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
@@ -74,7 +74,8 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     check_parts(config, mesh)
     measured = own if config.objective.kind == "default" else config.objective.kind
     sources = watch_labels(config.data, sources, measured)
-    stream = make_stream(config.data, sources, config.seed, measured)
+    rows = choose_rows(config, mesh)
+    stream = make_stream(config.data, sources, config.seed, measured, rows)
     key, make_model = make_key(config.seed), partial(_make_model, config, sources, objective)
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
@@ -100,6 +101,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         config.train.eval_batches,
         config.seed,
         list_chosen_metrics(config),
+        rows=rows,
     )
     evaluator.check_content()
     seen = _look_at_metrics(config, sources, network, objective, measured)

@@ -22,7 +22,7 @@ from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.mesh import batch_sharding, replicated_sharding, state_shardings
+from runner.mesh import find_local_rows, put_local_rows, replicated_sharding, state_shardings
 from runner.trace.trace_digest import digest_trace
 from runner.train.build_steps import jit_train_step
 from runner.train.built import Built, LoadedProgram
@@ -54,7 +54,9 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
     assert isinstance(option, ExternalProgram)
     has_data = config.data.kind != "none"
     mesh = config.mesh.build(config.data.batch_size, devices=devices)
-    stream = make_stream(config.data, sources, config.seed)
+    # Without data a batch is its number alone, one row that every device holds: so does every process.
+    rows = find_local_rows(mesh, config.data.batch_size)
+    stream = make_stream(config.data, sources, config.seed, rows=rows)
     key = make_key(config.seed)
     example = sources.train.take(np.zeros(1, np.int64)) if has_data else None
     wanted = Wanted(
@@ -71,11 +73,10 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
     evaluate = make_program_eval(program, layout, has_data=has_data)
     content = ProgramContent(program, layout, sources, config.seed)
 
-    def put(batch: Batch) -> Batch:
-        return jax.device_put(batch, batch_sharding(mesh))
+    put = partial(put_local_rows, mesh, config.data.batch_size)
 
     def first_arguments() -> tuple[Tree, ...]:
-        indices = np.arange(config.data.batch_size) % len(sources.train)
+        indices = np.arange(config.data.batch_size)[rows] % len(sources.train)
         return init(), put(sources.train.take(indices)), jnp.zeros(())
 
     evaluator = Evaluator(
@@ -87,6 +88,7 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
         config.train.eval_batches,
         config.seed,
         list_chosen_metrics(config),
+        rows=rows,
     )
     evaluator.check_content()
     with user_code.as_config_error("program", option.target):

@@ -13,7 +13,7 @@ from models.layout import use_batch_sharding
 from models.objectives import BatchObjective
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.mesh import activation_sharding, batch_sharding, replicated_sharding
+from runner.mesh import activation_sharding, find_local_rows, put_local_rows, replicated_sharding
 from runner.train.parts import PartsEvaluation, PartsStep
 from runner.train.split_model import SplitModel
 from runner.train.step import (
@@ -37,7 +37,7 @@ class StepFunctions:
 
     Attributes:
         loss: what is differentiated.
-        put: lays a batch on the devices.
+        put: lays a batch on the devices, of which it is given the rows that this process makes.
     """
 
     loss: MeanLoss
@@ -62,7 +62,7 @@ def make_step_functions(
     train_step = TrainStep(step, config.optim.lr, replicated_sharding(mesh))
     eval_step = jax.jit(lay_out(make_eval_step(network, objective, update.precision)))
     if (num_parts := config.train.parts) is None:
-        return StepFunctions(loss, train_step, eval_step, partial(jax.device_put, device=batch_sharding(mesh)))
+        return StepFunctions(loss, train_step, eval_step, partial(put_local_rows, mesh, config.data.batch_size))
     return StepFunctions(
         loss,
         PartsStep(train_step, loss, objective, make_optimizer, update.ema, num_parts, mesh),
@@ -88,6 +88,12 @@ def check_parts(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"train.parts={parts}: {mesh.size} devices cannot share them out evenly; use "
             f"{', '.join(map(str, fitting))} devices (mesh.data=N)"
         )
+
+
+def choose_rows(config: Config, mesh: jax.sharding.Mesh) -> slice | None:
+    """Return the rows of a batch that this process makes; None for all of them, where it trains in parts."""
+    # Which part goes to which device is settled when the parts are computed, not here.
+    return find_local_rows(mesh, config.data.batch_size) if config.train.parts is None else None
 
 
 def _leave_on_host(tree: Tree) -> Tree:

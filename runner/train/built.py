@@ -45,7 +45,7 @@ class Built:
         abstract: the shape, type and sharding of every array of the state.
         loss: what is differentiated; a program of the user's own refuses to say.
         model: makes of a state what a person works with: a live model in evaluation mode, or a `LoadedProgram`.
-        put: lays a batch on the devices.
+        put: lays a batch on the devices, of which it is given the rows that this process makes.
         plan: what is recomputed in the backward pass.
         warnings: what a first look at a user's own model showed, one line each.
         measures: the names of what the objective measures.

@@ -83,11 +83,12 @@ class Evaluator:
 
     Attributes:
         maker: makes texts and pictures of a state.
-        put: lays a batch on the devices.
+        put: lays a batch on the devices, of which it is given the rows that this process makes.
         batches: evaluate on so many batches where an evaluation does not say how many.
         seed: of the random numbers that a function of the user's own is given.
         chosen: what something is chosen by.
         told: what was told already of functions of the user's own: once in a process.
+        rows: which rows of a batch this process makes; None: all.
     """
 
     named: Evaluations
@@ -99,6 +100,7 @@ class Evaluator:
     seed: int = 0
     chosen: Sequence[ChosenMetric] = ()
     told: set[str] = field(default_factory=set)
+    rows: slice | None = None
 
     def check_content(self) -> None:
         """Raise ConfigError where an evaluation asks for what cannot be made."""
@@ -218,7 +220,8 @@ class Evaluator:
     def _measure(self, source: Source, num_batches: int, state: State, how: EvaluationRun) -> MetricValues:
         """Return every metric over batches of a source that lie evenly apart: its mean, or what it computes itself."""
         found: dict[str, Any] = {}
-        for batch, weights in iterate_in_order(source, batch_size=self.batch_size, num_batches=num_batches):
+        batches = iterate_in_order(source, batch_size=self.batch_size, num_batches=num_batches, rows=self.rows)
+        for batch, weights in batches:
             how.between_batches()
             # Sums stay on the device: nobody waits for a batch before the next one is dispatched.
             new = how.eval_step(state, self.put(batch), self.put(weights))

@@ -109,6 +109,23 @@ def test_metrics_are_means_over_batches_of_their_split(tmp_path: Path) -> None:
     assert (found["eval"]["w"], found["ema"]["w"]) == (0.25, 0.75)
 
 
+def test_a_process_measures_its_own_rows_of_the_same_batches(tmp_path: Path) -> None:
+    named = {"all": MetricsEvaluation(batches=3)}
+
+    def look(rows: slice | None) -> list[tuple[list[int], list[float]]]:
+        seen = []
+
+        def note(state: dict[str, Any], batch: Any, weights: Any) -> dict[str, Any]:
+            seen.append((batch["n"].tolist(), weights.tolist()))
+            return eval_step(state, batch, weights)
+
+        replace(evaluator(named), rows=rows)(["all"], STATE, EvaluationRun(note, tmp_path, "x"))
+        return seen
+
+    apart = zip(look(slice(0, 3)), look(slice(3, 4)), strict=True)
+    assert [(one[0] + other[0], one[1] + other[1]) for one, other in apart] == look(None)
+
+
 def test_pictures_are_files_of_the_run(tmp_path: Path) -> None:
     named = {
         "samples": SamplesEvaluation(count=4),
