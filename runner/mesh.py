@@ -288,7 +288,7 @@ def activation_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding |
 
 
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:
-    """Return ` (data 2 × fsdp 4, 2 processes)`: axes, where not `data` alone; processes, where several; else nothing."""
+    """Return ` (data 2 × fsdp 4, 2 processes)`: axes, where not `data` alone; processes, where several."""
     axes = {axis: size for axis, size in mesh.shape.items() if size > 1}
     processes = len({device.process_index for device in mesh.devices.flat})
     named = " × ".join(f"{axis} {size}" for axis, size in axes.items()) if axes.keys() - {"data"} else ""
