@@ -13,9 +13,11 @@ import hashlib
 import inspect
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runner import hosts
 from runner.rundir.numerics import count_threads_to_come
 from runner.train.program_store import ProgramStore, find_trouble
 from runner.values import Say
@@ -109,7 +111,29 @@ def _replace_disk_cache(folder: Path, tell: Say) -> str | None:
             return None, None
 
     vars(compilation_cache).update(LRUCache=open_store, get_executable_and_time=load_proven)
+    if not hosts.is_lead():
+        _write_from_this_process()
     return None
+
+
+def _write_from_this_process() -> None:
+    """Have jax keep what this process compiles, though it is not process 0 of its run.
+
+    Without it every other machine, whose cache is its own, compiles anew at each restart; and on a CPU each process has
+    entries of its own. jax leaves it out for storage where two writers meet; ours puts each entry there in one move.
+    """
+    from jax._src import compilation_cache, compiler
+
+    def write(
+        key: str, seconds: float, name: str, backend: Any, executable: Any, host_callbacks: Sequence[Any], **_: Any
+    ) -> None:
+        # One with callbacks refers to this process's memory.
+        if not host_callbacks:
+            compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
+
+    # A private name of jax 0.10 to 0.12. Under another one nothing is kept, and only time is lost.
+    if callable(getattr(compiler, "_cache_write", None)):
+        vars(compiler).update(_cache_write=write)
 
 
 @functools.cache

@@ -154,3 +154,20 @@ def test_a_restart_finds_its_programs_and_computes_the_same(door: Door, tmp_path
     assert second["needs"] == first["needs"]  # a program from the cache says the same of itself
     assert first["needs"]["compiled"]["temporaries"] > 0
     assert (door.the_run / "logs/metrics.jsonl").read_bytes() == cold
+
+
+def test_every_process_keeps_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jax has process 0 alone write; with a cache of its own each other machine would compile at every restart."""
+    from jax._src import compilation_cache, compiler
+
+    kept: list[str] = []
+    monkeypatch.setattr(compilation_cache, "put_executable_and_time", lambda key, *rest: kept.append(key))
+    # So that what is replaced below comes back.
+    monkeypatch.setattr(compiler, "_cache_write", compiler._cache_write)
+    monkeypatch.setattr(compiler.distributed.global_state, "process_id", 1)
+    compiler._cache_write("by jax", 1.0, "name", None, None, [])
+    assert kept == []
+    compile_cache._write_from_this_process()
+    compiler._cache_write("by us", 1.0, "name", None, None, [])
+    compiler._cache_write("with a callback", 1.0, "name", None, None, [print])
+    assert kept == ["by us"]
