@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,24 @@ def test_a_signal_in_any_phase_loses_nothing(phase: str, victim: int, tmp_path: 
     # At the very end there may be nothing left to stop.
     assert codes in ([75, 75], [0, 0]), (codes, ranks.read(0), ranks.read(1))
     finish(tmp_path, reference)
+
+
+def test_a_bit_flipped_in_any_process_s_part_is_noticed(reference: Path, tmp_path: Path) -> None:
+    checkpoint, rng = tmp_path / str(STEPS), random.Random(0)
+    shutil.copytree(reference / "checkpoints" / str(STEPS), checkpoint)
+    parts = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    assert {path.relative_to(checkpoint / "state").parts[0] for path in parts if "ocdbt.process" in str(path)} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+    }
+    for path in parts:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        assert find_problem(checkpoint) is not None, path
+        path.write_bytes(content)
+    assert find_problem(checkpoint) is None
 
 
 @pytest.mark.parametrize(
