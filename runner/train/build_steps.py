@@ -14,7 +14,8 @@ from models.objectives import BatchObjective
 from runner.config.schema import Config
 from runner.errors import ConfigError
 from runner.mesh import activation_sharding, find_local_rows, put_local_rows, replicated_sharding
-from runner.train.parts import PartsEvaluation, PartsStep
+from runner.train.parts import PartsStep
+from runner.train.parts_evaluation import PartsEvaluation
 from runner.train.split_model import SplitModel
 from runner.train.step import (
     MakeOptimizer,

@@ -17,7 +17,8 @@ from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.mesh import describe_mesh
 from runner.train.evaluator import Evaluator
-from runner.train.parts import PartsEvaluation, PartsStep
+from runner.train.parts import PartsStep
+from runner.train.parts_evaluation import PartsEvaluation
 from runner.train.step import MeanLoss, TrainStep
 from runner.types import JsonObject, State, Tree
 

@@ -31,7 +31,8 @@ from runner.trace.remat_trace import find_scopes_and_tags
 from runner.trace.step_requirements import StepRequirements, measure_requirements
 from runner.train.built import Built
 from runner.train.compile_cache import CacheStats
-from runner.train.parts import CompiledParts, PartsEvaluation
+from runner.train.parts import CompiledParts
+from runner.train.parts_evaluation import PartsEvaluation
 from runner.types import Batch, State
 
 # How the text of a compiled program says that an array lies in the host's memory.

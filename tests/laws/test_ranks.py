@@ -149,6 +149,37 @@ def test_a_signal_in_any_phase_loses_nothing(phase: str, victim: int, tmp_path: 
     finish(tmp_path, reference)
 
 
+PARTS = (*WORDS, "mesh=data", "train.parts=4")
+
+
+@pytest.fixture(scope="module")
+def reference_in_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in parts of one process, with one device, that nobody has touched."""
+    folder = tmp_path_factory.mktemp("parts")
+    assert run_ranks(folder, 1, *PARTS) == [0], (folder / "out.0").read_text()
+    run = find_only_run(folder / "outputs")
+    assert run is not None
+    return run.path
+
+
+@pytest.mark.parametrize(
+    "counts", [(2, 1), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1, 2, 4), (4, 1, 2), (2, 4, 1)))]
+)
+def test_in_parts_a_run_moves_between_processes_and_no_bit_changes(
+    counts: tuple[int, ...], tmp_path: Path, reference_in_parts: Path
+) -> None:
+    """SIGKILLed with one number of processes, it goes on with another."""
+    for step, count in zip((15, 33), counts[:-1], strict=False):
+        ranks = Ranks(tmp_path, count, PARTS).start()
+        ranks.wait_for_step(lambda: find_only_run(tmp_path / "outputs"), step)
+        ranks.send(count - 1, signal.SIGKILL)
+        assert -signal.SIGKILL in ranks.wait()
+    assert run_ranks(tmp_path, counts[-1], *PARTS) == [0] * counts[-1], (tmp_path / "out.0").read_text()
+    run = find_only_run(tmp_path / "outputs")
+    assert run is not None
+    assert_same(run.path, reference_in_parts, STEPS)
+
+
 def test_a_bit_flipped_in_any_process_s_part_is_noticed(reference: Path, tmp_path: Path) -> None:
     checkpoint, rng = tmp_path / str(STEPS), random.Random(0)
     shutil.copytree(reference / "checkpoints" / str(STEPS), checkpoint)

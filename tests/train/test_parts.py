@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,92 +15,40 @@ import pytest
 
 from runner.errors import ConfigError
 from runner.launch.compose import compose_run
+from runner.train.across_devices import (
+    PartialSums,
+    add_trees,
+    divided_sharding,
+    gather_results,
+    list_own_devices,
+    sum_across,
+)
 from runner.train.build import build
 from runner.train.compile import compile_step
-from runner.train.parts import PartialSums, add_trees
-from tests.conftest import HANG_SECONDS, REPO, SMALL, Door
+from tests.conftest import SMALL, Door
+from tests.train.train_in_parts import MODELS, OWN, OWN_FILE, PARTS, run_in_parts
 
 # The same pool of threads on every machine, as a run keeps its own.
 THREADS = {"NPROC": "4", "JAX_PLATFORMS": "cpu"}
-OWN = """
-import jax
-from flax import nnx
-class Net(nnx.Module):
-    def __init__(self, inputs, num_outputs, rngs):
-        self.out = nnx.Linear(64, num_outputs, rngs=rngs)
-        self.norm = nnx.BatchNorm(num_outputs, rngs=rngs)
-        self.drop = nnx.Dropout(0.3, rngs=rngs)
-        self.seen = nnx.BatchStat(jax.numpy.zeros((), int))
-    def __call__(self, x):
-        self.seen[...] += 1
-        return self.norm(self.out(self.drop(x.reshape(len(x), -1))))
-"""
-PROGRAM = """
-import hashlib, json, sys
-from pathlib import Path
-import jax, jax.numpy as jnp, numpy as np
-from runner.launch.compose import compose_run
-from runner.train.build import build
-from runner.train.compile import compile_eval, compile_step
-from runner.train.evaluator import EvaluationRun
-words = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-steps = int(sys.argv[2])
-for line in sys.argv[3:]:
-    config = compose_run([*line.split(), "train.parts=8", "mesh=data", "data.batch_size=32", "train.eval_batches=2"]).config
-    built = build(config)
-    program, evaluate, state, lr = compile_step(built, config), compile_eval(built, config), built.init(), built.train_step.put_lr()
-    losses = []
-    for _ in range(steps):
-        state, metrics = program(state, next(built.stream), lr)
-        losses.append(float(metrics["loss"]))
-    measured = built.evaluator(["eval"], state, EvaluationRun(evaluate, Path("."), "x"))
-    every = b"".join(np.asarray(words(leaf)).tobytes() for leaf in jax.tree.leaves(state))
-    print(json.dumps([line.split()[0], built.mesh.size, hashlib.sha256(every).hexdigest(), losses, measured]))
-"""
-MODELS = (
-    "model=mlp data=digits optim.ema=0.9",
-    "model=resnet data=digits model.stages=[1,1] optim=sgd optim.lr=0.05",
-    "model=cnn data=digits model.widths=[4] train.precision=bf16",
-    "data=stdlib data.seq_len=16 model.num_layers=2 model.width=32 model.num_heads=2 model.dropout=0.1 remat=full",
-    "model=own:Net data=digits",
-)
-
-
-def run_on(count: int, folder: Path, steps: int, models: tuple[str, ...]) -> list[list[object]]:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "PYTHONPATH": str(REPO)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), str(steps), *models],
-        env={**os.environ, **THREADS, **flags},
-        cwd=str(folder),
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {each[1] for each in found} == {count}
-    return [[each[0], *each[2:]] for each in found]
 
 
 def test_one_and_four_devices_have_the_same_bits(tmp_path: Path) -> None:
     """With batch statistics, and with dropout and recomputation."""
-    one, four = (run_on(count, tmp_path, 6, (MODELS[1], MODELS[3])) for count in (1, 4))
+    one, four = (run_in_parts((1, count), tmp_path, 6, (MODELS[1], MODELS[3])) for count in (1, 4))
     assert one == four
-    assert all(losses[0] != losses[-1] for _, _, losses, _ in one)  # type: ignore[misc, index]
+    assert all(found.losses[0] != found.losses[-1] for found in one)
 
 
 @pytest.mark.slow
 def test_one_two_and_four_devices_have_the_same_bits(tmp_path: Path) -> None:
-    """Also with an average of the weights, bfloat16, and a model of one's own."""
-    (tmp_path / "own.py").write_text(OWN)
-    one, two, four = (run_on(count, tmp_path, 6, MODELS) for count in (1, 2, 4))
+    """Also with an average of the weights, bfloat16, a model and a metric of one's own, and labels left out."""
+    one, two, four = (run_in_parts((1, count), tmp_path, 6, MODELS) for count in (1, 2, 4))
     assert one == two == four
 
 
 @pytest.mark.slow
 def test_a_hundred_steps_on_eight_devices_have_the_bits_of_one(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(OWN)
-    assert run_on(1, tmp_path, 100, MODELS) == run_on(8, tmp_path, 100, MODELS)
+    assert run_in_parts((1, 1), tmp_path, 100, MODELS) == run_in_parts((1, 8), tmp_path, 100, MODELS)
 
 
 def test_a_run_that_moves_is_the_one_that_stayed(door: Door) -> None:
@@ -149,6 +97,70 @@ def test_sums_are_a_binary_tree_of_neighbours() -> None:
         sums.push(letter)
     assert sums.total() == "(((ab)(cd))((ef)(gh)))"
     assert add_trees({"x": jnp.ones(2)}, {"x": jnp.ones(2)})["x"].tolist() == [2.0, 2.0]
+
+
+class Half:
+    """A metric that merges to a number of Python, with more digits than an array has."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def merge(self, other: Half) -> Half:
+        return Half((float(self.value) + float(other.value)) / 2)
+
+    def compute(self) -> Any:
+        return self.value
+
+
+jax.tree_util.register_pytree_node(Half, lambda half: ((half.value,), None), lambda _, values: Half(*values))
+
+
+def test_numbers_that_a_metric_merges_to_are_rounded_at_once() -> None:
+    """As they are where they have to move to another device: else the bits would depend on how many there are."""
+    merged = add_trees({"half": Half(jnp.float32(0.1))}, {"half": Half(jnp.float32(0.2))})["half"].value
+    assert isinstance(merged, jax.Array)
+    assert merged.dtype == jnp.float32
+
+
+def test_devices_are_numbered_through_all_processes() -> None:
+    devices = np.array([SimpleNamespace(process_index=index) for index in (1, 0, 1, 0)])
+    own = list_own_devices(SimpleNamespace(devices=devices))  # type: ignore[arg-type]
+    assert [(each.place, each.device) for each in own] == [(1, devices[1]), (3, devices[3])]
+
+
+def test_devices_meet_with_everything_that_numbers_can_be() -> None:
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    tree = {
+        "flag": jnp.ones((1, 2), bool),
+        "key": jax.random.split(jax.random.key(3), 1),
+        "bf16": jnp.ones(1, jnp.bfloat16),
+    }
+    tree = jax.device_put(tree, divided_sharding(mesh))
+    summed, kept = jax.jit(partial(sum_across, mesh))({"grads": jnp.full((1, 3), 0.1)}, tree)
+    (gathered,) = gather_results(mesh, tree)
+    assert summed["grads"].tolist() == [pytest.approx([0.1] * 3)]
+    for name, leaf in tree.items():
+        assert (kept[name].dtype, kept[name].shape) == (leaf.dtype, leaf.shape)
+        assert (kept[name] == leaf).all()
+        assert (gathered[name] == leaf[0]).all()
+
+
+def test_what_lasts_and_is_no_fraction_is_that_of_the_first_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count grows by one in a step of eight parts; a key stays; the state before gives its memory to the next one."""
+    (tmp_path / "own.py").write_text(OWN_FILE)
+    monkeypatch.chdir(tmp_path)
+    config = compose_run([*OWN.split(), *PARTS, "mesh=single"]).config
+    built = build(config)
+    program, before = compile_step(built, config), built.init()
+    keys = jax.random.key_data(before["extra"]["key"])
+    batch = next(built.stream)
+    after, _ = program(before, batch, built.train_step.put_lr())
+    assert int(after["extra"]["seen"]) == 1
+    assert int(after["extra"]["bright"]) == (batch["inputs"][:4] > 0.5).sum() != (batch["inputs"][4:8] > 0.5).sum()
+    assert (jax.random.key_data(after["extra"]["key"]) == keys).all()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before["params"]))
 
 
 @pytest.mark.parametrize(
