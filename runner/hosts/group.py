@@ -130,6 +130,10 @@ class Group(ABC):
     def tell_end(self, code: int) -> None:
         """Tell the others that the run ends here, with this exit code. Does not wait for them."""
 
+    def end_others(self, code: int) -> None:
+        """Tell the others that the run ends here, and wait a while until they have ended."""
+        self.tell_end(code)
+
     def find_lost(self) -> HoldfastError | None:
         """Return the error that says which process has gone; None where none has. Waits a moment to hear of it.
 

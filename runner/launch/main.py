@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
+from runner import hosts
 from runner.errors import ConfigError, HoldfastError, StorageError
 from runner.hosts.exit_code import tell_exit_code
 from runner.hosts.options import LocalHosts
@@ -45,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
             # What Hydra printed was the answer; from here on there is work, of which the terminal is no part.
             decouple_screen()
         if isinstance(request, RunRequest) and request.job is None:
-            hosts = request.config.hosts
-            if isinstance(hosts, LocalHosts) and hosts.count > 1 and hosts.find_place(os.environ) is None:
-                return run_group(hosts, request.command.words, report)
+            chosen = request.config.hosts
+            if isinstance(chosen, LocalHosts) and chosen.count > 1 and chosen.find_place(os.environ) is None:
+                return run_group(chosen, request.command.words, report)
             # Imported when the command is known to be right: a wrong one is answered without it.
             from runner.session import experiment
 
@@ -67,12 +68,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process now: all is saved and closed, and a thread that still compiles must not meet a dying Python."""
+    """End the process now: all is saved and closed, and a thread that still compiles must not meet a dying Python.
+
+    The other processes of its run, which it leads, end before it and with the same code.
+    """
     failed = flush_screen()
     # A run's screen is decoupled, and never fails: here somebody asked for help, or for a configuration.
     if failed is not None and not isinstance(failed, BrokenPipeError) and code == 0:
         code = _refuse_answer(failed)
     tell_exit_code(code)
+    hosts.current_group().end_others(code)
     os._exit(code)
 
 

@@ -31,7 +31,6 @@ from runner.errors import (
     StorageError,
 )
 from runner.hosts.group import Lead
-from runner.hosts.options import Place
 from runner.log.console import choose_console
 from runner.preempt.deadline import Watchdog
 from runner.preempt.listen import listen_to_sources
@@ -76,36 +75,13 @@ def run(
     Raises HoldfastError for what a user can act on; anything else is a bug and becomes an outcome with exit code 1.
     """
     place = config.hosts.find_place(os.environ)
-    if place is None:
-        return _run(config, overrides, began, checked, tell_run)
-    # Read when jax is imported: of several processes it tells each time that recoverability is experimental.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    facts = describe_command(config)
-    if place.index:
-        return follow_run(config, overrides, began, place, facts)
-    group = Lead(place, config.hosts, facts)
-    hosts.use_group(group)
-    code = CRASHED
-    try:
-        outcome = _run(config, overrides, began, checked, tell_run, place)
-        code = outcome.exit_code
-        return outcome
-    except HoldfastError as error:
-        code = error.exit_code
-        raise
-    finally:
-        group.end_others(code)
-
-
-def _run(
-    config: Config,
-    overrides: Sequence[str],
-    began: float,
-    checked: RunDir | None,
-    tell_run: Callable[[RunDir], None],
-    place: Place | None = None,
-) -> Outcome:
-    """Work on the run as the process that decides; `place` is that among several, None for the only one."""
+    if place is not None:
+        # Read when jax is imported: of several processes it tells each time that recoverability is experimental.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        if place.index:
+            return follow_run(config, overrides, began, place)
+        # It listens from now on, so that the others hear of whatever becomes of this command.
+        hosts.use_group(Lead(place, config.hosts, describe_command(config)))
     # Importing and tracing make a million objects and next to no garbage: looking for some each 700 new ones, as usual,
     # takes a fifth of the processor time of a restart (measured). Training looks as often as usual again.
     usual = gc.get_threshold()

@@ -35,7 +35,7 @@ from runner.rundir.layout import RunDir
 from runner.rundir.numerics import settle_numerics
 from runner.rundir.run_lock import borrow_lock
 from runner.screen import flush_screen, print_error
-from runner.session.lead import read_holder
+from runner.session.lead import describe_command, read_holder
 from runner.train.run_context import RunContext
 from runner.types import JsonObject
 from runner.values import Outcome
@@ -46,7 +46,7 @@ SEEN_SECONDS = 15.0
 ANSWER_SECONDS = 10.0
 
 
-def follow_run(config: Config, overrides: Sequence[str], began: float, place: Place, facts: JsonObject) -> Outcome:
+def follow_run(config: Config, overrides: Sequence[str], began: float, place: Place) -> Outcome:
     """Work on the run that process 0 leads until that one says that it ends.
 
     Returns an outcome only where the run has ended before this process came. Raises LostProcessError where process 0
@@ -55,7 +55,7 @@ def follow_run(config: Config, overrides: Sequence[str], began: float, place: Pl
     stop_flag = SharedStopFlag()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         try:
-            group = join_lead(place, config.hosts, facts, stop_flag.raise_if_stopped)
+            group = join_lead(place, config.hosts, describe_command(config), stop_flag.raise_if_stopped)
         except Stopped:
             return Outcome("preempted", 0, None, STOPPED)
         if isinstance(group, int):

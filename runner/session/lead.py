@@ -57,6 +57,10 @@ def lead_others(context: RunContext, record_refusal: Callable[[HoldfastError], N
         what = f"{link.name}: {line}"
 
         def record() -> None:
+            if code == STOPPED:
+                # Its time was up before the others had come to a place to stop at.
+                _record_lost(context, what)
+                return
             context.console.say(f"error: {what}")
             if code == DivergedError.exit_code or code not in ERRORS:
                 attempt.end("failed", attempt.step, what, newest_durable_step(context.run_dir.checkpoints))
