@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,11 +133,26 @@ def _replace_leaves(
     for name, value in values.items():
         old, count = fresh[name], plans[name]
         new = np.asarray(value).astype(old.dtype)
-        # Layers that the other run does not have keep their fresh values.
-        if count is not None and count != ALL:
-            new = np.concatenate([new[:count], np.asarray(old)[count:]])
-        leaves[name] = jax.device_put(new, old.sharding)
+        if count is None or count == ALL:
+            leaves[name] = _put_whole(new, old)
+        else:
+            # Layers that the other run does not have keep their fresh values.
+            padded = np.zeros(old.shape, new.dtype)
+            padded[:count] = new[:count]
+            join = jax.jit(functools.partial(_join_layers, count), out_shardings=old.sharding)
+            leaves[name] = join(_put_whole(padded, old), old)
     return jax.tree.unflatten(jax.tree.structure(state), [leaves[name] for name in names])
+
+
+def _put_whole(value: np.ndarray, old: jax.Array) -> jax.Array:
+    """Return a value that lies where an array of its shape lies; each process has all of the value."""
+    # Not `device_put`, which compares it with that of other processes, one array after the other, in any order.
+    return jax.make_array_from_callback(value.shape, old.sharding, lambda index: value[index])
+
+
+def _join_layers(count: int, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Return the first layers of one array, and the others of another."""
+    return jax.numpy.concatenate([new[:count], old[count:]])
 
 
 def _is_weight(name: str) -> bool:

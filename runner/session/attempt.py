@@ -70,6 +70,8 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                 start, best = stop_flag.wait_for(run_in_thread(partial(restore_or_begin, context, built), "restore"))
             with attempt.time_in("compile"):
                 stop_flag.wait_for(programs.train)
+                # All devices at once: those of a process that still compiles would be given up by the others.
+                hosts.barrier("training is compiled")
             attempt.begin_training(start.step, best, describe_hardware(built))
             # What was killed has its line by now. Once: after a rollback it would be the same.
             if moved is None:
@@ -84,8 +86,6 @@ def run_attempt(context: RunContext, gc_threshold: tuple[int, int, int]) -> tupl
                         console.begin(start.step, config.train.num_steps)
                     # What garbage training holds may be large: look for it as often as usual.
                     gc.set_threshold(*gc_threshold)
-                    # All devices at once: those of a process that still compiles would be given up by the others.
-                    hosts.barrier("training begins")
                     stop_flag.begin_training()
                     with attempt.time_in("step"):
                         reached = train(parts, start, stop_flag)

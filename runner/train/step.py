@@ -237,7 +237,8 @@ class TrainStep:
 
     def put_lr(self) -> jax.Array:
         """Return the learning rate on the device: once for all steps, so that no step sends it again."""
-        return jax.device_put(np.float32(self.lr), self.lr_sharding)
+        # `device_put` onto devices of other processes would first compare the value with theirs.
+        return jax.make_array_from_callback((), self.lr_sharding, lambda _: np.asarray(self.lr, np.float32))
 
     def with_lr(self, program: jax.stages.Compiled) -> Callable[[State, Batch], tuple[State, Metrics]]:
         """Return a compiled program of this step as a function of state and batch alone."""

@@ -149,6 +149,28 @@ def test_a_signal_in_any_phase_loses_nothing(phase: str, victim: int, tmp_path: 
     finish(tmp_path, reference)
 
 
+@pytest.mark.slow
+def test_what_one_process_can_several_can(tmp_path: Path, reference: Path) -> None:
+    """End on the best weights, go back to a step, begin with another run's weights, choose what is recomputed."""
+    more = (*WORDS, "retention=all", f"train.steps={STEPS + 20}")
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    assert run_ranks(tmp_path, 2, *more, f"dir={run}", "step=35", "train.final=best") == [0, 0], (
+        tmp_path / "out.0"
+    ).read_text()
+    said = (tmp_path / "out.0").read_text()
+    assert "restored step 35" in said
+    assert "ends on the best weights" in said
+    assert run_ranks(tmp_path, 2, *WORDS, f"init_from={run}@best", "name=tuned", "train.steps=5") == [0, 0]
+    assert "6 arrays as they are" in (tmp_path / "out.0").read_text()
+    assert run_ranks(tmp_path, 2, *WORDS, "remat=auto", "remat.budget_bytes=20MB", "name=auto", "train.steps=5") == [
+        2,
+        2,
+    ]
+    # An MLP has nothing to recompute; all say so together.
+    assert "remat" in (tmp_path / "out.0").read_text().splitlines()[-1]
+
+
 PARTS = (*WORDS, "mesh=data", "train.parts=4")
 
 
