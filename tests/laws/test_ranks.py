@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from runner.checkpoint.arrays import read_leaves
-from runner.checkpoint.record import STATE
+from runner.checkpoint.record import STATE, list_steps
 from runner.checkpoint.seal import find_problem
 from runner.rundir.heartbeat import Heartbeat, read_heartbeat
 from tests.conftest import HANG_SECONDS, REPO, assert_same
@@ -155,20 +155,21 @@ def test_what_one_process_can_several_can(tmp_path: Path, reference: Path) -> No
     more = (*WORDS, "retention=all", f"train.steps={STEPS + 20}")
     run = tmp_path / "run"
     shutil.copytree(reference, run)
-    assert run_ranks(tmp_path, 2, *more, f"dir={run}", "step=35", "train.final=best") == [0, 0], (
+    earlier = list_steps(run / "checkpoints")[0]
+    assert earlier < STEPS
+    assert run_ranks(tmp_path, 2, *more, f"dir={run}", f"step={earlier}", "train.final=best") == [0, 0], (
         tmp_path / "out.0"
     ).read_text()
     said = (tmp_path / "out.0").read_text()
-    assert "restored step 35" in said
+    assert f"restored step {earlier}" in said
     assert "ends on the best weights" in said
-    assert run_ranks(tmp_path, 2, *WORDS, f"init_from={run}@best", "name=tuned", "train.steps=5") == [0, 0]
+    assert run_ranks(tmp_path, 2, *WORDS, f"init_from={run}", "name=tuned", "train.steps=5") == [0, 0]
     assert "6 arrays as they are" in (tmp_path / "out.0").read_text()
     assert run_ranks(tmp_path, 2, *WORDS, "remat=auto", "remat.budget_bytes=20MB", "name=auto", "train.steps=5") == [
-        2,
-        2,
+        0,
+        0,
     ]
-    # An MLP has nothing to recompute; all say so together.
-    assert "remat" in (tmp_path / "out.0").read_text().splitlines()[-1]
+    assert "remat=auto: " in (tmp_path / "out.0").read_text()
 
 
 PARTS = (*WORDS, "mesh=data", "train.parts=4")
