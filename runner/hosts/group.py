@@ -277,6 +277,9 @@ class Lead(Several):
                 self._arrived.wait_for(lambda: self._has_all() or self._stranger, timeout=RETRY_SECONDS)
             if self._stranger is not None:
                 raise ConfigError(self._stranger)
+            # One that was there may have gone again.
+            if lost := self._mailbox.wait_for_error(0.0):
+                raise lost
             if self._has_all():
                 return
             raise_if_stopped()
@@ -403,10 +406,15 @@ class Lead(Several):
 
 
 class Follower(Several):
-    """Any process but process 0."""
+    """Any process but process 0.
+
+    Attributes:
+        ended: the exit code with which the run has ended, where process 0 has said so.
+    """
 
     def __init__(self, place: Place, patience: HostsPatience, connection: socket.socket):
         super().__init__(place, patience)
+        self.ended: int | None = None
         self._links = [Link(connection, 0, f"process 0 ({place.host})")]
         self._links[0].start(self._on_line, self._on_end)
         self.watch()
@@ -453,6 +461,7 @@ class Follower(Several):
         elif "end" in line:
             link.is_leaving = True
             self._is_over.set()
+            self.ended = line["end"]
             self.handlers.on_end(line["end"])
 
 

@@ -81,6 +81,9 @@ def _follow(
     stop_flag.listen_to_others()
     group.handlers.on_end = partial(_leave, scratch)
     group.handlers.on_lost = partial(_leave_lost, scratch)
+    if group.ended is not None:
+        # It was said before anybody listened.
+        _leave(scratch, group.ended)
     usual = gc.get_threshold()
     gc.set_threshold(100_000, *usual[1:])
     try:

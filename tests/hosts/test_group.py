@@ -290,3 +290,17 @@ def test_stacks_of_the_others_are_told(make_world: Callable[..., World]) -> None
     ((name, stacks),) = world.lead.collect_stacks(HANG_SECONDS).items()
     assert name.startswith("process 1 (")
     assert "test_stacks_of_the_others_are_told" in stacks
+
+
+def test_an_end_that_comes_before_anybody_listens_is_kept(make_world: Callable[..., World]) -> None:
+    world = make_world(2)
+    other = world.add(1)
+    world.lead.tell_end(3)
+    wait_until(lambda: other.ended == 3)
+
+
+def test_who_goes_while_others_are_waited_for_is_told_at_once(make_world: Callable[..., World]) -> None:
+    world = make_world(3)
+    world.add(1).links[0].close()
+    with pytest.raises(LostProcessError, match=r"process 1 .* is gone"):
+        world.wait()
