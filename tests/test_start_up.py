@@ -38,6 +38,8 @@ MAY_IMPORT_JAX = {
     ),
     "runner.session": ("runner.session", "runner.session.experiment", "runner.session.standing"),
     "runner.checkpoint.store": (),
+    "runner.checkpoint.shards": (),
+    "runner.checkpoint.following_saver": (),
     "runner.checkpoint.transfer": (),
     "runner.inspect.load_model": (),
     "runner.inspect.model_cost": (),

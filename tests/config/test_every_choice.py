@@ -15,6 +15,7 @@ from tests.laws.faults import Forks
 from tests.places import MADE, a_tokens
 
 ELSEWHERE = (
+    "hosts",  # tests/hosts, tests/launch, and the law of several processes
     "model",
     "data",
     "objective",
@@ -233,6 +234,8 @@ def test_nothing_is_offloaded_on_a_cpu(served: Forks, door: Door) -> None:
     assert door.tree() - before <= {"outputs", "said.txt"}
 
 
+# In the short form tests/test_mesh.py has a run that moves.
+@pytest.mark.slow
 def test_two_devices_share_the_batch_and_a_run_can_move_between_them(door: Door) -> None:
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     door.kill_at(20, *SMALL, "ckpt=periodic", "ckpt.save.periodic.steps=10")

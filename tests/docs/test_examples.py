@@ -46,7 +46,9 @@ def test_each_has_an_experiment_and_is_short() -> None:
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 60
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "equinox_digits" else ()) for name in NAMES]
+)
 def test_killed_once_each_is_identical(examples: Path, name: str) -> None:
     drilled(examples, name, kills=1)
 

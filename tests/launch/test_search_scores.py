@@ -60,6 +60,9 @@ def test_the_exit_code_of_a_search(
 ) -> None:
     """A search that found nothing to choose by ends with 1, unless something worse is to be told."""
 
+    class Run:
+        config = None
+
     class FakeStudy:
         optimizes_nothing = nothing
         members = results = ()
@@ -69,7 +72,8 @@ def test_the_exit_code_of_a_search(
 
     def search(work_on_batch: Any) -> None:
         for _ in range(2):
-            work_on_batch(SweepRequest((), LocalOptions()), FakeStudy())
+            work_on_batch(SweepRequest((Run(),), LocalOptions()), FakeStudy())
 
     monkeypatch.setattr(sweep, "_admit_members", lambda runs: [])
+    monkeypatch.setattr(sweep, "refuse_one_of_several", lambda *_: None)
     assert sweep.launch_search(SearchRequest(search), ParentReport(None)) == expected

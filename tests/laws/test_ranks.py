@@ -291,7 +291,7 @@ OWN_WORDS = (
 @pytest.mark.parametrize(
     ("file", "extra", "code", "said"),
     [
-        ("hang", ("train.hang_seconds=20",), 1, "no sign of life of process 1 ("),
+        ("hang", ("train.hang_seconds=15",), 1, "no sign of life of process 1 ("),
         ("fail", (), 1, "the disk of this machine is odd"),
     ],
 )

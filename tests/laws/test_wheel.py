@@ -49,7 +49,7 @@ OWN_CONF = {
 class InstalledDoor(Door):
     """`holdfast` of an environment, in a working directory of its own."""
 
-    environment: Path
+    environment: Path = Path()
 
     def start_arguments(self, *overrides: str) -> list[str]:
         return [str(self.environment / "bin/holdfast"), *overrides]

@@ -745,7 +745,7 @@ def test_time_is_up_also_where_nothing_can_be_written(
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    deadline._end_process(75, fail)
+    deadline.end_process(75, fail)
     assert codes == [75]
     assert "how the attempt ended could not be written down: OSError" in capsys.readouterr().err
 
