@@ -17,7 +17,7 @@
     optim/        optimizers, schedules, parameter groups
     trace/        what a jaxpr stores and costs
     mesh.py       where an array lies
-    hosts.py      what the processes of a run decide together
+    hosts/        the processes of a run: how they find each other, what they agree on, who has gone
     text.py files.py plots.py     sizes, durations and tables for people; atomic files; the style of pictures
     screen.py     stdout and stderr, which are never part of a run
     values.py types.py errors.py  the ground: values that rooms hand on, names of pytrees, exit codes

@@ -78,7 +78,7 @@ def _find_place(line: JsonObject) -> tuple[str, int]:
     One of several processes dies, of its memory say, now a step earlier and now one later: there it is the checkpoint
     that was gone on from, for no attempt came to a newer one.
     """
-    return ("lost", line["from_step"]) if "lost_process" in line else ("failed", line["to_step"])
+    return ("lost", line.get("from_step", 0)) if "lost_process" in line else ("failed", line["to_step"])
 
 
 def give_up(run_dir: RunDir, failure: RepeatedFailure) -> NoReturn:

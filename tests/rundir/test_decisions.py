@@ -193,6 +193,21 @@ def test_what_failed_before_it_trained_is_no_reason_to_give_up_a_checkpoint() ->
     assert trained.move(3) == "step back"
 
 
+def test_a_process_that_goes_again_and_again_from_one_checkpoint_is_a_failure() -> None:
+    """Of its memory, say: now a step earlier, now one later. A newer checkpoint begins the count anew."""
+    lost = {"ending": "failed", "code": "c", "why": "process 1 is gone", "lost_process": True}
+    lines = [{**lost, "from_step": 20, "to_step": 40}, *({**lost, "from_step": 30, "to_step": at} for at in (37, 41, 39))]
+    repeated = find_repeated_failure(lines, "c")
+    assert repeated is not None
+    assert (repeated.step, repeated.count) == (30, 3)
+    # It says nothing about the state: the checkpoint before would lose steps for nothing.
+    assert repeated.move(3) == "try"
+    assert repeated.move(2) == "give up"
+    other = find_repeated_failure([*lines, {"ending": "failed", "code": "c", "why": "", "to_step": 30}], "c")
+    assert other is not None
+    assert other.count == 1
+
+
 def test_lines_are_those_of_attempts_whatever_stands_between_them() -> None:
     good = {"attempt": 2, "started": "2026-11-30T00:00:00.000+00:00", "ending": "killed", "to_step": 3, "drift": [1]}
     lines, damaged = parse_attempt_lines(b"\n".join([b"{}", json.dumps(good).encode(), b"\xff", b"", b"[" * 9999]))
