@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,17 +210,22 @@ class Several(Group):
 
     def _lose(self, link: Link, how: str) -> None:
         # Once, whoever notices it first.
-        with suppress(ValueError):
+        if self._forget(link) and not self._is_over.is_set():
+            self._mailbox.fail(LostProcessError(describe_lost(link, how)))
+            self.handlers.on_lost(link, how)
+
+    def _forget(self, link: Link) -> bool:
+        """Return whether a connection was still one of ours; it is none from now on."""
+        try:
             self._links.remove(link)
-            if not self._is_over.is_set():
-                self._mailbox.fail(LostProcessError(f"{describe_lost(link, how)}"))
-                self.handlers.on_lost(link, how)
+        except ValueError:
+            return False
+        return True
 
     def _on_end(self, link: Link) -> None:
         """Take note that a connection is closed: the process has ended, however it did."""
         if link.is_leaving:
-            with suppress(ValueError):
-                self._links.remove(link)
+            self._forget(link)
         else:
             self._lose(link, "its connection is closed")
 
