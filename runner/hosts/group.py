@@ -243,6 +243,8 @@ class Lead(Several):
         super().__init__(place, patience)
         self._facts, self._place = facts, place
         self._arrived, self._seen = threading.Condition(), set[int]()
+        # Whose place is taken, though it may not be there yet.
+        self._taken: set[int] = set()
         self._stacks: dict[str, str] = {}
         # Nobody is waited for any more.
         self._gave_up = False
@@ -356,7 +358,10 @@ class Lead(Several):
             _prepare(connection)
             hello = receive_line(connection, GREETING_SECONDS)
             index, name = int(hello["index"]), f"process {hello['index']} ({hello['host']}, pid {hello['pid']})"
-            problem = self._find_problem(index, name, hello)
+            with self._arrived:
+                problem = self._find_problem(index, name, hello)
+                # At once: another one of the same index may come at the same moment.
+                self._taken.add(index)
             if "end" in self._facts or problem is not None:
                 send_line(connection, {"end": self._facts.get("end", ConfigError.exit_code)})
                 connection.close()
@@ -383,7 +388,7 @@ class Lead(Several):
         """Return why a process cannot take part; None where it can."""
         if hello["count"] != self.count or not 0 < index < self.count:
             return f"hosts: {name} says it is {index} of {hello['count']}; here are {self.count}"
-        if index in self._seen and "end" not in self._facts:
+        if index in self._taken and "end" not in self._facts:
             return f"hosts: {name} came twice: two processes have the same index"
         for what, mine in self._facts.items():
             if what != "end" and hello.get(what) != mine:
