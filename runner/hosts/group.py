@@ -303,10 +303,11 @@ class Lead(Several):
     def tell_end(self, code: int) -> None:
         """Tell the others that the run ends with this exit code."""
         self._is_over.set()
-        self._facts = {"end": code}
-        for link in self.links:
-            link.is_leaving = True
-            link.send({"end": code})
+        with self._arrived:
+            self._facts = {"end": code}
+            for link in self.links:
+                link.is_leaving = True
+                link.send(self._facts)
 
     def end_others(self, code: int) -> None:
         """Tell the others that the run ends with this exit code, and wait a while until they have ended.
@@ -361,7 +362,7 @@ class Lead(Several):
             with self._arrived:
                 problem = self._find_problem(index, name, hello)
                 # At once: another one of the same index may come at the same moment.
-                self._taken.add(index)
+                self._taken |= {index} if problem is None else set()
             if "end" in self._facts or problem is not None:
                 send_line(connection, {"end": self._facts.get("end", ConfigError.exit_code)})
                 connection.close()
@@ -370,7 +371,12 @@ class Lead(Several):
                     self._stranger = self._stranger or problem
                     self._arrived.notify_all()
                 return
-            send_line(connection, {"welcome": self._facts})
+            try:
+                send_line(connection, {"welcome": self._facts})
+            except OSError:
+                # It has not heard that it is in, and tries again.
+                self._taken.discard(index)
+                raise
         # Somebody knocks who is no process of a run.
         except (OSError, ValueError, KeyError, TypeError):
             connection.close()
@@ -382,6 +388,10 @@ class Lead(Several):
             self._links.append(link)
             self._seen.add(index)
             link.start(self._on_line, self._on_end)
+            if "end" in self._facts:
+                # It came while that was said to the others.
+                link.is_leaving = True
+                link.send(self._facts)
             self._arrived.notify_all()
 
     def _find_problem(self, index: int, name: str, hello: JsonObject) -> str | None:
