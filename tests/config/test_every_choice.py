@@ -202,6 +202,8 @@ def test_other_remat_policies_are_composed_and_traced(kind: str) -> None:
     assert find_scopes_and_tags(trace_step(built, config).jaxpr.jaxpr).scopes.keys() == built.plan.scopes != set()
 
 
+# In the short form tests/remat shows that a policy changes no bit.
+@pytest.mark.slow
 def test_a_run_goes_on_under_other_remat_policies(served: Forks, door: Door) -> None:
     """A step under each: accepted, said, recorded; the losses are those of a run that never changed."""
     assert {path.stem for path in (REPO / "conf/remat").glob("*.yaml")} == {*REMAT, *TRACED, *NOT_HERE}

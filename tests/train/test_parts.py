@@ -32,6 +32,8 @@ from tests.train.train_in_parts import MODELS, OWN, OWN_FILE, PARTS, run_in_part
 THREADS = {"NPROC": "4", "JAX_PLATFORMS": "cpu"}
 
 
+# In the short form two processes do (test_parts_processes.py), and the drill changes the number of devices.
+@pytest.mark.slow
 def test_one_and_four_devices_have_the_same_bits(tmp_path: Path) -> None:
     """With batch statistics, and with dropout and recomputation."""
     one, four = (run_in_parts((1, count), tmp_path, 6, (MODELS[3], MODELS[4])) for count in (1, 4))
