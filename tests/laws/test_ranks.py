@@ -225,8 +225,10 @@ def test_a_bit_flipped_in_any_process_s_part_is_noticed(reference: Path, tmp_pat
     ("count", "devices"),
     [
         (3, 1),
-        (1, 4),
-        *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((1, 1), (2, 1), (2, 2), (1, 3), (1, 8), (3, 2))),
+        *(
+            pytest.param(*layout, marks=pytest.mark.slow)
+            for layout in ((1, 1), (2, 1), (2, 2), (1, 3), (1, 4), (1, 8), (3, 2))
+        ),
     ],
 )
 @pytest.mark.parametrize("mesh", [pytest.param("data", marks=pytest.mark.slow), "fsdp"])

@@ -196,7 +196,10 @@ def test_what_failed_before_it_trained_is_no_reason_to_give_up_a_checkpoint() ->
 def test_a_process_that_goes_again_and_again_from_one_checkpoint_is_a_failure() -> None:
     """Of its memory, say: now a step earlier, now one later. A newer checkpoint begins the count anew."""
     lost = {"ending": "failed", "code": "c", "why": "process 1 is gone", "lost_process": True}
-    lines = [{**lost, "from_step": 20, "to_step": 40}, *({**lost, "from_step": 30, "to_step": at} for at in (37, 41, 39))]
+    lines = [
+        {**lost, "from_step": 20, "to_step": 40},
+        *({**lost, "from_step": 30, "to_step": at} for at in (37, 41, 39)),
+    ]
     repeated = find_repeated_failure(lines, "c")
     assert repeated is not None
     assert (repeated.step, repeated.count) == (30, 3)

@@ -120,6 +120,8 @@ def test_resume_must_have_something_to_resume(door: Door) -> None:
     assert door.tree() == before
 
 
+# In the short form tests/laws/test_two_writers.py has two of them.
+@pytest.mark.slow
 def test_two_processes_never_write_one_run(door: Door) -> None:
     command = (*SMALL, "train.steps=100000", "train.eval_steps=100000", "ckpt=periodic")
     holder = door.start(*command)
@@ -170,6 +172,8 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_state(door: Door) -> None
     assert json.loads((door.the_run / "status.json").read_text())["state"] == "diverged"
 
 
+# In the short form tests/train/test_compile_cache.py has a restart that finds its programs.
+@pytest.mark.slow
 def test_a_resumed_run_compiles_its_step_from_the_cache(door: Door) -> None:
     cache = {"JAX_COMPILATION_CACHE_DIR": str(door.cwd / "compiled")}
 
