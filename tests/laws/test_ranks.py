@@ -67,7 +67,10 @@ def kill(folder: Path, victim: int, moment: Moment, count: int = 2) -> None:
         run = find_only_run(folder / "outputs")
         heartbeat = None if run is None else read_heartbeat(run.heartbeat)
         # That of the attempt before says nothing about this one.
-        return heartbeat is not None and heartbeat.changed > since and moment(heartbeat)
+        if heartbeat is None or heartbeat.changed <= since:
+            return False
+        # A short phase may pass unseen: then before the run ends.
+        return moment(heartbeat) or heartbeat.step >= STEPS - 8
 
     ranks.wait_until(is_due)
     ranks.send(victim, signal.SIGKILL)
