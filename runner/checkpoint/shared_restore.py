@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from runner import hosts
@@ -33,14 +34,15 @@ class SharedReader(Generic[T]):
 
     def __init__(self, read: Callable[[Path], T], *, checksums: bool):
         self._read, self._checksums = read, checksums
-        self._measured: Future[FileTable] = Future()
+        # What the others have measured, one for each checkpoint that was read, with its name.
+        self._measured = SimpleQueue[tuple[Path, Future[FileTable]]]()
 
     def read(self, directory: Path) -> T:
         """Return this process's part, once every process has read its own.
 
         Raises what kept this process, or another one, from it.
         """
-        self._measured = Future()
+        measured = Future[FileTable]()
         try:
             names = list(read_sidecar(directory)[1]) if self._checksums else []
             hosts.agree(CHANNEL, {"read": str(directory), "names": names})
@@ -55,16 +57,22 @@ class SharedReader(Generic[T]):
                 failed = failed or _rebuild_error(index, report)
             if failed is not None:
                 raise failed
-            self._measured.set_result({name: facts for one in reports[1:] for name, facts in one["measured"].items()})
+            measured.set_result({name: facts for one in reports[1:] for name, facts in one["measured"].items()})
             return value  # type: ignore[return-value]
         except BaseException as error:
-            self._measured.set_exception(error)
+            measured.set_exception(error)
             raise
+        finally:
+            self._measured.put((directory, measured))
 
     def measure(self, directory: Path, names: Sequence[str]) -> FileTable:
         """Return the sizes and checksums of files, of which this process takes its share; while `read` is under way."""
         own = measure_files(directory, _share(names), checksums=True)
-        all_of_them = {**self._measured.result(), **own}
+        of, measured = self._measured.get()
+        # One that was read before, and was found to be no good without a look at its bytes, says nothing of this one.
+        while of != directory:
+            of, measured = self._measured.get()
+        all_of_them = {**measured.result(), **own}
         return {name: all_of_them[name] for name in names}
 
 
