@@ -16,7 +16,7 @@ from runner.values import StepInfo
 
 
 class FollowingSaver:
-    """What a process that does not lead has in the place of a checkpointer.
+    """Save the part of a process that does not lead, when process 0 saves.
 
     `on_phase` takes what its background thread does: write, or "" for nothing.
     """

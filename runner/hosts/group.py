@@ -45,7 +45,7 @@ RETRY_SECONDS = 0.1
 
 @dataclass
 class Handlers:
-    """What is done when another process asks for something, or ends. Called in a thread of its connection.
+    """Hold what is to be done when another process asks for something, or ends; called in a thread of its connection.
 
     Attributes:
         on_stop: it was asked to stop: why, and the seconds that it has, where that is known.
@@ -99,7 +99,7 @@ class Mailbox:
 
 
 class Group(ABC):
-    """What the processes of a run ask each other. One process answers itself at once."""
+    """Answer what the processes of a run ask each other; one process answers itself at once."""
 
     index = 0
     count = 1
@@ -174,7 +174,7 @@ class Alone(Group):
 
 
 class Several(Group):
-    """What process 0 and the others have in common: signs of life, both ways."""
+    """Exchange signs of life with other processes, and notice where one gives none any more."""
 
     def __init__(self, place: Place, patience: HostsPatience):
         super().__init__()

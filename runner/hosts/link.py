@@ -1,4 +1,4 @@
-"""What the processes of a run say to each other: lines of JSON over TCP, between process 0 and each of the others.
+"""Carry what the processes of a run say: lines of JSON over TCP, between process 0 and each of the others.
 
 A connection of our own and not jax's coordination service, for three reasons. It is there before jax is, so a wrong
 command is refused at once, everywhere, and who is missing can be named. The kernel closes it when a process dies,

@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class HostsPatience:
-    """How long the processes of a run wait for each other.
+    """Say how long the processes of a run wait for each other.
 
     Attributes:
         join_seconds: so long they wait at the start until all are there.
