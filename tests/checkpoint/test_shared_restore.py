@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runner import hosts
+from runner.checkpoint import shared_restore
 from runner.checkpoint.record import Record
 from runner.checkpoint.restore import restore_newest
 from runner.checkpoint.seal import seal_checkpoint
@@ -164,3 +165,14 @@ def test_what_one_process_refuses_is_refused(groups: Any, tmp_path: Path) -> Non
     led, _, _ = restore(groups, tmp_path, read)
     assert isinstance(led, RefusedError)
     assert "process 1: another model" in str(led)
+
+
+def test_what_was_measured_of_another_checkpoint_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that turned out to be no good by its names leaves what was measured of it unread."""
+    monkeypatch.setattr(shared_restore, "_share", lambda names: [])
+    reader: SharedReader[None] = SharedReader(lambda directory: None, checksums=False)
+    for step, size in (("20", 1), ("10", 2)):
+        measured: Future[Any] = Future()
+        measured.set_result({"state/manifest.ocdbt": {"bytes": size}})
+        reader._measured.put((Path(step), measured))
+    assert reader.measure(Path("10"), ["state/manifest.ocdbt"]) == {"state/manifest.ocdbt": {"bytes": 2}}
