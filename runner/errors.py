@@ -7,6 +7,7 @@
     │   └── LostRunError   the run was taken away while this process worked on it; nothing more is written
     ├── DivergedError  4   the loss or the gradient is not finite
     ├── StorageError   5   the state could not be made durable
+    ├── StoppedEarlyError 75   stopped on request before anything was touched
     └── LostProcessError  75   another process of the run has gone; nothing is wrong with the run
 
 A message says where, what was got, what was expected and the way out, in one or two plain lines.
@@ -71,6 +72,12 @@ class StorageError(HoldfastError):
     """Raised where a state could not be made durable."""
 
     exit_code = 5
+
+
+class StoppedEarlyError(HoldfastError):
+    """Raised where a stop was asked for before anything of the run was touched."""
+
+    exit_code = 75
 
 
 class LostProcessError(HoldfastError):

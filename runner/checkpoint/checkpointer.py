@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -108,12 +108,14 @@ class SaveListeners:
         on_saved: takes each checkpoint once it is durable; from the training thread, so a step or more later.
         on_phase: takes what the background thread does: write, seal, publish, prune, or "" for nothing.
         check_held: raises LostRunError where the run is no longer this process's; called before files are touched.
+        list_held_steps: gives the steps that must not be deleted now, whatever retention says: they are being copied.
     """
 
     say: Say
     on_saved: Callable[[SavedCheckpoint], None]
     on_phase: Callable[[str], None] = lambda phase: None
     check_held: Callable[[], None] = lambda: None
+    list_held_steps: Callable[[], Collection[int]] = frozenset
 
 
 class Checkpointer:
@@ -144,7 +146,7 @@ class Checkpointer:
         # The same, with the one that is under way.
         self._expected: list[Record] = self._records
         # While the first steps compile and run.
-        self._cleaning = self._thread.submit(_clean_up, checkpoints, policy, self.newest)
+        self._cleaning = self._thread.submit(_clean_up, checkpoints, policy, self.newest, listeners.list_held_steps)
 
     @property
     def newest(self) -> int | None:
@@ -286,7 +288,7 @@ class Checkpointer:
             raise
         on_phase("prune")
         durable = time.perf_counter() - start
-        records, trouble = _prune(self._checkpoints, self._policy, record.step)
+        records, trouble = _prune(self._checkpoints, self._policy, record.step, self._listeners.list_held_steps)
         on_phase("")
         num_bytes = next((known.num_bytes for known in records if known.step == record.step), 0)
         return SavedCheckpoint(record, durable if stall is None else stall, durable, num_bytes, trouble), records
@@ -400,11 +402,13 @@ def _move_to_trash(directory: Path) -> Path:
     return away
 
 
-def _prune(checkpoints: Path, policy: SavePolicy, step: int) -> tuple[list[Record], str | None]:
+def _prune(
+    checkpoints: Path, policy: SavePolicy, step: int, list_held_steps: Callable[[], Collection[int]]
+) -> tuple[list[Record], str | None]:
     """Link the best and delete what retention lets go. Returns what is left, and what went wrong if anything did."""
     # Only what is not newer than the step just proven is judged: the rest is not from this training.
     records = [record for record in list_records(checkpoints) if record.step <= step]
-    kept = select_survivors(policy.keep, records, policy.score)
+    kept = {*select_survivors(policy.keep, records, policy.score), *list_held_steps()}
     try:
         link_best(checkpoints, records, policy.score)
         for record in records:
@@ -427,7 +431,9 @@ def _publish(fresh: Path, final: Path) -> None:
         files.remove_tree(old)
 
 
-def _clean_up(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None:
+def _clean_up(
+    checkpoints: Path, policy: SavePolicy, newest: int | None, list_held_steps: Callable[[], Collection[int]]
+) -> None:
     """Finish what a killed process had begun: drop half a checkpoint, link the best, delete what was let go.
 
     The newest one has been proven by now: the run goes on from it.
@@ -443,4 +449,4 @@ def _clean_up(checkpoints: Path, policy: SavePolicy, newest: int | None) -> None
             files.sync_path(folder)
     if newest is not None:
         # What cannot be deleted is told after the next save, which tries again.
-        _prune(checkpoints, policy, newest)
+        _prune(checkpoints, policy, newest, list_held_steps)

@@ -27,6 +27,7 @@ UNHASHED_KEYS = (
     "log",
     "preempt",
     "hosts",
+    "remote",
     "compile_cache",
     "data.workers",
     "data.prefetch",

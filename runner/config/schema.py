@@ -54,6 +54,7 @@ from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
 from runner.optim.schedules import Schedule
 from runner.preempt.preempt_options import NoticeSource, Preempt
+from runner.remote.options import Remote
 from runner.text import display_path, shorten
 from runner.types import Document
 
@@ -162,6 +163,17 @@ class PreemptByKind(Preempt):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemoteByKind(Remote):
+    """Keep the run in a bucket as well: an empty machine goes on from there. `remote=URL` is short for `remote.url`.
+
+    Attributes:
+        retention: which checkpoints stay there; null: as on this machine. `retention.remote=OPTION` chooses one.
+    """
+
+    retention: Retention | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class InitFrom:
     """Begin with the weights of another run.
 
@@ -216,6 +228,7 @@ class Config:
     seed: Annotated[int, Ge(0)] = 0
     eval: Mapping[Split, Annotated[Evaluation, BY_KIND]] = field(default_factory=lambda: {"eval": MetricsEvaluation()})
     init_from: InitFrom = field(default_factory=InitFrom)
+    remote: RemoteByKind = field(default_factory=RemoteByKind)
     compile_cache: str = "auto"
     dir: str | None = None
     step: Annotated[int, Ge(1)] | Literal["best"] | None = None

@@ -49,7 +49,7 @@ NEEDS_TRUST: dict[str, Use] = {
 }
 # These say what one command is to do with a run, and not what the run is: they are never taken from its document. The
 # programs in a compile cache are run without being read.
-KEYS_OF_THE_COMMAND = ("dir", "root", "step", "resume", "overwrite", "compile_cache", "hosts")
+KEYS_OF_THE_COMMAND = ("dir", "root", "step", "resume", "overwrite", "compile_cache", "hosts", "remote")
 # Text that reaches no code and no host: names that mean something within the run, and data that is on this machine.
 # What is read of it stays in the run's directory, unless it is sent somewhere by what needs trust.
 MAY_BE_NAMED = (

@@ -126,6 +126,10 @@ def _force(argument: str) -> str:
         raise refuse_typed_key(name)
     if key == "init_from":
         return f"++init_from.run={value}"
+    if key == "remote":
+        return f"++remote.url={value}"
+    if key == "retention.remote" and not value.startswith("{"):
+        return f"+retention@remote.retention={value}"
     if not equals or key[0] in "+~" or name.startswith("hydra") or "@" in key or is_group(key):
         return argument
     return f"++{argument}"

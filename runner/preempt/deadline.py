@@ -160,12 +160,15 @@ def end_process(exit_code: int, record: Callable[[], None]) -> NoReturn:
         os._exit(exit_code)
 
 
-def describe_shortfall(save_seconds: float, notice_seconds: float, source: str) -> str | None:
+def describe_shortfall(
+    save_seconds: float, notice_seconds: float, source: str, upload_seconds: float = 0.0
+) -> str | None:
     """Return a warning where a save takes longer than `source` leaves, with the ways out; None where it does not."""
-    if save_seconds <= notice_seconds:
+    if save_seconds + upload_seconds <= notice_seconds:
         return None
+    sending = f" and {upload_seconds:.3g} s more until it is in the bucket" if upload_seconds else ""
     return (
-        f"warning: a checkpoint takes {save_seconds:.3g} s until it is durable, but {source} leaves "
+        f"warning: a checkpoint takes {save_seconds:.3g} s until it is durable{sending}, but {source} leaves "
         f"{notice_seconds:g} s: a stop would lose the steps since the last one; save more often, write to a faster "
         "disk, or, where the machine leaves longer, say so"
     )
@@ -182,13 +185,20 @@ class SaveBudget:
     """Knows what a save takes: warns once where a notice leaves less, and says whether there is time for another one.
 
     `shortest_notice` is the fewest seconds that any source leaves, and its name; `save_seconds` is what the newest
-    checkpoint took, None where there is none.
+    checkpoint took, None where there is none; `upload_seconds` gives what it takes to send one to the run's other
+    place, None where there is none: a stop is done when it is there.
     """
 
     def __init__(
-        self, stop_flag: StopFlag, shortest_notice: tuple[float, str], say: Say, save_seconds: float | None
+        self,
+        stop_flag: StopFlag,
+        shortest_notice: tuple[float, str],
+        say: Say,
+        save_seconds: float | None,
+        upload_seconds: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._stop_flag, self._shortest_notice, self._say = stop_flag, shortest_notice, say
+        self._upload_seconds = upload_seconds
         self._save_seconds: float | None = None
         self._has_warned = False
         if save_seconds is not None:
@@ -197,7 +207,7 @@ class SaveBudget:
     def record_save(self, seconds: float) -> None:
         """Remember how long a save took until it was durable."""
         self._save_seconds = seconds
-        warning = describe_shortfall(seconds, *self._shortest_notice)
+        warning = describe_shortfall(seconds, *self._shortest_notice, self._upload_seconds() or 0.0)
         if warning and not self._has_warned:
             self._has_warned = True
             self._say(warning)
@@ -206,7 +216,9 @@ class SaveBudget:
         """Raise Stopped where there is a deadline that a save begun now could not keep, in every process of the run."""
         deadline = self._stop_flag.deadline
         left = None if deadline is None else deadline - time.monotonic()
-        hopeless = is_hopeless(self._save_seconds, left)
-        trouble = f"a save takes {self._save_seconds:.3g} s and {left:.3g} s are left" if hopeless else None
+        upload = self._upload_seconds() or 0.0
+        hopeless = is_hopeless(None if self._save_seconds is None else self._save_seconds + upload, left)
+        sending = f", sending it {upload:.3g} s" if upload else ""
+        trouble = f"a save takes {self._save_seconds:.3g} s{sending} and {left:.3g} s are left" if hopeless else None
         if (trouble := hosts.agree("hopeless", trouble)) is not None:
             raise Stopped(trouble)

@@ -84,6 +84,11 @@ class RunDir:
         return self.path / ".pulse"
 
     @property
+    def remote_note(self) -> Path:
+        """Return where it is written down what this machine knows of the run in a bucket (remote/local_note.py)."""
+        return self.path / "remote.json"
+
+    @property
     def stop(self) -> Path:
         """Return the file that stops the run when somebody makes it."""
         return self.path / "STOP"

@@ -21,6 +21,7 @@ from pathlib import Path
 from runner import files
 from runner.errors import RefusedError
 from runner.rundir.layout import RunDir
+from runner.types import JsonObject
 
 RENEW_SECONDS = 5.0
 # A lease that was not renewed for so long belongs to nobody. Four chances to renew it, on storage that stalls.
@@ -52,6 +53,18 @@ class Owner:
     def is_alive_here(self) -> bool:
         """Tell whether the process is certainly at work on this very machine."""
         return self.machine == read_machine() != "" and self.born == _read_birth(self.pid) != 0
+
+    def has_ended_here(self) -> bool:
+        """Tell whether the process was certainly one of this machine, as it runs now, and has ended."""
+        return self.machine == read_machine() != "" and self.born != _read_birth(self.pid)
+
+    @staticmethod
+    def parse(document: JsonObject) -> Owner | None:
+        """Return the owner that a document names; None where it names nobody, whatever it is."""
+        token, pid, born, host, machine = (document.get(name) for name in ("token", "pid", "born", "host", "machine"))
+        texts = all(isinstance(text, str) and text.isprintable() and len(text) < 256 for text in (token, host, machine))
+        numbers = all(type(number) is int and 0 <= number < 1 << 62 for number in (pid, born))
+        return Owner(token, pid, born, host, machine) if texts and numbers else None  # type: ignore[arg-type]
 
 
 class Lease:
@@ -109,7 +122,7 @@ def take_lease(run_dir: RunDir) -> Lease:
     previous = _read_owner(path)
     if previous is not None:
         _refuse_live_owner(run_dir, previous)
-    owner = Owner(secrets.token_hex(8), os.getpid(), _read_birth(os.getpid()), socket.gethostname(), read_machine())
+    owner = identify_process(secrets.token_hex(8))
     # Not durable: after a power loss nobody is at work.
     files.replace_file(path, json.dumps(asdict(owner)), durable=False)
     return Lease(path, owner)
@@ -143,12 +156,12 @@ def _refuse_live_owner(run_dir: RunDir, owner: Owner) -> None:
 def _read_owner(path: Path) -> Owner | None:
     """Return whose lease it is; None where there is none, or where its bytes name nobody. Raises OSError."""
     document = files.read_json_object(path)
-    if document is None:
-        return None
-    token, pid, born, host, machine = (document.get(name) for name in ("token", "pid", "born", "host", "machine"))
-    texts = all(isinstance(text, str) and text.isprintable() and len(text) < 256 for text in (token, host, machine))
-    numbers = all(type(number) is int and 0 <= number < 1 << 62 for number in (pid, born))
-    return Owner(token, pid, born, host, machine) if texts and numbers else None  # type: ignore[arg-type]
+    return None if document is None else Owner.parse(document)
+
+
+def identify_process(token: str) -> Owner:
+    """Return this process as the owner of something, under a token of that hold alone."""
+    return Owner(token, os.getpid(), _read_birth(os.getpid()), socket.gethostname(), read_machine())
 
 
 def _read_file_system_clock(run_dir: RunDir) -> float:

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -37,17 +37,20 @@ class RunLock:
         run_dir: the run.
         handle: of the locked file; a child that inherits it holds the run as well, until both have ended.
         lease: what says the same on storage that shares no locks; None in a process that another one locks for.
+        check_elsewhere: raises LostRunError where the run is lost in its other place; asks nobody.
     """
 
     run_dir: RunDir
     handle: int
     lease: Lease | None
+    check_elsewhere: Callable[[], None] = lambda: None
 
     def check(self) -> None:
         """Raise LostRunError where the run is no longer this process's; from any thread.
 
         Two system calls: cheap enough for each line of a log. The lease is as the thread that renews it last saw it.
         """
+        self.check_elsewhere()
         if self.lease is None:
             return
         try:

@@ -216,10 +216,14 @@ def _resolve_epochs(context: RunContext, num_examples: int) -> RunContext:
 def _step_back(context: RunContext) -> None:
     """Set the newest checkpoint aside where there is an older one: perhaps it is the state that makes training fail."""
     checkpoints, say = context.run_dir.checkpoints, context.console.say
+    # What is here may have been lost with the machine that had it.
+    for step in sorted(context.other_place.list_steps(), reverse=True)[:2]:
+        context.other_place.bring(step)
     steps = [record.step for record in list_records(checkpoints) if not record.mark]
     if len(steps) > 1:
         say(f"training failed here several times: going back from step {steps[-1]} to step {steps[-2]}")
         set_newer_aside(checkpoints, context.run_dir.quarantine, steps[-2], say)
+        context.other_place.set_newer_aside(steps[-2])
         context.attempt.record(stepped_back=steps[-1])
 
 
@@ -277,6 +281,7 @@ def _finish(context: RunContext, built: Built, programs: CompiledPrograms, reach
 def _end_on_best(context: RunContext, built: Built, programs: CompiledPrograms, reached: Progress) -> State:
     """Return the state of the best checkpoint, proven and evaluated; else the last one, and say why."""
     config, checkpoints, say = context.config, context.run_dir.checkpoints, context.console.say
+    context.other_place.bring_best([config.score])
     found_best, step, state = find_best(list_records(checkpoints), config.score), reached.step, reached.state
     best = hosts.agree("best", None if found_best is None else found_best.step)
     if best is None:

@@ -7,8 +7,8 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from runner.errors import (
     LostProcessError,
     LostRunError,
     RefusedError,
+    StoppedEarlyError,
     StorageError,
 )
 from runner.hosts.group import Lead
@@ -36,7 +37,8 @@ from runner.preempt.deadline import Watchdog
 from runner.preempt.listen import listen_to_sources
 from runner.preempt.shared_stop import SharedStopFlag
 from runner.preempt.signals import listen_to_signals
-from runner.preempt.stop import StopFlag
+from runner.preempt.stop import StopFlag, Stopped
+from runner.remote.other_place import Choices, OtherPlace, hold_other_place
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.attempt_log import AttemptLog
 from runner.rundir.crash_loop import find_repeated_failure, give_up
@@ -50,7 +52,7 @@ from runner.session.follow import follow_run
 from runner.session.lead import describe_command, lead_others, record_lost_process
 from runner.session.mend import mend_finished
 from runner.session.moved_run import find_twin_on_other_data
-from runner.session.standing import Standing, find_run, inspect_run
+from runner.session.standing import Standing, find_run, inspect_run, name_in_store
 from runner.text import quote_override
 from runner.train.run_context import RunContext
 from runner.values import Outcome
@@ -104,16 +106,18 @@ def run(
                 print(f"{run_dir} was set aside as {set_run_aside(run_dir)}")
         with _as_storage_error(run_dir):
             is_new = not run_dir.path.exists()
-        with lock_run(run_dir) as lock:
+        with lock_run(run_dir) as lock, _hold_other_place(config, run_dir, stop_flag, is_new=is_new) as other_place:
+            lock = replace(lock, check_elsewhere=other_place.check)
             with _as_storage_error(run_dir):
-                standing = _inspect_locked(run_dir, config, is_new=is_new)
+                standing = _inspect_locked(run_dir, config, other_place.list_steps(), is_new=is_new)
                 if standing.is_finished:
                     mend_finished(config, run_dir, standing, print)
+                    other_place.finish(stop_flag.deadline)
                     return _tell_finished(config, run_dir, standing)
             with listen_to_sources(config.preempt, run_dir, stop_flag, began):
                 with _as_storage_error(run_dir):
                     context = _begin_attempt(config, lock, standing, overrides, began, stop_flag)
-                context = replace(context, place=place)
+                context = replace(context, place=place, other_place=other_place)
                 attempt = context.attempt
                 if place is not None:
                     lead_others(context, partial(_record_refusal, context, standing))
@@ -122,6 +126,7 @@ def run(
                     # Before jax starts: its thread pool is made once.
                     with _as_storage_error(run_dir):
                         attempt.record(threads=settle_numerics(run_dir, context.console.say).threads)
+                    other_place.tell(context.console.say)
                     with Watchdog(stop_flag, attempt, run_dir, config.train.hang_seconds, context.console.say).watch():
                         with attempt.time_in("import"):
                             # Here and not above: a wrong command, or a run that is finished, waits for no jax.
@@ -132,6 +137,9 @@ def run(
                         context.console.say(describe_clock_jump(jump))
                     durable = None if outcome.ending == "finished" else newest_durable_step(run_dir.checkpoints)
                     attempt.end(outcome.ending, attempt.step, why, durable)
+                    write_readme(run_dir)
+                    # Exit 0 and 75 say that it is there: the machine may be gone in a moment.
+                    other_place.finish(stop_flag.deadline)
                 except LostRunError:
                     # Somebody else may be at work there: nothing more is written, not even how this ended.
                     raise
@@ -150,6 +158,7 @@ def run(
                     with suppress(LostRunError):
                         lock.prove()
                         write_readme(run_dir)
+                        other_place.send_what_there_is()
     return outcome
 
 
@@ -180,15 +189,39 @@ def find_unfinished(config: Config, overrides: Sequence[str]) -> RunDir | None:
     return run_dir
 
 
-def _inspect_locked(run_dir: RunDir, config: Config, *, is_new: bool) -> Standing:
-    """Inspect a run whose lock is held; where it is refused and is new, take back the directory that the lock made."""
+@contextmanager
+def _hold_other_place(config: Config, run_dir: RunDir, stop_flag: StopFlag, *, is_new: bool) -> Iterator[OtherPlace]:
+    """Hold a run in its bucket while the context lasts; where it is refused and is new, nothing of it stays here."""
+    keep = config.retention if config.remote.retention is None else config.remote.retention
+    choices, key = Choices(config.remote, keep, config.score), name_in_store(config, run_dir)
+    with ExitStack() as opened:
+        with _taking_back(run_dir, is_new=is_new):
+            held = hold_other_place(choices, key, run_dir, stop_flag.raise_if_stopped)
+            try:
+                place = opened.enter_context(held)
+            except Stopped:
+                raise StoppedEarlyError(
+                    f"stopped by {stop_flag.reason} while it waited for the run; nothing was begun"
+                ) from None
+        yield place
+
+
+@contextmanager
+def _taking_back(run_dir: RunDir, *, is_new: bool) -> Iterator[None]:
+    """Take back the directory that the lock has made of a new run, where what is done in the context is refused."""
     try:
-        return inspect_run(run_dir, config)
+        yield
     except HoldfastError:
         # Never a directory that was there: one that has lost its configuration may still hold checkpoints.
         if is_new and not run_dir.config.exists():
             _remove_new_run(run_dir)
         raise
+
+
+def _inspect_locked(run_dir: RunDir, config: Config, elsewhere: Collection[int], *, is_new: bool) -> Standing:
+    """Inspect a run whose lock is held; where it is refused and is new, take back the directory that the lock made."""
+    with _taking_back(run_dir, is_new=is_new):
+        return inspect_run(run_dir, config, elsewhere)
 
 
 def _tell_finished(config: Config, run_dir: RunDir, standing: Standing) -> Outcome:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from runner import hosts
+from runner.checkpoint.checkpointer import link_best
 from runner.checkpoint.quarantine import list_set_aside, set_newer_aside
-from runner.checkpoint.record import Record, locate_checkpoint, read_saved_position
-from runner.checkpoint.restore import restore_exactly, restore_newest
+from runner.checkpoint.record import (
+    Record,
+    list_records,
+    locate_checkpoint,
+    newest_durable_step,
+    read_saved_position,
+)
+from runner.checkpoint.restore import ReadState, restore_exactly, restore_newest
+from runner.checkpoint.seal import MeasureFiles
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
 from runner.session.standing import refuse_to_start_over
@@ -78,23 +87,50 @@ def _lead_exactly(built: Built, checkpoint: Path, *, checksums: bool) -> tuple[R
 def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | None:
     """Return the checkpoint that `step=` names, or the newest good one, with its state; None where there is none."""
     config, run_dir, attempt, say = context.config, context.run_dir, context.attempt, context.console.say
-    checksums = config.ckpt.verify != "off"
+    checksums, other_place = config.ckpt.verify != "off", context.other_place
     if config.step is not None and config.step != attempt.status.taken_back_to:
+        if config.step == "best":
+            other_place.bring_best([config.score])
+            link_best(run_dir.checkpoints, list_records(run_dir.checkpoints), config.score)
+        else:
+            other_place.bring(config.step)
         found = _lead_exactly(built, locate_checkpoint(f"{run_dir.path}@{config.step}"), checksums=checksums)
         set_newer_aside(run_dir.checkpoints, run_dir.quarantine, found[0].step, say)
+        other_place.set_newer_aside(found[0].step)
         attempt.status.set_taken_back_to(config.step)
         return found
     # The same command typed again goes on from where it was taken back to, and not from there once more.
     if config.step is not None:
         say(f"was taken back to step {config.step} already: going on from the newest checkpoint")
     attempt.status.set_taken_back_to(config.step)
-    read = partial(read_train_state, built)
-    if hosts.is_alone():
-        return restore_newest(run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums)
-    reader = SharedReader(read, checksums=checksums)
-    return restore_newest(
-        run_dir.checkpoints, run_dir.quarantine, reader.read, say, checksums=checksums, measure=reader.measure
+    read: ReadState[State] = partial(read_train_state, built)
+    measure: MeasureFiles | None = None
+    if not hosts.is_alone():
+        reader = SharedReader(read, checksums=checksums)
+        read, measure = reader.read, reader.measure
+    restore = partial(
+        restore_newest, run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums, measure=measure
     )
+    other_place.bring_newer(newest_durable_step(run_dir.checkpoints))
+    return _restore_from_either(context, restore)
+
+
+def _restore_from_either(
+    context: RunContext, restore: Callable[[], tuple[Record, State] | None]
+) -> tuple[Record, State] | None:
+    """Return what `restore` finds on this disk; where a newer checkpoint is in the bucket, that one instead.
+
+    It is where what was here turned out to be damaged: then it is brought, and `restore` asked again.
+    """
+    while True:
+        try:
+            found = restore()
+        except RefusedError:
+            if not context.other_place.bring_newer(0):
+                raise
+            continue
+        if not context.other_place.bring_newer(0 if found is None else found[0].step):
+            return found
 
 
 def _begin(context: RunContext, built: Built) -> State:

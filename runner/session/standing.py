@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +16,7 @@ from runner.config.early_stop import explain_early_stop, read_history
 from runner.config.identity import UNHASHED_KEYS, Drift, find_drift, hash_config
 from runner.config.schema import Config, read_document
 from runner.errors import RefusedError
+from runner.remote.contact import contact_store, find_remote_name, holds_run
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.decisions import read_decisions
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
@@ -50,30 +51,42 @@ def find_run(config: Config, overrides: Sequence[str], checked: RunDir | None = 
 
     Raises:
         RefusedError: `resume` does not allow what is, or is not, there.
-        ConfigError: the data has to be compared and cannot be read.
+        ConfigError: the data has to be compared and cannot be read; the bucket takes the command for wrong.
+        StorageError: the bucket cannot be reached.
     """
+    store = None if config.remote.url is None else contact_store(config.remote)
     if checked is not None:
         run_dir = checked
     elif config.dir is not None:
         run_dir = RunDir(Path(os.path.realpath(config.dir)))
     else:
-        parent = Path(os.path.realpath(Path(config.root) / config.name))
-        run_dir = find_run_dir(parent, slug_from_overrides(overrides, UNHASHED_KEYS), hash_config(config.document))
+        parent, digest = Path(os.path.realpath(Path(config.root) / config.name)), hash_config(config.document)
+        run_dir = find_run_dir(parent, slug_from_overrides(overrides, UNHASHED_KEYS), digest)
+        name = None
         if not os.path.lexists(run_dir.path):
-            run_dir = find_moved_run(parent, config) or run_dir
+            name = None if store is None else find_remote_name(store, config.name, digest)
+            run_dir = (RunDir(parent / name) if name else find_moved_run(parent, config)) or run_dir
         # A run that was moved to another disk, with a link in its place, is that run.
         run_dir = RunDir(run_dir.path.resolve())
-    if config.resume == "must" and not run_dir.config.exists():
+    if config.resume == "auto":
+        return run_dir
+    exists = run_dir.config.exists() or (store is not None and holds_run(store, name_in_store(config, run_dir)))
+    if config.resume == "must" and not exists:
         raise RefusedError(f"resume=must: nothing is at {run_dir}; check the command, or leave resume out to start it")
-    if config.resume == "never" and run_dir.config.exists() and not config.overwrite:
+    if config.resume == "never" and exists and not config.overwrite:
         raise RefusedError(
             f"resume=never: {run_dir} exists; leave resume out to go on with it, or add overwrite=true to set it aside"
         )
     return run_dir
 
 
-def inspect_run(run_dir: RunDir, config: Config) -> Standing:
-    """Read how a run stands. Changes nothing.
+def name_in_store(config: Config, run_dir: RunDir) -> str:
+    """Return the name that a run has in a bucket: the last two of its directory's, NAME/RUN."""
+    return f"{config.name if config.dir is None else run_dir.path.parent.name}/{run_dir.path.name}"
+
+
+def inspect_run(run_dir: RunDir, config: Config, elsewhere: Collection[int] = ()) -> Standing:
+    """Read how a run stands. Changes nothing. `elsewhere`: the checkpoints that it has in a bucket.
 
     Raises:
         RefusedError: it is the run of another configuration, a checkpoint that the command names is not there, or it
@@ -86,7 +99,7 @@ def inspect_run(run_dir: RunDir, config: Config) -> Standing:
         return Standing(exists=False, drifts=(), status={}, is_finished=False)
     status = run_dir.read_status()
     # A run that was taken back already goes on from there: the checkpoint that was named may be gone since.
-    if config.step is not None and config.step != status.get("taken_back_to"):
+    if config.step is not None and config.step != status.get("taken_back_to") and config.step not in elsewhere:
         locate_checkpoint(f"{run_dir}@{config.step}")
     drifts = tuple(find_drift(read_document(run_dir.config), config.document))
     if others := [str(change) for change in drifts if change.kind == "identity"]:
@@ -94,9 +107,10 @@ def inspect_run(run_dir: RunDir, config: Config) -> Standing:
             f"{run_dir} is another run: {', '.join(others)}; change these back, or start a new run by leaving dir out"
         )
     # Before jax starts, where it can be told by names alone; what turns out when bytes are read is refused later.
-    if not list_steps(run_dir.checkpoints) and _was_durable(run_dir, status):
+    if not elsewhere and not list_steps(run_dir.checkpoints) and _was_durable(run_dir, status):
         refuse_to_start_over(run_dir)
-    return Standing(exists=True, drifts=drifts, status=status, is_finished=is_finished(config, run_dir, status))
+    finished = is_finished(config, run_dir, status, elsewhere)
+    return Standing(exists=True, drifts=drifts, status=status, is_finished=finished)
 
 
 def refuse_to_start_over(run_dir: RunDir) -> NoReturn:
@@ -119,13 +133,14 @@ def _was_durable(run_dir: RunDir, status: JsonObject) -> bool:
     return read_decisions(run_dir, status, read_attempts(run_dir)).decisions.was_durable
 
 
-def is_finished(config: Config, run_dir: RunDir, status: JsonObject) -> bool:
-    """Return whether nothing is left to do: training has ended, and the last step is on disk where that is wanted."""
+def is_finished(config: Config, run_dir: RunDir, status: JsonObject, elsewhere: Collection[int] = ()) -> bool:
+    """Return whether nothing is left to do: training has ended, and the last step is durable where that is wanted."""
     if config.overwrite or status.get("state") != "finished" or not _has_ended(config, run_dir, status):
         return False
     if config.step is not None and config.step != status.get("taken_back_to"):
         return False
-    return not config.ckpt.last or (run_dir.checkpoints / str(status.get("step", 0))).is_dir()
+    step = status.get("step", 0)
+    return not config.ckpt.last or step in elsewhere or (run_dir.checkpoints / str(step)).is_dir()
 
 
 def _has_ended(config: Config, run_dir: RunDir, status: JsonObject) -> bool:

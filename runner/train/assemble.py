@@ -24,9 +24,10 @@ from runner.checkpoint.checkpointer import (
     warn_of_little_space,
 )
 from runner.checkpoint.following_saver import FollowingSaver
-from runner.checkpoint.record import PROGRESS, STATE, list_records, newest_save_seconds
+from runner.checkpoint.record import PROGRESS, STATE, Score, list_records, newest_save_seconds
+from runner.checkpoint.retention import KeepBest
 from runner.checkpoint.shards import SharedStore
-from runner.checkpoint.strategy import Failures
+from runner.checkpoint.strategy import Failures, NewBest
 from runner.config.evaluations import find_cadences, find_due_evaluations
 from runner.config.identity import hash_config
 from runner.config.metric_names import list_choosable
@@ -80,8 +81,15 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             run_dir.checkpoints, count_state_bytes(built), config.retention, config.train.num_steps
         ):
             say(warning)
+        # Rules that look back compare with the best checkpoint, wherever it was made.
+        context.other_place.bring_best([config.score, *_list_scores(config)])
+        context.other_place.begin()
         budget = SaveBudget(
-            context.stop_flag, config.preempt.shortest_notice, say, newest_save_seconds(run_dir.checkpoints)
+            context.stop_flag,
+            config.preempt.shortest_notice,
+            say,
+            newest_save_seconds(run_dir.checkpoints),
+            lambda: context.other_place.upload_seconds,
         )
         saver = opened.enter_context(closing(_open_saver(context, timing, budget)))
         # A source or a stream that may make training wait is read one batch ahead, in a thread.
@@ -121,6 +129,12 @@ def _feed_program(built: Built, program: TrainProgram) -> Callable[[State, Batch
 def _count_epoch_steps(config: Config, built: Built) -> float:
     """Return how many steps one pass over the training data takes; infinity where there is no data."""
     return math.inf if config.data.kind == "none" else len(built.sources.train) / config.data.batch_size
+
+
+def _list_scores(config: Config) -> list[Score]:
+    """Return by what the rules of saving and of retention rank checkpoints."""
+    rules = [*config.ckpt.save.values(), *config.retention.values()]
+    return [Score(rule.metric, rule.mode) for rule in rules if isinstance(rule, NewBest | KeepBest)]
 
 
 def _known_digests(checkpoints: Path, step: int) -> list[tuple[int, LogDigest]]:
@@ -226,10 +240,13 @@ def _open_saver(context: RunContext, timing: JsonLinesFile, budget: SaveBudget) 
         stall, durable = round(saved.stall_seconds, 6), round(saved.durable_seconds, 6)
         event = {"step": saved.record.step, "event": "save", "stall": stall, "durable": durable}
         budget.record_save(saved.durable_seconds)
+        context.other_place.note_saved()
         timing.write({**event, "bytes": saved.bytes, "reason": saved.record.reason})
 
     failures = Failures(*count_interruptions(run_dir))
     on_phase = context.attempt.heartbeat.set_writer_phase
-    listeners = SaveListeners(context.console.say, on_saved, on_phase, context.lock.prove)
+    listeners = SaveListeners(
+        context.console.say, on_saved, on_phase, context.lock.prove, context.other_place.list_held_steps
+    )
     how = store if hosts.is_alone() else SharedStore(verify)
     return Checkpointer(run_dir.checkpoints, policy, how, listeners, failures)

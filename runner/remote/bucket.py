@@ -1,0 +1,335 @@
+"""The bucket of a run while a command works on it: who has it, what comes onto this disk, what goes there.
+
+Three holds can be met in LOCK. The one of this machine's own files (remote.json names it): nobody has worked on the run
+since, and what is here goes on, however far behind the bucket is. Another one: somebody has worked on it elsewhere, so
+the bucket has the run, and what is here is set aside. None: the run is not there yet, and all of it goes up.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from runner import files
+from runner.checkpoint.record import Record, Score, find_best, newest_durable_step
+from runner.errors import HoldfastError, StorageError
+from runner.remote.checkpoint_copies import download_checkpoint, quarantine_remote_checkpoint, read_remote_record
+from runner.remote.contact import as_wrong_command
+from runner.remote.local_note import LocalNote, read_note, write_note
+from runner.remote.objects import NoSuchObjectError, Objects, open_objects, run_side_by_side
+from runner.remote.other_place import Choices
+from runner.remote.remote_layout import Listing, name_checkpoint_file, sort_listing
+from runner.remote.remote_lock import (
+    LOCK,
+    Found,
+    Hold,
+    NoLock,
+    RemoteLock,
+    new_token,
+    read_lock,
+    sign_without_lock,
+    take_lock,
+)
+from runner.remote.run_files import FileMirror, fetch_files
+from runner.remote.uploader import RemoteRules, Uploader
+from runner.rundir.decisions import read_decisions, write_decisions
+from runner.rundir.layout import RunDir
+from runner.text import display_path, format_count, format_duration, format_size
+from runner.values import Say
+
+# What is left of a notice when everything has to be there: to write down how it ended, and to give the lock back.
+MARGIN_SECONDS = 0.5
+# After an error there is something to send as well, but nobody waits long for it.
+ERROR_SECONDS = 15.0
+RATE_SECONDS = 600.0
+
+
+class Bucket:
+    """The run in a bucket, held for this process: an `OtherPlace`."""
+
+    def __init__(
+        self, objects: Objects, run_dir: RunDir, lock: RemoteLock | NoLock, listing: Listing, choices: Choices, say: Say
+    ):
+        self._objects, self._run_dir, self._lock, self._choices, self._say = objects, run_dir, lock, choices, say
+        self._present: dict[int, Mapping[str, int]] = {step: listing.checkpoints[step] for step in listing.sealed_steps}
+        # Until the uploader knows better.
+        self._found: dict[int, Record] = {}
+        self._mirror = FileMirror(objects, run_dir, listing)
+        self._uploader: Uploader | None = None
+        self._began = time.monotonic()
+
+    def check(self) -> None:
+        """Raise LostRunError where it is known that somebody else has the run."""
+        self._lock.check()
+
+    def prepare(self, fetched: list[str]) -> None:
+        """Read the seal of every checkpoint that has one; those that cannot be believed are set aside.
+
+        `fetched` are the files of the run that are here as they are there. Raises RemoteError, OSError.
+        """
+        self._mirror.note_as_sent(fetched)
+        with tempfile.TemporaryDirectory(prefix="holdfast-") as scratch:
+            broken: dict[int, str] = {}
+
+            def read(step: int) -> None:
+                try:
+                    self._found[step] = read_remote_record(self._objects, step, Path(scratch))
+                except NoSuchObjectError:
+                    return
+                except ValueError as error:
+                    broken[step] = str(error)
+
+            run_side_by_side(read, list(self._present))
+        for step, problem in broken.items():
+            self._quarantine(step, problem)
+
+    def list_steps(self) -> Collection[int]:
+        """Return the checkpoints that are whole there and that a restart would use."""
+        return [step for step, record in self._records.items() if not record.mark]
+
+    @property
+    def _records(self) -> dict[int, Record]:
+        if self._uploader is None:
+            return self._found
+        return {record.step: record for record in self._uploader.records}
+
+    def bring_newer(self, than: int) -> bool:
+        """Bring the newest checkpoint that is newer than a step onto this disk; return whether there was a good one."""
+        newer = sorted((step for step in self.list_steps() if step > than), reverse=True)
+        return any(self.bring(step) for step in newer)
+
+    def bring(self, step: int) -> bool:
+        """Bring a checkpoint onto this disk, proven, where it is not here; return whether it is here then.
+
+        One that is not what was written is set aside there. Raises RemoteError, StorageError.
+        """
+        if (self._run_dir.checkpoints / str(step)).is_dir():
+            return True
+        if step not in self._records:
+            return False
+        began, present = time.monotonic(), self._list_files(step)
+        with _as_disk_trouble(self._run_dir):
+            problem = download_checkpoint(self._objects, step, present, self._run_dir.checkpoints)
+            if problem is not None:
+                # Once more: what is damaged on its way is not damaged there.
+                problem = download_checkpoint(self._objects, step, present, self._run_dir.checkpoints)
+        if problem is not None:
+            self._quarantine(step, problem)
+            return False
+        took = time.monotonic() - began
+        size = format_size(sum(present.values()))
+        self._say(f"fetched step {step} from {self._objects.url}: {size} in {format_duration(took)}")
+        return True
+
+    def bring_best(self, scores: Collection[Score]) -> None:
+        """Bring the best checkpoints onto this disk: rules that compare with them see what they saw before."""
+        for score in scores:
+            best = find_best(self._records.values(), score)
+            if best is not None:
+                self.bring(best.step)
+
+    def set_newer_aside(self, step: int) -> None:
+        """Set aside there what is newer than a step, for the run is taken back to it. Raises RemoteError."""
+        for newer in sorted((other for other in self._records if other > step), reverse=True):
+            self._quarantine(newer, f"newer than step {step}, to which the run was taken back")
+
+    def _quarantine(self, step: int, problem: str) -> None:
+        self._lock.prove()
+        aside = quarantine_remote_checkpoint(self._objects, step, self._list_files(step), problem)
+        self._found.pop(step, None)
+        if self._uploader is not None:
+            self._uploader.forget(step)
+        self._say(f"warning: {self._objects.url}: checkpoint {step}: {problem}; moved to {aside} there")
+
+    def _list_files(self, step: int) -> dict[str, int]:
+        """Return the size of each file of a checkpoint, as it is there now."""
+        folder = name_checkpoint_file(step, "")
+        return {key.removeprefix(folder): size for key, size in self._objects.list_sizes(folder).items()}
+
+    def tell(self, say: Say) -> None:
+        """Take note of who tells a person a line from now on."""
+        self._say = say
+
+    def begin(self) -> None:
+        """Begin to send, once it is known what this run goes on from."""
+        if self._uploader is None:
+            self._uploader = self._start_uploader()
+
+    def _start_uploader(self) -> Uploader:
+        note = read_note(self._run_dir)
+        assert note is not None, "it was written when the lock was taken"
+        rules = RemoteRules(self._choices.keep, self._choices.score, self._choices.remote.sync_seconds)
+        uploader = Uploader(self._objects, self._run_dir, self._lock, self._mirror, rules, self._say, note)
+        uploader.start(self._found, {step: self._present.get(step, {}) for step in self._found})
+        return uploader
+
+    def note_saved(self) -> None:
+        """Take note that a checkpoint is durable here."""
+        if self._uploader is not None:
+            self._uploader.wake()
+
+    def list_held_steps(self) -> frozenset[int]:
+        """Return the checkpoints that must stay on this disk for now."""
+        return frozenset() if self._uploader is None else self._uploader.list_held_steps()
+
+    @property
+    def newest(self) -> int | None:
+        """Return the newest checkpoint that is whole there; None where there is none."""
+        return max(self.list_steps(), default=None) if self._uploader is None else self._uploader.newest
+
+    @property
+    def upload_seconds(self) -> float | None:
+        """Return what it takes to send a checkpoint; None where that is not known."""
+        return None if self._uploader is None else self._uploader.upload_seconds
+
+    def finish(self, deadline: float | None) -> None:
+        """Wait until everything is there. Raises StorageError where it cannot be, LostRunError."""
+        self.begin()
+        assert self._uploader is not None, "it was begun"
+        until = time.monotonic() + self._choices.remote.patience_seconds
+        if deadline is not None:
+            until = min(until, deadline - MARGIN_SECONDS)
+            self._uploader.prefer_newest(until - time.monotonic())
+        # A machine that is about to go sends what a restart needs; one that has time sends what the rules keep.
+        self._uploader.finish(until, all_steps=deadline is None)
+        self._tell_requests()
+
+    def _tell_requests(self) -> None:
+        """Say what the store was asked for: each request costs money."""
+        assert self._uploader is not None, "only after it was used"
+        counts, saves = self._objects.requests, self._uploader.num_uploads
+        total, seconds = sum(counts.values()), time.monotonic() - self._began
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()) if count)
+        there = f"step {self.newest} and every log" if self.newest else "every log"
+        rates = [f"{total / saves:.0f} a checkpoint"] if saves else []
+        # Of a shorter time it says how the run began, and not what an hour costs.
+        rates += [f"{total * 3600 / seconds:,.0f} an hour"] if seconds >= RATE_SECONDS else []
+        each = f", {', '.join(rates)}" if rates else ""
+        self._say(f"{self._objects.url}: has {there}; {format_count(total, 'request')} ({kinds}){each}")
+
+    def send_what_there_is(self) -> None:
+        """Send what there is after an error, for a short while; nothing is raised."""
+        with suppress(HoldfastError, OSError):
+            self.begin()
+            if self._uploader is not None:
+                self._uploader.finish(time.monotonic() + ERROR_SECONDS, all_steps=False)
+
+    def close(self) -> None:
+        """Leave off sending."""
+        if self._uploader is not None:
+            self._uploader.close()
+
+
+@contextmanager
+def hold_in_bucket(
+    choices: Choices, key: str, run_dir: RunDir, raise_if_stopped: Callable[[], None]
+) -> Iterator[Bucket]:
+    """Hold a run in its bucket as well, while the context lasts; its files are on this disk then.
+
+    Where nothing of the run is here, or what is here is of a branch that was left, it comes from there, but for
+    checkpoints: those are brought when they are needed. Its directory must be locked. Raises as `hold_other_place`.
+    """
+    remote = choices.remote
+    assert remote.url is not None, "only where there is one"
+    objects = open_objects(remote, remote.url).below(key)
+    with as_wrong_command(), _as_disk_trouble(run_dir):
+        found, note, token = _look(objects), read_note(run_dir), new_token()
+        note = note if note is not None and note.url == objects.url else LocalNote(objects.url)
+        if is_own := found is not None and _is_own_branch(note, found.hold):
+            # A kill may come when the lock is taken and nothing has said so: then LOCK names what is written here now.
+            write_note(run_dir, replace(note, token=found.token if found else "", next_token=token), durable=True)
+        lock: RemoteLock | NoLock
+        if remote.lock == "on":
+            lock = take_lock(objects, remote, found, token, print, raise_if_stopped)
+        else:
+            lock = sign_without_lock(objects, found, token)
+        # Somebody may have come and gone while this one waited.
+        is_own = is_own and found is not None and lock.previous == found.token
+    with lock.keep():
+        with as_wrong_command(), _as_disk_trouble(run_dir):
+            listing = sort_listing(objects.list_sizes(), LOCK)
+            fetched = [] if is_own else _take_over_files(objects, run_dir, listing)
+            fresh = replace(note, token=token, next_token="", steps=(), uploading=None, trouble="")
+            write_note(run_dir, fresh, durable=True)
+            bucket = Bucket(objects, run_dir, lock, listing, choices, print)
+            bucket.prepare(fetched)
+            if fetched and not listing.has_newest and not bucket.list_steps():
+                _forget_lost_checkpoints(run_dir)
+        try:
+            yield bucket
+        finally:
+            bucket.close()
+
+
+def _is_own_branch(note: LocalNote, last: Hold | None) -> bool:
+    """Tell whether the hold that was the last on a run is the one under which the files of this disk were made."""
+    if last is None or not note.token:
+        return False
+    if last.owner.token == note.token:
+        return True
+    return last.owner.token == note.next_token and last.previous == note.token
+
+
+def _look(objects: Objects) -> Found | None:
+    try:
+        return read_lock(objects)
+    except NoSuchObjectError:
+        return None
+
+
+def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing) -> list[str]:
+    """Put the files of a run on this disk in the place of what is here; return their names.
+
+    Nothing is done where the run is not there yet.
+    """
+    if run_dir.config.name not in listing.files:
+        return []
+    if run_dir.config.exists() or run_dir.holds_checkpoints():
+        newest, there = newest_durable_step(run_dir.checkpoints), max(listing.sealed_steps, default=0)
+        aside = _set_files_aside(run_dir)
+        print(
+            f"{run_dir}: another machine has worked on this run since; going on from step {there} of {objects.url}; "
+            f"what was here (up to step {newest}) was set aside as {display_path(aside)}"
+        )
+    return fetch_files(objects, listing, run_dir)
+
+
+def _set_files_aside(run_dir: RunDir) -> Path:
+    """Move everything in a run's directory to beside it, but for what holds it for this process; nothing is deleted."""
+    aside = run_dir.path.parent / ".overwritten" / f"{run_dir.path.name}-{time.time_ns()}"
+    files.make_folder(aside)
+    held = {path.name for path in (run_dir.lock, run_dir.lease, run_dir.remote_note)}
+    # The configuration first: what a kill leaves here then is no run, and is fetched again.
+    names = sorted(set(os.listdir(run_dir.path)) - held, key=lambda name: name != run_dir.config.name)
+    for name in names:
+        files.rename_path(run_dir.path / name, aside / name)
+    for folder in (aside, run_dir.path):
+        files.sync_path(folder)
+    return aside
+
+
+def _forget_lost_checkpoints(run_dir: RunDir) -> None:
+    """Take from a run that came from a bucket what it says of checkpoints, where none was ever whole there.
+
+    The machine that had them has gone before the first was sent: the run begins anew, and nothing that could be gone on
+    from was lost. Raises OSError.
+    """
+    found = read_decisions(run_dir, run_dir.read_status(), []).decisions
+    write_decisions(run_dir, replace(found, was_durable=False, taken_back_to=None))
+
+
+@contextmanager
+def _as_disk_trouble(run_dir: RunDir) -> Iterator[None]:
+    """Turn an OSError into a StorageError: files of the run are touched here, so it is this machine's trouble."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({Path(error.filename).name})" if isinstance(error.filename, str) else ""
+        raise StorageError(
+            f"{run_dir}: {error.strerror or error}{where}; mend that, then run the same command"
+        ) from error
