@@ -6,6 +6,7 @@ code 0 where every bit is equal; 1 where not, with the first difference and its 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from runner.drill.diagnosis import DifferenceFacts, explain_difference, explain_
 from runner.drill.drill_result import PICTURE, DrillResult, result_document, result_lines
 from runner.drill.kill_plan import STARTING_PHASES, Baseline, plan_kills
 from runner.drill.kill_process import DrilledProcess, DrillRun, run_and_kill, watch_process
+from runner.drill.wiped_disk import NO_BUCKET, find_wiped_disk
 from runner.errors import ConfigError, HoldfastError, RefusedError
 from runner.inspect.diff_checkpoints import compare_arrays
 from runner.inspect.lookup import Checkpoint, choose_new_folder, read_config_document
@@ -49,6 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--devices", metavar="N,M,…", help="so many devices of a CPU for one process after the other (needs a mesh)"
     )
+    parser.epilog = "With remote=URL the disk is wiped at every kill, and the run goes on from the bucket."
     parser.add_argument("--keep", action="store_true", help="keep both runs also where they are identical")
     parser.add_argument("--to", metavar="DIR", help="a new folder for it all (outputs/.drill/TIME)")
 
@@ -117,12 +120,16 @@ def _run_drill(result: DrillResult, overrides: tuple[str, ...], seed: int, say: 
     """Run both runs, fill in `result` and report it."""
     reporter = KillReporter(say, result.kills_asked)
     first_count = result.devices[0] if result.devices else None
-    drill_run = DrillRun("uninterrupted", result.folder / "uninterrupted", overrides, first_count)
+    wiped_disk = find_wiped_disk(overrides, os.environ, result.folder)
+    untouched = overrides if wiped_disk is None else (*overrides, *NO_BUCKET)
+    killed = overrides if wiped_disk is None else (*overrides, *wiped_disk.overrides)
+    drill_run = DrillRun("uninterrupted", result.folder / "uninterrupted", untouched, first_count)
     result.uninterrupted, first = _run_untouched(drill_run, reporter)
     result.baseline = result.uninterrupted.trace.as_baseline(first.read_status()["step"])
     kills = plan_kills(seed, result.kills_asked, result.baseline)
-    drill_run = DrillRun("interrupted", result.folder / "interrupted", overrides)
-    say(f"again, and killed {format_count(len(kills), 'time')}:")
+    drill_run = DrillRun("interrupted", result.folder / "interrupted", killed, wiped_disk=wiped_disk)
+    disk = "" if wiped_disk is None else ", its disk lost each time"
+    say(f"again, and killed {format_count(len(kills), 'time')}{disk}:")
     reporter.begin_run("interrupted")
     for process in run_and_kill(drill_run, kills, result.baseline, reporter.observe, result.devices):
         result.processes.append(process)
@@ -145,9 +152,11 @@ def _run_drill(result: DrillResult, overrides: tuple[str, ...], seed: int, say: 
     elif second is not None and is_different:
         # A second uninterrupted run tells what is not restored from what never repeats, even without a kill.
         reporter.say("they are different; once more untouched, to see whether it repeats at all:")
-        _, again = _run_untouched(DrillRun("again", result.folder / "again", overrides, first_count), reporter)
+        _, again = _run_untouched(DrillRun("again", result.folder / "again", untouched, first_count), reporter)
         facts = _gather_facts(result, first, second, compare_runs(first, again))
         result.cause = explain_difference(facts)
+    if wiped_disk is not None and result.identical:
+        wiped_disk.delete_all()
     return _report(result, first, second, say)
 
 

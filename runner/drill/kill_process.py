@@ -18,8 +18,9 @@ from signal import SIGTERM
 from statistics import median
 
 from runner import files
-from runner.checkpoint.record import list_records
+from runner.checkpoint.record import newest_durable_step
 from runner.drill.kill_plan import STARTING_PHASES, TRAINING_PHASES, Baseline, PlannedKill, phase_of
+from runner.drill.wiped_disk import WipedDisk
 from runner.errors import STOPPED
 from runner.installation import find_run_program
 from runner.rundir.heartbeat import Heartbeat, read_heartbeat
@@ -49,12 +50,14 @@ class DrillRun:
 
     Attributes:
         num_devices: a CPU is divided into so many devices for its process; None: the machine as it is.
+        wiped_disk: where the run lives while its disk goes at every kill; None: the disk stays.
     """
 
     name: str
     root: Path
     overrides: tuple[str, ...]
     num_devices: int | None = None
+    wiped_disk: WipedDisk | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the variables of its process."""
@@ -72,6 +75,21 @@ class DrillRun:
             *(sys.executable, *find_run_program(), *self.overrides, *QUIET, *cache),
             format_override("root", str(self.root)),
         ]
+
+    def find_durable_step(self) -> int:
+        """Return the newest step that the next process can go on from; 0 where there is none."""
+        if (run_dir := self.run_dir) is None:
+            return 0
+        return (
+            newest_durable_step(run_dir.checkpoints)
+            if self.wiped_disk is None
+            else self.wiped_disk.newest_step(run_dir)
+        )
+
+    def lose_disk(self) -> None:
+        """Let the disk go with the machine, where the run lives elsewhere as well."""
+        if self.wiped_disk is not None:
+            files.remove_tree(self.root)
 
     @property
     def run_dir(self) -> RunDir | None:
@@ -221,7 +239,6 @@ def watch_process(
     at_kill = struck[0] if planned and planned.signal == SIGTERM and struck else last
     trained = run_dir is not None and bool(trace.reached or (last and last.phase not in STARTING_PHASES))
     from_step = run_dir.read_status().get("attempt", {}).get("from_step") if run_dir and trained else None
-    durable = [record.step for record in list_records(run_dir.checkpoints) if not record.mark] if run_dir else []
     return DrilledProcess(
         planned=planned,
         began=began,
@@ -229,7 +246,7 @@ def watch_process(
         exit_code=process.returncode,
         beat=at_kill,
         from_step=from_step,
-        durable=max(durable, default=0),
+        durable=drill_run.find_durable_step(),
         trace=trace,
     )
 
@@ -296,6 +313,7 @@ def run_and_kill(
         yield process
         if not process.was_killed:
             return
+        drill_run.lose_disk()
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,9 @@ def hold_in_bucket(
         with as_wrong_command(), _as_disk_trouble(run_dir):
             listing = sort_listing(objects.list_sizes(), LOCK)
             fetched = [] if is_own else _take_over_files(objects, run_dir, listing)
-            fresh = replace(note, token=token, next_token="", steps=(), uploading=None, trouble="")
+            fresh = replace(
+                note, token=token, next_token="", steps=tuple(listing.sealed_steps), uploading=None, trouble=""
+            )
             write_note(run_dir, fresh, durable=True)
             bucket = Bucket(objects, run_dir, lock, listing, choices, print)
             bucket.prepare(fetched)
