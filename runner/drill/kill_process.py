@@ -78,13 +78,10 @@ class DrillRun:
 
     def find_durable_step(self) -> int:
         """Return the newest step that the next process can go on from; 0 where there is none."""
-        if (run_dir := self.run_dir) is None:
-            return 0
-        return (
-            newest_durable_step(run_dir.checkpoints)
-            if self.wiped_disk is None
-            else self.wiped_disk.newest_step(run_dir)
-        )
+        if self.wiped_disk is not None:
+            return self.wiped_disk.find_newest_step()
+        run_dir = self.run_dir
+        return 0 if run_dir is None else newest_durable_step(run_dir.checkpoints)
 
     def lose_disk(self) -> None:
         """Let the disk go with the machine, where the run lives elsewhere as well."""

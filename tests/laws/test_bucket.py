@@ -1,0 +1,195 @@
+"""The law of a run in a bucket: its machine vanishes with its disk at any request, and the run ends as if nothing had.
+
+The bucket is a server of S3's protocol on this machine, behind a proxy that counts requests and kills the process at one
+of them: before the server hears of it, or before the process hears the answer.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.checkpoint.record import SIDECAR
+from runner.remote.objects import Objects, open_objects
+from runner.remote.options import Remote
+from tests.buckets import BUCKET, Server, serve_bucket
+from tests.conftest import HANG_SECONDS, SMALL, Door, assert_same, last_logged
+from tests.fault_proxy import Proxy, proxy_before, wait_until
+
+WORDS = (*SMALL, "ckpt.save.periodic.steps=7")
+EVERY = 10  # the longest time between two checkpoints, in steps
+KILLS_IN_FULL, KILLS_EACH = 26, 4
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serve_bucket() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    with proxy_before(server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def reference(make_door: Callable[[str], Door]) -> Door:
+    """A run that nothing happens to, and that knows of no bucket."""
+    door = make_door("reference-bucket")
+    done = door.run(*WORDS)
+    assert done.returncode == 0, done.stderr
+    return door
+
+
+class Machines:
+    """One machine after the other, each with an empty disk, for a run in a bucket of its own."""
+
+    def __init__(self, door: Door, server: Server, proxy: Proxy, name: str):
+        self.door, self.url, self.proxy = door, f"s3://{BUCKET}/{name}", proxy
+        self.environment = {**server.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
+        self.words = (*WORDS, f"remote={self.url}")
+        self._direct = Remote(url=self.url, endpoint=server.endpoint)
+        os.environ.update(server.environment)
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        return self.door.start(*self.words, *more, **self.environment)
+
+    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
+        return self.door.run(*self.words, *more, **self.environment)
+
+    def lose_disk(self) -> None:
+        shutil.rmtree(self.door.cwd / "outputs", ignore_errors=True)
+
+    @property
+    def objects(self) -> Objects:
+        return open_objects(self._direct, self.url)
+
+    def sealed_steps(self) -> list[int]:
+        seals = [key.split("/")[-2] for key in self.objects.list_sizes() if key.endswith(f"/{SIDECAR}")]
+        return sorted(int(step) for step in seals if step.isdecimal())
+
+    def kill_at_request(self, number: int, *, before: bool) -> bool:
+        """Start a machine, kill it at a request, and lose its disk. Return whether the kill landed."""
+        self.proxy.forget()
+        process: subprocess.Popen[str] | None = None
+
+        def find_victim() -> int:
+            assert process is not None
+            return process.pid
+
+        self.proxy.kill_at(number, find_victim, before=before)
+        process = self.start()
+        out, err = process.communicate(timeout=HANG_SECONDS)
+        self.proxy.forget()
+        assert process.returncode in (0, -signal.SIGKILL), (process.returncode, out, err)
+        self.lose_disk()
+        return process.returncode != 0
+
+
+def fetched_step(out: str) -> int:
+    """Return the step that a machine has fetched to go on from; 0 where it began anew."""
+    found = re.findall(r"restored step (\d+)", out)
+    return int(found[0]) if found else 0
+
+
+def finish_and_compare(machines: Machines, reference: Door) -> None:
+    done = machines.run()
+    assert done.returncode == 0, done.stderr
+    assert_same(machines.door.the_run, reference.the_run, 60)
+    # What is on the next machine is what everybody finds there.
+    machines.lose_disk()
+    again = machines.run()
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stdout
+    metrics = (machines.door.the_run / "logs/metrics.jsonl").read_bytes()
+    assert metrics == (reference.the_run / "logs/metrics.jsonl").read_bytes()
+
+
+def suffer(machines: Machines, reference: Door, seed: int, kills: int) -> None:
+    rng = random.Random(f"bucket {seed}")
+    landed = 0
+    while landed < kills:
+        # A whole run asks for about 150; most of those of a start come in the first 20.
+        number = rng.choice((rng.randint(1, 20), rng.randint(1, 60), rng.randint(20, 130)))
+        before = machines.sealed_steps()
+        if not machines.kill_at_request(number, before=rng.random() < 0.5):
+            break
+        landed += 1
+        after = machines.sealed_steps()
+        assert max(after, default=0) >= max(before, default=0), "what was there is there"
+    assert landed, "no kill landed"
+    finish_and_compare(machines, reference)
+
+
+def test_a_machine_vanishes_at_any_request(door: Door, server: Server, proxy: Proxy, reference: Door) -> None:
+    machines = Machines(door, server, proxy, "short")
+    suffer(machines, reference, 0, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, KILLS_IN_FULL + 1))
+def test_machines_vanish_at_any_request(door: Door, server: Server, proxy: Proxy, reference: Door, seed: int) -> None:
+    suffer(Machines(door, server, proxy, f"long-{seed}"), reference, seed, KILLS_EACH)
+
+
+def test_a_stop_is_done_when_it_is_in_the_bucket(door: Door, server: Server, proxy: Proxy, reference: Door) -> None:
+    machines = Machines(door, server, proxy, "stopped")
+    # Every request takes a while, so that a stop has something to wait for.
+    process = machines.start()
+    wait_until(lambda: last_logged(door.cwd) >= 15)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 75, (out, err)
+    stopped = int(re.findall(r"at step (\d+) of 60, saved", out)[0])
+    assert machines.sealed_steps()[-1] == stopped
+    machines.lose_disk()
+    done = machines.run()
+    assert done.returncode == 0, done.stderr
+    assert fetched_step(done.stdout) == stopped
+    assert_same(door.the_run, reference.the_run, 60)
+
+
+def test_no_network_for_a_while(door: Door, server: Server, proxy: Proxy, reference: Door) -> None:
+    machines = Machines(door, server, proxy, "offline")
+    process = machines.start("remote.renew_seconds=0.2", "remote.lost_seconds=1", "train.steps=60")
+    wait_until(lambda: bool(machines.sealed_steps()))
+    proxy.is_offline = True
+    wait_until(lambda: "finished 60 steps" in read_log(door.cwd))
+    assert process.poll() is None, "it waits until everything is there"
+    assert machines.sealed_steps()[-1] < 60
+    proxy.is_offline = False
+    out, err = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 0, (out, err)
+    assert out.count("cannot be reached") == 1, out
+    assert out.count("answers again") == 1, out
+    assert machines.sealed_steps()[-1] == 60
+    assert_same(door.the_run, reference.the_run, 60)
+
+
+def test_no_network_at_the_end(door: Door, server: Server, proxy: Proxy, reference: Door) -> None:
+    machines = Machines(door, server, proxy, "never")
+    process = machines.start("remote.patience_seconds=2")
+    wait_until(lambda: bool(machines.sealed_steps()))
+    proxy.is_offline = True
+    out, err = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 5, (out, err)
+    assert "step 60 is on this machine's disk alone" in err
+    proxy.is_offline = False
+    # The same command on the same machine sends the rest, and trains nothing.
+    done = machines.run()
+    assert done.returncode == 0, done.stderr
+    assert "is finished" in done.stdout
+    assert machines.sealed_steps()[-1] == 60
+
+
+def read_log(cwd: Path) -> str:
+    return "".join(path.read_text() for path in cwd.glob("outputs/*/*/logs/run.log"))
