@@ -78,7 +78,7 @@ class FaultyClient:
 
 
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryStore]:
+def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """A bucket in memory, which is what every URL leads to; trouble is tried again at once."""
     store = MemoryStore()
     monkeypatch.setattr("runner.remote.bucket.open_objects", lambda remote, url: Objects(store, url))
@@ -86,7 +86,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryStore]:
     monkeypatch.setattr("runner.remote.uploader.TICK_SECONDS", 0.002)
     # Whoever was killed in the test's own process has ended.
     monkeypatch.setattr("runner.remote.remote_lock.identify_process", name_ended_process)
-    yield store
+    return store
 
 
 def name_ended_process(token: str) -> Owner:

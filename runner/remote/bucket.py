@@ -260,8 +260,8 @@ def hold_in_bucket(
             write_note(run_dir, fresh, durable=True)
             bucket = Bucket(objects, run_dir, lock, listing, choices, print)
             bucket.prepare(fetched)
-            if fetched and not listing.has_newest and not bucket.list_steps():
-                _forget_lost_checkpoints(run_dir)
+            if fetched:
+                _decide_whether_durable(run_dir, was_durable=listing.has_newest or bool(bucket.list_steps()))
         try:
             yield bucket
         finally:
@@ -315,14 +315,15 @@ def _set_files_aside(run_dir: RunDir) -> Path:
     return aside
 
 
-def _forget_lost_checkpoints(run_dir: RunDir) -> None:
-    """Take from a run that came from a bucket what it says of checkpoints, where none was ever whole there.
+def _decide_whether_durable(run_dir: RunDir, *, was_durable: bool) -> None:
+    """Write down of a run that came from a bucket whether something was ever whole there. Raises OSError.
 
-    The machine that had them has gone before the first was sent: the run begins anew, and nothing that could be gone on
-    from was lost. Raises OSError.
+    Where nothing was, the machine that had its checkpoints has gone before the first was sent: the run begins anew, and
+    nothing that could be gone on from was lost. Where something was, the run never starts over by itself.
     """
     found = read_decisions(run_dir, run_dir.read_status(), []).decisions
-    write_decisions(run_dir, replace(found, was_durable=False, taken_back_to=None))
+    taken_back_to = found.taken_back_to if was_durable else None
+    write_decisions(run_dir, replace(found, was_durable=was_durable, taken_back_to=taken_back_to))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from obstore.store import MemoryStore
 
 from runner.errors import HoldfastError
 from tests.buckets import FAULTS, Fault, Killed, failing
-from tests.buckets import memory as memory  # noqa: PLC0414
+from tests.buckets import memory as memory
 from tests.remote.simulation import STEPS, find_lie, work
 
 # So many requests more than an untouched run makes may be made after a fault: beyond these none is left to strike.
@@ -59,7 +59,9 @@ def test_a_fault_at_every_request(
     check_every(monkeypatch, memory, tmp_path, fault, 1)
 
 
-def check_every(monkeypatch: pytest.MonkeyPatch, memory: MemoryStore, tmp_path: Path, fault: Fault, stride: int) -> None:
+def check_every(
+    monkeypatch: pytest.MonkeyPatch, memory: MemoryStore, tmp_path: Path, fault: Fault, stride: int
+) -> None:
     total = count_requests(monkeypatch, tmp_path / "first")
     assert total > 40
     landed = 0
