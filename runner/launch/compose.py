@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from runner.config.program import settle_program
 from runner.config.run_length import drop_untyped_length
 from runner.config.schema import (
     Config,
+    RemoteByKind,
     merge_typed_keys,
     read_document,
     to_plain,
@@ -45,9 +47,11 @@ from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.submitit_sweep import SUBMITIT_LAUNCHERS, SubmititOptions
 from runner.launch.sweep_members import find_distinguishing_overrides
+from runner.remote.contact import read_remote_config
 from runner.rundir.layout import RunDir
 from runner.rundir.provenance import process_start_time
 from runner.screen import print_error
+from runner.types import Document
 
 if TYPE_CHECKING:
     from runner.launch.hydra_plugin import SweepJobs
@@ -227,15 +231,30 @@ def _continue_run(path: Path, composed: DictConfig, keys: Sequence[str], uses: S
     """
     saved = RunDir(path).config
     # Not `Path.exists`, which raises where a name is too long.
-    if not os.path.exists(saved):
-        raise RefusedError(f"dir={path}: holds no run; leave dir out to start one, or check the path")
-    document = merge_typed_keys(read_document(saved), composed, [*keys, *KEYS_OF_THE_COMMAND])
+    document = read_document(saved) if os.path.exists(saved) else _read_remote_document(path, composed)
+    document = merge_typed_keys(document, composed, [*keys, *KEYS_OF_THE_COMMAND])
     config: Config = validate_options(Config, document)
     if config.train.steps == 0:
         uses = [use for use in uses if use != "training"]
     require_trust(saved.parent, config, to_plain(composed, throw=False), f"add {TRUST_FLAG}", uses)
     # Whether its data is there is asked after that: a path may be anywhere.
     return validate_config(document)
+
+
+def _read_remote_document(path: Path, composed: DictConfig) -> Document:
+    """Return the document of a run whose directory is not on this disk, from the bucket that the command names.
+
+    Raises RefusedError where there is none.
+    """
+    remote: RemoteByKind = validate_options(RemoteByKind, to_plain(composed, throw=False).get("remote", {}))
+    content = read_remote_config(remote, "/".join(Path(os.path.abspath(path)).parts[-2:]))
+    if content is None:
+        where = "" if remote.url is None else f" here or in {remote.url}"
+        raise RefusedError(f"dir={path}: holds no run{where}; leave dir out to start one, or check the path")
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as scratch:
+        fetched = RunDir(Path(scratch)).config
+        fetched.write_bytes(content)
+        return read_document(fetched)
 
 
 def _launcher_option(chosen: DictConfig, sweep: SweepJobs) -> LocalOptions | SlurmOptions | SubmititOptions:

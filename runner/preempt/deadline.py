@@ -49,7 +49,8 @@ class Watchdog:
     """A thread that ends the process shortly before the deadline, and after `hang_seconds` without a sign of life.
 
     Process 0 of several judges all of them, for where one hangs the others wait for it. With `hang_seconds=None` a
-    process may be silent for ever.
+    process may be silent for ever. `find_late_code` gives the exit code for a process whose time is up: 75, or 5 where
+    the newest checkpoint is not where it should be by then.
     """
 
     stop_flag: StopFlag
@@ -57,6 +58,7 @@ class Watchdog:
     run: RunDir
     hang_seconds: float | None
     say: Say
+    find_late_code: Callable[[], int] = lambda: STOPPED
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -74,7 +76,7 @@ class Watchdog:
         silences, group = Silences(is_alone=hosts.is_alone()), hosts.current_group()
         while not done.wait(TICK_SECONDS):
             if self.stop_flag.deadline is not None and time.monotonic() > self.stop_flag.deadline - MARGIN_SECONDS:
-                end_process(STOPPED, self._record_timeout)
+                end_process(self.find_late_code(), self._record_timeout)
             signs = {"": read_sign_of(self.attempt.heartbeat.read())} | {link.name: link.sign for link in group.links}
             silences.count_tick(signs)
             if self.hang_seconds is not None and silences.are_too_long(self.hang_seconds):

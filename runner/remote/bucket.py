@@ -17,11 +17,13 @@ from pathlib import Path
 
 from runner import files
 from runner.checkpoint.record import Record, Score, find_best, newest_durable_step
+from runner.checkpoint.user_rules import ask_user_rules
 from runner.errors import HoldfastError, StorageError
 from runner.remote.checkpoint_copies import download_checkpoint, quarantine_remote_checkpoint, read_remote_record
 from runner.remote.contact import as_wrong_command
+from runner.remote.leftover_parts import abort_leftover_parts
 from runner.remote.local_note import LocalNote, read_note, write_note
-from runner.remote.objects import NoSuchObjectError, Objects, open_objects, run_side_by_side
+from runner.remote.objects import PART_BYTES, NoSuchObjectError, Objects, open_objects, run_side_by_side
 from runner.remote.other_place import Choices
 from runner.remote.remote_layout import Listing, name_checkpoint_file, sort_listing
 from runner.remote.remote_lock import (
@@ -163,9 +165,14 @@ class Bucket:
     def _start_uploader(self) -> Uploader:
         note = read_note(self._run_dir)
         assert note is not None, "it was written when the lock was taken"
-        rules = RemoteRules(self._choices.keep, self._choices.score, self._choices.remote.sync_seconds)
+        _, keep = ask_user_rules({}, self._choices.keep, self._say)
+        rules = RemoteRules(keep, self._choices.score, self._choices.remote.sync_seconds)
         uploader = Uploader(self._objects, self._run_dir, self._lock, self._mirror, rules, self._say, note)
-        uploader.start(self._found, {step: self._present.get(step, {}) for step in self._found})
+        present = {step: self._present.get(step, {}) for step in self._found}
+        if any(size > PART_BYTES for sizes in present.values() for size in sizes.values()):
+            # Nobody else sends anything there now, and this process has not begun.
+            abort_leftover_parts(self._objects.url, self._choices.remote.endpoint)
+        uploader.start(self._found, present)
         return uploader
 
     def note_saved(self) -> None:
@@ -253,6 +260,10 @@ def hold_in_bucket(
     with lock.keep():
         with as_wrong_command(), _as_disk_trouble(run_dir):
             listing = sort_listing(objects.list_sizes(), LOCK)
+            if choices.overwrite and run_dir.config.name in listing.files:
+                aside = _set_remote_run_aside(open_objects(remote, remote.url), key)
+                print(f"{objects.url} was set aside as {aside}")
+                listing, is_own = Listing(), True
             fetched = [] if is_own else _take_over_files(objects, run_dir, listing)
             fresh = replace(
                 note, token=token, next_token="", steps=tuple(listing.sealed_steps), uploading=None, trouble=""
@@ -299,6 +310,22 @@ def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing) -> lis
             f"what was here (up to step {newest}) was set aside as {display_path(aside)}"
         )
     return fetch_files(objects, listing, run_dir)
+
+
+def _set_remote_run_aside(objects: Objects, key: str) -> str:
+    """Move a run in a bucket out of the way, next to its siblings, and return where it is. Its lock stays.
+
+    Nothing is deleted before all of it is copied. Raises RemoteError.
+    """
+    name, _, run = key.rpartition("/")
+    aside = f"{name}/.overwritten/{run}-{time.time_ns()}"
+    keys = [own for own in objects.list_sizes(f"{key}/") if own != f"{key}/{LOCK}"]
+    run_side_by_side(lambda own: objects.copy(own, f"{aside}{own.removeprefix(key)}"), keys)
+    # The configuration last: what a kill leaves of this is a run that is set aside once more.
+    keys.sort(key=lambda own: own == f"{key}/config.yaml")
+    objects.delete(keys[:-1])
+    objects.delete(keys[-1:])
+    return f"{objects.url}/{aside}"
 
 
 def _set_files_aside(run_dir: RunDir) -> Path:

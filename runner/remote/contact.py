@@ -56,6 +56,23 @@ def find_remote_name(objects: Objects, name: str, digest: str) -> str | None:
     return found[0] if found else None
 
 
+def read_remote_config(remote: Remote, name: str) -> bytes | None:
+    """Return config.yaml of a run in a bucket, `NAME/RUN`; None where it is not there, or no bucket is named.
+
+    Raises ConfigError, StorageError.
+    """
+    if remote.url is None:
+        return None
+    from runner.remote.objects import NoSuchObjectError
+
+    objects = contact_store(remote)
+    with as_wrong_command():
+        try:
+            return objects.read(f"{name}/config.yaml")
+        except NoSuchObjectError:
+            return None
+
+
 def holds_run(objects: Objects, name: str) -> bool:
     """Tell whether a run of this name, `NAME/RUN`, is in a store. Raises ConfigError, StorageError."""
     with as_wrong_command():

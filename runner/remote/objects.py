@@ -362,7 +362,13 @@ def open_objects(remote: Remote, url: str, *, patient: bool = True) -> Objects:
 
 
 def _address_google(endpoint: str) -> dict[str, Any]:
-    account = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": ""}
+    account = {
+        "gcs_base_url": endpoint,
+        "disable_oauth": True,
+        "client_email": "",
+        "private_key": "",
+        "private_key_id": "",
+    }
     return {"service_account_key": files.format_json(account)}
 
 
@@ -409,7 +415,10 @@ def explain(error: BaseException) -> str:
         return f"the store answered {status[1].strip()}"
     if "error sending request" in text or "HTTP error" in text:
         return "cannot be reached"
-    return shorten(text.splitlines()[0] if text else type(error).__name__, 160)
+    if "Account must be specified" in text:
+        return "the name of the storage account is not known; set AZURE_STORAGE_ACCOUNT_NAME"
+    line = re.sub(r"^Generic \w+ error: ", "", text.splitlines()[0]) if text else type(error).__name__
+    return shorten(line, 160)
 
 
 def _split_words(code: str) -> str:

@@ -114,11 +114,19 @@ class NoPlace:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the configuration says of the other place of a run: where it is, and which checkpoints stay there."""
+    """What the configuration says of the other place of a run.
+
+    Attributes:
+        remote: where it is.
+        keep: the rules that say which checkpoints stay there, by name.
+        score: what "best" means.
+        overwrite: a run that is there is set aside, and this one begins afresh.
+    """
 
     remote: Remote
     keep: Mapping[str, RetentionRule]
     score: Score
+    overwrite: bool = False
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from runner.config.schema import Config, dump_yaml, read_document
 from runner.config.trust import trust_flag
 from runner.errors import (
     CRASHED,
+    STOPPED,
     ConfigError,
     DivergedError,
     HoldfastError,
@@ -127,7 +128,15 @@ def run(
                     with _as_storage_error(run_dir):
                         attempt.record(threads=settle_numerics(run_dir, context.console.say).threads)
                     other_place.tell(context.console.say)
-                    with Watchdog(stop_flag, attempt, run_dir, config.train.hang_seconds, context.console.say).watch():
+                    watchdog = Watchdog(
+                        stop_flag,
+                        attempt,
+                        run_dir,
+                        config.train.hang_seconds,
+                        context.console.say,
+                        partial(_find_late_code, context),
+                    )
+                    with watchdog.watch():
                         with attempt.time_in("import"):
                             # Here and not above: a wrong command, or a run that is finished, waits for no jax.
                             from runner.session.attempt import run_attempt
@@ -162,6 +171,14 @@ def run(
     return outcome
 
 
+def _find_late_code(context: RunContext) -> int:
+    """Return the exit code of a process whose time is up: 5 where its newest checkpoint is on this disk alone."""
+    if context.config.remote.url is None:
+        return STOPPED
+    is_there = (context.other_place.newest or 0) >= newest_durable_step(context.run_dir.checkpoints)
+    return STOPPED if is_there else StorageError.exit_code
+
+
 def evaluate_run(config: Config, run_dir: RunDir) -> Outcome:
     """Evaluate a run that is there, as this configuration says; it is only read."""
     inspect_run(run_dir, config)
@@ -193,7 +210,7 @@ def find_unfinished(config: Config, overrides: Sequence[str]) -> RunDir | None:
 def _hold_other_place(config: Config, run_dir: RunDir, stop_flag: StopFlag, *, is_new: bool) -> Iterator[OtherPlace]:
     """Hold a run in its bucket while the context lasts; where it is refused and is new, nothing of it stays here."""
     keep = config.retention if config.remote.retention is None else config.remote.retention
-    choices, key = Choices(config.remote, keep, config.score), name_in_store(config, run_dir)
+    choices, key = Choices(config.remote, keep, config.score, config.overwrite), name_in_store(config, run_dir)
     with ExitStack() as opened:
         with _taking_back(run_dir, is_new=is_new):
             held = hold_other_place(choices, key, run_dir, stop_flag.raise_if_stopped)

@@ -17,6 +17,7 @@ from runner.config.identity import UNHASHED_KEYS, Drift, find_drift, hash_config
 from runner.config.schema import Config, read_document
 from runner.errors import RefusedError
 from runner.remote.contact import contact_store, find_remote_name, holds_run
+from runner.remote.local_note import read_note
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.decisions import read_decisions
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
@@ -109,8 +110,7 @@ def inspect_run(run_dir: RunDir, config: Config, elsewhere: Collection[int] = ()
     # Before jax starts, where it can be told by names alone; what turns out when bytes are read is refused later.
     if not elsewhere and not list_steps(run_dir.checkpoints) and _was_durable(run_dir, status):
         refuse_to_start_over(run_dir)
-    finished = is_finished(config, run_dir, status, elsewhere)
-    return Standing(exists=True, drifts=drifts, status=status, is_finished=finished)
+    return Standing(exists=True, drifts=drifts, status=status, is_finished=is_finished(config, run_dir, status))
 
 
 def refuse_to_start_over(run_dir: RunDir) -> NoReturn:
@@ -133,14 +133,20 @@ def _was_durable(run_dir: RunDir, status: JsonObject) -> bool:
     return read_decisions(run_dir, status, read_attempts(run_dir)).decisions.was_durable
 
 
-def is_finished(config: Config, run_dir: RunDir, status: JsonObject, elsewhere: Collection[int] = ()) -> bool:
-    """Return whether nothing is left to do: training has ended, and the last step is durable where that is wanted."""
+def is_finished(config: Config, run_dir: RunDir, status: JsonObject) -> bool:
+    """Return whether nothing is left to do: training has ended, and the last step is durable where that is wanted.
+
+    Of a run that lives in a bucket it may be there alone, as its process has noted.
+    """
     if config.overwrite or status.get("state") != "finished" or not _has_ended(config, run_dir, status):
         return False
     if config.step is not None and config.step != status.get("taken_back_to"):
         return False
     step = status.get("step", 0)
-    return not config.ckpt.last or step in elsewhere or (run_dir.checkpoints / str(step)).is_dir()
+    if not config.ckpt.last or (run_dir.checkpoints / str(step)).is_dir():
+        return True
+    note = None if config.remote.url is None else read_note(run_dir)
+    return note is not None and step in note.steps
 
 
 def _has_ended(config: Config, run_dir: RunDir, status: JsonObject) -> bool:
