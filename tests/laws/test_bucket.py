@@ -170,6 +170,75 @@ def test_a_stop_is_done_when_it_is_in_the_bucket(door: Door, server: Server, pro
     assert_same(door.the_run, reference.the_run, 60)
 
 
+CAN_UNSHARE = subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not CAN_UNSHARE, reason="needs namespaces of processes: another one stands for another machine")
+def test_a_writer_that_was_asleep_does_no_harm(
+    door: Door, server: Server, proxy: Proxy, reference: Door, make_door: Callable[[str], Door]
+) -> None:
+    """Stopped past the limit in the middle of its run, and woken when another machine has ended it."""
+    machines = Machines(door, server, proxy, "asleep")
+    patience = ("remote.renew_seconds=0.5", "remote.lost_seconds=2")
+    elsewhere = make_door("elsewhere")
+    sleeper = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--mount-proc", *elsewhere.start_arguments(*machines.words, *patience)],
+        cwd=elsewhere.cwd,
+        env={**os.environ, **machines.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: last_logged(elsewhere.cwd) >= 5)
+        (inner,) = Path(f"/proc/{sleeper.pid}/task/{sleeper.pid}/children").read_text().split()
+        os.kill(int(inner), signal.SIGSTOP)
+        at_work = machines.run(*patience)
+        assert at_work.returncode == 0, at_work.stderr
+        assert "waiting up to 2 s to be sure it is gone" in at_work.stdout
+        assert_same(door.the_run, reference.the_run, 60)
+        there = {key: size for key, size in machines.objects.list_sizes().items() if "/checkpoints/" in key}
+        os.kill(int(inner), signal.SIGCONT)
+        out, err = sleeper.communicate(timeout=HANG_SECONDS)
+    finally:
+        sleeper.kill()
+    assert sleeper.returncode == 3, (out, err)
+    assert "has taken it over; nothing more is written" in err
+    assert {key: size for key, size in machines.objects.list_sizes().items() if "/checkpoints/" in key} == there
+    machines.lose_disk()
+    again = machines.run(*patience)
+    assert again.returncode == 0, again.stderr
+    assert (door.the_run / "logs/metrics.jsonl").read_bytes() == (reference.the_run / "logs/metrics.jsonl").read_bytes()
+
+
+def test_of_two_machines_at_once_one_trains(
+    door: Door, server: Server, proxy: Proxy, make_door: Callable[[str], Door]
+) -> None:
+    machines = Machines(door, server, proxy, "both")
+    both = [one.start(*machines.words, **machines.environment) for one in (door, make_door("other"))]
+    ended = [(process.communicate(timeout=HANG_SECONDS), process.returncode) for process in both]
+    assert sorted(code for _, code in ended) == [0, 3], ended
+    ((_, err),) = [said for said, code in ended if code == 3]
+    assert "in use by pid" in err
+
+
+def test_tensorstore_reads_it_where_it_lies(door: Door, server: Server, proxy: Proxy) -> None:
+    """The same layout as on disk: no code of ours is needed."""
+    import tensorstore as ts
+
+    machines = Machines(door, server, proxy, "plain")
+    done = machines.run("train.steps=10")
+    assert done.returncode == 0, done.stderr
+    kept = {"driver": "s3", "bucket": BUCKET, "endpoint": server.endpoint, "aws_region": "us-east-1"}
+    path = f"plain/default/{door.the_run.name}/checkpoints/10/state/"
+    there = ts.KvStore.open({"driver": "ocdbt", "base": {**kept, "path": path}}).result()
+    here = ts.KvStore.open({"driver": "ocdbt", "base": (door.the_run / "checkpoints/10/state").as_uri() + "/"}).result()
+    keys = here.list().result()
+    assert sorted(there.list().result()) == sorted(keys)
+    assert len(keys) > 10
+    assert all(there.read(key).result().value == here.read(key).result().value for key in keys)
+
+
 def test_no_network_for_a_while(door: Door, server: Server, proxy: Proxy, reference: Door) -> None:
     machines = Machines(door, server, proxy, "offline")
     process = machines.start("remote.renew_seconds=0.2", "remote.lost_seconds=1", "train.steps=60")
