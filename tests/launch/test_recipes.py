@@ -17,6 +17,7 @@ import yaml
 from runner.__main__ import main
 from runner.errors import CRASHED, STOPPED, ConfigError, DivergedError, RefusedError, StorageError
 from runner.hosts.options import AutoHosts, Place
+from runner.remote.options import check_url
 from tests.conftest import REPO, Door
 
 RECIPES = REPO / "runner" / "recipes"
@@ -56,16 +57,30 @@ def test_each_says_how_it_is_used_and_that_it_was_not_run_there(name: str) -> No
 
 
 def test_the_command_in_them_is_one_that_the_door_takes(door: Door) -> None:
-    """`root=` is where their volumes are mounted."""
+    """`root=` is where the volume is mounted that several pods share."""
     words = {
         *documents("skypilot.yaml")[0]["run"].splitlines()[-1].split(),
-        *container(documents("kubernetes.yaml")[1]["spec"])["command"],
+        *container(documents("kubernetes.yaml")[0]["spec"])["command"],
         *container(hosts()["template"]["spec"])["command"][2].split()[4:],
     }
     assert words == {"python", "run.py", "root=/outputs", "mesh=data", "compile_cache=/outputs/.compile"}
     shown = door.run("root=/outputs", "mesh=data", "compile_cache=/outputs/.compile", "--cfg", "job")
     assert shown.returncode == 0, shown.stderr
     assert "root: /outputs" in shown.stdout
+
+
+def test_a_machine_without_a_disk_that_stays_has_its_run_in_a_bucket() -> None:
+    """A variable that the configuration reads, with an address that it takes once the bucket is filled in."""
+    (variable,) = container(documents("kubernetes.yaml")[0]["spec"])["env"]
+    unit = (RECIPES / "vm.service").read_text()
+    (of_vm,) = re.findall(r"^Environment=HOLDFAST_REMOTE=(\S+)$", unit, re.MULTILINE)
+    for name, url in (
+        *documents("skypilot.yaml")[0]["envs"].items(),
+        (variable["name"], variable["value"]),
+        ("HOLDFAST_REMOTE", of_vm),
+    ):
+        assert f"oc.env:{name}," in (REPO / "conf" / "config.yaml").read_text()
+        check_url(url.replace("BUCKET", "mine"))
 
 
 # --- Kubernetes and JobSet ---
@@ -83,6 +98,7 @@ POD_RULE: Form = {
 CONTAINER: Form = {
     **{"name!": str, "image!": str, "workingDir": str, "command": [str], "args": [str]},
     "resources": {"limits": {"nvidia.com/gpu": int}},
+    "env": [{"name!": str, "value!": str}],
     "volumeMounts": [{"name!": str, "mountPath!": str}],
 }
 POD: Form = {
@@ -171,13 +187,9 @@ def test_the_check_of_forms_finds_mistakes() -> None:
 
 
 def test_the_kubernetes_recipe_has_the_documented_form() -> None:
-    claim, job = documents("kubernetes.yaml")
-    assert misfits(claim, CLAIM) == []
+    (job,) = documents("kubernetes.yaml")
     assert misfits(job, JOB) == []
     assert_sound(job["spec"])
-    assert (
-        job["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    )
 
 
 def test_the_jobset_recipe_has_the_documented_form() -> None:
@@ -232,7 +244,8 @@ def assert_sound(job: dict[str, Any]) -> None:
     assert train["command"][0] == "python" or (shell and train["command"][2].startswith("exec env ")), (
         "no shell between the system and the process that saves"
     )
-    assert {mount["name"] for mount in train["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    mounts, volumes = train.get("volumeMounts", ()), pod.get("volumes", ())
+    assert {mount["name"] for mount in mounts} == {volume["name"] for volume in volumes}
     for rule in job["podFailurePolicy"]["rules"]:
         assert ("onExitCodes" in rule) != ("onPodConditions" in rule)
         if "onExitCodes" in rule:
@@ -251,7 +264,7 @@ def pod_rule(job: dict[str, Any], code: int, *, disrupted: bool = False) -> str 
 
 
 def test_kubernetes_runs_again_what_was_stopped_and_shows_people_what_they_have_to_look_at() -> None:
-    job = documents("kubernetes.yaml")[1]["spec"]
+    job = documents("kubernetes.yaml")[0]["spec"]
     assert pod_rule(job, STOPPED) == pod_rule(job, STOPPED, disrupted=True) == "Ignore"
     assert pod_rule(job, OUT_OF_MEMORY, disrupted=True) == "Ignore"
     assert {pod_rule(job, code) for code in LOOK} == {"FailJob"}
@@ -289,6 +302,7 @@ def test_a_jobset_restarts_all_hosts_after_a_stop_and_shows_people_what_they_hav
 
 SKYPILOT: Form = {
     **{"name": str, "workdir": str, "num_nodes": int, "setup": str, "run!": str},
+    "envs!": {"HOLDFAST_REMOTE!": str},
     "resources!": {
         **{"infra": str, "accelerators": str, "use_spot": bool},
         "job_recovery!": {
@@ -297,7 +311,6 @@ SKYPILOT: Form = {
             "recover_on_exit_codes!": [int],
         },
     },
-    "volumes!": {"/outputs!": str},
 }
 
 
@@ -307,7 +320,6 @@ def test_the_skypilot_recipe_has_the_documented_form_and_runs_again_what_was_sto
     recovery = task["resources"]["job_recovery"]
     assert recovery["recover_on_exit_codes"] == [STOPPED]
     assert recovery["max_restarts_on_errors"] > 0
-    assert task["volumes"]["/outputs"] in (RECIPES / "skypilot.yaml").read_text().split("name: ")[1]
 
 
 @pytest.mark.parametrize(("nodes", "rank"), [(1, 0), (2, 0), (2, 1)])
@@ -355,6 +367,7 @@ def test_systemd_takes_the_service(tmp_path: Path) -> None:
     python.parent.mkdir(parents=True)
     python.touch(mode=0o755)
     text = (RECIPES / "vm.service").read_text().replace("=FOLDER", f"={tmp_path}").replace("=USER", "=root")
+    text = text.replace("BUCKET", "mine")
     assert "FOLDER" not in text.split("[Unit]")[1]
 
     def verdict(text: str) -> str:
