@@ -16,6 +16,7 @@ from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
 from runner.files import read_file
 from runner.inspect.lookup import find_runs, read_config_document
+from runner.inspect.tiers import read_tiers
 from runner.inspect.time_account import BUCKETS, SHOWN_MILLISECONDS, TimeAccount, account_for_attempts
 from runner.rundir.attempt_lines import line_of_killed, parse_attempt_lines
 from runner.rundir.heartbeat import read_heartbeat
@@ -67,15 +68,22 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         say(line)
     for line in _format_total(list(accounts.values())):
         say(line)
+    remotes = {run_dir: read_tiers(run_dir) for run_dir in runs}
+    for run_dir, tiers in remotes.items():
+        if tiers is not None:
+            named = "" if only else f"{run_dir}: "
+            say(f"{named}{'; '.join(filter(None, [tiers.summarize(), tiers.summarize_requests()]))}")
     if picture and only:
         # Imported where something is drawn: matplotlib takes longer than all of the rest.
         from runner.inspect.timeline_plot import draw_timeline
 
         draw_timeline(only, str(runs[0]), picture)
         say(f"{picture}  drawn")
-    return VerbResult(
-        {"runs": [{"run": str(run_dir), **_describe_account(account)} for run_dir, account in accounts.items()]}
-    )
+    entries = []
+    for run_dir, account in accounts.items():
+        tiers = remotes[run_dir]
+        entries.append({"run": str(run_dir), **_describe_account(account), "remote": tiers and tiers.describe()})
+    return VerbResult({"runs": entries})
 
 
 def read_account(run_dir: RunDir) -> TimeAccount:

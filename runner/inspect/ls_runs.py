@@ -24,6 +24,7 @@ from runner.inspect.lookup import (
     read_checkpoint_status,
     read_retention_settings,
 )
+from runner.inspect.tiers import read_tiers
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import run_state
 from runner.text import format_age, format_count, format_size, format_table, shorten
@@ -56,6 +57,7 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
     for run_dir in runs:
         status = run_dir.read_status()
         updated = datetime.fromisoformat(status["updated"]).timestamp() if "updated" in status else None
+        tiers = read_tiers(run_dir)
         entries.append(
             {
                 "run": str(run_dir),
@@ -65,6 +67,7 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
                 "steps": status.get("steps"),
                 "best": status.get("best"),
                 "checkpoints": _count_steps(run_dir),
+                "remote": tiers.describe() if tiers else None,
                 "updated_unix_seconds": updated,
             }
         )
@@ -74,15 +77,23 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
             f"{entry['step']}/{entry['steps'] or '?'}" if entry["step"] is not None else "",
             "{metric} {value:.4g} at {step}".format(**entry["best"]) if entry["best"] else "",
             str(len(entry["checkpoints"])),
+            _format_newest_remote(entry["remote"]),
             format_age(time.time() - entry["updated_unix_seconds"]) if entry["updated_unix_seconds"] else "",
             entry["run"],  # last: it may be long, and is there to be copied
         )
         for entry in entries
     ]
-    head = ("state", "step", "best", "saved", "touched", "run")
-    for line in format_table(head, rows, right=("step", "saved", "touched")):
+    head = ("state", "step", "best", "saved", "remote", "touched", "run")
+    for line in format_table(head, rows, right=("step", "saved", "remote", "touched")):
         say(line)
     return VerbResult({"runs": entries})
+
+
+def _format_newest_remote(remote: JsonObject | None) -> str:
+    """Return the newest step of a run in its bucket; empty where it has none."""
+    if remote is None:
+        return ""
+    return "none yet" if remote["newest"] is None else str(remote["newest"])
 
 
 def _count_steps(run_dir: RunDir) -> list[int]:
@@ -102,9 +113,14 @@ def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResu
     directories = [run_dir.checkpoints / str(step) for step in list_steps(run_dir.checkpoints)]
     statuses = [read_checkpoint_status(directory, checksums=checksums) for directory in directories]
     entries = _describe_checkpoints([status for status in statuses if status], settings, known=unknown is None)
+    tiers = read_tiers(run_dir)
+    for entry in entries:
+        entry["where"] = tiers and tiers.state_of(entry["step"])
     for line in _format_checkpoints(entries, settings.score.metric):
         say(line)
     say(_summarize_run(run_dir, entries))
+    if tiers is not None:
+        say(tiers.summarize())
 
     # What is out of order goes below the table: most runs have none of it.
     ignored = list_ignored_names(run_dir.checkpoints)
@@ -123,6 +139,7 @@ def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResu
             "run": str(run_dir),
             "score": {"metric": settings.score.metric, "mode": settings.score.mode},
             "checkpoints": entries,
+            "remote": tiers and tiers.describe(),
             "ignored": ignored,
             "quarantine": aside,
             "notes": notes,
@@ -167,7 +184,7 @@ def _describe_checkpoints(
 def _format_checkpoints(entries: Sequence[JsonObject], metric: str) -> list[str]:
     if not entries:
         return []
-    head = ("step", "age", "saved because", "kept because", metric, "size", "verified", "marks")
+    head = ("step", "age", "saved because", "kept because", metric, "size", "verified", "where", "marks")
     rows = [
         (
             str(entry["step"]),
@@ -177,6 +194,7 @@ def _format_checkpoints(entries: Sequence[JsonObject], metric: str) -> list[str]
             f"{entry['metrics'][metric]:.4g}" if metric in entry["metrics"] else "",
             format_size(entry["bytes"]) if entry["bytes"] is not None else "",
             entry["verified"],
+            entry["where"] or "",
             ", ".join(entry["marks"]),
         )
         for entry in entries

@@ -19,6 +19,7 @@ from runner.inspect.lookup import (
     read_checkpoint_status,
     refusing_unreadable,
 )
+from runner.inspect.tiers import Tiers, read_tiers
 from runner.rundir.side_files import STATUS, keep_typed
 from runner.text import (
     format_age,
@@ -53,8 +54,8 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     except (OSError, RefusedError) as error:
         # What is wrong with its files is why it cannot be read.
         raise RefusedError(f"{checkpoint}: is not good: {status.problem}" if status.problem else str(error)) from None
-    attempt = find_attempt(checkpoint)
-    for line in [*_format_facts(checkpoint, status, progress, attempt), "", *_format_leaves(leaves)]:
+    attempt, tiers = find_attempt(checkpoint), read_tiers(checkpoint.run_dir)
+    for line in [*_format_facts(checkpoint, status, progress, attempt, tiers), "", *_format_leaves(leaves)]:
         say(line)
     # The keys of the sidecar, but a size is called `bytes` by every verb.
     record = {**asdict(status.record), "metrics": dict(status.record.metrics)}
@@ -64,6 +65,8 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
             **{("bytes" if key == "num_bytes" else key): value for key, value in record.items()},
             "verified": status.proof,
             "problem": status.problem,
+            "where": tiers and tiers.state_of(checkpoint.step),
+            "remote": tiers and tiers.describe(),
             "progress": progress,
             "attempt": attempt,
             "leaves": {name: _describe_leaf(leaf) for name, leaf in leaves.items()},
@@ -73,7 +76,11 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 
 
 def _format_facts(
-    checkpoint: Checkpoint, status: CheckpointStatus, progress: JsonObject, attempt: JsonObject
+    checkpoint: Checkpoint,
+    status: CheckpointStatus,
+    progress: JsonObject,
+    attempt: JsonObject,
+    tiers: Tiers | None,
 ) -> list[str]:
     """Return a line for each fact that there is, below the name of the checkpoint."""
     record = status.record
@@ -91,6 +98,7 @@ def _format_facts(
         "measured": format_metrics(record.metrics) or "nothing at this step",
         "cost": f"training waited {record.stall_seconds:.3g} s, durable after {record.write_seconds:.3g} s",
         "on disk": f"{format_size(record.num_bytes)} in {files}, format {record.format}; {status.proof}",
+        "where": _describe_place(tiers, checkpoint.step) if tiers else "",
         "not good": status.problem or "",
         "data": f"at {shorten(json.dumps(progress.get('position')), 200)} of {str(progress.get('data'))[:12]}…",
         "best so far": f"{best['metric']} {best['value']:.5g} at step {best['step']}" if best else "",
@@ -104,6 +112,13 @@ def _format_facts(
     for name, fact in known.items():
         lines += wrap_labelled(f"  {name:<{width}}  ", fact)
     return lines
+
+
+def _describe_place(tiers: Tiers, step: int) -> str:
+    state = tiers.state_of(step)
+    if state == "remote":
+        return f"remote: in {tiers.url} as well"
+    return f"{state}: {'on its way to' if state == 'uploading' else 'not in'} {tiers.url}"
 
 
 def _format_leaves(leaves: Mapping[str, LeafSpec]) -> list[str]:

@@ -9,6 +9,7 @@ from runner.checkpoint.restore import Verdict, iter_verdicts, list_ignored_names
 from runner.checkpoint.seal import find_problem
 from runner.errors import RefusedError
 from runner.inspect.lookup import find_run, read_retention_settings
+from runner.inspect.tiers import Tiers, read_tiers
 from runner.rundir.layout import RunDir
 from runner.types import JsonObject
 from runner.values import Say, VerbResult
@@ -34,6 +35,9 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         say(f"ignored (not a directory named like a step): {', '.join(ignored)}")
     state = run_dir.read_status().get("state")
     say(_format_conclusion(used, is_refused=any(entry["problem"] for entry in passed)))
+    tiers = read_tiers(run_dir)
+    if tiers is not None:
+        say(_explain_empty_machine(tiers))
     # Such a run restores nothing however good its checkpoints are.
     if used and state == "finished":
         say("the run is finished: the same command does nothing, dir=RUN train.steps=N goes on")
@@ -43,6 +47,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         "step": used.step if used else None,
         "reason": used.record.reason if used and used.record else None,
         "passed": passed,
+        "remote": tiers and tiers.describe(),
         "ignored": ignored,
     }
     return VerbResult(document, 0 if used else RefusedError.exit_code)
@@ -72,6 +77,12 @@ def _format_conclusion(used: Verdict | None, *, is_refused: bool) -> str:
     if is_refused:
         return "nothing to restore: a restart is refused; resume=never overwrite=true starts afresh"
     return "nothing to restore: a restart begins at step 0"
+
+
+def _explain_empty_machine(tiers: Tiers) -> str:
+    if tiers.newest is None:
+        return f"on an empty machine it begins at step 0: {tiers.url} has no checkpoint yet"
+    return f"on an empty machine it goes on from step {tiers.newest} of {tiers.url}"
 
 
 def _describe_verdict(verdict: Verdict) -> JsonObject:

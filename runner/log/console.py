@@ -7,7 +7,7 @@ that lines did not arrive there is told in run.log, once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,9 @@ class Console(MetricSink, Protocol):
     def begin(self, step: int, steps: int) -> None:
         """Take note that training goes on from a step, towards so many."""
 
+    def watch_remote(self, find_newest: Callable[[], int | None]) -> None:
+        """Take note that the run lives in a bucket as well, and who knows the newest step there; None is none."""
+
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         """Tell how far training is: the completed steps, the last logged metrics, the newest durable step."""
 
@@ -39,6 +42,7 @@ class QuietConsole:
     """Say nothing on the terminal; run.log has the lines all the same."""
 
     name = "console"
+    _find_newest_remote: Callable[[], int | None] | None = None
 
     def __init__(self, log: Path):
         make_folder(log.parent)
@@ -52,6 +56,10 @@ class QuietConsole:
     def begin(self, step: int, steps: int) -> None:
         """Take note that training goes on from a step, towards so many."""
         self._steps, self._first, self._since = steps, step, time.monotonic()
+
+    def watch_remote(self, find_newest: Callable[[], int | None]) -> None:
+        """Take note that the run lives in a bucket as well, and who knows the newest step there; None is none."""
+        self._find_newest_remote = find_newest
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
         """Do nothing: nobody looks."""
@@ -76,6 +84,17 @@ class QuietConsole:
     def _tell_losses(self) -> None:
         for loss in screen.take_screen_losses():
             self._append(f"warning: what goes to {loss} does not arrive; every line is in this file")
+
+    def _list_saved(self, step: int, durable_step: int | None) -> list[str]:
+        """Return what is saved, what is remote and what is at risk: `saved 400`, `remote 300`, `120 at risk`."""
+        if durable_step is None:
+            return ["nothing saved yet"]
+        if self._find_newest_remote is None:
+            return [f"saved {durable_step}", f"{step - durable_step} at risk"]
+        # The disk may go with the machine: what is on it alone is at risk as well.
+        newest = self._find_newest_remote()
+        there = "nothing remote yet" if newest is None else f"remote {newest}"
+        return [f"saved {durable_step}", there, f"{step - (newest or 0)} at risk"]
 
     def _steps_per_second(self, step: int) -> float:
         """Return the mean speed since training began, or went on."""
@@ -103,8 +122,7 @@ class PlainConsole(QuietConsole):
         self._next_tick = time.monotonic() + PLAIN_SECONDS
         speed = self._steps_per_second(step)
         left = format_duration((self._steps - step) / speed) if speed else "?"
-        risk = step - (durable_step or 0)
-        saved = f"saved {durable_step}, {risk} at risk" if durable_step is not None else "nothing saved yet"
+        saved = ", ".join(self._list_saved(step, durable_step))
         screen.print_line(
             f"step {step:>6}/{self._steps}  {_format_loss(metrics)}  {speed:.1f} steps/s  {left} left  {saved}",
         )
@@ -167,7 +185,7 @@ class ProgressBarConsole(QuietConsole):
         if not self._has_bar or state == "waits" or time.monotonic() < self._next_draw:
             return
         self._next_draw = time.monotonic() + BAR_SECONDS
-        saved = "nothing saved yet" if durable_step is None else f"saved {durable_step} · {step - durable_step} at risk"
+        saved = " · ".join(self._list_saved(step, durable_step))
         speed = f"{self._steps_per_second(step):.1f}"
         with self._drawing():
             self._progress.update(

@@ -21,6 +21,7 @@ from runner.errors import RefusedError, StorageError
 from runner.files import open_file, parse_json, read_json_object
 from runner.inspect.goodput_table import account_for_run
 from runner.inspect.lookup import parse_retention_settings, read_config_document
+from runner.inspect.tiers import Tiers, read_tiers
 from runner.inspect.time_account import TimeAccount
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
@@ -106,6 +107,7 @@ class RunFacts:
         curves: finite values by `split/metric`.
         saves: its checkpoints, in their order.
         step_cost: memory, time and FLOPs of a step.
+        tiers: where its checkpoints lie; None where it lives on this disk alone.
     """
 
     run_dir: RunDir
@@ -118,6 +120,7 @@ class RunFacts:
     curves: Mapping[str, Sequence[CurvePoint]]
     saves: tuple[SaveEvent, ...]
     step_cost: StepCost
+    tiers: Tiers | None = None
 
 
 def read_facts(run_dir: RunDir) -> RunFacts:
@@ -134,7 +137,10 @@ def read_facts(run_dir: RunDir) -> RunFacts:
     timing, records = list(_read_json_lines(run_dir.timing)), _list_own_records(run_dir)
     account = account_for_run(run_dir, status, document)
     needs, hardware = _find_requirements([*read_attempts(run_dir), attempt])
-    state = run_state(run_dir)
+    state, tiers = run_state(run_dir), read_tiers(run_dir)
+    kept = select_survivors(rules, records, score)
+    if tiers is not None:
+        kept = {step: f"{why} ({tiers.state_of(step)})" for step, why in kept.items()}
     return RunFacts(
         run_dir=run_dir,
         status=RunStatus(
@@ -149,8 +155,9 @@ def read_facts(run_dir: RunDir) -> RunFacts:
         words=tuple(attempt.get("command", ())[2:]),
         account=account,
         curves=_read_curves(run_dir.metrics),
-        saves=tuple(_list_saves(timing, records, select_survivors(rules, records, score), score)),
+        saves=tuple(_list_saves(timing, records, kept, score)),
         step_cost=StepCost(_measure_step_seconds(timing), needs, hardware, _read_remat_choice(run_dir.remat)),
+        tiers=tiers,
     )
 
 

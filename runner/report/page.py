@@ -129,6 +129,8 @@ def _make_tiles(runs: _PageRuns) -> list[tuple[str, str, str]]:
     tiles.append(("wall-clock", format_duration(clock / 1000), "" if is_one else "of all runs together"))
     tiles.append(("goodput", f"{100 * progress / clock:.0f} %" if clock else "–", "training whose result stands"))
     tiles.append(("interruptions", f"{stops:,}", f"{format_count(lost, 'step')} done again" if stops else "none"))
+    if is_one and (tiers := facts[0].tiers) is not None:
+        tiles.append(("remote", "nothing yet" if tiers.newest is None else f"step {tiers.newest:,}", tiers.url))
     return tiles
 
 
@@ -152,6 +154,7 @@ def _make_table(runs: _PageRuns) -> tuple[list[str], list[TableRow]]:
         "step",
         best,
         "at step",
+        "remote",
         "ms / step",
         "memory",
         "wall-clock",
@@ -195,6 +198,7 @@ def _make_fact_cells(facts: RunFacts, size: int | None) -> list[TableCell]:
         TableCell(f"{status.step:,}{steps}", status.step, "number"),
         TableCell("" if value is None else f"{value:.5g}", value, "number"),
         TableCell("" if step is None else f"{step:,}", step, "number"),
+        _make_remote_cell(facts),
         TableCell("" if pace is None else f"{pace:.3g}", pace, "number"),
         TableCell("" if size is None else format_size(size), size, "number"),
         TableCell(
@@ -205,6 +209,14 @@ def _make_fact_cells(facts: RunFacts, size: int | None) -> list[TableCell]:
         TableCell(f"{account.lost_steps:,}" if account.lost_steps else "", account.lost_steps, "number"),
         TableCell(status.why, status.why or None, "why"),
     ]
+
+
+def _make_remote_cell(facts: RunFacts) -> TableCell:
+    """Return the cell of the newest step in the bucket; an empty one where a run lives on its disk alone."""
+    if facts.tiers is None:
+        return TableCell("", None, "number")
+    newest = facts.tiers.newest
+    return TableCell("none yet" if newest is None else f"{newest:,}", newest or 0, "number")
 
 
 def _make_script_data(runs: _PageRuns) -> JsonObject:

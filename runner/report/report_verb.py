@@ -88,6 +88,7 @@ def _describe_runs(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[JsonO
                 "why": each.status.why,
                 "memory_bytes": sizes[number],
                 "recompute": needs and needs.extra,
+                "remote": each.tiers and each.tiers.describe(),
             }
         )
     return runs

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from runner.files import replace_file
+from runner.files import read_json_object, replace_file
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.rundir.side_files import is_number
@@ -55,6 +55,10 @@ def _render_head(run_dir: RunDir, status: JsonObject) -> list[str]:
     ]
     if best := status.get("best"):
         lines.append(f"- best: {escape_markdown(best['metric'])} {best['value']:.5g} at step {best['step']}")
+    if url := _read_remote_url(run_dir):
+        lines.append(
+            f"- lives in {format_code_span(url)} as well: the same command goes on from there on an empty disk"
+        )
     if last := status.get("last"):
         values = (f"{escape_markdown(name)} {value:.5g}" for name, value in last.items())
         lines.append(f"- last: {', '.join(values)}")
@@ -62,6 +66,14 @@ def _render_head(run_dir: RunDir, status: JsonObject) -> list[str]:
         values = (f"{escape_markdown(name)} {value:.5g}" for name, value in final.items())
         lines.append(f"- of the weights it ends on, those of step {status.get('final_step', '?')}: {', '.join(values)}")
     return lines
+
+
+def _read_remote_url(run_dir: RunDir) -> str | None:
+    """Return the place that a run has in a bucket (remote.json); None where it lives on this disk alone."""
+    with suppress(OSError):
+        url = (read_json_object(run_dir.remote_note) or {}).get("url")
+        return url if isinstance(url, str) else None
+    return None
 
 
 def _render_commands(run_dir: RunDir, current: AttemptLine) -> list[str]:

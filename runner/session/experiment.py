@@ -128,6 +128,8 @@ def run(
                     with _as_storage_error(run_dir):
                         attempt.record(threads=settle_numerics(run_dir, context.console.say).threads)
                     other_place.tell(context.console.say)
+                    if config.remote.url is not None:
+                        context.console.watch_remote(lambda: other_place.newest)
                     watchdog = Watchdog(
                         stop_flag,
                         attempt,

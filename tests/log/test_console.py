@@ -177,3 +177,38 @@ def test_a_screen_that_somebody_closed_is_nothing_to_fail_of(log: Path, monkeypa
     console.say("still here")
     console.tick(5, {"loss": 1.0}, None)
     assert "still here" in log.read_text()
+
+
+def test_what_is_not_remote_is_at_risk(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest: list[int | None] = [None, 300]
+    console = PlainConsole(log)
+    console.begin(0, 500)
+    said = []
+    for saved in (None, 400, 400):
+        console._next_tick = 0.0
+        console.tick(420, METRICS, saved)
+        said.append(capsys.readouterr().out.strip().split(" left  ")[1])
+        # Told once, and asked each time from then on.
+        console.watch_remote(lambda: newest[0] if len(said) == 1 else newest[1])
+    assert said == [
+        "nothing saved yet",
+        "saved 400, nothing remote yet, 420 at risk",
+        "saved 400, remote 300, 120 at risk",
+    ]
+
+
+def test_without_a_bucket_what_is_saved_is_safe(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = PlainConsole(log)
+    console.begin(0, 500)
+    console.tick(420, METRICS, 400)
+    assert capsys.readouterr().out.endswith("  saved 400, 20 at risk\n")
+
+
+def test_the_bar_tells_what_is_remote(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = stand_at_terminal(monkeypatch)
+    console = ProgressBarConsole(log)
+    console.watch_remote(lambda: 300)
+    console.begin(0, 500)
+    console.tick(420, METRICS, 400)
+    console.close()
+    assert "saved 400 · remote 300 · 120 at risk" in shown.getvalue()
