@@ -21,6 +21,8 @@ _WORDS_WITH_MEANING = ("null", "true", "false", "nan", "inf")
 # Times that are further ahead than this are not the difference of two clocks.
 CLOCK_SLACK_SECONDS = 60.0
 LONGEST_SECONDS = 100 * 365.25 * 86400
+# A folder that is a copy of something elsewhere → the name of that, which is the one that people know.
+_SHOWN_NAMES: dict[Path, str] = {}
 
 
 def format_table(
@@ -148,10 +150,21 @@ def format_scaled(number: float) -> str:
     return f"{number:.3g} {PREFIXES[power]}"
 
 
+def show_folder_as(folder: Path, name: str) -> None:
+    """Take note that a folder is a copy of something elsewhere: from now on `display_path` says that name."""
+    _SHOWN_NAMES[Path(os.path.realpath(folder))] = name
+
+
 def display_path(path: Path) -> str:
-    """Return a path as a person types it: relative where it is below the working directory, else absolute."""
+    """Return a path as a person types it: relative where it is below the working directory, else absolute.
+
+    What lies in a folder that is a copy has the name of what it is a copy of (`show_folder_as`).
+    """
     # Not `Path.resolve`, which raises where links go around in a circle.
     path = Path(os.path.realpath(path))
+    for folder in (path, *path.parents) if _SHOWN_NAMES else ():
+        if (name := _SHOWN_NAMES.get(folder)) is not None:
+            return "/".join([name, *path.relative_to(folder).parts])
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -54,7 +54,7 @@ from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
 from runner.optim.schedules import Schedule
 from runner.preempt.preempt_options import NoticeSource, Preempt
-from runner.remote.options import Remote
+from runner.remote.options import Remote, check_url, is_remote_url
 from runner.text import display_path, shorten
 from runner.types import Document
 
@@ -178,7 +178,8 @@ class InitFrom:
     """Begin with the weights of another run.
 
     Attributes:
-        run: the one whose weights they are: `RUN`, `RUN@STEP` or `RUN@best`; `init_from=RUN` is short for it.
+        run: the one whose weights they are: `RUN`, `RUN@STEP` or `RUN@best`; `init_from=RUN` is short for it. RUN is a
+            directory, or the place of a run in a bucket, `s3://BUCKET/PREFIX/NAME/RUN`.
         partial: take the weights that fit, and leave the others as they are initialized.
     """
 
@@ -190,6 +191,9 @@ class InitFrom:
             raise ValueError("partial=true says how to take weights, but not whose; add init_from=RUN")
         if self.run is not None:
             _check_path("run", self.run)
+            if is_remote_url(self.run):
+                # Only the last part may name a step.
+                check_url(self.run.rpartition("/")[0] + "/run")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from runner.config.trust import TRUST_FLAG
 from runner.errors import ConfigError
-from runner.inspect.lookup import find_checkpoint
+from runner.inspect.lookup import choose_new_folder, find_checkpoint, is_in_bucket
 from runner.launch.compose import compose_run
 from runner.text import format_override
 from runner.values import Say, VerbResult
@@ -27,6 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Evaluate, and say what was measured; it is written to `eval/STEP/` of the run, whose other files are only read.
 
+    Of a run in a bucket nothing is written there, but to a new folder `outputs/.eval/TIME`.
+
     Raises RefusedError where the checkpoint is not good, ConfigError where an override does not fit.
     """
     checkpoint = find_checkpoint(arguments.checkpoint)
@@ -39,5 +41,6 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     # The jax fence: a wrong configuration is answered without it.
     from runner.session.evaluate_only import evaluate_checkpoint
 
-    found = evaluate_checkpoint(config, checkpoint.run_dir, say)
+    folder = choose_new_folder("eval", None) if is_in_bucket(checkpoint.run_dir) else None
+    found = evaluate_checkpoint(config, checkpoint.run_dir, say, folder)
     return VerbResult({"run": str(found.run), "step": found.step, "results": found.values})

@@ -15,13 +15,12 @@ from typing import cast
 from runner.checkpoint.record import newest_durable_step
 from runner.errors import ConfigError, RefusedError
 from runner.files import read_file
-from runner.inspect.lookup import find_runs, read_config_document
+from runner.inspect.lookup import find_runs, is_at_work, read_config_document
 from runner.inspect.tiers import read_tiers
 from runner.inspect.time_account import BUCKETS, SHOWN_MILLISECONDS, TimeAccount, account_for_attempts
 from runner.rundir.attempt_lines import line_of_killed, parse_attempt_lines
 from runner.rundir.heartbeat import read_heartbeat
 from runner.rundir.layout import RunDir
-from runner.rundir.run_lock import is_in_use
 from runner.text import format_count, format_duration, format_percent, format_table, format_time, terminal_width
 from runner.types import Document, JsonObject
 from runner.values import Say, VerbResult
@@ -117,7 +116,7 @@ def _add_pending_lines(written: list[JsonObject], run_dir: RunDir, status: JsonO
     pending = list(status.get("unburied", []))
     if status.get("state") == "running" and "started" in status.get("attempt", {}):
         pending.append(line_of_killed(status, read_heartbeat(run_dir.heartbeat)))
-        if is_in_use(run_dir):
+        if is_at_work(run_dir):
             pending[-1]["ending"] = "running"
     durable = newest_durable_step(run_dir.checkpoints) if pending else 0
     for line in pending:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from runner.config.schema import Config, validate_options
 from runner.config.trust import Use, require_trust
 from runner.errors import ConfigError
-from runner.inspect.lookup import find_attempt, find_proven_checkpoint, read_config_document
+from runner.inspect.lookup import Checkpoint, find_attempt, find_proven_checkpoint, is_in_bucket, read_config_document
 from runner.mesh import Mesh
 from runner.text import shorten
 from runner.train import dataset
@@ -35,7 +35,7 @@ def load_model(
     a run without one the data is read, and must still be where the configuration says.
 
     Args:
-        reference: `RUN`, `RUN@STEP` or `RUN@best`.
+        reference: `RUN`, `RUN@STEP` or `RUN@best`; RUN is a directory, or `s3://BUCKET/PREFIX/NAME/RUN` and the like.
         weights: `"ema"` takes the average that `optim.ema` keeps.
         trust: whether code that the run names may be imported: a model, data or an objective of somebody's own.
 
@@ -50,6 +50,17 @@ def load_model(
             "named as RUN@best, or as at=… of a result"
         )
     checkpoint, _ = find_proven_checkpoint(reference)
+    try:
+        return _build_model(checkpoint, weights, trust=trust)
+    finally:
+        # A notebook loads again and again, and has what it needs in memory by now.
+        if is_in_bucket(checkpoint.run_dir):
+            from runner.remote.reading import forget_run
+
+            forget_run(checkpoint.run_dir.path)
+
+
+def _build_model(checkpoint: Checkpoint, weights: Weights, *, trust: bool) -> tuple[nnx.Module | LoadedProgram, Config]:
     document = read_config_document(checkpoint.run_dir, find_attempt(checkpoint).get("drift", ()))
     config = on_one_device(validate_options(Config, document))
     # What is built for so many steps (a schedule, a program) is built as it was; the data may not be there to count.

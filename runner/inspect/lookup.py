@@ -16,10 +16,12 @@ from runner.checkpoint.retention import RetentionRule
 from runner.checkpoint.seal import find_odd_file, find_problem
 from runner.config.read_yaml import parse_yaml
 from runner.config.validation import Retention, validate_saved
-from runner.errors import RefusedError
+from runner.errors import ConfigError, RefusedError
 from runner.files import NOT_A_FILE, parse_json, read_file
+from runner.remote.options import is_remote_url
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
+from runner.rundir.run_lock import is_in_use, run_state
 from runner.text import display_path, shorten
 from runner.types import Document, JsonObject
 
@@ -86,7 +88,12 @@ def choose_new_folder(verb: str, to: str | None) -> Path:
 
 
 def find_run(path: str) -> RunDir:
-    """Return the run in a directory. Raises RefusedError where none is."""
+    """Return the run in a directory, or of a URL. Raises RefusedError where none is, and what a bucket raises."""
+    if is_remote_url(path):
+        # Imported here, and below: where no bucket is named its client is not waited for.
+        from runner.remote.reading import mirror_run
+
+        return RunDir(mirror_run(path))
     run_dir = name_run(path)
     if not is_run(run_dir):
         what = "no run is there" if run_dir.path.is_dir() else "there is no such directory"
@@ -107,12 +114,45 @@ def name_run(path: str | Path) -> RunDir:
 
 
 def find_runs(path: str) -> list[RunDir]:
-    """Return the run in a directory, or the runs below it. Raises RefusedError where there is none."""
+    """Return the run in a directory, or the runs below it, or those of a URL. Raises RefusedError where none is."""
+    if is_remote_url(path):
+        from runner.remote.reading import mirror_runs
+
+        return [RunDir(directory) for directory in mirror_runs(path, brief=False)]
     run_dir = name_run(path)
     if is_run(run_dir):
         return [run_dir]
     # Where nothing is below either, this raises, and its message tells whether the directory is there at all.
     return list_runs(run_dir.path) or [find_run(path)]
+
+
+def is_in_bucket(run_dir: RunDir) -> bool:
+    """Tell whether a directory is a copy of what a run has in a bucket; then it is only read."""
+    return is_remote_url(str(run_dir))
+
+
+def is_at_work(run_dir: RunDir) -> bool:
+    """Tell whether a process has the run; in a bucket that may be one which has gone without a word."""
+    if not is_in_bucket(run_dir):
+        return is_in_use(run_dir)
+    from runner.remote.reading import is_held
+
+    return is_held(run_dir.path)
+
+
+def tell_state(run_dir: RunDir) -> str:
+    """Return how a run stands, in one word: as `run_state`, and `held` where its bucket says that somebody has it."""
+    state = run_state(run_dir)
+    return "held" if state == "killed" and is_in_bucket(run_dir) and is_at_work(run_dir) else state
+
+
+def refuse_bucket(verb: str, reference: str) -> None:
+    """Raise ConfigError where a verb that changes a run is to change one in a bucket."""
+    if is_remote_url(reference):
+        raise ConfigError(
+            f"{verb}: {reference} is in a bucket, which only a command that holds the run changes; say the run's "
+            "directory on this machine, and the run's next command sends what has changed"
+        )
 
 
 def list_runs(folder: Path) -> list[RunDir]:
@@ -164,7 +204,14 @@ def refusing_unreadable(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def find_checkpoint(reference: str) -> Checkpoint:
-    """Return what `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names. Raises RefusedError where there is none."""
+    """Return what `RUN`, `RUN@STEP`, `RUN@best` or `RUN@newest` names. Raises RefusedError where there is none.
+
+    Of a run in a bucket every byte of the checkpoint is here then.
+    """
+    if is_remote_url(reference):
+        from runner.remote.reading import mirror_checkpoint
+
+        return _as_checkpoint(mirror_checkpoint(reference))
     try:
         directory = locate_checkpoint(reference)
     except (RuntimeError, ValueError) as error:
@@ -177,6 +224,10 @@ def find_checkpoint(reference: str) -> Checkpoint:
     if directory.resolve() != checkpoint.directory or checkpoint.run_dir.path != _find_named_run(reference):
         raise RefusedError(f"{reference}: leads out of its run, to {display_path(directory)}; name that one")
     return checkpoint
+
+
+def _as_checkpoint(directory: Path) -> Checkpoint:
+    return Checkpoint(RunDir(directory.parent.parent), int(directory.name))
 
 
 def _find_named_run(reference: str) -> Path:
@@ -203,6 +254,10 @@ def read_checkpoint_status(directory: Path, *, checksums: bool) -> CheckpointSta
         directory: `checkpoints/STEP`.
         checksums: whether every byte is read, or names and sizes are compared only.
     """
+    if checksums and is_in_bucket(_as_checkpoint(directory).run_dir):
+        from runner.remote.reading import bring_bytes
+
+        bring_bytes(directory)
     try:
         problem = find_problem(directory, checksums=checksums)
     except OSError as error:
@@ -253,7 +308,7 @@ def parse_retention_settings(document: Document, run_dir: RunDir) -> RetentionSe
     except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         problem = ": ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
         raise RefusedError(
-            f"{run_dir.config}: retention or score is not what this version writes ({problem})"
+            f"{display_path(run_dir.config)}: retention or score is not what this version writes ({problem})"
         ) from None
 
 
@@ -267,9 +322,9 @@ def read_config_document(run_dir: RunDir, drift: Sequence[str] = ()) -> JsonObje
     except (OSError, ValueError) as error:
         # UnicodeDecodeError says the bytes: the place is enough.
         problem = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
-        raise RefusedError(f"{run_dir.config}: cannot be read ({problem})") from None
+        raise RefusedError(f"{display_path(run_dir.config)}: cannot be read ({problem})") from None
     if not isinstance(document, dict):
-        raise RefusedError(f"{run_dir.config}: is no configuration")
+        raise RefusedError(f"{display_path(run_dir.config)}: is no configuration")
     return apply_drift(document, drift)
 
 

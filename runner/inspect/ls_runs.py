@@ -23,10 +23,11 @@ from runner.inspect.lookup import (
     name_run,
     read_checkpoint_status,
     read_retention_settings,
+    tell_state,
 )
 from runner.inspect.tiers import read_tiers
+from runner.remote.options import is_remote_url
 from runner.rundir.layout import RunDir
-from runner.rundir.run_lock import run_state
 from runner.text import format_age, format_count, format_size, format_table, shorten
 from runner.types import JsonObject
 from runner.values import Say, VerbResult
@@ -43,6 +44,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Say a line for each checkpoint of a run, or for each run of a directory. Raises RefusedError where none is."""
+    if is_remote_url(arguments.run):
+        return _list_bucket(arguments.run, say, checksums=arguments.verify)
     run_dir = name_run(arguments.run)
     if is_run(run_dir):
         return _list_checkpoints(find_run(arguments.run), say, checksums=arguments.verify)
@@ -50,6 +53,16 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         return _list_run_dirs(found, say)
     # Neither the one nor the other: this raises, and its message tells whether the directory is there at all.
     return _list_checkpoints(find_run(arguments.run), say, checksums=arguments.verify)
+
+
+def _list_bucket(url: str, say: Say, *, checksums: bool) -> VerbResult:
+    # Imported here: who looks at a disk waits for no client of a bucket.
+    from runner.remote.reading import mirror_runs
+
+    found = [RunDir(path) for path in mirror_runs(url, brief=True)]
+    if str(found[0]) == url.rstrip("/"):
+        return _list_checkpoints(found[0], say, checksums=checksums)
+    return _list_run_dirs(found, say)
 
 
 def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
@@ -61,7 +74,7 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
         entries.append(
             {
                 "run": str(run_dir),
-                "state": run_state(run_dir),
+                "state": tell_state(run_dir),
                 "stopped_early": bool(status.get("stopped_early")),
                 "step": status.get("step"),
                 "steps": status.get("steps"),
@@ -210,7 +223,7 @@ def _summarize_run(run_dir: RunDir, entries: Sequence[JsonObject]) -> str:
     )
     if "state" in status:
         early = f" ({status.get('why')})" if status.get("stopped_early") else ""
-        summary += f"; {run_state(run_dir)} at step {status.get('step')} of {status.get('steps') or '?'}{early}"
+        summary += f"; {tell_state(run_dir)} at step {status.get('step')} of {status.get('steps') or '?'}{early}"
     return summary
 
 

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from runner.checkpoint.record import PIN, read_sidecar
 from runner.errors import RefusedError
 from runner.files import open_file, open_folder, remove_file
-from runner.inspect.lookup import Checkpoint, find_checkpoint, refusing_other_kinds
+from runner.inspect.lookup import Checkpoint, find_checkpoint, refuse_bucket, refusing_other_kinds
 from runner.values import Say, VerbResult
 
 
@@ -19,6 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Pin or unpin, durably; done twice it is as done once. Raises RefusedError where there is no checkpoint."""
+    refuse_bucket(arguments.verb, arguments.checkpoint)
     checkpoint, is_wanted = find_checkpoint(arguments.checkpoint), arguments.verb == "pin"
     was_pinned = _is_pinned(checkpoint)
     # Not under the run's lock: retention reads the file again at every save, so a run may be training meanwhile.

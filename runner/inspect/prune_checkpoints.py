@@ -13,7 +13,7 @@ from runner.checkpoint.record import list_records
 from runner.checkpoint.restore import iter_verdicts
 from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError, StorageError
-from runner.inspect.lookup import find_run, read_retention_settings
+from runner.inspect.lookup import find_run, read_retention_settings, refuse_bucket
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import lock_run
 from runner.text import format_count, format_size
@@ -28,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Prune, oldest first. Raises RefusedError where it must not be done, StorageError where it cannot."""
+    refuse_bucket("prune", arguments.run)
     run_dir = find_run(arguments.run)
     # A dry run only reads, so it may look at a run that is training.
     with nullcontext() if arguments.dry_run else lock_run(run_dir):

@@ -9,7 +9,7 @@ from runner.checkpoint.quarantine import SetAside, list_set_aside
 from runner.checkpoint.record import REASON, is_step_name
 from runner.checkpoint.seal import find_problem
 from runner.errors import ConfigError, RefusedError
-from runner.inspect.lookup import find_run
+from runner.inspect.lookup import find_run, refuse_bucket
 from runner.rundir.layout import RunDir
 from runner.rundir.run_lock import lock_run
 from runner.values import Say, VerbResult
@@ -22,6 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Take it back. Raises RefusedError where none of that step is good, or one is in its place already."""
+    refuse_bucket("restore", arguments.checkpoint)
     run_name, _, step = arguments.checkpoint.rpartition("@")
     if not run_name or not is_step_name(step):
         raise ConfigError(f"{arguments.checkpoint}: expected RUN@STEP, such as outputs/NAME/RUN@100")

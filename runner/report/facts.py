@@ -20,12 +20,11 @@ from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError, StorageError
 from runner.files import open_file, parse_json, read_json_object
 from runner.inspect.goodput_table import account_for_run
-from runner.inspect.lookup import parse_retention_settings, read_config_document
+from runner.inspect.lookup import parse_retention_settings, read_config_document, tell_state
 from runner.inspect.tiers import Tiers, read_tiers
 from runner.inspect.time_account import TimeAccount
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
-from runner.rundir.run_lock import run_state
 from runner.rundir.side_files import is_count, is_number
 from runner.text import shorten
 from runner.trace.step_requirements import StepRequirements, parse_requirements
@@ -137,7 +136,7 @@ def read_facts(run_dir: RunDir) -> RunFacts:
     timing, records = list(_read_json_lines(run_dir.timing)), _list_own_records(run_dir)
     account = account_for_run(run_dir, status, document)
     needs, hardware = _find_requirements([*read_attempts(run_dir), attempt])
-    state, tiers = run_state(run_dir), read_tiers(run_dir)
+    state, tiers = tell_state(run_dir), read_tiers(run_dir)
     kept = select_survivors(rules, records, score)
     if tiers is not None:
         kept = {step: f"{why} ({tiers.state_of(step)})" for step, why in kept.items()}

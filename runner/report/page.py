@@ -22,10 +22,11 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from runner.inspect.time_account import BUCKETS, INTERRUPTED, SHOWN_MILLISECONDS, AttemptSpan
+from runner.remote.options import is_remote_url
 from runner.report.config_diff import ConfigDiff, format_value, parse_number
 from runner.report.facts import CurvePoint, RunFacts, SaveEvent, thin_curve
 from runner.report.remat_tradeoff import group_comparable_runs, list_figures, list_policy_tables, measure_memory
-from runner.text import format_count, format_duration, format_size, format_time
+from runner.text import display_path, format_count, format_duration, format_size, format_time
 from runner.types import JsonObject
 
 # Files of template/, joined in this order into one script.
@@ -103,7 +104,9 @@ def render_page(facts: Sequence[RunFacts], differs: ConfigDiff, title: str, fold
 
 
 def _link_to(directory: Path, folder: Path) -> str:
-    """Return a link that holds when page and runs are moved together."""
+    """Return a link that holds when page and runs are moved together; of a run in a bucket its place there."""
+    if is_remote_url(name := display_path(directory)):
+        return quote(name, safe=":/")
     relative = quote(os.path.relpath(directory.resolve(), folder.resolve()).replace(os.sep, "/"))
     # `a:b` would be read as an address of the scheme `a`.
     return relative if relative.startswith(".") else f"./{relative}"

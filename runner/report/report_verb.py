@@ -9,6 +9,7 @@ from pathlib import Path
 from runner.errors import ConfigError
 from runner.files import make_folder, replace_file
 from runner.inspect.lookup import find_runs, refusing_other_kinds
+from runner.remote.options import is_remote_url
 from runner.report.config_diff import ConfigDiff, compare_configs
 from runner.report.facts import RunFacts, read_facts
 from runner.report.page import render_page
@@ -30,13 +31,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Write the page. Raises RefusedError where there is no run, ConfigError where FILE is no place for a page."""
     page = _choose_page(arguments.to, arguments.paths)
-    # As a set of resolved paths: a run and the directory it lies in may both be named.
-    directories = {run_dir.path.resolve() for path in arguments.paths for run_dir in find_runs(path)}
-    found = [read_facts(RunDir(directory)) for directory in sorted(directories)]
+    # By their names: a run and the directory it lies in may both be named.
+    named = {str(run_dir): run_dir for path in arguments.paths for run_dir in find_runs(path)}
+    found = [read_facts(RunDir(named[name].path.resolve())) for name in sorted(named)]
     differs = compare_configs([each.document for each in found], [each.words for each in found])
     order = differs.order(len(found))
     facts, differs = [found[number] for number in order], differs.reorder(order)
-    title = " · ".join(display_path(Path(path).expanduser()) for path in arguments.paths)
+    title = " · ".join(
+        path.rstrip("/") if is_remote_url(path) else display_path(Path(path).expanduser()) for path in arguments.paths
+    )
     # What was typed may be a link. Beside a run it would be one of whoever made the run.
     target = page.resolve() if arguments.to else page.parent.resolve() / page.name
     # A name that is no text has no place in a page.
@@ -53,7 +56,8 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 def _choose_page(to: str | None, paths: Sequence[str]) -> Path:
     """Return where the page goes: `to`, or beside the runs. Raises ConfigError where none can be written there."""
     if to is None:
-        folder = Path(paths[0]).expanduser() if len(paths) == 1 else Path()
+        # Nothing is written into a bucket.
+        folder = Path(paths[0]).expanduser() if len(paths) == 1 and not is_remote_url(paths[0]) else Path()
         return folder / DEFAULT_NAME
     page = Path(to).expanduser()
     if page.suffix not in (".html", ".htm"):

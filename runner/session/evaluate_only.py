@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from runner import files
 from runner.checkpoint.record import locate_checkpoint
@@ -12,6 +13,7 @@ from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
 from runner.rundir.layout import RunDir
 from runner.rundir.numerics import adopt_numerics
+from runner.text import display_path
 from runner.train import broken_data, dataset
 from runner.train.build import build, read_train_state
 from runner.train.built import describe_run
@@ -24,11 +26,19 @@ from runner.values import MetricValues
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What was measured of one checkpoint, by evaluation; files are named as seen from the run's directory."""
+    """What was measured of one checkpoint, by evaluation.
+
+    Attributes:
+        run: whose it is.
+        step: that of the checkpoint.
+        values: by evaluation; files are named as seen from the run's directory, or from `folder` if that is elsewhere.
+        folder: where the results lie.
+    """
 
     run: RunDir
     step: int
     values: dict[str, MetricValues]
+    folder: Path
 
     def score(self, metric: str) -> float | None:
         """Return the metric that says what is best, as `eval/loss`; None where it was not measured."""
@@ -37,8 +47,12 @@ class EvaluationResult:
         return value if isinstance(value, float) else None
 
 
-def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None]) -> EvaluationResult:
+def evaluate_checkpoint(
+    config: Config, run: RunDir, say: Callable[[str], None], folder: Path | None = None
+) -> EvaluationResult:
     """Do every evaluation of a configuration on the checkpoint that `step=` names, or on the newest.
+
+    What is found goes into `folder`, or into `eval/STEP` of the run where none is named.
 
     Raises RefusedError where that is not good or the data has changed, ConfigError where data or model does not fit.
     """
@@ -56,12 +70,14 @@ def evaluate_checkpoint(config: Config, run: RunDir, say: Callable[[str], None])
     checksums = config.ckpt.verify != "off"
     record, state = restore_exactly(checkpoint, partial(read_train_state, built), checksums=checksums)
     program = compile_eval(built, config)
-    how = EvaluationRun(program, run.path, f"eval/{record.step}/{{}}", step=record.step, say=say)
+    where, name = (run.path, f"eval/{record.step}") if folder is None else (folder, ".")
+    how = EvaluationRun(program, where, f"{name}/{{}}", step=record.step, say=say)
+    folder = where / name
     values = built.evaluator(list(config.eval), state, how)
-    found = EvaluationResult(run, record.step, values)
+    found = EvaluationResult(run, record.step, values, folder)
     document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
-    files.make_folder(run.path / f"eval/{record.step}")
-    files.replace_file(run.path / f"eval/{record.step}/results.json", files.format_json(document, indent=1) + "\n")
+    files.make_folder(folder)
+    files.replace_file(folder / "results.json", files.format_json(document, indent=1) + "\n")
     for line in format_results(found):
         say(line)
     return found
@@ -84,5 +100,5 @@ def format_results(found: EvaluationResult) -> list[str]:
     return [
         f"{found.run}@{found.step}",
         *(f"  {name:<{width}}  {line}" for name, line in zip(found.values, shown, strict=True)),
-        f"also in {found.run}/eval/{found.step}/results.json",
+        f"also in {display_path(found.folder / 'results.json')}",
     ]

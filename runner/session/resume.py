@@ -20,7 +20,7 @@ from runner.checkpoint.restore import ReadState, restore_exactly, restore_newest
 from runner.checkpoint.seal import MeasureFiles
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
-from runner.session.standing import refuse_to_start_over
+from runner.session.standing import hold_initial_weights, refuse_to_start_over
 from runner.text import display_path
 from runner.train import dataset
 from runner.train.build import read_train_state, start_from_weights
@@ -135,11 +135,11 @@ def _restore_from_either(
 
 def _begin(context: RunContext, built: Built) -> State:
     """Return a fresh state, with the weights of another run where `init_from` asks for them."""
-    init_from, say = context.config.init_from, context.console.say
-    if init_from.run is None:
-        return built.init()
-    checkpoint = locate_checkpoint(init_from.run)
-    state, report = start_from_weights(built, checkpoint, partial=init_from.partial)
+    say = context.console.say
+    with hold_initial_weights(context.config, whole=True) as checkpoint:
+        if checkpoint is None:
+            return built.init()
+        state, report = start_from_weights(built, checkpoint, partial=context.config.init_from.partial)
     say(f"weights from {display_path(checkpoint)}: {len(report.taken)} arrays as they are")
     for line in report.lines():
         say(line)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from runner.config.schema import Config, read_document
 from runner.errors import RefusedError
 from runner.remote.contact import contact_store, find_remote_name, holds_run
 from runner.remote.local_note import read_note
+from runner.remote.options import is_remote_url
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.decisions import read_decisions
 from runner.rundir.layout import RunDir, find_run_dir, slug_from_overrides
@@ -95,8 +97,9 @@ def inspect_run(run_dir: RunDir, config: Config, elsewhere: Collection[int] = ()
         OSError: what it says about itself cannot be read now.
     """
     if not run_dir.config.exists() or config.overwrite:
-        if config.init_from.run is not None:
-            locate_checkpoint(config.init_from.run)
+        with hold_initial_weights(config, whole=False):
+            # It is there.
+            pass
         return Standing(exists=False, drifts=(), status={}, is_finished=False)
     status = run_dir.read_status()
     # A run that was taken back already goes on from there: the checkpoint that was named may be gone since.
@@ -111,6 +114,29 @@ def inspect_run(run_dir: RunDir, config: Config, elsewhere: Collection[int] = ()
     if not elsewhere and not list_steps(run_dir.checkpoints) and _was_durable(run_dir, status):
         refuse_to_start_over(run_dir)
     return Standing(exists=True, drifts=drifts, status=status, is_finished=is_finished(config, run_dir, status))
+
+
+@contextmanager
+def hold_initial_weights(config: Config, *, whole: bool) -> Iterator[Path | None]:
+    """Have the directory of the checkpoint that `init_from` names while the context lasts; None where it names none.
+
+    Of one in a bucket its name and its seal are here, and with `whole` every byte. Raises RefusedError where it is
+    not there, ConfigError where the bucket takes the command for wrong, StorageError where it cannot be reached.
+    """
+    reference, remote = config.init_from.run, config.remote
+    if reference is None:
+        yield None
+        return
+    if not is_remote_url(reference):
+        yield locate_checkpoint(reference)
+        return
+    # Imported here: who names no bucket does not wait for its client.
+    from runner.remote.reading import hold_checkpoint
+
+    # What the command says of the run's own place, where the other is in a store of the same kind.
+    is_same_store = remote.url is not None and remote.url.partition("://")[0] == reference.partition("://")[0]
+    with hold_checkpoint(reference, remote.endpoint if is_same_store else None, whole=whole) as directory:
+        yield directory
 
 
 def refuse_to_start_over(run_dir: RunDir) -> NoReturn:
