@@ -132,7 +132,8 @@ def format_overview() -> str:
             "",
             *lines,
             "",
-            "RUN is outputs/NAME/RUN; a checkpoint is RUN@STEP, RUN@best or RUN@newest (the same as RUN).",
+            "RUN is outputs/NAME/RUN, or s3://BUCKET/PREFIX/NAME/RUN (also gs://, az://, file://) to look at it there;",
+            "a checkpoint is RUN@STEP, RUN@best or RUN@newest (the same as RUN).",
             "--json prints the same facts as data; VERB --help says more.",
         ]
     )

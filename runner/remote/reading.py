@@ -27,6 +27,7 @@ from runner.remote.remote_layout import BEST, QUARANTINE, Listing, group_segment
 from runner.remote.remote_lock import LOCK, read_lock
 from runner.remote.run_files import LEFT_OUT
 from runner.rundir.layout import RunDir
+from runner.rundir.side_files import is_count
 from runner.text import shorten, show_folder_as
 
 # What tells that a run is there, and all that a table of many runs is made of.
@@ -135,9 +136,9 @@ def mirror_checkpoint(reference: str, endpoint: str | None = None) -> Path:
 
 @contextmanager
 def hold_checkpoint(reference: str, endpoint: str | None = None, *, whole: bool) -> Iterator[Path]:
-    """Have the directory of the checkpoint that a reference names while the context lasts, with `whole` every byte of it.
+    """Have the directory of the checkpoint that a reference names while the context lasts.
 
-    Raises as `locate_remote_checkpoint`.
+    With `whole` every byte of it is here, else its name and its seal. Raises as `locate_remote_checkpoint`.
     """
     directory = locate_remote_checkpoint(reference, endpoint)
     try:
@@ -258,7 +259,7 @@ def _bring_outline(run: RemoteRun, *, brief: bool) -> None:
     with suppress(NoSuchObjectError, ValueError):
         best = parse_json(run.objects.read(BEST))
         named = best.get("step") if isinstance(best, dict) else None
-        if named in run.listing.sealed_steps:
+        if is_count(named) and named in run.listing.sealed_steps:
             os.symlink(str(named), checkpoints / "best")
 
 

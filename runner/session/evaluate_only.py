@@ -70,9 +70,9 @@ def evaluate_checkpoint(
     checksums = config.ckpt.verify != "off"
     record, state = restore_exactly(checkpoint, partial(read_train_state, built), checksums=checksums)
     program = compile_eval(built, config)
-    where, name = (run.path, f"eval/{record.step}") if folder is None else (folder, ".")
-    how = EvaluationRun(program, where, f"{name}/{{}}", step=record.step, say=say)
-    folder = where / name
+    where, name = (run.path, f"eval/{record.step}/{{}}") if folder is None else (folder, "{}")
+    how = EvaluationRun(program, where, name, step=record.step, say=say)
+    folder = folder or run.path / f"eval/{record.step}"
     values = built.evaluator(list(config.eval), state, how)
     found = EvaluationResult(run, record.step, values, folder)
     document = {"step": record.step, "results": values, "train.eval_batches": config.train.eval_batches}
