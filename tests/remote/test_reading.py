@@ -279,10 +279,11 @@ def test_load_gives_the_same_model_and_leaves_nothing(made: Kept) -> None:
     assert not reading._ROOT
 
 
-def test_init_from_a_bucket(made: Kept, make_door: Callable[..., Door], served: Forks) -> None:
+def test_init_from_a_bucket(made: Kept, make_door: Callable[..., Door], served: Forks, tmp_path: Path) -> None:
     door, words = make_door("from", served), ("model=mlp", "model.width=16", "data=digits", "log.tensorboard=false")
-    done = door.run(*words, "train.steps=1", f"init_from={made.url}@best")
+    done = door.run(*words, "train.steps=1", f"init_from={made.url}@best", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("holdfast-*"))
     best = os.readlink(made.path / "checkpoints/best")
     assert f"weights from {made.url}/checkpoints/{best}: " in done.stdout
     refused = door.run(*words, "train.steps=2", f"init_from={made.url}@25")
