@@ -45,6 +45,9 @@ NEEDS_TRUST: dict[str, Use] = {
     "Azure.url": "training",
     "AutoDetect.url": "training",
     "AutoDetect.dmi": "training",  # says which of them is asked
+    # Never taken from a document (KEYS_OF_THE_COMMAND), and in the list for the verbs that look at one.
+    "RemoteByKind.url": "training",
+    "RemoteByKind.endpoint": "training",
     "LogOptions.wandb": "training",  # sends what is measured to a project
 }
 # These say what one command is to do with a run, and not what the run is: they are never taken from its document. The
