@@ -346,6 +346,9 @@ def validate_options(schema: Any, document: Any) -> Any:
     plain = to_plain(document)
     if schema is Config:
         plain = fill_in_length(plain)
+        # As it is typed, `remote=URL`, in a file of choices.
+        if isinstance(plain.get("remote"), str):
+            plain = {**plain, "remote": {"url": plain["remote"]}}
     _check_numbers_and_text(plain, "")
     try:
         return validate_plain(schema, plain)

@@ -45,9 +45,6 @@ NEEDS_TRUST: dict[str, Use] = {
     "Azure.url": "training",
     "AutoDetect.url": "training",
     "AutoDetect.dmi": "training",  # says which of them is asked
-    # Never taken from a document (KEYS_OF_THE_COMMAND), and in the list for the verbs that look at one.
-    "RemoteByKind.url": "training",
-    "RemoteByKind.endpoint": "training",
     "LogOptions.wandb": "training",  # sends what is measured to a project
 }
 # These say what one command is to do with a run, and not what the run is: they are never taken from its document. The
@@ -82,6 +79,7 @@ MAY_BE_NAMED = (
     *("PreemptByKind.walltime", "Azure.machine"),
     "InitFrom.run",
     *("AutoHosts.address", "NamedHosts.address"),  # of hosts, which is the command's
+    *("RemoteByKind.url", "RemoteByKind.endpoint"),  # of remote, which is the command's
     "WandbOptions.project",  # of LogOptions.wandb
 )
 MAX_NAMED, MAX_VALUE = 3, 60

@@ -66,7 +66,10 @@ def test_what_logs_elsewhere_or_listens_is_classed() -> None:
         f"LogOptions.{field.name}" for field, hint in hinted(LogOptions) if is_dataclass((*get_args(hint), hint)[0])
     }
     assert sinks <= NEEDS_TRUST.keys()
-    assert {name for name, _ in options() if name.endswith((".url", ".target", ".host"))} <= NEEDS_TRUST.keys()
+    reaches_out = {name for name, _ in options() if name.endswith((".url", ".target", ".host"))}
+    # Where a run lives as well is said by the command alone.
+    assert reaches_out - {"RemoteByKind.url"} <= NEEDS_TRUST.keys()
+    assert "remote" in KEYS_OF_THE_COMMAND
 
 
 REACHES = {

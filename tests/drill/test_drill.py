@@ -439,6 +439,18 @@ def test_the_machine_changes_with_each_kill(door: Door) -> None:
     assert attempts[-1]["hardware"] == "4 × cpu"
 
 
+def test_with_a_bucket_the_disk_is_lost_at_each_kill(door: Door) -> None:
+    words = (*MOVED, "mesh=single", f"remote=file://{door.cwd}/bucket")
+    code, out, err = _drilled(door, "--kills", "2", "--keep", "--to", "place", "--", *words)
+    assert code == 0, out + err
+    assert "killed 2 times, its disk lost each time" in out
+    assert "Identical, bit for bit" in out
+    (untouched,) = door.cwd.glob("place/uninterrupted/*/*/config.yaml")
+    assert not (untouched.parent / "remote.json").exists(), "what it is compared with knows of no bucket"
+    # What it has put there goes again.
+    assert not [path for path in (door.cwd / "bucket").rglob("*") if path.is_file()]
+
+
 @pytest.mark.slow
 def test_without_parts_it_is_told_how_far_the_weights_drift(door: Door) -> None:
     code, out, err = _drilled(door, "--kills", "2", "--devices", "1,4,2", "--", *MOVED)

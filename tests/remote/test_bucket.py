@@ -149,13 +149,14 @@ def test_a_machine_that_vanished_before_anything_was_sent_begins_anew(memory: Me
         assert read_decisions(last, {}, []).decisions.was_durable
 
 
-def test_every_flip_is_noticed(memory: MemoryStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_every_flip_is_noticed(memory: MemoryStore, tmp_path: Path, count: int) -> None:
     """A bit flips in an object of the newest checkpoint: the one before it is used, and the damaged one set aside."""
-    rng = random.Random(0)
+    rng = random.Random(count)
     work(tmp_path / "a")
     before = {meta["path"]: memory.get(meta["path"]).bytes().to_bytes() for meta in memory.list().collect()}
     targets = [key for key in before if f"{KEY}/checkpoints/50/" in key and before[key]]
-    for flip in range(125):
+    for flip in range(count):
         for key, content in before.items():
             memory.put(key, content)
         key = rng.choice(targets)

@@ -103,6 +103,15 @@ def test_other_rules_for_the_bucket(door: Door, remote: str) -> None:
     assert there[-1] == 20
 
 
+def test_a_file_of_choices_names_it_as_it_is_typed(door: Door, remote: str) -> None:
+    (door.cwd / "conf/experiment").mkdir(parents=True)
+    choices = f"# @package _global_\nremote: {remote.partition('=')[2]}\ntrain: {{steps: 20}}\n"
+    (door.cwd / "conf/experiment/mine.yaml").write_text(choices)
+    done = door.run("experiment=mine", *(word for word in WORDS if "steps=20" not in word))
+    assert done.returncode == 0, done.stderr
+    assert list((door.cwd / "bucket/default").glob("*/checkpoints/20/holdfast.json"))
+
+
 def test_the_environment_names_it_as_well(door: Door, tmp_path: Path) -> None:
     done = door.run(*WORDS, HOLDFAST_REMOTE=f"file://{tmp_path}/bucket")
     assert done.returncode == 0, done.stderr
