@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from runner.config.schema import Config, dump_yaml, validate_config
+from runner.config.schema import Config, RemoteByKind, dump_yaml, validate_config
 from runner.config.trust import (
     KEYS_OF_THE_COMMAND,
     MAY_BE_NAMED,
@@ -177,13 +177,14 @@ def test_what_one_command_is_to_do_is_never_the_documents_to_say(
     """A run that was begun with resume=never overwrite=true was set aside when it was continued."""
     monkeypatch.chdir(tmp_path)
     theirs = {"resume": "never", "overwrite": True, "step": 3, "dir": "/other", "compile_cache": "/cache", "root": "/r"}
+    theirs["remote"] = {"url": "s3://theirs/runs", "endpoint": "https://theirs"}
     write_run(tmp_path, **theirs, hosts={"kind": "env", "address": "elsewhere", "count": 2, "index": 1})
     for words in (["dir=foreign"], ["dir=foreign", "--trust"]):
         config = compose(words).config  # type: ignore[union-attr]
         said = {key: getattr(config, key) for key in KEYS_OF_THE_COMMAND}
         assert said == {
             **{"dir": "foreign", "root": "outputs", "step": None, "resume": "auto", "overwrite": False},
-            **{"compile_cache": "auto", "hosts": AutoHosts()},
+            **{"compile_cache": "auto", "hosts": AutoHosts(), "remote": RemoteByKind()},
         }
 
 
