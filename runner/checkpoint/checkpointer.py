@@ -2,8 +2,8 @@
 
 Training hands a state over and goes on. One background thread writes it under `.writing/`, seals it, and only then
 gives it its name; and only then deletes what retention lets go, by renaming it into a trash first. So a kill at any
-point leaves nothing that looks like a checkpoint and is not one. What there is to choose from is read from disk each
-time it changes, never remembered.
+point leaves nothing that looks like a checkpoint and is not one. What there is to choose from is what lies on disk
+at that moment, never what this process remembers of it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from runner.checkpoint.record import (
     find_best,
     list_records,
 )
+from runner.checkpoint.record_cache import RecordCache
 from runner.checkpoint.retention import DiskBudget, RetentionRule, max_kept, select_survivors
 from runner.checkpoint.seal import WrittenArrays, seal_checkpoint
 from runner.checkpoint.strategy import Failures, History, OnError, SaveRule, find_save_reason
@@ -142,11 +143,12 @@ class Checkpointer:
         self._trouble: str | None = None
         self._tried_step, self._since = 0, time.monotonic()
         self._token = secrets.token_hex(4)
-        self._records: list[Record] = list_records(checkpoints)
+        self._on_disk = RecordCache(checkpoints)
+        self._records: list[Record] = self._on_disk.list_records()
         # The same, with the one that is under way.
         self._expected: list[Record] = self._records
         # While the first steps compile and run.
-        self._cleaning = self._thread.submit(_clean_up, checkpoints, policy, self.newest, listeners.list_held_steps)
+        self._cleaning = self._thread.submit(self._clean_up, self.newest)
 
     @property
     def newest(self) -> int | None:
@@ -288,10 +290,49 @@ class Checkpointer:
             raise
         on_phase("prune")
         durable = time.perf_counter() - start
-        records, trouble = _prune(self._checkpoints, self._policy, record.step, self._listeners.list_held_steps)
+        records, trouble = self._prune(record.step)
         on_phase("")
         num_bytes = next((known.num_bytes for known in records if known.step == record.step), 0)
         return SavedCheckpoint(record, durable if stall is None else stall, durable, num_bytes, trouble), records
+
+    def _prune(self, step: int) -> tuple[list[Record], str | None]:
+        """Link the best and delete what retention lets go. Returns what is left, and what went wrong if any."""
+        policy, checkpoints = self._policy, self._checkpoints
+        # Only what is not newer than the step just proven is judged: the rest is not from this training.
+        records = [record for record in self._on_disk.list_records() if record.step <= step]
+        kept = {*select_survivors(policy.keep, records, policy.score), *self._listeners.list_held_steps()}
+        try:
+            link_best(checkpoints, records, policy.score)
+            for record in records:
+                if record.step not in kept:
+                    delete_checkpoint(checkpoints / str(record.step))
+        # A deletion that fails must not kill a run.
+        except OSError as error:
+            return self._on_disk.list_records(), str(error)
+        return [record for record in records if record.step in kept], None
+
+    def _clean_up(self, newest: int | None) -> None:
+        """Finish what a killed process had begun: drop half a checkpoint, link the best, delete what was let go.
+
+        The newest one has been proven by now: the run goes on from it.
+        """
+        checkpoints = self._checkpoints
+        # What cannot be done here is told when a save meets it.
+        with suppress(OSError):
+            files.make_folder(checkpoints)
+        for path in [
+            *checkpoints.glob(f"{TRASH}/*"),
+            checkpoints / WRITING,
+            *checkpoints.glob("*.orbax-checkpoint-tmp"),
+        ]:
+            files.remove_tree(path)
+        # The names above may be as new as the run: its own directory, the one of its name, the root of all runs.
+        for folder in (checkpoints, *list(checkpoints.parents)[:3]):
+            with suppress(OSError):
+                files.sync_path(folder)
+        if newest is not None:
+            # What cannot be deleted is told after the next save, which tries again.
+            self._prune(newest)
 
     def _settle(self) -> None:
         """Wait for the pending save, and tell how it ended. Raises StorageError where saving can never work."""
@@ -327,7 +368,7 @@ class Checkpointer:
         self._trouble = reason
         # The disk that did not take the checkpoint may not list its directory either; then what was known stands.
         with suppress(StorageError):
-            self._records = list_records(self._checkpoints)
+            self._records = self._on_disk.list_records()
 
 
 def copy_if_there_is_memory(copy: Callable[[Tree], Tree], state: Tree) -> tuple[Tree, Exception | None]:
@@ -402,24 +443,6 @@ def _move_to_trash(directory: Path) -> Path:
     return away
 
 
-def _prune(
-    checkpoints: Path, policy: SavePolicy, step: int, list_held_steps: Callable[[], Collection[int]]
-) -> tuple[list[Record], str | None]:
-    """Link the best and delete what retention lets go. Returns what is left, and what went wrong if anything did."""
-    # Only what is not newer than the step just proven is judged: the rest is not from this training.
-    records = [record for record in list_records(checkpoints) if record.step <= step]
-    kept = {*select_survivors(policy.keep, records, policy.score), *list_held_steps()}
-    try:
-        link_best(checkpoints, records, policy.score)
-        for record in records:
-            if record.step not in kept:
-                delete_checkpoint(checkpoints / str(record.step))
-    # A deletion that fails must not kill a run.
-    except OSError as error:
-        return list_records(checkpoints), str(error)
-    return [record for record in records if record.step in kept], None
-
-
 def _publish(fresh: Path, final: Path) -> None:
     """Give a sealed checkpoint its name, durably; what is under that name goes, and only then is it deleted."""
     if final.is_symlink():
@@ -429,24 +452,3 @@ def _publish(fresh: Path, final: Path) -> None:
     files.sync_path(final.parent)
     if old is not None:
         files.remove_tree(old)
-
-
-def _clean_up(
-    checkpoints: Path, policy: SavePolicy, newest: int | None, list_held_steps: Callable[[], Collection[int]]
-) -> None:
-    """Finish what a killed process had begun: drop half a checkpoint, link the best, delete what was let go.
-
-    The newest one has been proven by now: the run goes on from it.
-    """
-    # What cannot be done here is told when a save meets it.
-    with suppress(OSError):
-        files.make_folder(checkpoints)
-    for path in [*checkpoints.glob(f"{TRASH}/*"), checkpoints / WRITING, *checkpoints.glob("*.orbax-checkpoint-tmp")]:
-        files.remove_tree(path)
-    # The names above may be as new as the run: its own directory, the one of its name, the root of all runs.
-    for folder in (checkpoints, *list(checkpoints.parents)[:3]):
-        with suppress(OSError):
-            files.sync_path(folder)
-    if newest is not None:
-        # What cannot be deleted is told after the next save, which tries again.
-        _prune(checkpoints, policy, newest, list_held_steps)

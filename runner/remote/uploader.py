@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from runner import files
-from runner.checkpoint.record import PIN, SIDECAR, Record, Score, find_best, list_records
+from runner.checkpoint.record import PIN, SIDECAR, Record, Score, find_best
+from runner.checkpoint.record_cache import RecordCache
 from runner.checkpoint.retention import RetentionRule, select_survivors
 from runner.errors import LostRunError, StorageError
 from runner.remote.checkpoint_copies import AbandonedError, delete_remote_checkpoints, upload_checkpoint
@@ -66,6 +67,7 @@ class Uploader:
         self._objects, self._run_dir, self._lock, self._mirror = objects, run_dir, lock, mirror
         self._rules, self.say, self._note = rules, say, note
         self.num_uploads = 0
+        self._here = RecordCache(run_dir.checkpoints)
         self._records: dict[int, Record] = {}
         self._present: dict[int, set[str]] = {}
         self._changed = threading.Condition()
@@ -302,7 +304,7 @@ class Uploader:
     def _list_behind(self) -> list[int]:
         """Return the checkpoints of this disk that are to be sent, in this order."""
         try:
-            here = list_records(self._run_dir.checkpoints)
+            here = self._here.list_records()
         except StorageError:
             return []
         known = self._records.keys() | self._passed_over
@@ -323,7 +325,7 @@ class Uploader:
 
     def _find_newest_here(self) -> int | None:
         try:
-            here = list_records(self._run_dir.checkpoints)
+            here = self._here.list_records()
         except StorageError:
             return None
         return max((record.step for record in here if not record.mark), default=None)
