@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,26 @@ def check_every(
         landed += suffer(monkeypatch, tmp_path / "struck", at, fault)
         check_rest(tmp_path / "rest")
     assert landed >= total // stride - 2
+
+
+def test_a_kill_while_a_machine_fetches_and_it_goes_on_with_that_disk(
+    monkeypatch: pytest.MonkeyPatch, memory: MemoryStore, tmp_path: Path
+) -> None:
+    """Half of a run is on its disk then: it is no run, and is fetched again."""
+    work(tmp_path / "first", 30)
+    kept = {meta["path"]: memory.get(meta["path"]).bytes().to_bytes() for meta in memory.list().collect()}
+    for at in range(2, 30):
+        clear(memory)
+        for key, content in kept.items():
+            memory.put(key, content)
+        disk = tmp_path / f"next-{at}"
+        with failing(monkeypatch, at, "killed before"):
+            with contextlib.suppress(Killed, HoldfastError):
+                work(disk)
+        run_dir = work(disk)
+        assert run_dir.metrics.read_text().splitlines() == [f"line of step {step}" for step in range(1, STEPS + 1)]
+        assert run_dir.config.read_text() == "seed: 0\n"
+        assert not (run_dir.path.parent / ".overwritten").exists(), "what was half fetched is nobody's work"
 
 
 def clear(memory: MemoryStore) -> None:
