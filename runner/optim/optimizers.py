@@ -250,8 +250,8 @@ class ExternalOptim:
 def _clip_gradients(norm: float | None) -> optax.GradientTransformation:
     """Return what scales gradients down to a norm (Pascanu et al. 2013), as optax.clip_by_global_norm does.
 
-    By one factor for all of them. optax divides each by the norm where that is too large: XLA repeats no division, so it
-    writes every gradient once more and reads it again, an eighth of a step where the parameters are many (measured).
+    By one factor for all of them. optax divides each by the norm where that is too large: XLA repeats no division, so
+    it writes every gradient once more and reads it again, an eighth of a step where the parameters are many (measured).
     """
     import jax
     import jax.numpy as jnp

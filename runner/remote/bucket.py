@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from runner import files
@@ -264,11 +265,13 @@ def hold_in_bucket(
                 aside = _set_remote_run_aside(open_objects(remote, remote.url), key)
                 print(f"{objects.url} was set aside as {aside}")
                 listing, is_own = Listing(), True
-            fetched = [] if is_own else _take_over_files(objects, run_dir, listing)
-            fresh = replace(
-                note, token=token, next_token="", steps=tuple(listing.sealed_steps), uploading=None, trouble=""
-            )
-            write_note(run_dir, fresh, durable=True)
+            fresh = replace(note, token=token, next_token="", steps=(), uploading=None, trouble="")
+            keep_note = partial(write_note, run_dir, replace(fresh, steps=tuple(listing.sealed_steps)), durable=True)
+            fetched = []
+            # A kill may have left a machine that has only begun to fetch.
+            if not is_own or not run_dir.config.exists():
+                fetched = _take_over_files(objects, run_dir, listing, keep_note)
+            keep_note()
             bucket = Bucket(objects, run_dir, lock, listing, choices, print)
             bucket.prepare(fetched)
             if fetched:
@@ -295,10 +298,11 @@ def _look(objects: Objects) -> Found | None:
         return None
 
 
-def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing) -> list[str]:
+def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing, keep_note: Callable[[], None]) -> list[str]:
     """Put the files of a run on this disk in the place of what is here; return their names.
 
-    Nothing is done where the run is not there yet.
+    Nothing is done where the run is not there yet. `keep_note` writes down that what is here goes on from what is
+    there: before the configuration is here, without which there is no run.
     """
     if run_dir.config.name not in listing.files:
         return []
@@ -309,7 +313,7 @@ def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing) -> lis
             f"{run_dir}: another machine has worked on this run since; going on from step {there} of {objects.url}; "
             f"what was here (up to step {newest}) was set aside as {display_path(aside)}"
         )
-    return fetch_files(objects, listing, run_dir)
+    return fetch_files(objects, listing, run_dir, keep_note)
 
 
 def _set_remote_run_aside(objects: Objects, key: str) -> str:

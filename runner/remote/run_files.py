@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,10 +99,13 @@ class FileMirror:
         sent.look = look
 
 
-def fetch_files(objects: Objects, listing: Listing, run_dir: RunDir) -> list[str]:
+def fetch_files(
+    objects: Objects, listing: Listing, run_dir: RunDir, before_last: Callable[[], None] = lambda: None
+) -> list[str]:
     """Write the files of a run into its directory, which has none of them; return their names.
 
-    Raises RemoteError, OSError.
+    `before_last` is called before the configuration comes: a directory without it is no run, and what a kill leaves
+    until then is fetched again. Raises RemoteError, OSError.
     """
     grouped = group_segments(listing.files)
 
@@ -116,11 +119,12 @@ def fetch_files(objects: Objects, listing: Listing, run_dir: RunDir) -> list[str
             os.fsync(out.fileno())
 
     names = [name for name in grouped if _is_safe(name)]
-    # The configuration last: a directory without it is no run, and what a kill leaves of this is fetched again.
     config = run_dir.config.name
     run_side_by_side(fetch, [name for name in names if name != config])
+    before_last()
     if config in names:
-        fetch(config)
+        # In one move: half a configuration would be one.
+        files.replace_file(run_dir.config, b"".join(map(objects.read, grouped[config])))
     files.sync_path(run_dir.path)
     return names
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from runner import files
 from runner.checkpoint.checkpointer import delete_checkpoint
-from runner.checkpoint.record import Record, Score, list_steps, newest_durable_step
+from runner.checkpoint.record import SIDECAR, Record, Score, list_steps, newest_durable_step, read_sidecar
 from runner.checkpoint.retention import KeepBest, KeepLast
 from runner.checkpoint.seal import find_problem, seal_checkpoint
 from runner.remote.bucket import Bucket, hold_in_bucket
+from runner.remote.objects import Objects
 from runner.remote.options import Remote
 from runner.remote.other_place import Choices
 from runner.rundir.layout import RunDir
@@ -38,6 +41,8 @@ def write_checkpoint(run_dir: RunDir, step: int) -> None:
     for name, content in contents_of(step).items():
         files.make_folder((fresh / name).parent)
         (fresh / name).write_bytes(content)
+    # As Orbax names its data files: another name each time that a step is saved.
+    (fresh / "state/d" / secrets.token_hex(8)).write_bytes(b"%d" % step)
     # The best is step 20.
     metrics = {"eval/loss": abs(step - 20) / 10}
     seal_checkpoint(fresh, Record(step, "test", metrics, 0.0))
@@ -98,6 +103,11 @@ def _prune(run_dir: RunDir, bucket: Bucket) -> None:
                 delete_checkpoint(run_dir.checkpoints / str(step))
 
 
+def objects_of(bucket: Bucket) -> Any:
+    """Return the store that a bucket is in."""
+    return bucket._objects._store
+
+
 def find_lie(disk: Path) -> str | None:
     """Return what in a bucket is taken for whole and is not; None where nothing is. `disk` is empty."""
     run_dir = RunDir(disk / KEY)
@@ -108,6 +118,10 @@ def find_lie(disk: Path) -> str | None:
             if not bucket.bring(step):
                 return f"step {step} had a seal and was not whole"
             directory = run_dir.checkpoints / str(step)
+            there = set(Objects(objects_of(bucket), "").list_sizes(f"{KEY}/checkpoints/{step}/"))
+            mine = {f"{KEY}/checkpoints/{step}/{name}" for name in [*read_sidecar(directory).files, SIDECAR]}
+            if stray := {name for name in there - mine if not name.endswith("/stray")}:
+                return f"step {step}: {stray} is left over"
             if problem := find_problem(directory):
                 return f"step {step}: {problem}"
             for name, content in contents_of(step).items():
