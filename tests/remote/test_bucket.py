@@ -293,3 +293,26 @@ def test_pieces_follow_on_each_other() -> None:
     assert group_segments({"a": 3, "a.part000001": 5}) == {"a": ["a"]}
     # Somebody's own file of such a name, without one that it would be a piece of.
     assert group_segments({"b.part000001": 5}) == {"b.part000001": ["b.part000001"]}
+
+
+def test_what_is_damaged_on_its_way_is_fetched_once_more(
+    memory: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(tmp_path / "a")
+    real, damaged = Objects.download, list[str]()
+
+    def download(self: Objects, key: str, path: Path, size: int) -> None:
+        real(self, key, path, size)
+        if key.endswith("/data") and not damaged:
+            damaged.append(key)
+            path.write_bytes(bytes(size))
+
+    monkeypatch.setattr(Objects, "download", download)
+    run_dir = RunDir(tmp_path / "b" / KEY)
+    files.make_folder(run_dir.logs)
+    with hold_in_bucket(choose(), KEY, run_dir, lambda: None) as bucket:
+        files.make_folder(run_dir.checkpoints)
+        assert bucket.bring_newer(0)
+    assert damaged
+    assert list_steps(run_dir.checkpoints) == [50]
+    assert 50 in look(memory).checkpoints, "nothing was set aside there"
