@@ -7,7 +7,6 @@ keys exist; its message knows the whole schema.
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from runner.config import user_code
 from runner.config.program import settle_program
@@ -295,10 +294,8 @@ def _read_option(schema: Any, launcher: DictConfig) -> Any:
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:
-    plain = copy.copy(composed)
-    with open_dict(plain):
-        del plain["hydra"]
-    return plain
+    # Not a whole copy, of which Hydra's own part is the most.
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def _stay_single(argv: Sequence[str], chosen: DictConfig) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from runner.errors import ConfigError
 from runner.launch.command_words import quote_target, spell_out
 from runner.launch.hydra_keys import BASIC_SWEEPER, OPTUNA_SWEEPER, refuse_passing_values
+from runner.launch.job_composer import JobComposer
 from runner.launch.study import SearchOptions, Study
 from runner.launch.submitit_sweep import RunOnWorkers, WorkerTask
 
@@ -96,12 +97,12 @@ class HoldfastLauncher(Launcher):
 
         The score of a job that has none is NaN or, to a search, None.
         """
-        jobs, spelled = [], []
+        jobs, spelled, composer = [], [], JobComposer(self._context.config_loader, self._config)
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             words = list(overrides) if self.study is None else self.study.respell(overrides)
             words = [word for each in words for word in spell_out(each)]
             spelled.append(words)
-            composed = self._context.config_loader.load_sweep_config(self._config, words)
+            composed = composer.compose(words)
             refuse_passing_values({key: value for key, value in _to_unresolved(composed).items() if key != "hydra"})
             with open_dict(composed):
                 composed.hydra.job.id, composed.hydra.job.num = str(number), number
