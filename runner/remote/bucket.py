@@ -15,11 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from runner import files
 from runner.checkpoint.record import Record, Score, find_best, newest_durable_step
 from runner.checkpoint.user_rules import ask_user_rules
-from runner.errors import HoldfastError, StorageError
+from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
 from runner.remote.checkpoint_copies import download_checkpoint, quarantine_remote_checkpoint, read_remote_record
 from runner.remote.contact import as_wrong_command
 from runner.remote.leftover_parts import abort_leftover_parts
@@ -143,6 +144,7 @@ class Bucket:
 
     def _quarantine(self, step: int, problem: str) -> None:
         self._lock.prove()
+        self._lock.has_worked = True
         aside = quarantine_remote_checkpoint(self._objects, step, self._list_files(step), problem)
         self._found.pop(step, None)
         if self._uploader is not None:
@@ -161,6 +163,7 @@ class Bucket:
     def begin(self) -> None:
         """Begin to send, once it is known what this run goes on from."""
         if self._uploader is None:
+            self._lock.has_worked = True
             self._uploader = self._start_uploader()
 
     def _start_uploader(self) -> Uploader:
@@ -245,6 +248,7 @@ def hold_in_bucket(
     remote = choices.remote
     assert remote.url is not None, "only where there is one"
     objects = open_objects(remote, remote.url).below(key)
+    _refuse_own_folder(remote.url, key, run_dir)
     with as_wrong_command(), _as_disk_trouble(run_dir):
         found, note, token = _look(objects), read_note(run_dir), new_token()
         note = note if note is not None and note.url == objects.url else LocalNote(objects.url)
@@ -261,7 +265,8 @@ def hold_in_bucket(
     with lock.keep():
         with as_wrong_command(), _as_disk_trouble(run_dir):
             listing = sort_listing(objects.list_sizes(), LOCK)
-            if choices.overwrite and run_dir.config.name in listing.files:
+            if choices.overwrite and (run_dir.config.name in listing.files or listing.has_newest):
+                lock.has_worked = True
                 aside = _set_remote_run_aside(open_objects(remote, remote.url), key)
                 print(f"{objects.url} was set aside as {aside}")
                 listing, is_own = Listing(), True
@@ -280,6 +285,22 @@ def hold_in_bucket(
             yield bucket
         finally:
             bucket.close()
+            if not lock.has_worked and lock.previous:
+                # What is here goes on from what was there before, and so does LOCK when it is given back.
+                with suppress(OSError):
+                    write_note(run_dir, replace(fresh, token=lock.previous), durable=False)
+
+
+def _refuse_own_folder(url: str, key: str, run_dir: RunDir) -> None:
+    """Raise ConfigError where a `file://` place is the run's own directory, or one lies in the other."""
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return
+    there, here = Path(os.path.realpath(Path(unquote(parts.path)) / key)), Path(os.path.realpath(run_dir.path))
+    if there.is_relative_to(here) or here.is_relative_to(there):
+        raise ConfigError(
+            f"remote.url={url}: is where the run lives already ({run_dir}); name a folder on another disk"
+        )
 
 
 def _is_own_branch(note: LocalNote, last: Hold | None) -> bool:
@@ -305,6 +326,12 @@ def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing, keep_n
     there: before the configuration is here, without which there is no run.
     """
     if run_dir.config.name not in listing.files:
+        # It goes up before the first seal does: somebody has taken it away.
+        if listing.has_newest or listing.sealed_steps:
+            raise RefusedError(
+                f"{objects.url}: has checkpoints and no {run_dir.config.name}, so nobody knows whose they are; bring "
+                "it back, choose another prefix, or start afresh with resume=never overwrite=true"
+            )
         return []
     if run_dir.config.exists() or run_dir.holds_checkpoints():
         newest, there = newest_durable_step(run_dir.checkpoints), max(listing.sealed_steps, default=0)

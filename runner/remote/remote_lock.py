@@ -68,7 +68,11 @@ class RemoteLock:
 
     Attributes:
         taken_by: who has the run now, once that was seen; else None.
+        has_worked: something of the run was changed under this hold. A hold that has only looked, because a command was
+            refused, is given back under the token of the one before: nobody has worked on the run since.
     """
+
+    has_worked = False
 
     def __init__(self, objects: Objects, hold: Hold, tag: Tag, renew_seconds: float):
         self._objects, self._hold, self._tag, self._renew_seconds = objects, hold, tag, renew_seconds
@@ -129,7 +133,10 @@ class RemoteLock:
             if self._using.acquire(timeout=POLL_SECONDS):
                 # What cannot be given back is free when it has not changed for long enough.
                 with suppress(LostRunError, RemoteError):
-                    self._replace(replace(self._hold, beat=self._hold.beat + 1, held=False))
+                    owner = self._hold.owner
+                    if not self.has_worked and self.previous:
+                        owner = replace(owner, token=self.previous)
+                    self._replace(replace(self._hold, owner=owner, beat=self._hold.beat + 1, held=False))
                 self._using.release()
 
     def _renew_again(self, done: threading.Event) -> None:
@@ -301,6 +308,9 @@ def new_token() -> str:
 
 class NoLock:
     """What stands in the place of a lock with `remote.lock=off`: it says who works on the run, and keeps nobody out."""
+
+    # It has signed already.
+    has_worked = True
 
     def __init__(self, token: str, previous: str):
         self.token, self.previous = token, previous

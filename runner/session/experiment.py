@@ -39,6 +39,7 @@ from runner.preempt.listen import listen_to_sources
 from runner.preempt.shared_stop import SharedStopFlag
 from runner.preempt.signals import listen_to_signals
 from runner.preempt.stop import StopFlag, Stopped
+from runner.remote.options import join_url
 from runner.remote.other_place import Choices, OtherPlace, hold_other_place
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.attempt_log import AttemptLog
@@ -54,7 +55,7 @@ from runner.session.lead import describe_command, lead_others, record_lost_proce
 from runner.session.mend import mend_finished
 from runner.session.moved_run import find_twin_on_other_data
 from runner.session.standing import Standing, find_run, inspect_run, name_in_store
-from runner.text import quote_override
+from runner.text import quote_override, quote_words
 from runner.train.run_context import RunContext
 from runner.values import Outcome
 
@@ -183,6 +184,9 @@ def _find_late_code(context: RunContext) -> int:
 
 def evaluate_run(config: Config, run_dir: RunDir) -> Outcome:
     """Evaluate a run that is there, as this configuration says; it is only read."""
+    if config.remote.url is not None and not run_dir.config.exists():
+        there = quote_words([join_url(config.remote.url, name_in_store(config, run_dir))])
+        raise RefusedError(f"{run_dir}: is not on this disk; python -m runner eval {there} evaluates it where it is")
     inspect_run(run_dir, config)
     from runner.session.evaluate_only import evaluate_checkpoint
 

@@ -13,6 +13,7 @@ from obstore.store import MemoryStore
 
 from runner import files
 from runner.checkpoint.record import list_steps
+from runner.errors import RefusedError
 from runner.remote.bucket import hold_in_bucket
 from runner.remote.local_note import read_note
 from runner.remote.objects import Objects
@@ -68,6 +69,22 @@ def test_what_was_killed_before_it_was_sent_is_used(
     assert "set aside" not in capsys.readouterr().out
     work(tmp_path / "a", 30)
     assert look(memory).sealed_steps[-1] == 30
+
+
+def test_who_has_only_looked_leaves_the_branch_ours(
+    memory: MemoryStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another machine has taken the lock and was refused: what is here and was not sent yet is used all the same."""
+    run_dir = work(tmp_path / "a", 20)
+    write_checkpoint(run_dir, 30)
+    other = RunDir(tmp_path / "b" / KEY)
+    files.make_folder(other.logs)
+    for _ in range(2):
+        with hold_in_bucket(choose(), KEY, other, lambda: None):
+            pass
+        with hold_in_bucket(choose(), KEY, run_dir, lambda: None):
+            assert list_steps(run_dir.checkpoints)[-1] == 30
+    assert "set aside" not in capsys.readouterr().out
 
 
 def test_a_branch_that_was_left_is_set_aside(
@@ -194,6 +211,21 @@ def test_what_is_not_whole_is_not_believed(memory: MemoryStore, tmp_path: Path, 
         files.make_folder(run_dir.checkpoints)
         assert bucket.bring_newer(0)
     assert list_steps(run_dir.checkpoints) == [40]
+
+
+def test_checkpoints_without_a_configuration_are_nobodys(memory: MemoryStore, tmp_path: Path) -> None:
+    """A run that was ever durable never starts over by itself; who means it says so."""
+    run_dir = work(tmp_path / "a")
+    Objects(memory, URL).below(KEY).delete(["config.yaml"])
+    other = RunDir(tmp_path / "b" / KEY)
+    files.make_folder(other.logs)
+    with pytest.raises(RefusedError, match=r"has checkpoints and no config\.yaml"):
+        hold_in_bucket(choose(), KEY, other, lambda: None).__enter__()
+    assert not other.config.exists()
+    # The machine that has it sends it again.
+    work(tmp_path / "a", 60)
+    assert "config.yaml" in look(memory).files
+    assert run_dir.config.exists()
 
 
 def test_a_file_that_does_not_belong_is_left_where_it_is(memory: MemoryStore, tmp_path: Path) -> None:

@@ -103,6 +103,25 @@ def test_other_rules_for_the_bucket(door: Door, remote: str) -> None:
     assert there[-1] == 20
 
 
+@pytest.mark.parametrize("place", ["outputs", "outputs/default/x/..", "."])
+def test_its_own_directory_is_no_other_place(door: Door, place: str) -> None:
+    root = "root=outputs" if place != "." else "root=."
+    done = door.run(*WORDS, f"remote=file://{door.cwd}/{'outputs' if '..' in place else place}", root)
+    assert done.returncode == 2, done.stdout
+    assert "is where the run lives already" in done.stderr
+    assert not list(door.cwd.glob("**/config.yaml"))
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "x/y/"])
+def test_a_prefix_of_any_name(door: Door, tmp_path: Path, name: str) -> None:
+    word = f"remote='file://{tmp_path}/bucket/{name}'"
+    assert door.run(*WORDS, word).returncode == 0
+    lose_disk(door)
+    again = door.run(*WORDS, word)
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stdout
+
+
 def test_a_file_of_choices_names_it_as_it_is_typed(door: Door, remote: str) -> None:
     (door.cwd / "conf/experiment").mkdir(parents=True)
     choices = f"# @package _global_\nremote: {remote.partition('=')[2]}\ntrain: {{steps: 20}}\n"
@@ -127,6 +146,7 @@ def test_the_environment_names_it_as_well(door: Door, tmp_path: Path) -> None:
         ("remote=s3://", "expected s3://BUCKET/PREFIX", 2),
         ("remote=runs/x", "expected s3://BUCKET/PREFIX", 2),
         ("remote=file://runs/x", "with three /", 2),
+        ("remote='file:///tmp/a#b'", "has more in it than a bucket and a prefix", 2),
         ("remote=s3://key:secret@runs/x", "credentials come from the environment", 2),
         ("remote=file:///proc/nothing/x", "No such file", 2),
         ("remote.lost_seconds=5", "must be at least 3 ×", 2),
