@@ -248,24 +248,9 @@ class ExternalOptim:
 
 
 def _clip_gradients(norm: float | None) -> optax.GradientTransformation:
-    """Return what scales gradients down to a norm (Pascanu et al. 2013), as optax.clip_by_global_norm does.
-
-    By one factor for all of them. optax divides each by the norm where that is too large: XLA repeats no division, so
-    it writes every gradient once more and reads it again, an eighth of a step where the parameters are many (measured).
-    """
-    import jax
-    import jax.numpy as jnp
     import optax
 
-    if norm is None:
-        return optax.identity()
-
-    def scale_down(updates: Params, params: Params | None) -> Params:
-        # Of a norm that is not a number every gradient becomes none: the step is found to have diverged.
-        factor = jnp.minimum(1.0, norm / optax.tree.norm(updates))
-        return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), updates)
-
-    return optax.stateless(scale_down)
+    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
 
 
 Optim = AdamW | Lion | Sgd | Adafactor | Muon | ExternalOptim
