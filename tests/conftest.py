@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runner.config.schema import Config
 
 if TYPE_CHECKING:
-    from tests.laws.faults import Forks
+    from tests.laws.faults import Begun, Forks
 
 REPO = Path(__file__).resolve().parent.parent
 # A run of a few seconds that has what is hard: dropout, several epochs of data, evaluations, saves that overlap.
@@ -33,6 +33,7 @@ SMALL = (
 QUICK: Any = {"xla_backend_optimization_level": 0}  # for jax.jit: half the time to compile, for what runs only once
 # The same in the environment of a run that takes few steps, and whose bits nobody compares with another's.
 QUICK_RUN = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+READ_LATE = frozenset({"XLA_FLAGS"})  # what jax reads when it first looks for devices, and not when it is imported
 HANG_SECONDS = 300  # a process that takes longer hangs: not a limit on speed
 
 
@@ -57,16 +58,22 @@ class Door:
         return subprocess.Popen(
             self.start_arguments(*overrides),
             cwd=self.cwd,
-            env={**os.environ, **(QUICK_RUN if self.quick else {}), **environment},
+            env={**os.environ, **self._flags(environment)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
         )
 
+    def _flags(self, environment: dict[str, str]) -> dict[str, str]:
+        if not self.quick:
+            return environment
+        both = " ".join(flags for flags in (QUICK_RUN["XLA_FLAGS"], environment.get("XLA_FLAGS")) if flags)
+        return {**environment, "XLA_FLAGS": both}
+
     def run(self, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        if self.forks is not None and not environment:
-            return self.forks.run_here(self.cwd, *overrides, **(QUICK_RUN if self.quick else {}))
+        if self.forks is not None and environment.keys() <= READ_LATE:
+            return self.forks.run_here(self.cwd, *overrides, **self._flags(environment))
         process = self.start(*overrides, **environment)
         try:
             out, err = process.communicate(timeout=HANG_SECONDS)
@@ -77,7 +84,11 @@ class Door:
 
     def kill_at(self, step: int, *overrides: str, number: int = signal.SIGKILL, delay: float = 0.0) -> str:
         """Start a run, send a signal `delay` seconds after it has logged `step`, and assert that it landed."""
-        process = self.start(*overrides)
+        process: subprocess.Popen[str] | Begun = (
+            self.start(*overrides)
+            if self.forks is None
+            else self.forks.begin_here(self.cwd, *overrides, **self._flags({}))
+        )
         while last_logged(self.cwd) < step:
             assert process.poll() is None, f"ended before the kill: {process.communicate()}"
             time.sleep(0.002)
@@ -188,8 +199,12 @@ def _streams_stay_open() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One compile cache for every process of the session; CPU, so that bits can be compared."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    """One compile cache for every process that the session starts; CPU, so that bits can be compared."""
+    # Workers of pytest-xdist have one together: whoever writes an entry puts it there in one move, with a digest.
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "compiled"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Processes that we start inherit what is ignored, and a run respects it: in a shell's background job that would be

@@ -198,6 +198,7 @@ def test_what_a_model_states_of_its_weights_wins(on_eight: dict[str, Any]) -> No
     assert on_eight["declared"] == [["tensor", ["data", "fsdp"]]] * 2
 
 
+@pytest.mark.forked(quick=True)
 def test_a_run_moves_from_mesh_to_mesh(door: Door) -> None:
     """Killed on one device, gone on with on four that divide the state, ended on two that share the batch."""
     four, two = ({"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"} for count in (4, 2))

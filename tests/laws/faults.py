@@ -30,6 +30,7 @@ SOURCE = Path(__file__).with_name("faults.c")
 IMPORTED = ("jaxlib.mlir.dialects.mhlo", "models.mlp", "runner.launch.main", "runner.session.attempt")
 # What `forks` sets, and is read when it has imported: not for the test to say.
 FOR_THE_SERVER = frozenset({"LD_PRELOAD", "OPENBLAS_NUM_THREADS"})
+STILL_RUNS = 1000  # no exit code
 LAST = 12
 # A run of a second. It saves at 3, 4 (best), 6, 8 (best), 9 and 12 (best).
 TINY = (
@@ -122,17 +123,33 @@ class Forks:
 
     def run_here(self, cwd: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """To its end, in the environment that this process has now; what it says on stdout and on stderr apart."""
-        streams = [cwd.with_name(f"{cwd.name}-{self.server.pid}.{name}") for name in ("out", "err")]
+        code = self._ask(self._request_here(cwd, overrides, environment))
+        return subprocess.CompletedProcess(overrides, code, *self._hear(cwd))
+
+    def begin_here(self, cwd: Path, *overrides: str, **environment: str) -> Begun:
+        """As `run_here`, and not to its end."""
+        return Begun(self, self._ask({**self._request_here(cwd, overrides, environment), "begin": True}), cwd)
+
+    def _request_here(self, cwd: Path, overrides: tuple[str, ...], environment: dict[str, str]) -> dict[str, object]:
         now = {name: value for name, value in os.environ.items() if name not in FOR_THE_SERVER}
         request: dict[str, object] = {"cwd": str(cwd), "argv": overrides, "environment": now | environment}
         request["program"] = str(REPO / "run.py")
         # What is set there and not here is unset.
-        request |= {"only": True, "said": [str(stream) for stream in streams], "kill_at": None, "planted": ""}
-        code = self._ask(request)
-        out, err = (stream.read_text() for stream in streams)
-        for stream in streams:
+        return request | {
+            "only": True,
+            "said": [str(one) for one in self._streams(cwd)],
+            "kill_at": None,
+            "planted": "",
+        }
+
+    def _streams(self, cwd: Path) -> list[Path]:
+        return [cwd.with_name(f"{cwd.name}-{self.server.pid}.{name}") for name in ("out", "err")]
+
+    def _hear(self, cwd: Path) -> list[str]:
+        said = [stream.read_text() for stream in self._streams(cwd)]
+        for stream in self._streams(cwd):
             stream.unlink()
-        return subprocess.CompletedProcess(overrides, code, out, err)
+        return said
 
     def _ask(self, request: dict[str, object]) -> int:
         assert self.server.stdin is not None
@@ -140,6 +157,33 @@ class Forks:
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
+
+
+@dataclass
+class Begun:
+    """A process that `Forks.begin_here` has begun, as `subprocess.Popen` would have it."""
+
+    forks: Forks
+    pid: int
+    cwd: Path
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self._look(wait=False)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self) -> tuple[str, str]:
+        self._look(wait=True)
+        out, err = self.forks._hear(self.cwd)
+        return out, err
+
+    def _look(self, wait: bool) -> int | None:
+        if self.returncode is None and (code := self.forks._ask({"begun": self.pid, "wait": wait})) != STILL_RUNS:
+            self.returncode = code
+        return self.returncode
 
 
 @contextmanager
@@ -171,11 +215,15 @@ def serve() -> None:
     gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not safe to fork"
     while line := sys.stdin.readline():  # no read-ahead: a child must not inherit what comes next
-        child = os.fork()
+        request = json.loads(line)
+        child = request.get("begun") or os.fork()
         if child == 0:
-            return _become(json.loads(line))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+            return _become(request)
+        if request.get("begin"):
+            print(child, flush=True)
+            continue
+        ended, status = os.waitpid(child, 0 if request.get("wait", True) else os.WNOHANG)
+        print(os.waitstatus_to_exitcode(status) if ended else STILL_RUNS, flush=True)
     return None
 
 
