@@ -207,6 +207,11 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # What is compiled in this process is kept there as well. A test of a file that needs no jax does not wait for it.
+    if "jax" in sys.modules:
+        from runner.train.compile_cache import enable_compile_cache
+
+        enable_compile_cache("auto", print)
     # Processes that we start inherit what is ignored, and a run respects it: in a shell's background job that would be
     # Ctrl-C, and under nohup a hang-up. A test that sends one would wait for ever.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
