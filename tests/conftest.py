@@ -268,3 +268,19 @@ def make_door(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Door]:
         return Door(path, forks)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def untouched(make_door: Callable[..., Door], served: Forks) -> Callable[..., Door]:
+    """The uninterrupted run of a command, once for all who compare theirs with it. It is only read."""
+    made: dict[tuple[str, ...], Door] = {}
+
+    def run(*overrides: str) -> Door:
+        if overrides not in made:
+            door = make_door("untouched", served)
+            done = door.run(*overrides)
+            assert done.returncode == 0, done.stderr
+            made[overrides] = door
+        return made[overrides]
+
+    return run

@@ -20,6 +20,7 @@ from data.sources import Table
 from data.transforms import augment_images, draw_uniform, make_normal
 from runner.train.dataset import make_stream
 from tests.conftest import Door, assert_same, last_logged
+from tests.laws.faults import Forks
 from tests.places import MADE, VARIED
 
 FAST = ("digits", "tokens", "images")  # in memory, mapped, decoded; the others with `slow`
@@ -166,7 +167,7 @@ def until_gone(pids: list[int]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_a_run_with_workers_is_killed_stopped_and_goes_on_without_them(make_door: Any) -> None:
+def test_a_run_with_workers_is_killed_stopped_and_goes_on_without_them(make_door: Any, served: Forks) -> None:
     """SIGKILL leaves no process behind; Ctrl-C no traceback; the bits are those of a run that had no workers."""
     command = (
         *("data=digits", "model=mlp", "data.augment={crop: 1, noise: 0.1}", "model.dropout=0.2", "train.steps=90"),
@@ -174,7 +175,7 @@ def test_a_run_with_workers_is_killed_stopped_and_goes_on_without_them(make_door
         "ckpt.save.periodic.steps=10",
     )
     slow = ("data.workers=2", "data.prefetch=1")
-    reference, door = make_door("reference"), make_door("killed")
+    reference, door = make_door("reference", served), make_door("killed", served)
     assert reference.run(*command).returncode == 0
     for number, step in ((signal.SIGKILL, 15), (signal.SIGINT, 40)):
         process = begun(door, *command, *slow)

@@ -31,6 +31,8 @@ from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, plant
 
+pytestmark = pytest.mark.forked
+
 DRILLED = (*SMALL, "ckpt.save.periodic.steps=7")
 
 # Where it kills.

@@ -439,12 +439,9 @@ TRAINS = (sys.executable, str(REPO / "run.py"), *SMALL, f"train.steps={STEPS}")
 
 
 @pytest.fixture(scope="module")
-def reference(make_door: Callable[[str], Door]) -> Path:
+def reference(untouched: Callable[..., Door]) -> Path:
     """The run as it is without any interruption."""
-    door = make_door("uninterrupted")
-    done = door.run(*TRAINS[2:])
-    assert done.returncode == 0, done.stderr
-    return door.the_run
+    return untouched(*TRAINS[2:]).the_run
 
 
 def until_logged(door: Door, step: int, process: subprocess.Popen[str], *, after: int = 0) -> int:

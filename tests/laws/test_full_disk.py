@@ -16,6 +16,8 @@ from runner.checkpoint.record import list_steps
 from runner.checkpoint.seal import find_problem
 from tests.conftest import Door, assert_same
 
+pytestmark = pytest.mark.forked
+
 COMMAND = (
     *(
         "model=mlp",
@@ -81,10 +83,8 @@ def has_saved(door: Door) -> bool:
 
 
 @pytest.fixture(scope="module")
-def reference(make_door: Callable[[str], Door]) -> Door:
-    door = make_door("not-full")
-    assert door.run(*COMMAND).returncode == 0
-    return door
+def reference(untouched: Callable[..., Door]) -> Door:
+    return untouched(*COMMAND)
 
 
 @pytest.mark.parametrize("leave", [LEFT_BYTES, 0], ids=["little-left", "nothing-left"])

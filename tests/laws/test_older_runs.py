@@ -20,6 +20,8 @@ from runner.inspect.lookup import find_checkpoint
 from runner.train.compile_cache import processor_id
 from tests.conftest import REPO, SMALL, Door
 
+pytestmark = pytest.mark.forked
+
 FIXTURE = REPO / "tests/fixtures/killed_run"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
 COMMAND = (*SMALL, "name=street", "ckpt.save.periodic.steps=20")

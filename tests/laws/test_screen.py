@@ -58,11 +58,9 @@ os._exit = tell
 
 
 @pytest.fixture(scope="session")
-def undisturbed(make_door: Callable[[str], Door]) -> Path:
+def undisturbed(untouched: Callable[..., Door]) -> Path:
     """The run whose lines all arrived; and run.log says nothing of them."""
-    door = make_door("undisturbed")
-    done = door.run(*RUN)
-    assert done.returncode == 0, done.stderr
+    door = untouched(*RUN)
     assert TOLD not in (door.the_run / "logs/run.log").read_text()
     return door.the_run
 

@@ -301,9 +301,8 @@ def test_divergence_has_what_was_measured_before(door: Door) -> None:
     assert len(result.metrics["train/loss"].steps) >= 1
 
 
-def test_killed_it_says_where_and_goes_on_when_called_again(door: Door, make_door: Callable[[str], Door]) -> None:
-    reference = make_door("untouched")
-    assert reference.run(*SAVING).returncode == 0
+def test_killed_it_says_where_and_goes_on_when_called_again(door: Door, untouched: Callable[..., Door]) -> None:
+    reference = untouched(*SAVING)
     with once_logged(door.cwd, 30, kill_children), pytest.raises(RunError, match="killed by SIGKILL.*again") as raised:
         run(SAVING, cwd=door.cwd, show=False)
     assert raised.value.exit_code == -9
@@ -321,9 +320,8 @@ def test_an_error_can_be_pickled() -> None:
 # --- interrupts ---
 
 
-def test_an_interrupt_saves_and_a_second_call_finishes(door: Door, make_door: Callable[[str], Door]) -> None:
-    reference = make_door("untouched")
-    assert reference.run(*SAVING).returncode == 0
+def test_an_interrupt_saves_and_a_second_call_finishes(door: Door, untouched: Callable[..., Door]) -> None:
+    reference = untouched(*SAVING)
     shown = io.StringIO()
     with redirect_stdout(shown), once_logged(door.cwd, 20, interrupt):
         result = run(SAVING, cwd=door.cwd)

@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import REPO, SMALL, Door, fail_loudly, last_logged
 
+pytestmark = pytest.mark.forked
+
 WRONG = [
     "ckpt.evry=5",
     "ckpt=combind",
@@ -106,11 +108,10 @@ def test_the_life_of_a_run(door: Door) -> None:
     assert (aside / "checkpoints/40").is_dir()
     assert not (run / "checkpoints/40").exists()
 
-    longer = door.run(*SMALL, "train.steps=30", "optim.lr=1e-2")
-    assert f"differs from {relative} only in train.steps: 20 → 30; to continue that one: add dir=" in longer.stdout
+    longer = door.run(*SMALL, "train.steps=40", "optim.lr=1e-2")  # of this length a step is compiled
+    assert f"differs from {relative} only in train.steps: 20 → 40; to continue that one: add dir=" in longer.stdout
 
 
-@pytest.mark.forked
 def test_resume_must_have_something_to_resume(door: Door) -> None:
     before = door.tree()
     done = door.run(*SMALL, "resume=must")
@@ -143,6 +144,7 @@ def test_two_processes_never_write_one_run(door: Door) -> None:
     assert third.returncode == 75
 
 
+@pytest.mark.forked(quick=True)
 def test_a_bug_is_told_in_full_and_recorded(door: Door) -> None:
     """Here: a data file that vanishes between validation and reading."""
     (door.cwd / "sitecustomize.py").write_text(
@@ -163,6 +165,7 @@ def test_a_bug_is_told_in_full_and_recorded(door: Door) -> None:
     assert (status["state"], status["why"]) == ("failed", "RuntimeError: planted")
 
 
+@pytest.mark.forked(quick=True)
 def test_a_diverging_run_stops_and_keeps_its_last_good_state(door: Door) -> None:
     done = door.run(
         *SMALL, "optim.lr=1e30", "optim.clip_norm=null", "schedule.warmup_steps=0", "ckpt.save.periodic.steps=1"
@@ -229,6 +232,7 @@ def test_changed_data_is_refused_and_the_run_left_as_it_was(door: Door) -> None:
     assert changed <= {".lock", ".pulse", "run.log", "README.md"}
 
 
+@pytest.mark.forked(quick=True)
 def test_what_is_not_durable_at_the_end_is_exit_5(door: Door) -> None:
     """A limit on the size of files: every write beyond it fails in the kernel (a full disk: test_full_disk.py)."""
     (door.cwd / "sitecustomize.py").write_text(
@@ -246,6 +250,7 @@ def test_what_is_not_durable_at_the_end_is_exit_5(door: Door) -> None:
     assert door.run(*SMALL, "train.steps=10").returncode == 0
 
 
+@pytest.mark.forked(quick=True)
 def test_what_can_never_be_saved_ends_the_run_at_its_first_save(door: Door) -> None:
     """Planted: background saves see arrays that the next step has donated away. It would be so at each of them."""
     (door.cwd / "sitecustomize.py").write_text(
