@@ -21,13 +21,18 @@ from runner import files
 from runner.checkpoint.record import Record, Score, find_best, newest_durable_step
 from runner.checkpoint.user_rules import ask_user_rules
 from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
-from runner.remote.checkpoint_copies import download_checkpoint, quarantine_remote_checkpoint, read_remote_record
+from runner.remote.checkpoint_copies import (
+    download_checkpoint,
+    list_checkpoint_files,
+    quarantine_remote_checkpoint,
+    read_remote_record,
+)
 from runner.remote.contact import as_wrong_command
 from runner.remote.leftover_parts import abort_leftover_parts
 from runner.remote.local_note import LocalNote, read_note, write_note
 from runner.remote.objects import PART_BYTES, NoSuchObjectError, Objects, open_objects, run_side_by_side
 from runner.remote.other_place import Choices
-from runner.remote.remote_layout import Listing, name_checkpoint_file, sort_listing
+from runner.remote.remote_layout import Listing, sort_listing
 from runner.remote.remote_lock import (
     LOCK,
     Found,
@@ -116,7 +121,7 @@ class Bucket:
             return True
         if step not in self._records:
             return False
-        began, present = time.monotonic(), self._list_files(step)
+        began, present = time.monotonic(), list_checkpoint_files(self._objects, step)
         with _as_disk_trouble(self._run_dir):
             problem = download_checkpoint(self._objects, step, present, self._run_dir.checkpoints)
             if problem is not None:
@@ -145,16 +150,11 @@ class Bucket:
     def _quarantine(self, step: int, problem: str) -> None:
         self._lock.prove()
         self._lock.has_worked = True
-        aside = quarantine_remote_checkpoint(self._objects, step, self._list_files(step), problem)
+        aside = quarantine_remote_checkpoint(self._objects, step, list_checkpoint_files(self._objects, step), problem)
         self._found.pop(step, None)
         if self._uploader is not None:
             self._uploader.forget(step)
         self._say(f"warning: {self._objects.url}: checkpoint {step}: {problem}; moved to {aside} there")
-
-    def _list_files(self, step: int) -> dict[str, int]:
-        """Return the size of each file of a checkpoint, as it is there now."""
-        folder = name_checkpoint_file(step, "")
-        return {key.removeprefix(folder): size for key, size in self._objects.list_sizes(folder).items()}
 
     def tell(self, say: Say) -> None:
         """Take note of who tells a person a line from now on."""
@@ -262,33 +262,38 @@ def hold_in_bucket(
             lock = sign_without_lock(objects, found, token)
         # Somebody may have come and gone while this one waited.
         is_own = is_own and found is not None and lock.previous == found.token
-    with lock.keep():
-        with as_wrong_command(), _as_disk_trouble(run_dir):
-            listing = sort_listing(objects.list_sizes(), LOCK)
-            if choices.overwrite and (run_dir.config.name in listing.files or listing.has_newest):
-                lock.has_worked = True
-                aside = _set_remote_run_aside(open_objects(remote, remote.url), key)
-                print(f"{objects.url} was set aside as {aside}")
-                listing, is_own = Listing(), True
-            fresh = replace(note, token=token, next_token="", steps=(), uploading=None, trouble="")
-            keep_note = partial(write_note, run_dir, replace(fresh, steps=tuple(listing.sealed_steps)), durable=True)
-            fetched = []
-            # A kill may have left a machine that has only begun to fetch.
-            if not is_own or not run_dir.config.exists():
-                fetched = _take_over_files(objects, run_dir, listing, keep_note)
-            keep_note()
-            bucket = Bucket(objects, run_dir, lock, listing, choices, print)
-            bucket.prepare(fetched)
-            if fetched:
-                _decide_whether_durable(run_dir, was_durable=listing.has_newest or bool(bucket.list_steps()))
-        try:
-            yield bucket
-        finally:
-            bucket.close()
-            if not lock.has_worked and lock.previous:
-                # What is here goes on from what was there before, and so does LOCK when it is given back.
-                with suppress(OSError):
-                    write_note(run_dir, replace(fresh, token=lock.previous), durable=False)
+    fresh: LocalNote | None = None
+    try:
+        with lock.keep():
+            with as_wrong_command(), _as_disk_trouble(run_dir):
+                listing = sort_listing(objects.list_sizes(), LOCK)
+                if choices.overwrite and (run_dir.config.name in listing.files or listing.has_newest):
+                    lock.has_worked = True
+                    aside = _set_remote_run_aside(open_objects(remote, remote.url), key)
+                    print(f"{objects.url} was set aside as {aside}")
+                    listing, is_own = Listing(), True
+                there = tuple(listing.sealed_steps)
+                known = replace(note, token=token, next_token="", steps=there, uploading=None, trouble="")
+                keep_note = partial(write_note, run_dir, known, durable=True)
+                fetched = []
+                # A kill may have left a machine that has only begun to fetch.
+                if not is_own or not run_dir.config.exists():
+                    fetched = _take_over_files(objects, run_dir, listing, keep_note)
+                keep_note()
+                fresh = known
+                bucket = Bucket(objects, run_dir, lock, listing, choices, print)
+                bucket.prepare(fetched)
+                if fetched:
+                    _decide_whether_durable(run_dir, was_durable=listing.has_newest or bool(bucket.list_steps()))
+            try:
+                yield bucket
+            finally:
+                bucket.close()
+    finally:
+        # Given back as it was found, once what is here was seen to go on from what is there: so it still does.
+        if fresh is not None and lock.token == lock.previous:
+            with suppress(OSError):
+                write_note(run_dir, replace(fresh, token=lock.token), durable=False)
 
 
 def _refuse_own_folder(url: str, key: str, run_dir: RunDir) -> None:

@@ -17,6 +17,9 @@ from runner.checkpoint.seal import find_problem
 from runner.remote.objects import NoSuchObjectError, Objects, OtherObjectError, RemoteError, run_side_by_side
 from runner.remote.remote_layout import QUARANTINE, name_checkpoint_file
 
+# So long after a download that broke off the next one begins.
+RETRY_SECONDS = (0.5, 2.0)
+
 
 class AbandonedError(Exception):
     """Raised where an upload is left off, because a newer checkpoint is to go up in the time that is left."""
@@ -53,6 +56,12 @@ def upload_checkpoint(
     # The largest first, so that no large one is left for the end, when nothing else goes up beside it.
     run_side_by_side(send, sorted(sidecar.files, key=lambda name: -sidecar.files[name]["bytes"]))
     before_seal()
+    # A seal says that all of it is there: whoever answered may have taken a file and not kept it.
+    there = list_checkpoint_files(objects, step)
+    for name, facts in sidecar.files.items():
+        # Asked for by its name as well: a list may say for a while what was there before.
+        if there.get(name) != facts["bytes"] and objects.find_size(name_checkpoint_file(step, name)) != facts["bytes"]:
+            raise RemoteError(f"{objects.url}: {name} of step {step} was sent and is not there in its size")
     key, seal = name_checkpoint_file(step, SIDECAR), files.read_file(directory / SIDECAR)
     try:
         objects.create(key, seal)
@@ -61,6 +70,12 @@ def upload_checkpoint(
         if objects.read(key) != seal:
             raise RemoteError(f"{objects.url}/{key}: something else was written there meanwhile") from None
     return sidecar
+
+
+def list_checkpoint_files(objects: Objects, step: int) -> dict[str, int]:
+    """Return the size of each file that lies under a step now. Raises RemoteError."""
+    folder = name_checkpoint_file(step, "")
+    return {key.removeprefix(folder): size for key, size in objects.list_sizes(folder).items()}
 
 
 def read_remote_record(objects: Objects, step: int, scratch: Path) -> Record:
@@ -90,10 +105,8 @@ def download_checkpoint(objects: Objects, step: int, present: Mapping[str, int],
     files.remove_tree(fresh)
     problem = _fetch_and_prove(objects, step, present, fresh)
     if problem is None:
-        for folder in (fresh, *(path for path in fresh.rglob("*"))):
-            files.sync_path(folder)
+        # Not synced: what a power loss takes of it is found when it is proven again, and is fetched again.
         files.rename_path(fresh, checkpoints / str(step))
-        files.sync_path(checkpoints)
     else:
         files.remove_tree(fresh)
     return problem
@@ -118,7 +131,7 @@ def _fetch_and_prove(objects: Objects, step: int, present: Mapping[str, int], fr
 
     def fetch(name: str) -> None:
         try:
-            objects.download(name_checkpoint_file(step, name), fresh / name, present.get(name, 0))
+            _download_again(objects, name_checkpoint_file(step, name), fresh / name, present.get(name, 0))
         except NoSuchObjectError:
             missing.append(name)
 
@@ -132,6 +145,19 @@ def _fetch_and_prove(objects: Objects, step: int, present: Mapping[str, int], fr
     if missing:
         return f"{missing[0]} is missing"
     return find_problem(fresh, step=step)
+
+
+def _download_again(objects: Objects, key: str, path: Path, size: int) -> None:
+    """Download an object; once more where a connection breaks in the middle of it, which the client does not mend."""
+    for pause in (*RETRY_SECONDS, None):
+        try:
+            objects.download(key, path, size)
+            return
+        except RemoteError as error:
+            if pause is None or error.is_refusal:
+                raise
+        files.remove_file(path)
+        time.sleep(pause)
 
 
 def delete_remote_checkpoints(objects: Objects, present: Mapping[int, Iterable[str]]) -> None:

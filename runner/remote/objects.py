@@ -41,7 +41,8 @@ RETRIES = 4
 PART_BYTES = 16 << 20
 # What is read at once where the bandwidth is limited, so that the limit is one of seconds and not of minutes.
 LIMITED_PART_BYTES = 5 << 20
-RANGE_BYTES = 32 << 20  # a large object comes down in ranges, side by side
+RANGE_BYTES = 64 << 20  # a larger object comes down in ranges, side by side
+CHUNK_BYTES = 4 << 20  # what is written at once of a smaller one
 PARALLEL = 8  # requests at once
 PARALLEL_PARTS = 4  # of one large object: each is in memory while it goes up
 MAX_KEYS = 1000  # that one request may delete
@@ -151,6 +152,12 @@ class Objects:
         """Write the content of an object into a new file. Raises NoSuchObjectError, OSError, RemoteError."""
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
+            if size <= RANGE_BYTES:
+                with self._asking("get", key):
+                    start = 0
+                    for content in obstore.get(self._store, self._base + key).stream(min_chunk_size=CHUNK_BYTES):
+                        start += _write_at(handle, memoryview(content), start)
+                return
             ranges = [(start, min(start + RANGE_BYTES, size)) for start in range(0, size, RANGE_BYTES)]
             with ThreadPoolExecutor(min(PARALLEL, max(len(ranges), 1))) as pool:
                 list(pool.map(lambda part: self._download_range(key, handle, *part), ranges))
@@ -160,9 +167,7 @@ class Objects:
     def _download_range(self, key: str, handle: int, start: int, end: int) -> None:
         with self._asking("get", key):
             content = memoryview(obstore.get_range(self._store, self._base + key, start=start, end=end))
-        while content:
-            written = os.pwrite(handle, content, start)
-            content, start = content[written:], start + written
+        _write_at(handle, content, start)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there are no trouble. Raises RemoteError."""
@@ -175,6 +180,14 @@ class Objects:
         """Copy an object within the store. Raises NoSuchObjectError, RemoteError."""
         with self._asking("put", key):
             obstore.copy(self._store, self._base + key, self._base + to)
+
+    def find_size(self, key: str) -> int | None:
+        """Return the size of an object; None where there is none. Raises RemoteError."""
+        try:
+            with self._asking("get", key):
+                return int(obstore.head(self._store, self._base + key)["size"])
+        except NoSuchObjectError:
+            return None
 
     def list_sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every object below a prefix (empty, or one that ends with `/`), by its key.
@@ -423,6 +436,15 @@ def explain(error: BaseException) -> str:
 
 def _split_words(code: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", code).lower()
+
+
+def _write_at(handle: int, content: memoryview, start: int) -> int:
+    """Write all of a content into a file from a place on; return how many bytes. Raises OSError."""
+    size = len(content)
+    while content:
+        written = os.pwrite(handle, content, start)
+        content, start = content[written:], start + written
+    return size
 
 
 def _tag_of(meta: Any) -> Tag:

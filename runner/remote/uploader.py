@@ -18,7 +18,12 @@ from runner.checkpoint.record import PIN, SIDECAR, Record, Score, find_best
 from runner.checkpoint.record_cache import RecordCache
 from runner.checkpoint.retention import RetentionRule, select_survivors
 from runner.errors import LostRunError, StorageError
-from runner.remote.checkpoint_copies import AbandonedError, delete_remote_checkpoints, upload_checkpoint
+from runner.remote.checkpoint_copies import (
+    AbandonedError,
+    delete_remote_checkpoints,
+    list_checkpoint_files,
+    upload_checkpoint,
+)
 from runner.remote.local_note import LocalNote, write_note
 from runner.remote.objects import Objects, RemoteError
 from runner.remote.remote_layout import BEST, NEWEST, name_checkpoint_file
@@ -234,8 +239,7 @@ class Uploader:
         self._upload_began = time.monotonic()
         self._abandoned = None
         self._update_note(uploading=step)
-        present = self._objects.list_sizes(f"{name_checkpoint_file(step, '')}")
-        names = {key.removeprefix(name_checkpoint_file(step, "")): size for key, size in present.items()}
+        names = list_checkpoint_files(self._objects, step)
         try:
             # Whatever is there is not known to be whole, or another process has put it there.
             if names:

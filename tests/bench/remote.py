@@ -85,7 +85,7 @@ def put_files(store: S3Store, directory: Path) -> None:
     """Send the files with the client alone, as many at once as the product does."""
     names = [path for path in directory.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(PARALLEL) as pool:
-        list(pool.map(lambda path: obstore.put(store, f"plain/{path.name}", path), names))
+        list(pool.map(lambda path: obstore.put(store, f"plain/{path.name}", path, use_multipart=False), names))
 
 
 def get_files(store: S3Store, folder: Path) -> None:
@@ -98,7 +98,6 @@ def get_files(store: S3Store, folder: Path) -> None:
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(get, [meta["path"] for meta in obstore.list(store, "plain").collect()]))
-    os.sync()
 
 
 def restore(run_dir: RunDir) -> None:

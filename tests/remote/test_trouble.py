@@ -50,7 +50,10 @@ def wait_and_go_on(request: Request, handler: Handler) -> bool:
 
 
 def answer_in_part(request: Request, handler: Handler) -> bool:
-    """Promise more than comes, as where a connection breaks in the middle of an answer."""
+    """Promise more than comes, as where a connection breaks in the middle of an answer.
+
+    To a request that writes that is a yes, though nothing was written: a store that loses what it has taken.
+    """
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.send_header("ETag", '"0"')
