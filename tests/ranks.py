@@ -44,13 +44,21 @@ class Ranks:
 
     def start(self, *only: int) -> Ranks:
         """Start all of them, or those that are named."""
+        # What one that is killed has begun for itself is left where the test's own files are thrown away.
+        scratch = self.cwd.with_name(f"{self.cwd.name}.scratch")
+        scratch.mkdir(exist_ok=True)
         for index in only or range(self.count):
             place = f"127.0.0.1:{self.port},{self.count},{index}"
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, str(REPO / "run.py"), *self.words],
                     cwd=self.cwd,
-                    env={**os.environ, "HOLDFAST_HOSTS": place, **self.environment.get(index, {})},
+                    env={
+                        **os.environ,
+                        "HOLDFAST_HOSTS": place,
+                        "TMPDIR": str(scratch),
+                        **self.environment.get(index, {}),
+                    },
                     stdout=(self.cwd / f"out.{index}").open("a"),
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,

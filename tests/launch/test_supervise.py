@@ -347,7 +347,7 @@ def start(*command: str, **more: Any) -> subprocess.Popen[str]:
     """A supervisor in a session of its own, as a terminal would start it."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     words = [*SUPERVISE, "--", *command]
-    return subprocess.Popen(words, env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(words, text=True, start_new_session=True, **{"env": ENVIRONMENT, **pipes})
 
 
 def counting(linger: float) -> tuple[str, ...]:
@@ -517,8 +517,12 @@ def test_a_terminated_supervisor_leaves_a_saved_run_and_nobody_behind(door: Door
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
-def test_a_killed_supervisor_takes_the_run_along_with_its_state_saved(door: Door, reference: Path) -> None:
-    process = start(*TRAINS, cwd=door.cwd)
+def test_a_killed_supervisor_takes_the_run_along_with_its_state_saved(
+    door: Door, reference: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Killed, it leaves its own folder behind.
+    scratch = tmp_path_factory.mktemp("scratch")
+    process = start(*TRAINS, cwd=door.cwd, env={**ENVIRONMENT, "TMPDIR": str(scratch)})
     until_logged(door, 20, process)
     process.kill()
     assert process.wait(HANG_SECONDS) == -signal.SIGKILL

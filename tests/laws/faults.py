@@ -29,7 +29,7 @@ SOURCE = Path(__file__).with_name("faults.c")
 # What a run imports sooner or later, and what takes a while.
 IMPORTED = ("jaxlib.mlir.dialects.mhlo", "models.mlp", "runner.launch.main", "runner.session.attempt")
 # What `forks` sets, and is read when it has imported: not for the test to say.
-FOR_THE_SERVER = frozenset({"LD_PRELOAD", "OPENBLAS_NUM_THREADS"})
+FOR_THE_SERVER = frozenset({"LD_PRELOAD", "OPENBLAS_NUM_THREADS", "TF_CPP_MIN_LOG_LEVEL"})
 STILL_RUNS = 1000  # no exit code
 LAST = 12
 # A run of a second. It saves at 3, 4 (best), 6, 8 (best), 9 and 12 (best).
@@ -193,8 +193,11 @@ def forks(library: Path | None = None) -> Iterator[Forks]:
     environment = {
         **os.environ,
         **({"LD_PRELOAD": str(library)} if library else {}),
+        # A thread would not be forked.
         "OPENBLAS_NUM_THREADS": "1",
-    }  # a thread would not be forked
+        # As jax sets it, too late for what is imported here before it.
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1"),
+    }
     with subprocess.Popen(
         command, cwd=REPO, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:

@@ -366,9 +366,11 @@ def test_an_interrupt_before_anything_was_saved_is_an_interrupt(fake_program: Ca
         run([])
 
 
-def test_the_run_stops_when_its_caller_dies(door: Door) -> None:
+def test_the_run_stops_when_its_caller_dies(door: Door, tmp_path_factory: pytest.TempPathFactory) -> None:
     code = f"import holdfast; holdfast.run({[*SAVING, 'train.steps=100000']!r})"
-    caller = subprocess.Popen([sys.executable, "-c", code], cwd=door.cwd, env={**os.environ, "PYTHONPATH": str(REPO)})
+    # Killed, it leaves its own folder behind.
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(tmp_path_factory.mktemp("scratch"))}
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=door.cwd, env=environment)
     while last_logged(door.cwd) < 10:
         assert caller.poll() is None
         time.sleep(0.01)
