@@ -48,6 +48,7 @@ from runner.remote.run_files import FileMirror, fetch_files
 from runner.remote.uploader import RemoteRules, Uploader
 from runner.rundir.decisions import read_decisions, write_decisions
 from runner.rundir.layout import RunDir
+from runner.screen import print_line
 from runner.text import display_path, format_count, format_duration, format_size
 from runner.values import Say
 
@@ -257,7 +258,7 @@ def hold_in_bucket(
             write_note(run_dir, replace(note, token=found.token if found else "", next_token=token), durable=True)
         lock: RemoteLock | NoLock
         if remote.lock == "on":
-            lock = take_lock(objects, remote, found, token, print, raise_if_stopped)
+            lock = take_lock(objects, remote, found, token, print_line, raise_if_stopped)
         else:
             lock = sign_without_lock(objects, found, token)
         # Somebody may have come and gone while this one waited.
@@ -270,7 +271,7 @@ def hold_in_bucket(
                 if choices.overwrite and (run_dir.config.name in listing.files or listing.has_newest):
                     lock.has_worked = True
                     aside = _set_remote_run_aside(open_objects(remote, remote.url), key)
-                    print(f"{objects.url} was set aside as {aside}")
+                    print_line(f"{objects.url} was set aside as {aside}")
                     listing, is_own = Listing(), True
                 there = tuple(listing.sealed_steps)
                 known = replace(note, token=token, next_token="", steps=there, uploading=None, trouble="")
@@ -281,7 +282,7 @@ def hold_in_bucket(
                     fetched = _take_over_files(objects, run_dir, listing, keep_note)
                 keep_note()
                 fresh = known
-                bucket = Bucket(objects, run_dir, lock, listing, choices, print)
+                bucket = Bucket(objects, run_dir, lock, listing, choices, print_line)
                 bucket.prepare(fetched)
                 if fetched:
                     _decide_whether_durable(run_dir, was_durable=listing.has_newest or bool(bucket.list_steps()))
@@ -341,7 +342,7 @@ def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing, keep_n
     if run_dir.config.exists() or run_dir.holds_checkpoints():
         newest, there = newest_durable_step(run_dir.checkpoints), max(listing.sealed_steps, default=0)
         aside = _set_files_aside(run_dir)
-        print(
+        print_line(
             f"{run_dir}: another machine has worked on this run since; going on from step {there} of {objects.url}; "
             f"what was here (up to step {newest}) was set aside as {display_path(aside)}"
         )

@@ -41,8 +41,8 @@ def upload_checkpoint(
         before_seal: called when all but the seal is there. It sends the logs, and raises where the run was lost.
         go_on: asked before each file.
 
-    Raises OSError, ValueError where the checkpoint on disk cannot be read or is gone, RemoteError, LostRunError,
-    AbandonedError.
+    Raises ValueError where the checkpoint on disk is not what was written, OSError where it cannot be read or is gone,
+    RemoteError, LostRunError, AbandonedError.
     """
     step = int(directory.name)
     sidecar = read_sidecar(directory)
@@ -51,7 +51,9 @@ def upload_checkpoint(
     def send(name: str) -> None:
         if not go_on():
             raise AbandonedError
-        objects.upload(name_checkpoint_file(step, name), directory / name, sidecar.files[name]["bytes"])
+        # Every byte that goes up is compared with the seal: a disk may have lost one since.
+        facts = sidecar.files[name]
+        objects.upload(name_checkpoint_file(step, name), directory / name, facts["bytes"], facts.get("xxh3"))
 
     # The largest first, so that no large one is left for the end, when nothing else goes up beside it.
     run_side_by_side(send, sorted(sidecar.files, key=lambda name: -sidecar.files[name]["bytes"]))

@@ -19,11 +19,14 @@ def abort_leftover_parts(url: str, endpoint: str | None) -> int:
     if parts.scheme != "s3" or importlib.util.find_spec("boto3") is None:
         return 0
     import boto3
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
     found = 0
     try:
-        client = boto3.client("s3", endpoint_url=endpoint)
+        # A start does not wait long for what only saves money.
+        brief = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 1})
+        client = boto3.client("s3", endpoint_url=endpoint, config=brief)
         place = {"Bucket": parts.netloc, "Prefix": f"{parts.path.strip('/')}/"}
         for page in client.get_paginator("list_multipart_uploads").paginate(**place):
             for upload in page.get("Uploads", ()):

@@ -124,8 +124,10 @@ class Objects:
         with self._asking("put", key):
             return _tag_of(obstore.put(self._store, self._base + key, content, mode=known))
 
-    def upload(self, key: str, path: Path, size: int) -> None:
-        """Make an object of the first bytes of a file. Raises OSError of the file, RemoteError.
+    def upload(self, key: str, path: Path, size: int, checksum: str | None = None) -> None:
+        """Make an object of the first bytes of a file.
+
+        Raises ValueError where they are not what the checksum (XXH3, 128 bits) is of, OSError of the file, RemoteError.
 
         What is one request never replaces an object with another content: that is of another process, or of a later
         moment than this request, which may have been on its way for long.
@@ -135,6 +137,7 @@ class Objects:
             part = PART_BYTES if self._throttle.is_open else LIMITED_PART_BYTES
             if size <= part:
                 content = read_exactly(file, size)
+                _compare(path, checksum, xxhash.xxh3_128(content))
                 self._throttle.wait_for(size)
                 try:
                     self.create(key, content)
@@ -144,9 +147,11 @@ class Objects:
                 return
             self._count("put", 2 + -(-size // part))
             with self._asking("put", key, count=0):
-                parts = self._throttle.iter_parts(file, size, part)
-                to = self._base + key
+                seen, to = xxhash.xxh3_128(), self._base + key
+                parts = self._throttle.iter_parts(file, size, part, seen)
                 obstore.put(self._store, to, parts, use_multipart=True, chunk_size=part, max_concurrency=PARALLEL_PARTS)
+            # It is there by now, and without a seal.
+            _compare(path, checksum, seen)
 
     def download(self, key: str, path: Path, size: int) -> None:
         """Write the content of an object into a new file. Raises NoSuchObjectError, OSError, RemoteError."""
@@ -274,9 +279,9 @@ class FolderObjects(Objects):
             files.replace_file(path, content)
         return _tag_content(content)
 
-    def upload(self, key: str, path: Path, size: int) -> None:
-        """Make or replace an object with the content of a file, durably."""
-        super().upload(key, path, size)
+    def upload(self, key: str, path: Path, size: int, checksum: str | None = None) -> None:
+        """Make an object of the first bytes of a file, durably."""
+        super().upload(key, path, size, checksum)
         self._sync(key)
 
     def _sync(self, key: str) -> None:
@@ -314,14 +319,24 @@ class Throttle:
             self._free_at = begin + num_bytes / self._rate
         time.sleep(max(begin - time.monotonic(), 0.0))
 
-    def iter_parts(self, file: Any, size: int, part_bytes: int) -> Iterator[bytes]:
-        """Yield the first bytes of a file in parts, each as soon as it may go up. Raises OSError where it is short."""
+    def iter_parts(self, file: Any, size: int, part_bytes: int, seen: Any) -> Iterator[bytes]:
+        """Yield the first bytes of a file in parts, each as soon as it may go up; `seen`, a hash, takes them in.
+
+        Raises OSError where the file is short.
+        """
         left = size
         while left:
             content = read_exactly(file, min(part_bytes, left))
             left -= len(content)
+            seen.update(content)
             self.wait_for(len(content))
             yield content
+
+
+def _compare(path: Path, checksum: str | None, seen: Any) -> None:
+    """Raise ValueError where a file is not what was written."""
+    if checksum is not None and seen.hexdigest() != checksum:
+        raise ValueError(f"{path.name} is not what was written (its checksum differs)")
 
 
 def read_exactly(file: Any, count: int) -> bytes:

@@ -164,8 +164,11 @@ class Uploader:
 
     def _lacks(self, *, all_steps: bool) -> bool:
         """Tell whether a checkpoint is not there yet: the newest, or any that stays there."""
-        behind = self._list_behind()
-        return bool(behind) if all_steps else self._find_newest_here() in behind
+        newest = self._find_newest_here()
+        # Also where it cannot be sent: then it is here alone, and that is no end to be proud of.
+        if newest is not None and newest not in self._records:
+            return True
+        return all_steps and bool(self._list_behind())
 
     def close(self) -> None:
         """Leave off; what was not sent is sent by the next command."""
@@ -202,19 +205,17 @@ class Uploader:
                     continue
                 asked = self._syncs_asked
             try:
+                # First: where a checkpoint cannot be sent, the logs still can.
+                if wants_sync:
+                    self._lock.check()
+                    self._mirror.send_changed(FIRST_FILES)
+                    self._mirror_pins()
+                    next_sync = time.monotonic() + self._rules.sync_seconds
+                    with self._changed:
+                        self._syncs_done = max(self._syncs_done, asked)
+                        self._changed.notify_all()
                 if behind:
                     self._upload(behind[0])
-                    # The rest comes at once; its logs have just gone up with it.
-                    if self._is_finishing or not wants_sync:
-                        self._heal()
-                        continue
-                self._lock.check()
-                self._mirror.send_changed(FIRST_FILES)
-                self._mirror_pins()
-                next_sync = time.monotonic() + self._rules.sync_seconds
-                with self._changed:
-                    self._syncs_done = max(self._syncs_done, asked)
-                    self._changed.notify_all()
                 self._heal()
             except AbandonedError:
                 self._abandoned = None
@@ -247,12 +248,18 @@ class Uploader:
             sidecar = upload_checkpoint(
                 self._objects, directory, names, self._prepare_seal, lambda: self._abandoned != step
             )
-        except (OSError, ValueError) as error:
-            # Deleted by retention in the moment before it was held; or the disk does not give it back.
-            if directory.is_dir():
-                self._passed_over.add(step)
-                self.say(f"warning: checkpoint {step} cannot be read to be sent ({error}); it stays here alone")
+        except ValueError as error:
+            # Damaged: a restart will say so, and go on from another one.
+            self._passed_over.add(step)
+            self.say(f"warning: checkpoint {step} is not sent: {error}")
             return
+        except OSError as error:
+            # Deleted by retention in the moment before it was held.
+            if not directory.is_dir():
+                return
+            # Trouble of this machine, which says nothing about the checkpoint, is waited out as that of the store is.
+            why = f"checkpoint {step} cannot be read to be sent: {error.strerror or error}"
+            raise RemoteError(f"{self._objects.url}: {why}") from error
         took = time.monotonic() - self._upload_began
         with self._changed:
             self._records[step] = sidecar.record

@@ -219,14 +219,20 @@ def _hold_other_place(config: Config, run_dir: RunDir, stop_flag: StopFlag, *, i
     choices, key = Choices(config.remote, keep, config.score, config.overwrite), name_in_store(config, run_dir)
     with ExitStack() as opened:
         with _taking_back(run_dir, is_new=is_new):
-            held = hold_other_place(choices, key, run_dir, stop_flag.raise_if_stopped)
+            held = hold_other_place(choices, key, run_dir, partial(_raise_if_asked, stop_flag))
             try:
                 place = opened.enter_context(held)
             except Stopped:
                 raise StoppedEarlyError(
-                    f"stopped by {stop_flag.reason} while it waited for the run; nothing was begun"
+                    f"stopped by {stop_flag.asked} while it waited for the run; nothing was begun"
                 ) from None
         yield place
+
+
+def _raise_if_asked(stop_flag: StopFlag) -> None:
+    """Raise Stopped where a stop was asked for, in a process that asks no other one: they wait for it to begin."""
+    if stop_flag.asked is not None:
+        raise Stopped
 
 
 @contextmanager

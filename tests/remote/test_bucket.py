@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 from contextlib import suppress
@@ -13,7 +15,7 @@ from obstore.store import MemoryStore
 
 from runner import files
 from runner.checkpoint.record import list_steps
-from runner.errors import RefusedError
+from runner.errors import RefusedError, StorageError
 from runner.remote.bucket import hold_in_bucket
 from runner.remote.local_note import read_note
 from runner.remote.objects import Objects
@@ -233,6 +235,42 @@ def test_a_file_that_does_not_belong_is_left_where_it_is(memory: MemoryStore, tm
     work(tmp_path / "a")
     Objects(memory, URL).below(KEY).write("checkpoints/50/state/d/stray", b"?")
     assert find_lie(tmp_path / "b") is None
+
+
+@pytest.mark.parametrize("part_bytes", [1 << 24, 1000])
+def test_a_checkpoint_that_the_disk_has_damaged_is_not_sent(
+    memory: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    """Nor does the command end as if it were there."""
+    monkeypatch.setattr("runner.remote.objects.PART_BYTES", part_bytes)
+    run_dir = work(tmp_path / "a", 20)
+    write_checkpoint(run_dir, 30)
+    data = run_dir.checkpoints / "30/state/d/data"
+    data.write_bytes(data.read_bytes().replace(b"30", b"31", 1))
+    with hold_in_bucket(choose(patience_seconds=0.5), KEY, run_dir, lambda: None) as bucket:
+        with pytest.raises(StorageError, match="step 30 is on this machine's disk alone"):
+            bucket.finish(None)
+    assert look(memory).sealed_steps == [10, 20]
+
+
+def test_trouble_of_this_disk_is_waited_out(
+    memory: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = work(tmp_path / "a", 20)
+    write_checkpoint(run_dir, 30)
+    real, failed = files.open_file, list[Path]()
+
+    def open_file(path: Path, *arguments: int) -> int:
+        if path.name == "data" and len(failed) < 3:
+            failed.append(path)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return real(path, *arguments)
+
+    monkeypatch.setattr("runner.remote.objects.files.open_file", open_file)
+    with hold_in_bucket(choose(), KEY, run_dir, lambda: None) as bucket:
+        bucket.finish(None)
+    assert len(failed) == 3
+    assert look(memory).sealed_steps[-1] == 30
 
 
 def test_pins_go_along(memory: MemoryStore, tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Door
+from tests.conftest import HANG_SECONDS, Door
 
 pytestmark = pytest.mark.forked(quick=True)
 WORDS = ("model=mlp", "data=digits", "train.steps=20", "train.eval_steps=10", "log.tensorboard=false")
@@ -101,6 +102,23 @@ def test_other_rules_for_the_bucket(door: Door, remote: str) -> None:
     # Of steps this short the uploader may have passed over some that were gone before it came to them.
     assert set(here) < set(there), (here, there)
     assert there[-1] == 20
+
+
+def test_a_stop_while_it_waits_for_the_holder_before(door: Door, remote: str) -> None:
+    assert door.run(*WORDS, remote).returncode == 0
+    lose_disk(door)
+    (lock,) = door.cwd.glob("bucket/default/*/LOCK")
+    elsewhere = {"host": "elsewhere", "machine": "another boot", "pid": 7, "born": 7, "held": True}
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), **elsewhere}))
+    process = door.start(*WORDS, remote)
+    assert process.stdout is not None
+    assert "was held by pid 7 on host elsewhere" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 75, err
+    assert "stopped by SIGTERM while it waited for the run; nothing was begun" in err
+    assert not list(door.cwd.glob("outputs/**/config.yaml"))
+    assert json.loads(lock.read_text())["host"] == "elsewhere"
 
 
 @pytest.mark.parametrize("place", ["outputs", "outputs/default/x/..", "."])

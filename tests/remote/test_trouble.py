@@ -12,6 +12,7 @@ import pytest
 from runner.errors import ConfigError, StorageError
 from runner.remote import objects
 from runner.remote.contact import contact_store
+from runner.remote.leftover_parts import abort_leftover_parts
 from runner.remote.objects import Objects, RemoteError, Tag, Throttle, open_objects, read_aws_profile
 from runner.remote.options import Remote
 from tests.buckets import BUCKET, Server, name_ended_process, serve_bucket
@@ -164,6 +165,20 @@ def test_a_large_file_goes_up_in_parts_and_comes_back(
     with pytest.raises(OSError, match="became shorter"):
         there.upload("short", tmp_path / "up", len(content) + 1)
     assert "short" not in there.list_sizes()
+
+
+def test_parts_that_a_kill_has_left_are_aborted(proxy: Proxy) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=proxy.endpoint)
+    for key in ("mine/mlp/run/checkpoints/1/data", "mine/mlp/run-of-others/checkpoints/1/data"):
+        client.create_multipart_upload(Bucket=BUCKET, Key=key)
+    assert abort_leftover_parts(f"s3://{BUCKET}/mine/mlp/run", proxy.endpoint) == 1
+    left = [upload["Key"] for upload in client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]]
+    assert left == ["mine/mlp/run-of-others/checkpoints/1/data"]
+    proxy.is_offline = True
+    assert abort_leftover_parts(f"s3://{BUCKET}/mine/mlp/run", proxy.endpoint) == 0
+    assert abort_leftover_parts("gs://mine/mlp/run", None) == 0
 
 
 def test_no_more_goes_up_in_a_second_than_was_said(tmp_path: Path) -> None:
