@@ -38,7 +38,7 @@ REQUEST_SECONDS, CONNECT_SECONDS = 120, 5
 RETRIES = 4
 # A file up to this size is one request, which is done or not done. A larger one goes up in parts of this size, so that
 # a connection that breaks costs one part.
-PART_BYTES = 16 << 20
+PART_BYTES = 64 << 20
 # What is read at once where the bandwidth is limited, so that the limit is one of seconds and not of minutes.
 LIMITED_PART_BYTES = 5 << 20
 RANGE_BYTES = 64 << 20  # a larger object comes down in ranges, side by side
