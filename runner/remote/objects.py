@@ -341,13 +341,13 @@ def _compare(path: Path, checksum: str | None, seen: Any) -> None:
 
 def read_exactly(file: Any, count: int) -> bytes:
     """Return so many bytes of a file. Raises OSError where it has fewer."""
-    content = bytearray()
+    content: bytes = file.read(count)
     while len(content) < count:
         more = file.read(count - len(content))
         if not more:
             raise OSError(errno.EIO, "became shorter while it was read")
         content += more
-    return bytes(content)
+    return content
 
 
 def open_objects(remote: Remote, url: str, *, patient: bool = True) -> Objects:
