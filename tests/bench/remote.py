@@ -1,6 +1,6 @@
 """What a bucket costs: a checkpoint sent ÷ the same bytes by the client alone; a restart from it ÷ download + restart.
 
-    python -m tests.bench.remote [MEGABYTES] [ROUNDS]
+    python -m tests.bench.remote [MEGABYTES] [ROUNDS] [FILES]
 
 Against a server of S3's protocol on this machine, which shares its cores. Interleaved; medians.
 """
@@ -33,17 +33,16 @@ from runner.rundir.layout import RunDir
 from tests.buckets import BUCKET, serve_bucket
 
 KEY = "bench/run"
-NUM_FILES = 8  # as Orbax's data files, so that several go up side by side
 
 
-def main(megabytes: str = "100", rounds: str = "5") -> None:
+def main(megabytes: str = "500", rounds: str = "5", files_each: str = "8") -> None:
     """Measure and print."""
     with serve_bucket() as server, tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
         os.environ.update(server.environment)
         folder, plain = Path(name), S3Store(BUCKET, endpoint=server.endpoint, client_options={"allow_http": True})
         url = f"s3://{BUCKET}/team"
         choices = Choices(Remote(url=url, endpoint=server.endpoint), {"last": KeepLast(n=1)}, Score())
-        made = make_checkpoint(RunDir(folder / "first" / KEY), int(megabytes))
+        made = make_checkpoint(RunDir(folder / "first" / KEY), int(megabytes), int(files_each))
         took: dict[str, list[float]] = {name: [] for name in ("sent", "put", "restart", "get", "local")}
         sent_requests = 0
         for number in range(int(rounds)):
@@ -58,7 +57,7 @@ def main(megabytes: str = "100", rounds: str = "5") -> None:
             took["restart"].append(clock(lambda: restart(choices, folder / "next")))
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
         once = {name: median(seconds) for name, seconds in took.items()}
-        print(f"checkpoint of {megabytes} MB in {NUM_FILES} files; {sent_requests} requests with everything around it")
+        print(f"checkpoint of {megabytes} MB in {files_each} files; {sent_requests} requests with everything around it")
         print(
             f"in the bucket ÷ put alone: {once['sent']:.2f} s ÷ {once['put']:.2f} s = {once['sent'] / once['put']:.2f}"
         )
@@ -69,14 +68,14 @@ def main(megabytes: str = "100", rounds: str = "5") -> None:
         )
 
 
-def make_checkpoint(run_dir: RunDir, megabytes: int) -> Path:
-    """Make a run of one checkpoint of so many bytes."""
+def make_checkpoint(run_dir: RunDir, megabytes: int, num_files: int) -> Path:
+    """Make a run of one checkpoint of so many bytes in so many files."""
     directory = run_dir.checkpoints / "1"
     files.make_folder(directory / "state/d")
     files.make_folder(run_dir.logs)
     run_dir.config.write_text("seed: 0\n")
-    for number in range(NUM_FILES):
-        (directory / f"state/d/{number}").write_bytes(os.urandom(megabytes * 1_000_000 // NUM_FILES))
+    for number in range(num_files):
+        (directory / f"state/d/{number}").write_bytes(os.urandom(megabytes * 1_000_000 // num_files))
     seal_checkpoint(directory, Record(1, "bench", {}, 0.0))
     return directory
 
