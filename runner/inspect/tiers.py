@@ -22,7 +22,7 @@ MOST_SHOWN_CHARS = 300  # of what a file says that may be somebody else's
 
 @dataclass(frozen=True)
 class Tiers:
-    """What this machine knows of a run that lives in a bucket as well.
+    """Hold what this machine knows of a run that lives in a bucket as well.
 
     Attributes:
         note: what is written down.

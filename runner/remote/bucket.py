@@ -276,7 +276,7 @@ def hold_in_bucket(
                 there = tuple(listing.sealed_steps)
                 known = replace(note, token=token, next_token="", steps=there, uploading=None, trouble="")
                 keep_note = partial(write_note, run_dir, known, durable=True)
-                fetched = []
+                fetched: list[str] = []
                 # A kill may have left a machine that has only begun to fetch.
                 if not is_own or not run_dir.config.exists():
                     fetched = _take_over_files(objects, run_dir, listing, keep_note)
@@ -284,8 +284,6 @@ def hold_in_bucket(
                 fresh = known
                 bucket = Bucket(objects, run_dir, lock, listing, choices, print_line)
                 bucket.prepare(fetched)
-                if fetched:
-                    _decide_whether_durable(run_dir, was_durable=listing.has_newest or bool(bucket.list_steps()))
             try:
                 yield bucket
             finally:
@@ -346,7 +344,13 @@ def _take_over_files(objects: Objects, run_dir: RunDir, listing: Listing, keep_n
             f"{run_dir}: another machine has worked on this run since; going on from step {there} of {objects.url}; "
             f"what was here (up to step {newest}) was set aside as {display_path(aside)}"
         )
-    return fetch_files(objects, listing, run_dir, keep_note)
+
+    def complete() -> None:
+        # Before the configuration as well: what a kill leaves with it is gone on from as it is.
+        _decide_whether_durable(run_dir, was_durable=listing.has_newest or bool(listing.sealed_steps))
+        keep_note()
+
+    return fetch_files(objects, listing, run_dir, complete)
 
 
 def _set_remote_run_aside(objects: Objects, key: str) -> str:

@@ -61,6 +61,10 @@ class RemoteError(StorageError):
         self.is_refusal = is_refusal
 
 
+class CannotCompareError(RemoteError):
+    """Raised where a store, or how it was set up, has no way to compare before it writes."""
+
+
 class NoSuchObjectError(Exception):
     """Raised where there is no object of that key."""
 
@@ -227,7 +231,9 @@ class Objects:
             raise NoSuchObjectError(key) from None
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             raise OtherObjectError(key) from None
-        except (exceptions.BaseError, NotImplementedError) as error:
+        except NotImplementedError as error:
+            raise CannotCompareError(f"{self.url}: {explain(error)}", is_refusal=True) from None
+        except exceptions.BaseError as error:
             raise self._trouble(error) from None
         except OSError as error:
             # The client's own, of a file system that is the store: those of the files of the run have their errno.
@@ -237,9 +243,7 @@ class Objects:
 
     def _trouble(self, error: BaseException) -> RemoteError:
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
-        refused = (
-            refused or re.search(r"NoSuchBucket|ContainerNotFound|status code: (400|401|403)", str(error)) is not None
-        )
+        refused = refused or REFUSAL.search(str(error)) is not None
         return RemoteError(f"{self.url}: {explain(error)}", is_refusal=refused)
 
 

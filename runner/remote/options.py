@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -13,7 +12,6 @@ from annotated_types import Ge, Gt
 from runner.text import shorten
 
 SCHEMES = ("s3", "gs", "az", "file")
-# An endpoint whose name says that nothing leaves the machine may be spoken to in the clear without a word about it.
 URL_PATTERN = re.compile(r"^(s3|gs|az|file)://")
 # A holder that renews its lock so often is seen to be there, and one that is late once or twice is not taken for dead.
 RENEWALS_UNTIL_LOST = 3
@@ -87,8 +85,3 @@ def check_url(url: str) -> None:
 def join_url(url: str, *names: str) -> str:
     """Return the place of a name below a URL."""
     return "/".join([url.rstrip("/"), *names])
-
-
-def without_defaults(remote: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the part of a remote that says where it is: what another process needs to find it."""
-    return {key: remote[key] for key in ("url", "endpoint") if remote.get(key) is not None}

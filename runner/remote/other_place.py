@@ -114,7 +114,7 @@ class NoPlace:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the configuration says of the other place of a run.
+    """Hold what the configuration says of the other place of a run.
 
     Attributes:
         remote: where it is.

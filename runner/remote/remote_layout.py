@@ -25,7 +25,7 @@ SEGMENT_NAME = re.compile(r"(.+)\.part([0-9]{6,})")
 
 @dataclass(frozen=True)
 class Listing:
-    """What a run has in a bucket.
+    """Hold what a run has in a bucket.
 
     Attributes:
         files: the size of each file of the run, by its name.

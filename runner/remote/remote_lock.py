@@ -18,7 +18,14 @@ from dataclasses import asdict, dataclass, replace
 
 from runner.errors import ConfigError, LostRunError, RefusedError
 from runner.files import parse_json
-from runner.remote.objects import NoSuchObjectError, Objects, OtherObjectError, RemoteError, Tag
+from runner.remote.objects import (
+    CannotCompareError,
+    NoSuchObjectError,
+    Objects,
+    OtherObjectError,
+    RemoteError,
+    Tag,
+)
 from runner.remote.options import Remote
 from runner.rundir.lease import Owner, identify_process
 from runner.rundir.side_files import is_count
@@ -52,7 +59,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies under LOCK: the hold, None where its bytes name nobody, and the tag of that content."""
+    """Hold what lies under LOCK: the hold, None where its bytes name nobody, and the tag of that content."""
 
     hold: Hold | None
     tag: Tag
@@ -256,7 +263,7 @@ def probe_store(objects: Objects) -> None:
             objects.swap(key, b"4", tag)
         except OtherObjectError:
             raise _refuse_store(objects, "finds no object to be what it was") from None
-        except NotImplementedError:
+        except CannotCompareError:
             raise _refuse_store(objects, "cannot compare before it writes") from None
     finally:
         with suppress(RemoteError):
@@ -307,7 +314,7 @@ def new_token() -> str:
 
 
 class NoLock:
-    """What stands in the place of a lock with `remote.lock=off`: it says who works on the run, and keeps nobody out."""
+    """Stand in the place of a lock with `remote.lock=off`: it says who works on the run, and keeps nobody out."""
 
     # It has signed already.
     has_worked = True

@@ -28,7 +28,7 @@ LEFT_OUT = ("checkpoints", "quarantine", "remote.json", "STOP")
 
 @dataclass
 class _Sent:
-    """What was sent of one file: how it looked, and the checksum of each piece."""
+    """Hold what was sent of one file: how it looked, and the checksum of each piece, empty where that is not known."""
 
     look: tuple[int, int, int] = (-1, -1, -1)  # size, time of change, inode
     pieces: list[str] = field(default_factory=list)
@@ -91,8 +91,10 @@ class FileMirror:
                 file.seek(good * SEGMENT_BYTES)
                 for index in range(good, len(sizes)):
                     content = read_exactly(file, sizes[index])
+                    # From now on something is there, also where the answer does not come.
+                    sent.pieces.append("")
                     self._objects.write(name_segment(name, index), content)
-                    sent.pieces.append(xxhash.xxh3_128(content).hexdigest())
+                    sent.pieces[index] = xxhash.xxh3_128(content).hexdigest()
         except OSError:
             # Gone, cut while it was read, or replaced by what is no plain file: the next time says.
             return

@@ -18,12 +18,12 @@ from runner.checkpoint.record import list_steps
 from runner.errors import RefusedError, StorageError
 from runner.remote.bucket import hold_in_bucket
 from runner.remote.local_note import read_note
-from runner.remote.objects import Objects
+from runner.remote.objects import Objects, RemoteError
 from runner.remote.remote_layout import SEGMENT_BYTES, Listing, group_segments, sort_listing
 from runner.remote.run_files import FileMirror, fetch_files
 from runner.rundir.decisions import Decisions, read_decisions, write_decisions
 from runner.rundir.layout import RunDir
-from tests.buckets import URL
+from tests.buckets import URL, failing
 from tests.buckets import memory as memory
 from tests.remote.simulation import KEY, choose, contents_of, find_lie, work, write_checkpoint
 
@@ -149,12 +149,20 @@ def test_a_run_that_was_here_before_its_bucket_goes_there_whole(memory: MemorySt
     assert find_lie(tmp_path / "look") is None
 
 
-def test_a_machine_that_vanished_before_anything_was_sent_begins_anew(memory: MemoryStore, tmp_path: Path) -> None:
+def test_a_machine_that_vanished_before_anything_was_sent_begins_anew(
+    memory: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = work(tmp_path / "a", 5)
     write_decisions(run_dir, Decisions(attempt=1, was_durable=True))
     work(tmp_path / "a", 6)
     next_dir = RunDir(tmp_path / "b" / KEY)
     files.make_folder(next_dir.logs)
+    # Also where it is killed as soon as its files are there, and begun again on the same disk.
+    with monkeypatch.context() as killed:
+        killed.setattr("runner.remote.bucket.Bucket.prepare", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError), hold_in_bucket(choose(), KEY, next_dir, lambda: None):
+            pass
+    assert not read_decisions(next_dir, {}, []).decisions.was_durable
     with hold_in_bucket(choose(), KEY, next_dir, lambda: None) as bucket:
         assert not bucket.list_steps()
         assert not read_decisions(next_dir, {}, []).decisions.was_durable
@@ -355,6 +363,22 @@ class TestLogs:
                     mirror.send_changed()
             found = self.fetch(memory, tmp_path / "there")
             assert old.startswith(found) or new.startswith(found), at
+
+
+def test_a_piece_whose_answer_was_lost_is_taken_away_where_the_log_ends_before_it(
+    memory: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log ends with a full piece, after which another one would be read as its end."""
+    run_dir = RunDir(tmp_path / "run")
+    files.make_folder(run_dir.logs)
+    full = random.Random(3).randbytes(SEGMENT_BYTES)
+    run_dir.metrics.write_bytes(full + b"what is cut off")
+    mirror = FileMirror(Objects(memory, URL).below(KEY), run_dir, look(memory))
+    with failing(monkeypatch, 2, "answer lost"), suppress(RemoteError):
+        mirror.send_changed()
+    run_dir.metrics.write_bytes(full)
+    mirror.send_changed()
+    assert [name for name in look(memory).files if "metrics" in name] == ["logs/metrics.jsonl"]
 
 
 def test_pieces_follow_on_each_other() -> None:

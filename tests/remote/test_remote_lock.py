@@ -203,6 +203,12 @@ class Incapable(Objects):
         raise OtherObjectError(key)
 
 
+def test_a_store_that_is_set_up_without_comparing_is_refused(tmp_path: Path) -> None:
+    """As the client says it, which for S3 can be switched off by a variable."""
+    with pytest.raises(ConfigError, match=r"cannot compare before it writes.*remote\.lock=off"):
+        take(Objects(LocalStore(tmp_path), "s3://test"))
+
+
 @pytest.mark.parametrize("kind", [Obliging, Incapable])
 def test_a_store_that_does_not_compare_is_refused(kind: type[Objects]) -> None:
     store = MemoryStore()
