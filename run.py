@@ -8,7 +8,11 @@ python run.py --help                                 # what there is to choose
 
 import sys
 
-from runner.launch.main import exit_process, main
+from runner.launch.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
+    # Not before: what a process has imported by then, it imports twice.
+    from runner.launch.main import exit_process, main
+
     exit_process(main(sys.argv[1:]))

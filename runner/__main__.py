@@ -85,8 +85,11 @@ def run_console_script() -> NoReturn:
     # No override of a run is a plain word: one that is no verb either is better compared with the verbs.
     if words and words[0].isidentifier():
         sys.exit(run_from_shell(words))
-    keep_own_packages_first()
     # Imported for a run alone, as a verb is when it is asked for.
+    from runner.launch.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
+    keep_own_packages_first()
     import runner.launch.main
 
     runner.launch.main.exit_process(runner.launch.main.main(words))

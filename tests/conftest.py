@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runner.launch.huge_pages import TUNABLES, WANTED, are_offered, are_wanted
 from tests.slurm import Slurm, cluster, lacking
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ QUICK: Any = {"xla_backend_optimization_level": 0}  # for jax.jit: half the time
 # The same in the environment of a run that takes few steps, and whose bits nobody compares with another's.
 QUICK_RUN = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 READ_LATE = frozenset({"XLA_FLAGS"})  # what jax reads when it first looks for devices, and not when it is imported
+# As a run would have it, which then need not start once more: hundreds are started here.
+if are_wanted(os.environ) and are_offered():
+    os.environ[TUNABLES] = WANTED
 HANG_SECONDS = 300  # a process that takes longer hangs: not a limit on speed
 
 

@@ -1,5 +1,6 @@
 """From a command line to runs: one here, many beside each other, or jobs that are left to a cluster.
 
+huge_pages.py      memory in pages of 2 MB: before anything else
 main.py            the way in: compose → run → exit code
 compose.py         a command line becomes validated values (command_line.py) · hydra_errors.py  Hydra's complaints
 hydra_plugin.py    what Hydra's sweepers hand their jobs to

@@ -250,7 +250,9 @@ class ExternalOptim:
 def _clip_gradients(norm: float | None) -> optax.GradientTransformation:
     import optax
 
-    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
+    from runner.optim.clip import clip_by_known_norm
+
+    return optax.identity() if norm is None else clip_by_known_norm(norm)
 
 
 Optim = AdamW | Lion | Sgd | Adafactor | Muon | ExternalOptim

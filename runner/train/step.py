@@ -204,11 +204,12 @@ def apply_update(
         extra: what an optimizer may ask for beside these.
     """
     (grads, means, changed), (tx, schedule) = computed, optimizer
+    grad_norm = optax.tree.norm(grads)
     updates, opt = optax.with_extra_args_support(tx).update(
-        grads, state["opt"], state["params"], value=means["loss"], grad=grads, **extra
+        grads, state["opt"], state["params"], value=means["loss"], grad=grads, grad_norm=grad_norm, **extra
     )
     params = optax.apply_updates(state["params"], updates)
-    metrics = {**means, "grad_norm": optax.tree.norm(grads)}
+    metrics = {**means, "grad_norm": grad_norm}
     if schedule is not None:
         metrics["lr"] = jnp.asarray(schedule(state["step"]))
     average = {} if ema is None else {"ema": update_ema(state["ema"], params, ema, state["step"])}

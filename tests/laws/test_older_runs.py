@@ -1,8 +1,9 @@
 """A run that the code before the rooms were moved began, and that was killed there, goes on as if nothing had happened.
 
 tests/fixtures/killed_run holds the directory of that run as the kill left it (without its older checkpoint), and what
-the same code made of it afterwards. Bits depend on the processor, the number of cores and the version of jax, so they
-are compared where these are the same; everywhere else the run must still go on under its name.
+later code made of it: that which was the last to change the bits of default runs (CHANGELOG says when and why). Bits
+depend on the processor, the number of cores and the version of jax, so they are compared where these are the same;
+everywhere else the run must still go on under its name.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def test_it_goes_on_under_its_name_with_what_it_had(finished: Path, door: Door) 
     EXPECTED["machine"] != {"processor": processor_id(), "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__},
     reason="bits are compared on the processor, cores and jax that made the fixture",
 )
-def test_it_ends_bit_for_bit_as_the_older_code_ended_it(finished: Path) -> None:
+def test_it_ends_bit_for_bit_as_it_did_when_bits_last_changed(finished: Path) -> None:
     assert (finished / "logs/metrics.jsonl").read_bytes() == (FIXTURE / "expected_metrics.jsonl").read_bytes()
     assert f"sha256:{EXPECTED['sha256_at_60']}" in compute_digest(find_checkpoint(f"{finished}@60"))
 

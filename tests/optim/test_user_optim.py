@@ -228,7 +228,11 @@ def test_ours_compile_to_what_they_were(optim: str) -> None:
     def deaf(lr: Any) -> Any:
         schedule = config.schedule.build(lr, config.train.num_steps)
         tx = config.optim.build(schedule)
-        return optax.GradientTransformation(tx.init, lambda grads, opt, params: tx.update(grads, opt, params)), schedule
+
+        def update(grads: Any, opt: Any, params: Any, *, grad_norm: Any, **_: Any) -> Any:
+            return tx.update(grads, opt, params, grad_norm=grad_norm)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update), schedule
 
     def program(make: Any) -> str:
         step = make_train_step(network, objective, make, UpdateOptions())
