@@ -7,6 +7,7 @@ a change than to go on with another model.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -180,6 +181,8 @@ def _is_as_before(node: Any, before: Any) -> bool:
     return all(node.get(key, {} if value == {} else ...) == value for key, value in before.items())
 
 
+# The runs of a sweep have the same keys, and each is asked for several times.
+@functools.lru_cache(maxsize=4096)
 def _is_within(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
