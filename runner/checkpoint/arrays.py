@@ -11,6 +11,8 @@ import functools
 import hashlib
 import json
 import os
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,11 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
+from runner.checkpoint.array_layout import Layout, PieceKind, list_buffers, plan_layout
+from runner.checkpoint.array_reader import ChunkGrid
+from runner.checkpoint.ocdbt import MANIFEST, Index, UnknownLayoutError, read_extent, read_index
+from runner.checkpoint.record import FileTable
+from runner.checkpoint.writeback import write_buffers
 from runner.errors import StorageError
 from runner.types import JsonObject
 
@@ -92,13 +99,71 @@ class LeafPieces:
     pieces: Sequence[tuple[tuple[slice, ...], np.ndarray]]
 
 
-def write_leaves(state: Path, leaves: Mapping[str, LeafPieces]) -> None:
+def write_leaves(state: Path, leaves: Mapping[str, LeafPieces]) -> FileTable:
     """Write pieces of arrays, uncompressed: OCDBT and zarr 3, as Orbax does, in few files.
 
-    All of them or none: nothing is there until the last byte is. Raises ValueError where the disk does not take it.
+    Returns the sizes of these files, and the checksums of what was in memory. Nothing can be read before the last byte
+    is there, and nothing is durable yet. Raises OSError, ValueError where the disk does not take it.
     """
-    with _open_base(state) as base:
-        _write_leaves_to({"driver": "ocdbt", "base": base, "config": {"compression": None}}, leaves)
+    kinds, values = [], []
+    for name, leaf in leaves.items():
+        for index, piece in leaf.pieces:
+            start = tuple(part.start or 0 for part in index) if index else (0,) * piece.ndim
+            kinds.append(PieceKind(name, tuple(leaf.shape), tuple(leaf.chunk), piece.dtype, start, piece.shape))
+            values.append(piece)
+    layout = _plan_layout(tuple(kinds))
+    # TensorStore would make it too, durably; here it is synced with all the rest.
+    (state / "d").mkdir()
+    written = {file.name: write_buffers(state / file.name, list_buffers(file, values)) for file in layout.files}
+    # The last: without it nothing else is looked at.
+    manifest = memoryview(layout.encode_manifest(time.time_ns()))
+    return written | {MANIFEST: write_buffers(state / MANIFEST, [manifest])}
+
+
+# A run saves the same structure each time, and a process of several its own pieces of it.
+@functools.lru_cache(maxsize=4)
+def _plan_layout(kinds: tuple[PieceKind, ...]) -> Layout:
+    return plan_layout(kinds, _describe_array, _compute_crc32c)
+
+
+# A state has hundreds of arrays, and few kinds of them.
+@functools.lru_cache(maxsize=1024)
+def _describe_array(dtype: np.dtype, shape: tuple[int, ...], chunk: tuple[int, ...]) -> bytes:
+    """Return the zarr.json of an array, as TensorStore writes it. Raises ValueError for a type unknown to it."""
+    codecs: list[JsonObject] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    return _read_key(_make_array(ts.dtype(dtype).name, shape, chunk, codecs), "zarr.json")
+
+
+def _compute_crc32c(content: bytes) -> bytes:
+    """Return the CRC-32C of some bytes, as a zarr array carries it: Python's own library knows another polynomial."""
+    length = (len(content),)
+    array = _make_array("uint8", length, length, [{"name": "bytes"}, {"name": "crc32c"}])
+    array.write(np.frombuffer(content, np.uint8)).result()
+    return _read_key(array, "c/0")[len(content) :]
+
+
+def _read_key(array: LeafHandle, key: str) -> bytes:
+    """Return the value of a key of an array."""
+    assert array.kvstore is not None, "a zarr array lies in a store of keys"
+    value: bytes = array.kvstore.read(key).result().value
+    return value
+
+
+def _make_array(dtype: str, shape: tuple[int, ...], chunk: tuple[int, ...], codecs: Sequence[JsonObject]) -> LeafHandle:
+    """Return a fresh array that lies in memory."""
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "memory"},
+        "metadata": {
+            "shape": shape,
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "codecs": codecs,
+        },
+        "store_data_equal_to_fill_value": True,
+    }
+    # A context of its own, or they would all be one.
+    return ts.open(spec, context=ts.Context(), create=True).result()
 
 
 def merge_trees(state: Path, names: Sequence[str]) -> None:
@@ -121,49 +186,74 @@ def merge_trees(state: Path, names: Sequence[str]) -> None:
         transaction.commit_async().result()
 
 
-def _write_leaves_to(store: JsonObject, leaves: Mapping[str, LeafPieces]) -> None:
-    transaction = ts.Transaction(atomic=True)
-    opening = {}
-    for name, leaf in leaves.items():
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {**store, "path": f"{name}/"},
-            "metadata": {
-                "shape": leaf.shape,
-                "data_type": ts.dtype(leaf.pieces[0][1].dtype).name,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": leaf.chunk}},
-                "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-            },
-            # As Orbax does: else a chunk of zeros is left out, and could not be told from one that was lost.
-            "store_data_equal_to_fill_value": True,
-        }
-        opening[name] = ts.open(spec, context=_CONTEXT, create=True, transaction=transaction)
-    # Nobody changes the values before this returns, so TensorStore need not copy them once more.
-    writing = [
-        future.result()[index or ()].write(values, can_reference_source_data_indefinitely=True)
-        for name, future in opening.items()
-        for index, values in leaves[name].pieces
-    ]
-    # A write that nobody waits for is dropped without a word when its handle goes.
-    for pending in writing:
-        pending.copy.result()
-    transaction.commit_async().result()
+@dataclass(frozen=True)
+class SavedTree:
+    """Describe a saved tree.
+
+    Attributes:
+        specs: shape, dtype and kind of every leaf, in order of their names.
+        grids: how each is divided into chunks.
+        index: where each chunk lies; nothing where TensorStore alone can tell.
+    """
+
+    specs: Mapping[str, LeafSpec]
+    grids: Mapping[str, ChunkGrid]
+    index: Index
+
+
+def read_tree(state: Path) -> SavedTree:
+    """Return what a saved tree consists of.
+
+    What is there is listed, and not what Orbax notes in _METADATA: only what is there can be read. Raises ValueError
+    where it is no saved tree, OSError where it cannot be read now.
+    """
+    generators = _read_generators(state)
+    index, contents = _read_zarr_metadata(state)
+    grids = {name: _parse_zarr_metadata(content) for name, content in contents.items()}
+    specs = {name: LeafSpec(grid.shape, dtype, generators.get(name)) for name, (dtype, grid) in grids.items()}
+    return SavedTree(specs, {name: grid for name, (_, grid) in grids.items()}, index)
 
 
 def read_leaf_specs(state: Path) -> dict[str, LeafSpec]:
     """Return name, shape, dtype and kind of every leaf of a saved tree, in order of their names.
 
-    What is there is listed, and not what Orbax notes in _METADATA: only what is there can be read. Raises ValueError
-    where it is no saved tree.
+    Raises ValueError where it is no saved tree, OSError where it cannot be read now.
     """
-    generators = _read_generators(state)
+    return dict(read_tree(state).specs)
+
+
+def list_with_tensorstore(state: Path) -> list[bytes]:
+    """Return every key of a saved tree, as TensorStore finds them: it compares the checksums within the index.
+
+    Raises ValueError where it is no saved tree.
+    """
+    with _open_base(state) as base:
+        return sorted(ts.KvStore.open({"driver": "ocdbt", "base": base}, context=_CONTEXT).result().list().result())
+
+
+def _read_zarr_metadata(state: Path) -> tuple[Index, dict[str, bytes]]:
+    """Return the index of a saved tree, and the content of the zarr.json of every leaf, in order of their names."""
+    suffix = b"/zarr.json"
+    try:
+        index = read_index(state)
+        described = {key.removesuffix(suffix).decode(): at for key, at in index.items() if key.endswith(suffix)}
+        # Arrays of one kind share theirs.
+        contents = {at: at if isinstance(at, bytes) else read_extent(state, at) for at in set(described.values())}
+        return index, {name: contents[at] for name, at in described.items()}
+    except UnknownLayoutError:
+        pass
+    # A part of it that is missing makes it no saved tree; that is not trouble of the disk.
+    except (FileNotFoundError, NotADirectoryError) as error:
+        # As TensorStore sees it: where there is no manifest, there is nothing.
+        if Path(error.filename).name == MANIFEST:
+            return {}, {}
+        raise ValueError(f"its index cannot be read: {error}") from None
     with _open_base(state) as base:
         store = ts.KvStore.open({"driver": "ocdbt", "base": base}, context=_CONTEXT).result()
-        keys = sorted(key for key in store.list().result() if key.endswith(b"/zarr.json"))
+        keys = sorted(key for key in store.list().result() if key.endswith(suffix))
         # All are begun before the first is waited for. To open each as an array takes three times as long (measured).
-        pending = [(key.decode().removesuffix("/zarr.json"), store.read(key)) for key in keys]
-        noted = {name: _parse_zarr_metadata(future.result().value) for name, future in pending}
-    return {name: LeafSpec(*shape_and_type, generators.get(name)) for name, shape_and_type in noted.items()}
+        pending = [(key.removesuffix(suffix).decode(), store.read(key)) for key in keys]
+        return {}, {name: future.result().value for name, future in pending}
 
 
 def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -188,10 +278,24 @@ def compute_logical_digest(state: Path, progress: JsonObject) -> str:
 
 # A state has hundreds of arrays, and few kinds of them.
 @functools.lru_cache(maxsize=1024)
-def _parse_zarr_metadata(content: bytes) -> tuple[tuple[int, ...], str]:
-    """Return shape and type of an array by its zarr.json. Raises ValueError, KeyError or TypeError where it is none."""
+def _parse_zarr_metadata(content: bytes) -> tuple[str, ChunkGrid]:
+    """Return the type of an array, as TensorStore names it, and how it is divided, by its zarr.json.
+
+    Raises ValueError, KeyError or TypeError where it is none.
+    """
     noted = json.loads(content)
-    return tuple(noted["shape"]), noted["data_type"]
+    name, shape = noted["data_type"], tuple(noted["shape"])
+    grid, keys = noted["chunk_grid"], noted["chunk_key_encoding"]
+    is_plain = (
+        [codec["name"] for codec in noted["codecs"]] == ["bytes"]
+        and noted["codecs"][0].get("configuration", {}).get("endian", "little") == "little"
+        and grid["name"] == "regular"
+        and keys["name"] == "default"
+        and keys.get("configuration", {}).get("separator", "/") == "/"
+        and sys.byteorder == "little"
+    )
+    chunk = tuple(grid["configuration"]["chunk_shape"]) if is_plain else shape
+    return name, ChunkGrid(shape, chunk, ts.dtype(name).numpy_dtype, is_plain and len(chunk) == len(shape))
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from pathlib import Path
 from runner import hosts
 from runner.checkpoint import shards
 from runner.checkpoint.checkpointer import copy_if_there_is_memory
+from runner.checkpoint.held_state import HeldState, copy_to_host
 from runner.checkpoint.record import SAVE_CHANNEL, STATE
 from runner.log.sinks import LogDigest
-from runner.types import CheckpointItems, Tree
+from runner.types import CheckpointItems
 from runner.values import StepInfo
 
 
@@ -41,7 +42,7 @@ class FollowingSaver:
     def save(self, reason: str, info: StepInfo, items: CheckpointItems, log: LogDigest | None = None) -> None:
         """Save the part of this process, in the background."""
         self._settle()
-        held, trouble = copy_if_there_is_memory(shards.hold_parts, items[STATE])
+        held, trouble = copy_if_there_is_memory(copy_to_host, items[STATE])
         if hosts.is_true_for_all("held", trouble is None):
             self._pending = self._thread.submit(self._write, held)
 
@@ -55,12 +56,12 @@ class FollowingSaver:
         finally:
             self._thread.shutdown()
 
-    def _write(self, held: Tree) -> None:
+    def _write(self, held: HeldState) -> None:
         """Write this process's part where process 0 says, tell it how that went, and wait until it is done."""
         word = hosts.hear(SAVE_CHANNEL)
         if "into" in word:
             self._on_phase("write")
-            report = shards.report_part(Path(word["into"]), shards.name_held(held), word["verify"])
+            report = shards.report_part(Path(word["into"]), held, word["verify"])
             hosts.gather(SAVE_CHANNEL, report)
             hosts.hear(SAVE_CHANNEL)
             self._on_phase("")

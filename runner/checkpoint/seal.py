@@ -46,7 +46,8 @@ class WrittenArrays:
 
     Attributes:
         table: every array.
-        measured: files that their writers, other processes, have made durable and taken the checksums of.
+        measured: files whose checksums their writers have taken, from what they had in memory: whatever else comes to
+            lie on disk, at any time, is found when it is read. The writers may be other processes.
     """
 
     table: ArrayTable
@@ -67,34 +68,39 @@ def seal_checkpoint(
 
     arrays, measured = (written.table, written.measured) if written is not None else (None, {})
     names = list(_list_names(directory))
-    # What is measured is read back from the files, not taken from memory: it is the files that are proven later.
+    if missing := sorted(measured.keys() - set(names)):
+        raise StorageError(_find_differing_array(directory, arrays or {}) or f"{missing[0]} is missing")
     found = measure_files(directory, [name for name in names if name not in measured], checksums=checksums)
     for name, facts in measured.items():
         if (size := (directory / name).stat().st_size) != facts["bytes"]:
             raise OSError(errno.EIO, f"{name} has {size} bytes here and {facts['bytes']} where it was written")
     files = {name: {**found, **measured}[name] for name in names}
+    if not checksums:
+        files = {name: {"bytes": facts["bytes"]} for name, facts in files.items()}
     sidecar = directory / SIDECAR
     sidecar.write_bytes(encode_sidecar(Sidecar(record, files, arrays)))
-    folders = [path for path in directory.rglob("*") if path.is_dir()]
     # Side by side the syncs share the disk's own commits: a third of the time of one after another (measured).
     with ThreadPoolExecutor(SYNC_THREADS) as pool:
-        syncing = pool.map(sync_path, [sidecar, *(directory / name for name in found), *folders, directory])
+        syncing = pool.map(sync_path, list_paths(directory))
         # While the disk is busy. There is time for it: the checkpoint has no name yet.
-        problem = _find_differing_array(directory, arrays) if arrays is not None else None
+        problem = _find_unreadable(directory, arrays) if arrays is not None else None
         list(syncing)
     if problem is not None:
         raise StorageError(problem)
 
 
-def measure_and_sync(folder: Path, *, checksums: bool) -> FileTable:
-    """Make all of a folder durable, and return the size and checksum of every file in it. Raises OSError."""
+def sync_folder(folder: Path) -> None:
+    """Make all of a folder durable. Raises OSError."""
     from concurrent.futures import ThreadPoolExecutor
 
-    found = measure_files(folder, list(_list_names(folder)), checksums=checksums)
-    folders = [path for path in folder.rglob("*") if path.is_dir()]
     with ThreadPoolExecutor(SYNC_THREADS) as pool:
-        list(pool.map(sync_path, [*(folder / name for name in found), *folders, folder]))
-    return found
+        list(pool.map(sync_path, list_paths(folder)))
+
+
+def list_paths(folder: Path) -> list[Path]:
+    """Return everything in a folder, files before folders, and the folder itself last."""
+    below = sorted(folder.rglob("*"), key=Path.is_dir)
+    return [*below, folder]
 
 
 def find_problem(
@@ -182,6 +188,26 @@ def _find_differing_array(directory: Path, arrays: ArrayTable) -> str | None:
         return None
     name, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return f"{name} is {found.get(name, 'absent')} on disk and was {arrays.get(name, 'absent')} in memory{more}"
+
+
+def _find_unreadable(directory: Path, arrays: ArrayTable) -> str | None:
+    """Return what of the arrays on disk is not what was to be written, or is not to be found by TensorStore.
+
+    Raises OSError where they cannot be read now.
+    """
+    if (problem := _find_differing_array(directory, arrays)) is not None:
+        return problem
+    from runner.checkpoint.arrays import list_with_tensorstore
+
+    # What was just compared was written and read by our own code: others read it with TensorStore.
+    try:
+        listed = list_with_tensorstore(directory / STATE)
+    except ValueError as error:
+        if number := find_errno(error):
+            raise OSError(number, os.strerror(number), str(directory / STATE)) from error
+        return f"TensorStore cannot list its arrays ({str(error).splitlines()[0]})"
+    missing = sorted(arrays.keys() - {key.decode().removesuffix("/zarr.json") for key in listed})
+    return f"TensorStore does not find {missing[0]}" if missing else None
 
 
 def measure_files(directory: Path, names: Sequence[str], *, checksums: bool) -> FileTable:

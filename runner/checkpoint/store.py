@@ -1,123 +1,143 @@
-"""BYTES: the only file that imports orbax. A tree goes to disk in Orbax's own format and comes back as it was.
+"""BYTES: a tree goes to disk in Orbax's own format, readable without a line of ours, and comes back as it was.
 
-Orbax makes the directory, its metadata and the JSON item; the arrays go through a handler of ours, all of them in one
-TensorStore transaction, where its own spends a millisecond of Python on each (arrays.py). Format: OCDBT (three files,
-not thousands) and zarr3 without compression (half the time to durable and to restore, 8 % more disk on floats).
-Writing is synchronous: who does not want to wait hands a held copy to a thread of his own, which costs training less
-than Orbax's asynchronous path (0.2 ms for each array). Reading goes past Orbax as well.
+Orbax itself is not asked: it spends a millisecond of Python on each array, either way. The arrays are written as the
+bytes that they are (arrays.py), and beside them the notes that Orbax would write (orbax_notes.py). Format: OCDBT and
+zarr3 without compression (half the time to durable and to restore, 8 % more disk on floats). Writing is synchronous:
+who does not want to wait hands a held copy (held_state.py) to a thread of his own.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import json
-import logging
-import sys
-import warnings
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
+from runner import files
 from runner.checkpoint import arrays
+from runner.checkpoint.array_reader import SavedPart, iter_parts
 from runner.checkpoint.arrays import LeafHandle, LeafPieces, LeafSpec, PendingRead
-from runner.checkpoint.record import PROGRESS, STATE, ArrayTable
+from runner.checkpoint.held_state import HeldState, Index, list_pieces
+
+# A store copies as well as it writes and reads.
+from runner.checkpoint.held_state import copy_to_host as copy_to_host
+from runner.checkpoint.orbax_notes import NotedArray, encode_tree_notes, note_checkpoint
+from runner.checkpoint.record import STATE, ArrayTable, FileTable
 from runner.checkpoint.seal import WrittenArrays
 from runner.checkpoint.trouble import short_reason
 from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
 from runner.types import JsonObject, Tree
 
 Leaf = jax.Array | jax.ShapeDtypeStruct  # an array of a tree, or its abstract twin
-Index = tuple[slice, ...]  # a part of an array, as jax names it
-# Writes arrays by name, and notes about them, into the folder of a tree.
-WriteArrays = Callable[[Path, Mapping[str, jax.Array]], None]
+# Writes arrays into the folder of a tree; returns the files that it has taken the checksums of.
+WriteArrays = Callable[[Path], FileTable]
 IndexKey = tuple[tuple[int | None, int | None], ...]  # a part of an array as the key of a dictionary
 
 READS_IN_FLIGHT = 8  # arrays: enough to keep the disk busy; all at once would hold the state twice in host memory
 
 
-def copy_to_host(state: Tree) -> Tree:
-    """Return the tree with every array copied to host memory, so that the device may reuse its own. Does not wait."""
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host")), state)
+@dataclass(frozen=True)
+class DescribedTree:
+    """Say how a tree lies on disk.
+
+    Attributes:
+        names: of its arrays, in order.
+        words: shape, type and sharding of each; of a random key, those of its words.
+        chunks: the shape of the chunks of each.
+        table: type and shape of each, by its name.
+        notes: what Orbax writes beside them: files by name, relative to the folder of the tree.
+    """
+
+    names: tuple[str, ...]
+    words: tuple[jax.ShapeDtypeStruct, ...]
+    chunks: tuple[tuple[int, ...], ...]
+    table: ArrayTable
+    notes: Mapping[str, bytes]
+
+
+def describe_tree(held: HeldState) -> DescribedTree:
+    """Return how a tree lies on disk. Raises StorageError where two arrays have the same name there."""
+    return _describe_tree(held.structure, tuple((aval.shape, aval.dtype, sharding) for aval, sharding in held.kinds))
+
+
+# A run saves the same structure each time.
+@functools.lru_cache(maxsize=4)
+def _describe_tree(structure: Any, kinds: tuple[tuple[tuple[int, ...], Any, Any], ...]) -> DescribedTree:
+    leaves = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in kinds]
+    tree = jax.tree.unflatten(structure, leaves)
+    named = name_leaves(tree)
+    words = tuple(_describe_words(leaf) for leaf in leaves)
+    chunks = tuple(map(find_chunk, words))
+    noted = [
+        NotedArray(name, chunk, _generator_name(leaf.dtype) if is_key(leaf) else None, word.sharding)
+        for name, leaf, word, chunk in zip(named, leaves, words, chunks, strict=True)
+    ]
+    table = {name: str(describe_leaf(leaf)) for name, leaf in named.items()}
+    return DescribedTree(tuple(named), words, chunks, table, encode_tree_notes(tree, noted))
+
+
+def _describe_words(leaf: Leaf) -> jax.ShapeDtypeStruct:
+    if not is_key(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    words = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=words_sharding(leaf, words))
 
 
 def write_checkpoint(directory: Path, state: Tree, progress: JsonObject) -> WrittenArrays:
-    """Write a tree of arrays and a JSON value as a checkpoint. Returns what the tree has, for the seal to compare.
+    """Write a tree of arrays, or a copy of one, and a JSON value as a checkpoint; return what the tree has.
 
     Raises StorageError; then nothing has that name.
     """
+    held = state if isinstance(state, HeldState) else list_pieces(state)
     # Before anything is written: two arrays of one name are refused here.
-    listed = list_arrays(state)
-    write_with_orbax(directory, state, progress, _write_arrays)
-    return WrittenArrays(listed)
+    tree = describe_tree(held)
+
+    def write_arrays(folder: Path) -> FileTable:
+        return arrays.write_leaves(folder, list_leaves(held, tree))
+
+    return write_tree(directory, tree, progress, write_arrays)
 
 
-def write_with_orbax(directory: Path, tree: Tree, progress: JsonObject, write_arrays: WriteArrays) -> None:
-    """Have Orbax make a checkpoint, in this process alone; `write_arrays` is called for its arrays, and their notes.
+def write_tree(directory: Path, tree: DescribedTree, progress: JsonObject, write_arrays: WriteArrays) -> WrittenArrays:
+    """Make a checkpoint as Orbax makes it; `write_arrays` writes its arrays into the folder of the tree.
 
-    Raises StorageError; then nothing has that name.
+    Returns what the tree has, and the files that `write_arrays` has taken the checksums of. Raises StorageError; then
+    nothing has that name.
     """
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
-    )
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneTransactionHandler(write_arrays)))
-    options: Any = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False, "type_handler_registry": registry}
-    items: Any = {
-        STATE: ocp.PyTreeCheckpointHandler(**options, multiprocessing_options=alone),
-        PROGRESS: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-    }
-    together = ocp.CompositeOptions(multiprocessing_options=alone)
-    _silence_echoes()
+    began = time.time_ns()
     try:
-        arguments = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(tree), PROGRESS: ocp.args.JsonSave(progress)})
-        handler = ocp.CompositeCheckpointHandler(composite_options=together, **items)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(directory.resolve(), args=arguments)
+        directory.mkdir()
+        try:
+            (directory / STATE / "array_metadatas").mkdir(parents=True)
+            measured = write_arrays(directory / STATE)
+            for name, content in tree.notes.items():
+                (directory / STATE / name).write_bytes(content)
+            note_checkpoint(directory, progress, began)
+        except BaseException:
+            files.remove_tree(directory)
+            raise
     # It says by itself what is wrong.
     except HoldfastError:
         raise
-    # Whatever it is that Orbax raises, the state is not on disk.
+    # TensorStore and jax say everything with errors of their own, also what the operating system had told them.
     except Exception as error:
         raise StorageError(short_reason(error)) from error
-    # The name is the proof: `save` returns nothing to go by.
-    if not directory.is_dir():
-        raise StorageError(f"Orbax wrote nothing at {directory}")
+    return WrittenArrays(tree.table, {f"{STATE}/{name}": facts for name, facts in (measured or {}).items()})
 
 
-class _OneTransactionHandler(ocp.type_handlers.ArrayHandler):
-    """Write all arrays at once in the place of Orbax's own handler, with the notes beside them that it would write.
-
-    Orbax then finds no directory of this process to merge into the whole, which it allows
-    (`merge_ocdbt_per_process_files`).
-    """
-
-    def __init__(self, write_arrays: WriteArrays):
-        super().__init__()
-        self._write_arrays = write_arrays
-
-    async def serialize(self, values: Sequence[jax.Array], infos: Any, args: Any = None) -> Sequence[ocp.future.Future]:
-        leaves = {info.name: leaf for info, leaf in zip(infos, values, strict=True)}
-
-        async def write() -> None:
-            # Once Orbax has made the directory.
-            self._write_arrays(Path(infos[0].parent_dir), leaves)
-
-        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="arrays")]
-
-
-def _write_arrays(state: Path, leaves: Mapping[str, jax.Array]) -> None:
-    """Write every array, and what Orbax notes beside them."""
-    words = {name: jax.random.key_data(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
-    chunks = {name: find_chunk(leaf) for name, leaf in words.items()}
-    arrays.write_leaves(
-        state, {name: LeafPieces(leaf.shape, chunks[name], [((), np.asarray(leaf))]) for name, leaf in words.items()}
-    )
-    write_notes(state, leaves, words)
+def list_leaves(held: HeldState, tree: DescribedTree) -> dict[str, LeafPieces]:
+    """Return what this process is to write of each array, by its name; waits until it is in host memory."""
+    return {
+        name: LeafPieces(words.shape, chunk, [(index, np.asarray(values)) for index, values in pieces])
+        for name, words, chunk, pieces in zip(tree.names, tree.words, tree.chunks, held.pieces, strict=True)
+        if pieces
+    }
 
 
 def find_chunk(words: Leaf) -> tuple[int, ...]:
@@ -128,63 +148,6 @@ def find_chunk(words: Leaf) -> tuple[int, ...]:
     return tuple(max(1, length) for length in words.sharding.shard_shape(words.shape))
 
 
-def write_notes(state: Path, leaves: Mapping[str, Leaf], words: Mapping[str, Leaf]) -> None:
-    """Write what Orbax notes beside arrays; `words` are the same, random keys as their words."""
-    # These two files are private notes of Orbax's: it writes them in its own handler of arrays, which is not called
-    # here. Without the first, plain Orbax restores random keys as bare words; without the second it gives numpy arrays
-    # to who does not say where each array goes. tests/checkpoint/test_store.py compares them with those that the
-    # installed release writes.
-    generators = {name: _generator_name(leaf.dtype) for name, leaf in leaves.items() if is_key(leaf)}
-    chunks = {name: find_chunk(leaf) for name, leaf in words.items()}
-    (state / "array_metadatas").mkdir()
-    noted_shapes = {"array_metadatas": _note_shapes(words, chunks, generators)}
-    (state / "array_metadatas/process_0").write_text(json.dumps(noted_shapes))
-    (state / "_sharding").write_text(json.dumps(_note_shardings(words)))
-
-
-def _note_shapes(
-    words: Mapping[str, Leaf], chunks: Mapping[str, tuple[int, ...]], generators: Mapping[str, str]
-) -> list[JsonObject]:
-    """Return what Orbax notes of each array: the shape of its chunks, and what kind of random key its words are."""
-    notes = []
-    for name in words:
-        is_key = name in generators
-        note = {
-            "param_name": name,
-            "write_shape": chunks[name],
-            "chunk_shape": chunks[name],
-            "ext_metadata": {"random_key_impl": generators[name]} if is_key else None,
-        }
-        notes.append({"array_metadata": note})
-    return notes
-
-
-def _note_shardings(words: Mapping[str, Leaf]) -> dict[str, str]:
-    """Return where each array lay, as Orbax notes it: for who restores without saying where to."""
-    return {
-        base64.b64encode(name.encode()).decode(): json.dumps(_note_sharding(leaf.sharding))
-        for name, leaf in words.items()
-    }
-
-
-# A state has hundreds of leaves and one or two shardings.
-@functools.cache
-def _note_sharding(sharding: jax.sharding.Sharding) -> JsonObject:
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        device: Any = next(iter(sharding.device_set))
-        return {"sharding_type": "SingleDeviceSharding", "device_str": f"{device.platform}:{device.id}"}
-    mesh = sharding.mesh
-    ids = np.vectorize(lambda device: {"id": device.id}, otypes=[object])(mesh.devices).tolist()
-    return {
-        "sharding_type": "NamedSharding",
-        "shape": list(mesh.devices.shape),
-        "axis_names": list(mesh.axis_names),
-        "axis_types": [f"AxisType.{kind.name}" for kind in mesh.axis_types],
-        "partition_spec": [list(part) if isinstance(part, tuple) else part for part in sharding.spec],
-        "device_mesh": {"mesh": ids},
-    }
-
-
 def read_state(directory: Path, template: Tree) -> Tree:
     """Return the tree of a checkpoint: structure, shape, dtype, random generator and sharding as the template says.
 
@@ -192,8 +155,9 @@ def read_state(directory: Path, template: Tree) -> Tree:
     """
     state = directory / STATE
     wanted = name_leaves(template)
+    saved = arrays.read_tree(state)
     wanted_specs = {name: describe_leaf(leaf) for name, leaf in wanted.items()}
-    if differing := compare_leaves(arrays.read_leaf_specs(state), wanted_specs):
+    if differing := compare_leaves(saved.specs, wanted_specs):
         name, (old, new) = next(iter(differing.items()))
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise RefusedError(
@@ -201,34 +165,79 @@ def read_state(directory: Path, template: Tree) -> Tree:
             f"configuration{more}; the model or the optimizer has changed since: start a new run, with "
             "init_from=RUN init_from.partial=true to keep the weights that fit"
         )
-    reading = deque[tuple[dict[IndexKey, PendingRead], Leaf]]()
-    loaded = []
-    with arrays.open_leaves(state, wanted) as stores:
+    words = {name: _describe_words(leaf) for name, leaf in wanted.items()}
+    # What goes to one device is mostly one chunk, as it came from one. TensorStore puts the rest together.
+    parts = {name: saved.grids[name].locate(saved.index, name, ()) for name, leaf in words.items() if _is_alone(leaf)}
+    direct = {name: part for name, part in parts.items() if part is not None}
+    loaded = dict(_iter_direct(state, words, direct))
+    loaded |= _read_divided(state, {name: leaf for name, leaf in words.items() if name not in direct})
+    leaves = [
+        jax.random.wrap_key_data(loaded[name], impl=_generator_name(leaf.dtype)) if is_key(leaf) else loaded[name]
+        for name, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _is_alone(leaf: jax.ShapeDtypeStruct) -> bool:
+    """Tell whether an array is on one device, of this process, as a whole."""
+    return len(leaf.sharding.device_set) == 1 and leaf.sharding.is_fully_addressable
+
+
+def _iter_direct(
+    state: Path, words: Mapping[str, jax.ShapeDtypeStruct], parts: Mapping[str, SavedPart]
+) -> Iterator[tuple[str, jax.Array]]:
+    """Yield arrays of which each goes to one device as it lies on disk, with their names."""
+    names = list(parts)
+    for values in iter_parts(state, list(parts.values())):
+        fresh = jax.device_put(list(values.values()), [words[names[number]].sharding for number in values])
+        # What was read is in memory that is used again.
+        jax.block_until_ready(fresh)
+        yield from zip((names[number] for number in values), fresh, strict=True)
+
+
+def _read_divided(state: Path, words: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Return arrays of which each device needs a part of its own."""
+    reading = deque[tuple[str, dict[IndexKey, PendingRead]]]()
+    loaded = {}
+    if not words:
+        return {}
+    with arrays.open_leaves(state, words) as stores:
+
+        def finish() -> None:
+            name, pieces = reading.popleft()
+            loaded[name] = _assemble_array(pieces, words[name])
+
         # A window of reads: the next ones go on while the oldest is put on its devices.
-        for name, leaf in wanted.items():
-            reading.append((_start_reading(stores[name], leaf), leaf))
+        for name, leaf in words.items():
+            reading.append((name, _start_reading(stores[name], leaf)))
             if len(reading) == READS_IN_FLIGHT:
-                loaded.append(_assemble_array(*reading.popleft()))
-        loaded += [_assemble_array(*one) for one in reading]
-    return jax.tree.unflatten(jax.tree.structure(template), loaded)
+                finish()
+        while reading:
+            finish()
+    return loaded
 
 
 def find_differing_leaf(directory: Path, state: Tree) -> str | None:
     """Return the first leaf whose value on disk is not, bit for bit, the one in memory; None where all are."""
-    named = name_leaves(state)
-    with arrays.open_leaves(directory / STATE, named) as stores:
+    held = state if isinstance(state, HeldState) else list_pieces(state)
+    return find_differing_part(directory / STATE, list_leaves(held, describe_tree(held)))
+
+
+def find_differing_part(folder: Path, leaves: Mapping[str, LeafPieces]) -> str | None:
+    """Return an array of which a part on disk is not, bit for bit, the one in memory; None where all are."""
+    with arrays.open_leaves(folder, leaves) as opened:
         # One at a time, in order not to hold the state twice.
-        for name, leaf in named.items():
-            live = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-            saved = np.asarray(stores[name].read().result())
-            # Bytes, not values: NaN differs from itself, and -0.0 is 0.0.
-            if (live.shape, live.dtype, live.tobytes()) != (saved.shape, saved.dtype, saved.tobytes()):
-                return name
+        for name, leaf in leaves.items():
+            for index, live in leaf.pieces:
+                saved = np.asarray(opened[name][index or ()].read().result())
+                # Bytes, not values: NaN differs from itself, and -0.0 is 0.0.
+                if (live.shape, live.dtype, live.tobytes()) != (saved.shape, saved.dtype, saved.tobytes()):
+                    return name
     return None
 
 
 def compare_leaves(
-    saved: dict[str, LeafSpec], wanted: dict[str, LeafSpec]
+    saved: Mapping[str, LeafSpec], wanted: Mapping[str, LeafSpec]
 ) -> dict[str, tuple[LeafSpec | None, LeafSpec | None]]:
     """Return, by name, what is on disk and what is wanted, where they are not the same; None where it is absent."""
     names = sorted(saved.keys() | wanted.keys())
@@ -241,20 +250,6 @@ def describe_leaf(leaf: Leaf) -> LeafSpec:
         words = jax.eval_shape(jax.random.key_data, leaf)
         return LeafSpec(tuple(words.shape), str(words.dtype), _generator_name(leaf.dtype))
     return LeafSpec(tuple(leaf.shape), str(leaf.dtype))
-
-
-def list_arrays(tree: Tree) -> ArrayTable:
-    """Return type and shape of every array of a tree, by its name on disk. Raises StorageError as `name_leaves`."""
-    leaves, structure = jax.tree.flatten(tree)
-    return dict(_list_arrays(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)))
-
-
-# A run saves the same structure each time.
-@functools.lru_cache(maxsize=4)
-def _list_arrays(structure: Any, kinds: tuple[tuple[tuple[int, ...], Any], ...]) -> ArrayTable:
-    leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
-    named = name_leaves(jax.tree.unflatten(structure, leaves))
-    return {name: str(describe_leaf(leaf)) for name, leaf in named.items()}
 
 
 def name_leaves(tree: Tree) -> dict[str, jax.Array]:
@@ -271,20 +266,17 @@ def name_leaves(tree: Tree) -> dict[str, jax.Array]:
     return named
 
 
-def _start_reading(store: LeafHandle, leaf: Leaf) -> dict[IndexKey, PendingRead]:
+def _start_reading(store: LeafHandle, leaf: jax.ShapeDtypeStruct) -> dict[IndexKey, PendingRead]:
     """Start to read the parts of an array that the devices of this process need: each once, however many need it."""
-    words = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
-    wanted = words_sharding(leaf, words).addressable_devices_indices_map(tuple(words.shape)).values()
+    wanted = leaf.sharding.addressable_devices_indices_map(tuple(leaf.shape)).values()
     return {_hashable(index): store[index or ()].read() for index in wanted}
 
 
-def _assemble_array(pieces: Mapping[IndexKey, PendingRead], leaf: Leaf) -> jax.Array:
+def _assemble_array(pieces: Mapping[IndexKey, PendingRead], leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Wait for the parts of an array, and put each on the devices that need it."""
-    words = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
-    made = jax.make_array_from_callback(
-        tuple(words.shape), words_sharding(leaf, words), lambda index: pieces[_hashable(index)].result()
+    return jax.make_array_from_callback(
+        tuple(leaf.shape), leaf.sharding, lambda index: pieces[_hashable(index)].result()
     )
-    return jax.random.wrap_key_data(made, impl=_generator_name(leaf.dtype)) if is_key(leaf) else made
 
 
 def words_sharding(leaf: Leaf, words: Leaf) -> jax.sharding.Sharding:
@@ -319,26 +311,3 @@ def _generator_name(dtype: np.dtype) -> str:
 
 def _join_path(path: tuple[object, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
-@functools.cache
-def _silence_echoes() -> None:
-    """Keep a failed save from filling a screen: what Orbax raises it also prints, many times over, with tracebacks.
-
-    On 0.12.8 its threads log it, asyncio logs it again for each array, and TensorStore calls back into an event loop
-    that is gone by then; what was never begun warns that nobody waited for it. Cached, so that the filters are
-    installed once in a process.
-    """
-    echoes = ("_SignalingThread.run() raised an exception", "exception was never retrieved", "Skipping merge of OCDBT")
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(lambda record: not any(echo in str(record.msg) for echo in echoes))
-    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-    previous_hook = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        # The second: of a loop that was never begun, for want of open files.
-        said = str(unraisable.exc_value)
-        if said != "Event loop is closed" and "has no attribute '_ssock'" not in said:
-            previous_hook(unraisable)
-
-    sys.unraisablehook = hook
