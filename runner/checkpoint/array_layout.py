@@ -11,6 +11,7 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,7 @@ FILE_BYTES = 256 << 20
 ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
-class PieceKind:
+class PieceKind(NamedTuple):
     """Describe a piece of an array that is written: whole chunks of it.
 
     Attributes:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -84,8 +85,7 @@ def open_leaves(state: Path, names: Iterable[str]) -> Iterator[dict[str, LeafHan
         yield {name: future.result() for name, future in pending.items()}
 
 
-@dataclass(frozen=True)
-class LeafPieces:
+class LeafPieces(NamedTuple):
     """Hold the pieces of one array that are written.
 
     Attributes:
@@ -322,10 +322,15 @@ def _open_base(state: Path) -> Iterator[JsonObject]:
 def _read_generators(state: Path) -> dict[str, str]:
     """Return the implementation of each random key, from what Orbax notes beside the arrays."""
     # Only there: on disk a key is an array of words, and the words of two implementations look alike.
-    found = {}
+    found = dict[str, str]()
     for path in sorted((state / "array_metadatas").glob("process_*")):
-        for entry in json.loads(path.read_bytes())["array_metadatas"]:
-            noted = entry["array_metadata"]
-            if implementation := (noted.get("ext_metadata") or {}).get("random_key_impl"):
-                found[noted["param_name"]] = implementation
+        found |= _parse_generators(path.read_bytes())
     return found
+
+
+# As a run saves and restores the same structure each time.
+@functools.lru_cache(maxsize=4)
+def _parse_generators(content: bytes) -> Mapping[str, str]:
+    noted = [entry["array_metadata"] for entry in json.loads(content)["array_metadatas"]]
+    found = {array["param_name"]: (array.get("ext_metadata") or {}).get("random_key_impl") for array in noted}
+    return {name: implementation for name, implementation in found.items() if implementation}

@@ -9,12 +9,14 @@ its name (seal.py), so that a mistake here, or a format that has changed, is an 
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 MANIFEST = "manifest.ocdbt"
 # What TensorStore writes where nobody chooses: larger values lie outside of the nodes.
@@ -36,8 +38,7 @@ class UnknownLayoutError(ValueError):
     """Raised where a database is one that this module does not decode: compressed, or of many versions."""
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Say where a value lies.
 
     Attributes:
@@ -90,7 +91,7 @@ def encode_index(
     if len(nodes) > 1:
         total: tuple[int, int, int] = tuple(map(sum, zip(*(node.statistics for node in nodes), strict=True)))  # type: ignore[assignment]
         nodes = [add(_encode_interior(nodes, crc), 1, b"", total)]
-    return bytes(encoded), partial(_encode_manifest, nodes[0] if nodes else None, crc)
+    return bytes(encoded), functools.partial(_encode_manifest, nodes[0] if nodes else None, crc)
 
 
 def _encode_manifest(root: _Node | None, crc: Crc, nanoseconds: int) -> bytes:
@@ -288,18 +289,29 @@ def _decode_manifest(content: bytes) -> tuple[Extent, int]:
 
 def _decode_node(folder: Path, node: Extent, height: int, prefix: bytes, index: Index, base: str = "") -> None:
     """Add the keys below a node, which begin with `prefix`, to an index."""
-    reader = _Reader(read_extent(folder, node), _NODE_MAGIC)
-    if reader.take(1)[0] != height:
-        raise ValueError("a node of another height than was noted")
-    files = reader.files(base)
-    count = reader.varint()
-    if height > 0:
+    content = read_extent(folder, node)
+    if height == 0:
+        # Whoever proves a checkpoint decodes the same at the same time as whoever reads it.
+        with _DECODING:
+            entries = _decode_leaf(content, base)
+        index.update(((prefix + key, place) for key, place in entries) if prefix else entries)
+    else:
+        reader, files, count = _open_node(content, height, base)
         keys, (shared,) = reader.keys(count, also=1)
         numbers, offsets, lengths = (reader.varints(count) for _ in range(3))
         for key, length, number, offset, size in zip(keys, shared, numbers, offsets, lengths, strict=True):
             path, passed = files[number]
             _decode_node(folder, Extent(path, offset, size), height - 1, prefix + key[:length], index, passed)
-        return
+
+
+_DECODING = threading.Lock()
+
+
+# A run saves and restores the same structure each time.
+@functools.lru_cache(maxsize=4)
+def _decode_leaf(content: bytes, base: str) -> Sequence[tuple[bytes, Place]]:
+    reader, files, count = _open_node(content, 0, base)
+    entries = list[tuple[bytes, Place]]()
     keys, _ = reader.keys(count)
     lengths, kinds = reader.varints(count), reader.varints(count)
     outside = sum(1 for kind in kinds if kind)
@@ -307,9 +319,19 @@ def _decode_node(folder: Path, node: Extent, height: int, prefix: bytes, index: 
     for key, length, kind in zip(keys, lengths, kinds, strict=True):
         if kind:
             number, offset = next(places)
-            index[prefix + key] = Extent(files[number][0], offset, length)
+            entries.append((key, Extent(files[number][0], offset, length)))
         else:
-            index[prefix + key] = reader.take(length)
+            entries.append((key, reader.take(length)))
+    return entries
+
+
+def _open_node(content: bytes, height: int, base: str) -> tuple[_Reader, list[tuple[str, str]], int]:
+    """Return what reads a node, from its entries on; its files, and the number of its entries."""
+    reader = _Reader(content, _NODE_MAGIC)
+    if reader.take(1)[0] != height:
+        raise ValueError("a node of another height than was noted")
+    files = reader.files(base)
+    return reader, files, reader.varint()
 
 
 def check_file(file: str) -> str:

@@ -55,7 +55,7 @@ class DescribedTree:
     """
 
     names: tuple[str, ...]
-    words: tuple[jax.ShapeDtypeStruct, ...]
+    words: tuple[Leaf, ...]
     chunks: tuple[tuple[int, ...], ...]
     table: ArrayTable
     notes: Mapping[str, bytes]
@@ -82,9 +82,10 @@ def _describe_tree(structure: Any, kinds: tuple[tuple[tuple[int, ...], Any, Any]
     return DescribedTree(tuple(named), words, chunks, table, encode_tree_notes(tree, noted))
 
 
-def _describe_words(leaf: Leaf) -> jax.ShapeDtypeStruct:
+def _describe_words(leaf: Leaf) -> Leaf:
+    """Return an array, or of a random key what its words are."""
     if not is_key(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        return leaf
     words = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=words_sharding(leaf, words))
 
@@ -178,13 +179,13 @@ def read_state(directory: Path, template: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _is_alone(leaf: jax.ShapeDtypeStruct) -> bool:
+def _is_alone(leaf: Leaf) -> bool:
     """Tell whether an array is on one device, of this process, as a whole."""
     return len(leaf.sharding.device_set) == 1 and leaf.sharding.is_fully_addressable
 
 
 def _iter_direct(
-    state: Path, words: Mapping[str, jax.ShapeDtypeStruct], parts: Mapping[str, SavedPart]
+    state: Path, words: Mapping[str, Leaf], parts: Mapping[str, SavedPart]
 ) -> Iterator[tuple[str, jax.Array]]:
     """Yield arrays of which each goes to one device as it lies on disk, with their names."""
     names = list(parts)
@@ -195,7 +196,7 @@ def _iter_direct(
         yield from zip((names[number] for number in values), fresh, strict=True)
 
 
-def _read_divided(state: Path, words: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _read_divided(state: Path, words: Mapping[str, Leaf]) -> dict[str, jax.Array]:
     """Return arrays of which each device needs a part of its own."""
     reading = deque[tuple[str, dict[IndexKey, PendingRead]]]()
     loaded = {}
@@ -236,6 +237,10 @@ def find_differing_part(folder: Path, leaves: Mapping[str, LeafPieces]) -> str |
     return None
 
 
+# numpy puts the name of a type together each time.
+_name_dtype = functools.cache(str)
+
+
 def compare_leaves(
     saved: Mapping[str, LeafSpec], wanted: Mapping[str, LeafSpec]
 ) -> dict[str, tuple[LeafSpec | None, LeafSpec | None]]:
@@ -249,7 +254,7 @@ def describe_leaf(leaf: Leaf) -> LeafSpec:
     if is_key(leaf):
         words = jax.eval_shape(jax.random.key_data, leaf)
         return LeafSpec(tuple(words.shape), str(words.dtype), _generator_name(leaf.dtype))
-    return LeafSpec(tuple(leaf.shape), str(leaf.dtype))
+    return LeafSpec(tuple(leaf.shape), _name_dtype(leaf.dtype))
 
 
 def name_leaves(tree: Tree) -> dict[str, jax.Array]:
@@ -266,13 +271,13 @@ def name_leaves(tree: Tree) -> dict[str, jax.Array]:
     return named
 
 
-def _start_reading(store: LeafHandle, leaf: jax.ShapeDtypeStruct) -> dict[IndexKey, PendingRead]:
+def _start_reading(store: LeafHandle, leaf: Leaf) -> dict[IndexKey, PendingRead]:
     """Start to read the parts of an array that the devices of this process need: each once, however many need it."""
     wanted = leaf.sharding.addressable_devices_indices_map(tuple(leaf.shape)).values()
     return {_hashable(index): store[index or ()].read() for index in wanted}
 
 
-def _assemble_array(pieces: Mapping[IndexKey, PendingRead], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _assemble_array(pieces: Mapping[IndexKey, PendingRead], leaf: Leaf) -> jax.Array:
     """Wait for the parts of an array, and put each on the devices that need it."""
     return jax.make_array_from_callback(
         tuple(leaf.shape), leaf.sharding, lambda index: pieces[_hashable(index)].result()
