@@ -45,6 +45,8 @@ from runner.text import display_path, format_size
 from runner.types import CheckpointItems, JsonObject, Tree
 from runner.values import Say, StepInfo
 
+# Training begins its next step first: the thread that writes would take Python's lock from it for milliseconds.
+HEAD_START_SECONDS = 0.001
 Verify = Literal["bytes", "values", "off"]
 
 
@@ -244,6 +246,8 @@ class Checkpointer:
 
     def _write_and_tell(self, *arguments: Any) -> tuple[SavedCheckpoint, list[Record]]:
         """Write a checkpoint, and tell the other processes of the run how it went; in the background thread."""
+        if self._policy.background:
+            time.sleep(HEAD_START_SECONDS)
         try:
             result = self._write(*arguments)
         except BaseException as error:
