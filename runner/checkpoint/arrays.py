@@ -247,7 +247,7 @@ def _read_zarr_metadata(state: Path) -> tuple[Index, dict[str, bytes]]:
         # As TensorStore sees it: where there is no manifest, there is nothing.
         if Path(error.filename).name == MANIFEST:
             return {}, {}
-        raise ValueError(f"its index cannot be read: {error}") from None
+        raise ValueError(f"NOT_FOUND: its index cannot be read: {error}") from None
     with _open_base(state) as base:
         store = ts.KvStore.open({"driver": "ocdbt", "base": base}, context=_CONTEXT).result()
         keys = sorted(key for key in store.list().result() if key.endswith(suffix))

@@ -198,7 +198,7 @@ def read_index(folder: Path) -> Index:
     Raises:
         OSError: a file is missing or cannot be read.
         UnknownLayoutError: it is compressed, or has versions that are not in the manifest.
-        ValueError: it is none.
+        ValueError: it is none; as TensorStore says it, with the code DATA_LOSS in front.
     """
     try:
         root, height = _decode_manifest((folder / MANIFEST).read_bytes())
@@ -207,8 +207,10 @@ def read_index(folder: Path) -> Index:
             raise UnknownLayoutError("a tree that is too high")
         if root.file:
             _decode_node(folder, root, height, b"", index)
-    except (IndexError, struct.error) as error:
-        raise ValueError(f"{MANIFEST} or a node of it is damaged") from error
+    except UnknownLayoutError:
+        raise
+    except (IndexError, struct.error, ValueError) as error:
+        raise ValueError(f"DATA_LOSS: {MANIFEST} or a node of its tree is damaged ({error})") from error
     return index
 
 
