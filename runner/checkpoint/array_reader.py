@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from runner.checkpoint.buffers import allocate_buffer
 from runner.checkpoint.ocdbt import Extent, Index, Place, check_file
 
 # So much is read at once, and no more than the largest array; two such buffers are in use.
-RUN_BYTES = 16 << 20
+RUN_BYTES = 8 << 20
 # What lies between two parts is read along where it is less than another read would cost.
 GAP_BYTES = 4096
 # Where jax finds an array on a CPU at a multiple of 64 it uses it where it is; it could not be given to a step to reuse
@@ -107,7 +108,7 @@ def iter_parts(folder: Path, parts: Sequence[SavedPart]) -> Iterator[dict[int, n
         def read(number: int) -> np.ndarray:
             run, turn = runs[number], number % 2
             if len(buffers[turn]) < run.length + _ALIGNMENT:
-                buffers[turn] = np.empty(run.length + _ALIGNMENT, np.uint8)
+                buffers[turn] = np.frombuffer(allocate_buffer(run.length + _ALIGNMENT), np.uint8)
             # The same within 64 bytes as in the file, and then a little off.
             first = (run.offset + MISALIGNMENT - buffers[turn].ctypes.data) % _ALIGNMENT
             _read_fully(handles[run.file], memoryview(buffers[turn].data)[first : first + run.length], run.offset)

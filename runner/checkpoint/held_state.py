@@ -9,13 +9,10 @@ No computation of the devices takes part, so that processes that hold a state am
 
 from __future__ import annotations
 
-import errno
 import functools
-import mmap
 import threading
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +20,10 @@ import jax
 import numpy as np
 
 from runner.checkpoint.array_layout import ALIGNMENT
+from runner.checkpoint.buffers import allocate_buffer
 from runner.types import Tree
 
 Index = tuple[slice, ...]  # a part of an array, as jax names it
-
-# Buffers from here on are in large pages.
-LARGE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ class _SpareBuffer:
             return kept
         # Given back before another is asked for.
         del kept
-        return _allocate(size)
+        return allocate_buffer(size)
 
 
 _SPARE = _SpareBuffer()
@@ -139,18 +134,3 @@ def _copy_arrays(arrays: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Any]:
     for copy, array in zip(copies, arrays, strict=True):
         np.copyto(copy, array)
     return copies, buffer
-
-
-def _allocate(size: int) -> Any:
-    """Return a buffer of so many bytes that begins at a multiple of ALIGNMENT. Raises MemoryError."""
-    try:
-        buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        raise MemoryError(f"no memory for a copy of {size} bytes") from error
-    # A kernel without large pages says so with an error, and is used as it is.
-    if size >= LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            buffer.madvise(mmap.MADV_HUGEPAGE)
-    return buffer

@@ -1,6 +1,8 @@
 """PROOF that a checkpoint is what was written: size and checksum of every file, and everything on the platter. No jax.
 
-Orbax restores flipped bits silently and fsyncs only its array data (measured on 0.12.8), so both are done here.
+Orbax restores flipped bits silently and fsyncs only its array data (measured on 0.12.8), so both are done here. The
+checksums of the files with the arrays are those of what was in memory: a restore proves that it reads what the process
+had, and not only what the disk once took. All else is small, and is read back.
 The checksum is XXH3 of 128 bits, six times as fast as zlib's CRC-32 (measured: 100 MB in 7 ms).
 """
 
