@@ -35,6 +35,24 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Hold how fast steps went, while training had nothing else to do: evaluating and saving are left out.
+
+    Attributes:
+        steps: a second.
+        examples: a second; None where a step has no data.
+        tokens: that were predicted, a second; None where the data are no tokens.
+        mfu: FLOPs that a step needs ÷ what the devices could do at most in that time (model FLOPs utilization); None
+            where either is not known.
+    """
+
+    steps: float
+    examples: float | None = None
+    tokens: float | None = None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Say how a run ended.
 

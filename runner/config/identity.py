@@ -37,6 +37,7 @@ UNHASHED_KEYS = (
     "train.max_crashes",
     "train.max_rollbacks",
     "train.dollars_per_hour",
+    "train.peak_flops",
 )
 # How often a run looks and saves, what it keeps, and where and how it computes: the numbers that come are the same, up
 # to rounding.

@@ -85,6 +85,8 @@ class Train:
         max_crashes: a step that failed so often in a row is tried once more from an older checkpoint, then no more.
         max_rollbacks: so often a run goes back and skips a batch on which the loss was not finite.
         dollars_per_hour: what the machine costs, for the goodput report.
+        peak_flops: FLOP/s that one device can do at most, for the share of it that is used (MFU); null: that of a known
+            device in bfloat16.
     """
 
     steps: Annotated[int, Ge(0)] | None = DEFAULT_STEPS
@@ -100,6 +102,7 @@ class Train:
     max_crashes: Count = 3
     max_rollbacks: Annotated[int, Ge(0)] = 3
     dollars_per_hour: Annotated[float, Ge(0.0)] | None = None
+    peak_flops: Annotated[float, Gt(0.0)] | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:

@@ -16,7 +16,7 @@ from runner import screen
 from runner.files import append_text, make_folder
 from runner.log.sinks import MetricSink
 from runner.text import format_duration, mask_lines, utc_now
-from runner.values import MetricValues
+from runner.values import MetricValues, Speed
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
 BAR_SECONDS = 0.2  # on a terminal: the bar is drawn at most once in this time
@@ -34,8 +34,8 @@ class Console(MetricSink, Protocol):
     def watch_remote(self, find_newest: Callable[[], int | None]) -> None:
         """Take note that the run lives in a bucket as well, and who knows the newest step there; None is none."""
 
-    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
-        """Tell how far training is: the completed steps, the last logged metrics, the newest durable step."""
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None:
+        """Tell how far training is: the completed steps, the last logged metrics, the newest durable step, the speed."""
 
 
 class QuietConsole:
@@ -61,7 +61,7 @@ class QuietConsole:
         """Take note that the run lives in a bucket as well, and who knows the newest step there; None is none."""
         self._find_newest_remote = find_newest
 
-    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None:
         """Do nothing: nobody looks."""
 
     def catch_up(self) -> None:
@@ -96,9 +96,10 @@ class QuietConsole:
         there = "nothing remote yet" if newest is None else f"remote {newest}"
         return [f"saved {durable_step}", there, f"{step - (newest or 0)} at risk"]
 
-    def _steps_per_second(self, step: int) -> float:
-        """Return the mean speed since training began, or went on."""
-        return (step - self._first) / max(time.monotonic() - self._since, 1e-9)
+    def _estimate_left(self, step: int) -> str:
+        """Return how long training will still take, as fast as it went since it began or went on; all included."""
+        took, done = time.monotonic() - self._since, step - self._first
+        return format_duration((self._steps - step) * took / done) if done else "?"
 
 
 class PlainConsole(QuietConsole):
@@ -114,18 +115,15 @@ class PlainConsole(QuietConsole):
         screen.print_line(line)
         self._tell_losses()
 
-    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None:
         """Print how far training is, now and then; run.log does not get these lines."""
         # While nobody reads, what may still be kept for a reader is for lines that stay.
         if time.monotonic() < self._next_tick or screen.stdout_state() == "waits":
             return
         self._next_tick = time.monotonic() + PLAIN_SECONDS
-        speed = self._steps_per_second(step)
-        left = format_duration((self._steps - step) / speed) if speed else "?"
         saved = ", ".join(self._list_saved(step, durable_step))
-        screen.print_line(
-            f"step {step:>6}/{self._steps}  {_format_loss(metrics)}  {speed:.1f} steps/s  {left} left  {saved}",
-        )
+        pace, left = "  ".join(list_rates(speed)), self._estimate_left(step)
+        screen.print_line(f"step {step:>6}/{self._steps}  {_format_loss(metrics)}  {pace}  {left} left  {saved}")
 
 
 class ProgressBarConsole(QuietConsole):
@@ -148,7 +146,7 @@ class ProgressBarConsole(QuietConsole):
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TextColumn("[bold]{task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} steps/s"),
+            TextColumn("{task.fields[pace]}"),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[saved]}"),
         )
@@ -173,10 +171,10 @@ class ProgressBarConsole(QuietConsole):
             # After a rollback this comes a second time: the bar of before goes.
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
-            self._task = self._progress.add_task("", total=steps, completed=step, loss="loss …", speed="…", saved="")
+            self._task = self._progress.add_task("", total=steps, completed=step, loss="loss …", pace="… steps/s", saved="")
             self._progress.start()
 
-    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None:
         """Move the bar."""
         state = screen.stdout_state()
         if state == "failed":
@@ -186,10 +184,10 @@ class ProgressBarConsole(QuietConsole):
             return
         self._next_draw = time.monotonic() + BAR_SECONDS
         saved = " · ".join(self._list_saved(step, durable_step))
-        speed = f"{self._steps_per_second(step):.1f}"
+        pace = " · ".join(list_rates(speed))
         with self._drawing():
             self._progress.update(
-                self._task, completed=step, loss=_format_loss(metrics), speed=speed, saved=saved, refresh=True
+                self._task, completed=step, loss=_format_loss(metrics), pace=pace, saved=saved, refresh=True
             )
 
     def close(self) -> None:
@@ -221,6 +219,26 @@ def choose_console(log: Path, *, wanted: bool) -> Console:
     if not wanted:
         return QuietConsole(log)
     return ProgressBarConsole(log) if screen.can_draw() else PlainConsole(log)
+
+
+def list_rates(speed: Speed) -> list[str]:
+    """Return how fast training is: `12.5 steps/s`, `102k tokens/s` or `1.6k examples/s`, `MFU 41.2 %` where known."""
+    rates = [f"{_format_rate(speed.steps)} steps/s"]
+    if speed.tokens is not None:
+        rates.append(f"{_format_rate(speed.tokens)} tokens/s")
+    elif speed.examples is not None:
+        rates.append(f"{_format_rate(speed.examples)} examples/s")
+    if speed.mfu is not None:
+        rates.append(f"MFU {100 * speed.mfu:.1f} %")
+    return rates
+
+
+def _format_rate(rate: float) -> str:
+    """Return a number of things a second in two digits or more: `0.42`, `12.5`, `1.62k`, `102k`, `1.1M`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if rate >= 0.9995 * size:
+            return f"{rate / size:.3g}{unit}"
+    return f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
 def _format_loss(metrics: Mapping[str, float]) -> str:

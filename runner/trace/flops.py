@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 # forward pass, and in the backward pass, which computes the scores again, five (Dao et al. 2022, arXiv:2205.14135).
 FLASH_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
+# Of these products the backward pass does one again, for the scores were not kept.
+FLASH_PRODUCTS_AGAIN = {"dot_product_attention_bwd_wrapper": 1}
+
 # What jax writes into the name of an operation that a checkpoint does a second time.
 RECOMPUTED = "rematted_computation"
+
+# What these compute is nowhere in a jaxpr, or not how often.
+OPAQUE = ("pallas_call", "ffi_call", "custom_call", "pure_callback", "io_callback", "tpu_custom_call", "triton_kernel_call")
+DEPENDS_ON_VALUES = ("while",)
 
 # The part of what is there before any weights: the batch.
 OUTSIDE = ""
@@ -75,6 +82,43 @@ def count_recomputed_flops(jaxpr: Jaxpr, *, inside: bool = False) -> int:
         total += _count_product(equation) if is_again else 0
         total += sum(times * count_recomputed_flops(body, inside=is_again) for body, times in inner_jaxprs(equation))
     return total
+
+
+def count_useful_flops(jaxpr: Jaxpr) -> int:
+    """Return the FLOPs of a train step's jaxpr without those that are done again for the backward pass.
+
+    Neither what a checkpoint recomputes counts nor the scores that flash attention computes a second time.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        if RECOMPUTED in str(equation.source_info.name_stack):
+            continue
+        name, product = equation.primitive.name, _count_product(equation)
+        total += product - product * FLASH_PRODUCTS_AGAIN.get(name, 0) // FLASH_PRODUCTS.get(name, 1)
+        total += sum(times * count_useful_flops(body) for body, times in inner_jaxprs(equation))
+    return total
+
+
+def find_uncounted(jaxpr: Jaxpr) -> list[str]:
+    """Return the operations of a jaxpr, by their names, of which no trace tells how many FLOPs they take.
+
+    They are kernels of one's own, loops that last as long as their values say, conditions with products on more than
+    one side, and what is divided among devices by hand.
+    """
+    found: dict[str, None] = {}
+    for equation in jaxpr.eqns:
+        name, bodies = equation.primitive.name, [body for body, _ in inner_jaxprs(equation)]
+        with_products = sum(count_flops(body) > 0 for body in bodies)
+        if (
+            name in OPAQUE
+            or (name in DEPENDS_ON_VALUES and with_products)
+            or (name == "cond" and with_products > 1)
+            or (name == "shard_map" and with_products)
+        ):
+            found[name] = None
+        for body in bodies:
+            found |= dict.fromkeys(find_uncounted(body))
+    return list(found)
 
 
 def attribute_flops(jaxpr: Jaxpr, origins: Sequence[Origin]) -> FlopsByPart:

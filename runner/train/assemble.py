@@ -48,6 +48,7 @@ from runner.train.evaluator import EvaluationRun
 from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
+from runner.train.speed import SpeedMeter, describe_batch
 from runner.train.starvation import StarvationMonitor
 from runner.train.step import is_finite
 from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
@@ -113,6 +114,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             outputs=Outputs(logger, timing.write, context.console),
             log=attempt,
             deadline=budget,
+            meter=SpeedMeter(describe_batch(built, config), programs.counted, say, start.step),
             # Of the log that was cut back just now: what it holds is what an uninterrupted run would have measured.
             end_rule=_make_end_rule(context),
         )

@@ -33,6 +33,7 @@ from runner.train.built import Built
 from runner.train.compile_cache import CacheStats
 from runner.train.parts import CompiledParts
 from runner.train.parts_evaluation import PartsEvaluation
+from runner.train.speed import StepWork, count_work, describe_batch
 from runner.types import Batch, State
 
 # How the text of a compiled program says that an array lies in the host's memory.
@@ -52,12 +53,12 @@ class CompiledPrograms:
     Attributes:
         train: the train step.
         eval: the evaluation step.
-        counted: done when the attempt's record says what a step needs.
+        counted: what a step does; done when the attempt's record says what it needs.
     """
 
     train: Future[TrainProgram]
     eval: Future[EvalStep]
-    counted: Future[None]
+    counted: Future[StepWork]
 
 
 def start_compiling(
@@ -93,10 +94,12 @@ def _record_requirements(
     attempt: AttemptLog,
     train: Future[TrainProgram],
     evaluation: Future[EvalStep],
-) -> None:
-    # Nobody waits for this: it is only for the record, and comes last.
+) -> StepWork:
+    # Nobody waits for this, so it comes last. It takes milliseconds: jax still has the trace.
     wait([evaluation])
+    traced = trace_step(built, config)
     attempt.record(needs=measure_step(built, config, remat, train.result()).document())
+    return count_work(describe_batch(built, config), config, traced, built.mesh)
 
 
 def measure_step(built: Built, config: Config, remat: RematPolicy, program: TrainProgram) -> StepRequirements:

@@ -24,9 +24,10 @@ from runner.errors import DivergedError, LostProcessError, LostRunError
 from runner.log.sinks import LogDigest, MetricWriter
 from runner.preempt.stop import Stopped
 from runner.train.early_stopper import EndRule, NoEarlyEnd
+from runner.train.speed import SpeedMeter
 from runner.train.starvation import StarvationMonitor
 from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
-from runner.values import MetricValues, StepInfo
+from runner.values import MetricValues, Speed, StepInfo
 
 if TYPE_CHECKING:
     import jax
@@ -111,8 +112,8 @@ class ProgressDisplay(Protocol):
     def say(self, line: str) -> None:
         """Show a line, and keep it in run.log."""
 
-    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None:
-        """Show the metrics of a step that was logged."""
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None:
+        """Show the metrics of a step that was logged, and how fast the steps before it went."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ class LoopParts:
     outputs: Outputs
     log: ProgressLog
     deadline: Deadline
+    meter: SpeedMeter
     end_rule: EndRule = field(default_factory=NoEarlyEnd)
 
 
@@ -236,14 +238,16 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                 if owes:
                     # The lines of a step come in order: its training metrics before its evaluation.
                     pending.drain()
-                    measured = _evaluate(parts, state, step)
+                    with parts.meter.pause():
+                        measured = _evaluate(parts, state, step)
                     evaluated, owes = StepInfo(step, measured), False
                 info = StepInfo(step, measured, cadence.epoch_steps, pending.losses)
                 reason = _due(parts, info) or stop.pop_save_request() or ("evaluated after a stop" if late else None)
                 reason = hosts.agree("save", reason)
                 if reason:
                     pending.drain()
-                    _save(parts, pending, Progress(state, step), info, reason)
+                    with parts.meter.pause():
+                        _save(parts, pending, Progress(state, step), info, reason)
         pending.drain()
         log.note(step, {}, saver.newest)
         with log.time_in("save"):
@@ -272,13 +276,12 @@ class PendingSteps:
     """
 
     def __init__(self, parts: LoopParts, step: int):
-        self._parts, self._logged, self._complete = parts, step, step
+        self._parts, self._complete = parts, step
         self.losses: deque[float] = deque(maxlen=NUM_REMEMBERED_LOSSES)
         self._pending: deque[tuple[int, Metrics]] = deque()
         # Complete since a step was last found to be finite.
         self._unread: list[tuple[int, Metrics]] = []
         self._last_metric: jax.Array | None = None
-        self._since = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Remember a dispatched step; wait for an old one where too many are under way."""
@@ -330,11 +333,10 @@ class PendingSteps:
         if "loss" in values:
             self.losses.append(values["loss"])
         outputs.metrics.log(step, "train", values)
-        outputs.display.tick(step, values, newest)
+        took, speed = self._parts.meter.measure(step)
+        outputs.display.tick(step, values, newest, speed)
         log.note(step, {}, newest)
-        elapsed, self._since = time.perf_counter() - self._since, time.perf_counter()
-        steps, self._logged = step - self._logged, step
-        outputs.timing({"step": step, "event": "train", "steps": steps, "seconds": round(elapsed, 6)})
+        outputs.timing({"step": step, "event": "train", **took})
 
 
 def _select_watched(metrics: Metrics) -> Metrics:

@@ -12,8 +12,9 @@ import pytest
 
 from runner import screen
 from runner.log.console import PlainConsole, ProgressBarConsole, QuietConsole, choose_console
+from runner.values import Speed
 
-METRICS = {"loss": 1.5}
+METRICS, SPEED = {"loss": 1.5}, Speed(12.5)
 
 
 @pytest.fixture
@@ -72,11 +73,11 @@ def test_while_nobody_reads_only_lines_are_kept(
     console = PlainConsole(log)
     console.begin(0, 10)
     monkeypatch.setattr(screen, "stdout_state", lambda: "waits")
-    console.tick(1, METRICS, None)
+    console.tick(1, METRICS, None, SPEED)
     console.say("a line")
     assert capsys.readouterr().out == "a line\n"
     monkeypatch.setattr(screen, "stdout_state", lambda: "works")
-    console.tick(2, METRICS, None)
+    console.tick(2, METRICS, None, SPEED)
     assert "step      2/10" in capsys.readouterr().out
 
 
@@ -86,7 +87,7 @@ def test_the_bar_is_drawn_by_its_ticks(log: Path, monkeypatch: pytest.MonkeyPatc
     console, before = choose_console(log, wanted=True), threading.active_count()
     assert isinstance(console, ProgressBarConsole)
     console.begin(0, 10)
-    console.tick(1, METRICS, None)
+    console.tick(1, METRICS, None, SPEED)
     console.say("a line")
     assert threading.active_count() == before
     console.close()
@@ -102,9 +103,9 @@ def test_the_bar_goes_with_the_terminal(log: Path, monkeypatch: pytest.MonkeyPat
     console = ProgressBarConsole(log)
     console.begin(0, 10)
     monkeypatch.setattr(screen, "stdout_state", lambda: "failed")
-    console.tick(1, METRICS, None)
+    console.tick(1, METRICS, None, SPEED)
     terminal.truncate(0)
-    console.tick(2, METRICS, None)
+    console.tick(2, METRICS, None, SPEED)
     assert terminal.getvalue() == ""
     console.close()
 
@@ -121,7 +122,7 @@ def test_a_bar_that_cannot_be_drawn_is_left_out(log: Path, monkeypatch: pytest.M
     console._progress.update = fail
     for step in (1, 2):
         console._next_draw = 0.0
-        console.tick(step, METRICS, None)
+        console.tick(step, METRICS, None, SPEED)
     console._rich.print = fail
     console.say("a line")
     console.close()
@@ -144,7 +145,7 @@ def test_lines_are_shown_at_any_width(columns: str, log: Path, monkeypatch: pyte
     monkeypatch.setenv("LINES", columns)
     console = ProgressBarConsole(log)
     console.begin(0, 10)
-    console.tick(1, METRICS, None)
+    console.tick(1, METRICS, None, SPEED)
     console.say("a line that stays")
     console.close()
     assert "a line that stays" in terminal.getvalue()
@@ -156,15 +157,39 @@ def test_run_log_takes_names_that_are_no_text(log: Path, capsys: pytest.CaptureF
     assert lines(log) == ["in caf\\udce9"]
 
 
-@pytest.mark.parametrize("speed", [0.0, 1e-320, float("nan")])
-def test_what_is_left_at_an_odd_speed(
-    speed: float, log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("since", [0.0, 1e300, float("nan")])
+def test_what_is_left_at_an_odd_speed(since: float, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for done in (0, 1):
+        console = PlainConsole(log)
+        console.begin(0, 10)
+        console._since = -since
+        console.tick(done, METRICS, None, SPEED)
+        assert "left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("speed", "told"),
+    [
+        (Speed(0.0421), "0.042 steps/s"),
+        (Speed(2.0, 32.0), "2.0 steps/s  32.0 examples/s"),
+        (Speed(12.5, 1620.0, 101_960.0, 0.41234), "12.5 steps/s  102k tokens/s  MFU 41.2 %"),
+        (Speed(999.96, None, 999_999.0), "1k steps/s  1M tokens/s"),
+    ],
+)
+def test_how_fast_it_goes(speed: Speed, told: str, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = PlainConsole(log)
     console.begin(0, 10)
-    monkeypatch.setattr(console, "_steps_per_second", lambda step: speed)
-    console.tick(1, METRICS, None)
-    assert "left" in capsys.readouterr().out
+    console.tick(5, METRICS, None, speed)
+    assert f"  loss 1.5000  {told}  " in capsys.readouterr().out
+
+
+def test_the_bar_tells_how_fast_it_goes(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = stand_at_terminal(monkeypatch)
+    console = ProgressBarConsole(log)
+    console.begin(0, 500)
+    console.tick(420, METRICS, 400, Speed(12.5, 1620.0, 101_960.0, 0.41234))
+    console.close()
+    assert "12.5 steps/s · 102k tokens/s · MFU 41.2 %" in shown.getvalue()
 
 
 def test_a_screen_that_somebody_closed_is_nothing_to_fail_of(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +200,7 @@ def test_a_screen_that_somebody_closed_is_nothing_to_fail_of(log: Path, monkeypa
     console = PlainConsole(log)
     console.begin(0, 10)
     console.say("still here")
-    console.tick(5, {"loss": 1.0}, None)
+    console.tick(5, {"loss": 1.0}, None, SPEED)
     assert "still here" in log.read_text()
 
 
@@ -186,7 +211,7 @@ def test_what_is_not_remote_is_at_risk(log: Path, capsys: pytest.CaptureFixture[
     said = []
     for saved in (None, 400, 400):
         console._next_tick = 0.0
-        console.tick(420, METRICS, saved)
+        console.tick(420, METRICS, saved, SPEED)
         said.append(capsys.readouterr().out.strip().split(" left  ")[1])
         # Told once, and asked each time from then on.
         console.watch_remote(lambda: newest[0] if len(said) == 1 else newest[1])
@@ -200,7 +225,7 @@ def test_what_is_not_remote_is_at_risk(log: Path, capsys: pytest.CaptureFixture[
 def test_without_a_bucket_what_is_saved_is_safe(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = PlainConsole(log)
     console.begin(0, 500)
-    console.tick(420, METRICS, 400)
+    console.tick(420, METRICS, 400, SPEED)
     assert capsys.readouterr().out.endswith("  saved 400, 20 at risk\n")
 
 
@@ -209,6 +234,6 @@ def test_the_bar_tells_what_is_remote(log: Path, monkeypatch: pytest.MonkeyPatch
     console = ProgressBarConsole(log)
     console.watch_remote(lambda: 300)
     console.begin(0, 500)
-    console.tick(420, METRICS, 400)
+    console.tick(420, METRICS, 400, SPEED)
     console.close()
     assert "saved 400 · remote 300 · 120 at risk" in shown.getvalue()

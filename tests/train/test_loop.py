@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -24,8 +25,9 @@ from runner.train.loop import (
     Saving,
     train,
 )
+from runner.train.speed import SpeedMeter, StepWork
 from runner.train.starvation import StarvationMonitor
-from runner.values import StepInfo
+from runner.values import Speed, StepInfo
 
 
 class Number:
@@ -143,7 +145,7 @@ class World:
     def say(self, line: str) -> None:
         self.said.append(line)
 
-    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None) -> None: ...
+    def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None: ...
 
     def parts(self, *, steps: int = 20, last: bool = True) -> LoopParts:
         return LoopParts(
@@ -154,6 +156,7 @@ class World:
             evaluating=Evaluating(self.evaluate, lambda state: state["step"] not in self.poisoned),
             saving=Saving(self, lambda at, position: {"state": at.state, "data": position, "owes": at.owes}),
             outputs=Outputs(self, lambda record: None, self),
+            meter=SpeedMeter(StepWork(None, None), Future(), self.say, 0),
             log=self,
             deadline=self,
         )
