@@ -29,6 +29,7 @@ UNHASHED_KEYS = (
     "preempt",
     "hosts",
     "remote",
+    "profile",
     "compile_cache",
     "data.workers",
     "data.prefetch",

@@ -54,6 +54,7 @@ from runner.mesh import Mesh
 from runner.optim.optimizers import Optim
 from runner.optim.schedules import Schedule
 from runner.preempt.preempt_options import NoticeSource, Preempt
+from runner.profiling.options import Profile
 from runner.remote.options import Remote, check_url, is_remote_url
 from runner.text import display_path, shorten
 from runner.types import Document
@@ -236,6 +237,7 @@ class Config:
     eval: Mapping[Split, Annotated[Evaluation, BY_KIND]] = field(default_factory=lambda: {"eval": MetricsEvaluation()})
     init_from: InitFrom = field(default_factory=InitFrom)
     remote: RemoteByKind = field(default_factory=RemoteByKind)
+    profile: Profile = field(default_factory=Profile)
     compile_cache: str = "auto"
     dir: str | None = None
     step: Annotated[int, Ge(1)] | Literal["best"] | None = None

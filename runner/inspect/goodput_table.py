@@ -40,6 +40,7 @@ LEGEND = {
     "startup": ("s", "reading the data, building the model, opening logs"),
     "restore": ("r", "reading a checkpoint and proving it, or a fresh state"),
     "compile": ("c", "compiling, where nothing else was left to do"),
+    "profile": ("p", "starting and writing a trace of some steps"),
     "finish": ("f", "the last write, closing"),
     "other": ("?", "nobody wrote down"),
     "down": ("·", "no attempt was running"),

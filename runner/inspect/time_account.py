@@ -6,6 +6,7 @@ The clock runs from the first start to the last end, and each moment is in exact
     lost       in steps, and the data, evaluations and saves between them, that were done again
     data eval save                  what training waited for, as far as it was not lost
     import startup restore compile  before the first step; compiling counts only where nothing else was left to do
+    profile    tracing steps (`profile=`): starting and writing the trace; the traced steps themselves are progress
     finish     after the last step: the last write, closing logs
     other      that nobody wrote down (lines of old versions)
     down       between the end of one attempt and the start of the next
@@ -33,7 +34,7 @@ from runner.types import JsonObject
 # Seconds as an attempt writes them down → bucket. Of these a part is lost where steps are.
 TRAINING_BUCKETS = {"step": "progress", "data": "data", "eval": "eval", "save": "save"}
 STARTING_BUCKETS = ("import", "startup", "restore", "compile")
-BUCKETS = ("progress", "data", "eval", "save", "lost", *STARTING_BUCKETS, "finish", "other", "down")
+BUCKETS = ("progress", "data", "eval", "save", "lost", *STARTING_BUCKETS, "profile", "finish", "other", "down")
 # Endings of attempts that did not come to their end.
 INTERRUPTED = ("killed", "failed", "preempted")
 MILLISECONDS_PER_HOUR = 3_600_000
@@ -271,7 +272,7 @@ def _split_seconds(seconds: Any, lost_share: float) -> dict[str, float]:
             buckets[TRAINING_BUCKETS[name]] += spent * (1.0 - lost_share)
             buckets["lost"] += spent * lost_share
         else:
-            buckets[name if name in (*STARTING_BUCKETS, "finish") else "other"] += spent
+            buckets[name if name in (*STARTING_BUCKETS, "profile", "finish") else "other"] += spent
     return buckets
 
 

@@ -33,6 +33,7 @@ COLOURS = {
     "eval": SKY_BLUE,
     "save": PURPLE,
     "lost": VERMILLION,
+    "profile": INK,
     "finish": BLUE,
     "other": "#f5f5f5",
 }

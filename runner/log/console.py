@@ -35,7 +35,7 @@ class Console(MetricSink, Protocol):
         """Take note that the run lives in a bucket as well, and who knows the newest step there; None is none."""
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None:
-        """Tell how far training is: the completed steps, the last logged metrics, the newest durable step, the speed."""
+        """Tell how far training is: completed steps, the last logged metrics, the newest durable step, the speed."""
 
 
 class QuietConsole:
@@ -171,7 +171,8 @@ class ProgressBarConsole(QuietConsole):
             # After a rollback this comes a second time: the bar of before goes.
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
-            self._task = self._progress.add_task("", total=steps, completed=step, loss="loss …", pace="… steps/s", saved="")
+            fields = {"loss": "loss …", "pace": "… steps/s", "saved": ""}
+            self._task = self._progress.add_task("", total=steps, completed=step, **fields)  # type: ignore[arg-type]
             self._progress.start()
 
     def tick(self, step: int, metrics: Mapping[str, float], durable_step: int | None, speed: Speed) -> None:

@@ -33,7 +33,8 @@ class Heartbeat:
         step: completed updates.
         changed: when `step` or `phase` last changed.
         since: when `phase` began.
-        phase: what the training thread does: import, startup, restore, compile, step, data, eval, save, finish.
+        phase: what the training thread does: import, startup, restore, compile, step, data, eval, save, profile,
+            finish.
         writing: what the thread that writes checkpoints does: write, seal, publish, prune, or "" for nothing.
     """
 

@@ -94,6 +94,16 @@ class RunDir:
         return self.path / "STOP"
 
     @property
+    def profile(self) -> Path:
+        """Return where the traces of some steps lie (profiling/)."""
+        return self.path / "profile"
+
+    @property
+    def profile_request(self) -> Path:
+        """Return the file that has the next steps traced when somebody makes it."""
+        return self.path / "PROFILE"
+
+    @property
     def checkpoints(self) -> Path:
         """Return where the checkpoints lie, each in a directory named like its step."""
         return (self.shared or self.path) / "checkpoints"

@@ -26,7 +26,8 @@ FLASH_PRODUCTS_AGAIN = {"dot_product_attention_bwd_wrapper": 1}
 RECOMPUTED = "rematted_computation"
 
 # What these compute is nowhere in a jaxpr, or not how often.
-OPAQUE = ("pallas_call", "ffi_call", "custom_call", "pure_callback", "io_callback", "tpu_custom_call", "triton_kernel_call")
+CALLBACKS = ("pure_callback", "io_callback")
+OPAQUE = (*CALLBACKS, "pallas_call", "ffi_call", "custom_call", "tpu_custom_call", "triton_kernel_call")
 DEPENDS_ON_VALUES = ("while",)
 
 # The part of what is there before any weights: the batch.

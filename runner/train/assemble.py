@@ -38,9 +38,10 @@ from runner.log.sinks import CutPoint, LogDigest, SinkContext
 from runner.mesh import is_local
 from runner.preempt.deadline import SaveBudget
 from runner.preempt.stop import run_in_thread
+from runner.profiling.step_profiler import NoProfiler, StepProfiler, Surroundings
 from runner.rundir.attempt_lines import count_interruptions
 from runner.rundir.attempt_log import AttemptLog
-from runner.train.built import Built, count_state_bytes
+from runner.train.built import Built, count_state_bytes, describe_hardware
 from runner.train.compile import CompiledPrograms, TrainProgram
 from runner.train.dataset import suggest_faster_data
 from runner.train.early_stopper import EarlyStopper, EndRule, EndRules, UserStopper
@@ -98,6 +99,8 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         if built.sources.waits or built.stream.waits:
             data = opened.enter_context(closing(Prefetcher(built.stream, context.stop_flag)))
         due = DueEvaluations(context, built, programs)
+        meter = SpeedMeter(describe_batch(built, config), programs.counted, say, start.step)
+        profiler = opened.enter_context(closing(_open_profiler(context, built, programs, meter, start.step)))
         yield LoopParts(
             cadence=Cadence(
                 steps=config.train.num_steps,
@@ -114,10 +117,35 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             outputs=Outputs(logger, timing.write, context.console),
             log=attempt,
             deadline=budget,
-            meter=SpeedMeter(describe_batch(built, config), programs.counted, say, start.step),
+            meter=meter,
+            profiler=profiler,
             # Of the log that was cut back just now: what it holds is what an uninterrupted run would have measured.
             end_rule=_make_end_rule(context),
         )
+
+
+def _open_profiler(
+    context: RunContext, built: Built, programs: CompiledPrograms, meter: SpeedMeter, step: int
+) -> StepProfiler | NoProfiler:
+    """Return what traces some steps: process 0 of several, its own devices."""
+    if not hosts.is_lead():
+        return NoProfiler()
+
+    @contextmanager
+    def paused() -> Iterator[None]:
+        with context.attempt.time_in("profile"), meter.pause():
+            yield
+
+    around = Surroundings(
+        run_dir=context.run_dir,
+        hardware=describe_hardware(built),
+        say=context.console.say,
+        text=lambda: programs.train.result().as_text() or "",
+        paused=paused,
+        clock=meter.read_clock,
+        is_stopping=lambda: context.stop_flag.asked is not None,
+    )
+    return StepProfiler(context.config.profile, around, step, context.config.train.num_steps)
 
 
 def _feed_program(built: Built, program: TrainProgram) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:

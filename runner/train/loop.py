@@ -23,6 +23,7 @@ from runner import hosts
 from runner.errors import DivergedError, LostProcessError, LostRunError
 from runner.log.sinks import LogDigest, MetricWriter
 from runner.preempt.stop import Stopped
+from runner.profiling.step_profiler import NoProfiler
 from runner.train.early_stopper import EndRule, NoEarlyEnd
 from runner.train.speed import SpeedMeter
 from runner.train.starvation import StarvationMonitor
@@ -116,6 +117,16 @@ class ProgressDisplay(Protocol):
         """Show the metrics of a step that was logged, and how fast the steps before it went."""
 
 
+class Profiler(Protocol):
+    """Traces some steps. Both are called at every step with what waits for those that were dispatched."""
+
+    def before_step(self, step: int, drain: Callable[[], None]) -> None:
+        """Begin a trace where this step is to be its first."""
+
+    def after_step(self, step: int, drain: Callable[[], None]) -> None:
+        """End the trace where this step was its last."""
+
+
 @dataclass(frozen=True)
 class Cadence:
     """How long to train and how often to look, in steps.
@@ -195,6 +206,7 @@ class LoopParts:
     log: ProgressLog
     deadline: Deadline
     meter: SpeedMeter
+    profiler: Profiler = field(default_factory=NoProfiler)
     end_rule: EndRule = field(default_factory=NoEarlyEnd)
 
 
@@ -226,6 +238,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                 # An evaluation that a stop cut short before this process began comes before the next batch.
                 late = owes
                 if not owes:
+                    parts.profiler.before_step(step + 1, pending.drain)
                     began = time.perf_counter()
                     with log.time_in("data"):
                         batch = next(parts.data)
@@ -233,6 +246,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                     state, metrics = parts.step.program(state, batch, parts.step.lr)
                     step += 1
                     pending.add(step, metrics)
+                    parts.profiler.after_step(step, pending.drain)
                     owes = cadence.evaluates(step)
                 measured: dict[str, float] = {}
                 if owes:

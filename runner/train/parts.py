@@ -227,8 +227,10 @@ class CompiledParts:
         return self.programs[0].part.memory_analysis()
 
     def as_text(self) -> str | None:
-        """Return the compiled program of one part."""
-        return self.programs[0].part.as_text()
+        """Return the compiled programs of one device, one after the other."""
+        own = self.programs[0]
+        programs = [own.part, own.add, own.update, *([] if self.across is None else [self.across])]
+        return "\n".join(program.as_text() or "" for program in programs)
 
 
 def _compile_sum_across(mesh: jax.sharding.Mesh, summed: Tree, kept: Tree) -> jax.stages.Compiled:

@@ -89,7 +89,7 @@ class SpeedMeter:
     def __init__(self, batch: StepWork, counted: Future[StepWork], say: Say, step: int):
         self._work, self._counted, self._say, self._step = batch, counted, say, step
         self._is_counted = False
-        self._since, self._paused = time.perf_counter(), 0.0
+        self._since, self._paused, self._paused_before = time.perf_counter(), 0.0, 0.0
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -100,11 +100,16 @@ class SpeedMeter:
         finally:
             self._paused += time.perf_counter() - began
 
+    def read_clock(self) -> float:
+        """Return the seconds on a clock that stands still during a pause. Not within one."""
+        return time.perf_counter() - self._paused_before - self._paused
+
     def measure(self, step: int) -> tuple[JsonObject, Speed]:
         """Return what timing.jsonl says of the steps since the last call, and their speed."""
         now = time.perf_counter()
         steps, elapsed, paused = step - self._step, now - self._since, self._paused
         self._step, self._since, self._paused = step, now, 0.0
+        self._paused_before += paused
         self._take_count()
         speed = self._work.measure(steps, elapsed - paused)
         record: JsonObject = {"steps": steps, "seconds": round(elapsed, 6)}

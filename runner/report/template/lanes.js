@@ -1,8 +1,8 @@
 // A lane for each run: its checkpoints along the steps, and its seconds along the clock. Few shapes, however many runs.
 const TITLE = { progress: "training that stands", eval: "evaluating", save: "saving", data: "waiting for data", lost: "done again",
-  import: "starting Python", startup: "start-up", restore: "restoring", compile: "compiling", finish: "finishing", other: "not written down", down: "down" };
+  import: "starting Python", startup: "start-up", restore: "restoring", compile: "compiling", profile: "tracing steps", finish: "finishing", other: "not written down", down: "down" };
 const BEFORE = ["import", "startup", "restore", "compile"];
-const SEQUENCE = [...BEFORE, "progress", "data", "eval", "save", "lost", "other", "finish"];
+const SEQUENCE = [...BEFORE, "progress", "data", "eval", "save", "lost", "other", "profile", "finish"];
 
 // The frame that both kinds share: names, an axis, a band under the run that is picked. Gives x(value) and y(row).
 function frame(section, most, named) {
