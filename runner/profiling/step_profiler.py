@@ -144,7 +144,7 @@ class StepProfiler:
             jax.profiler.start_trace(folder, profiler_options=options)
         # No room on the disk, no permission, a trace that the user's own code has begun.
         except Exception as error:
-            say(f"warning: profile: {self._window} are not traced: {type(error).__name__}: {error}")
+            say(f"warning: profile: not traced: {self._window}: {type(error).__name__}: {error}")
             return
         self._folder, self._ends = folder, self._window.last
         say(f"profile: tracing {self._window}")

@@ -39,7 +39,7 @@ def plan_window(options: Profile, step: int, last_step: int, done: Collection[in
     first = max(start, step + 1)
     window = Window(first, min(first + options.steps - 1, last_step), start)
     if first > start:
-        return window, f"profile.start={start}: step {start} is past; {window} are traced"
+        return window, f"profile.start={start}: step {start} is past; traced: {window}"
     if window.last < first + options.steps - 1:
-        return window, f"profile.steps={options.steps}: training ends at step {last_step}; {window} are traced"
+        return window, f"profile.steps={options.steps}: training ends at step {last_step}; traced: {window}"
     return window, ""
