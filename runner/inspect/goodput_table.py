@@ -18,15 +18,28 @@ from runner.files import read_file
 from runner.inspect.lookup import find_runs, is_at_work, read_config_document
 from runner.inspect.tiers import read_tiers
 from runner.inspect.time_account import BUCKETS, SHOWN_MILLISECONDS, TimeAccount, account_for_attempts
+from runner.inspect.timing_lines import measure_speed, read_json_lines
+from runner.log.console import list_rates
+from runner.profiling.profile_record import format_pace, list_profiles
 from runner.rundir.attempt_lines import line_of_killed, parse_attempt_lines
 from runner.rundir.heartbeat import read_heartbeat
 from runner.rundir.layout import RunDir
-from runner.text import format_count, format_duration, format_percent, format_table, format_time, terminal_width
+from runner.text import (
+    display_path,
+    format_count,
+    format_duration,
+    format_percent,
+    format_table,
+    format_time,
+    terminal_width,
+)
 from runner.types import Document, JsonObject
 from runner.values import Say, VerbResult
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 MOST_BAR_CHARACTERS = 100
+# So many operations of a trace are listed; profile.json has more.
+SHOWN_OPERATIONS = 5
 # An hour of no machine costs as much: what a configuration from elsewhere may say is bounded.
 MOST_DOLLARS = 1e9
 # bucket → the character that stands for it in the bar, and what it is
@@ -68,6 +81,9 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         say(line)
     for line in _format_total(list(accounts.values())):
         say(line)
+    if only:
+        for line in _format_steps(runs[0]):
+            say(line)
     remotes = {run_dir: read_tiers(run_dir) for run_dir in runs}
     for run_dir, tiers in remotes.items():
         if tiers is not None:
@@ -82,8 +98,29 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     entries = []
     for run_dir, account in accounts.items():
         tiers = remotes[run_dir]
-        entries.append({"run": str(run_dir), **_describe_account(account), "remote": tiers and tiers.describe()})
+        profiles = [record.document() for record in list_profiles(run_dir.profile)]
+        entry = {"run": str(run_dir), **_describe_account(account), "remote": tiers and tiers.describe()}
+        entries.append({**entry, "profiles": profiles})
     return VerbResult({"runs": entries})
+
+
+def _format_steps(run_dir: RunDir) -> list[str]:
+    """Return how fast steps went, and what traces of some of them say, with the operations of the newest."""
+    lines = []
+    if speed := measure_speed(list(read_json_lines(run_dir.timing))):
+        lines.append(f"steps: {', '.join(list_rates(speed))} (medians, without evaluating and saving)")
+    profiles = list_profiles(run_dir.profile)
+    lines += [f"profile of {record.describe()}" for record in profiles]
+    newest = next((record for record in reversed(profiles) if record.summary), None)
+    if newest and newest.summary:
+        head = ("operation", "kind", "share", "time", "times")
+        rows = [
+            (each.name, each.kind, format_percent(each.share, 1.0), format_pace(each.seconds), str(each.count))
+            for each in newest.summary.operations[:SHOWN_OPERATIONS]
+        ]
+        table = format_table(head, rows, right=("share", "time", "times"), flexible=("operation",))
+        lines += ["", f"most time in {newest.window}, of {display_path(newest.folder)}:", *table]
+    return lines
 
 
 def read_account(run_dir: RunDir) -> TimeAccount:

@@ -20,6 +20,7 @@ from runner.inspect.lookup import (
     refusing_unreadable,
 )
 from runner.inspect.tiers import Tiers, read_tiers
+from runner.profiling.profile_record import list_profiles
 from runner.rundir.side_files import STATUS, keep_typed
 from runner.text import (
     format_age,
@@ -67,6 +68,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
             "problem": status.problem,
             "where": tiers and tiers.state_of(checkpoint.step),
             "remote": tiers and tiers.describe(),
+            "profiles": [record.document() for record in list_profiles(checkpoint.run_dir.profile)],
             "progress": progress,
             "attempt": attempt,
             "leaves": {name: _describe_leaf(leaf) for name, leaf in leaves.items()},
@@ -101,6 +103,7 @@ def _format_facts(
         "where": _describe_place(tiers, checkpoint.step) if tiers else "",
         "not good": status.problem or "",
         "data": f"at {shorten(json.dumps(progress.get('position')), 200)} of {str(progress.get('data'))[:12]}…",
+        "profile": "; ".join(record.describe() for record in list_profiles(checkpoint.run_dir.profile)),
         "best so far": f"{best['metric']} {best['value']:.5g} at step {best['step']}" if best else "",
         "made by": made_by,
         "with": ", ".join(f"{name} {version}" for name, version in packages.items()),

@@ -7,10 +7,7 @@ is followed, and a value of another type than a run writes is as if it were not 
 from __future__ import annotations
 
 import math
-import os
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +15,25 @@ from typing import Any
 from runner.checkpoint.record import Record, Score, find_best, list_records
 from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError, StorageError
-from runner.files import open_file, parse_json, read_json_object
+from runner.files import read_json_object
 from runner.inspect.goodput_table import account_for_run
 from runner.inspect.lookup import parse_retention_settings, read_config_document, tell_state
 from runner.inspect.tiers import Tiers, read_tiers
 from runner.inspect.time_account import TimeAccount
+from runner.inspect.timing_lines import measure_speed, read_json_lines
+from runner.profiling.profile_record import ProfileRecord, list_profiles
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
 from runner.rundir.side_files import is_count, is_number
 from runner.text import shorten
 from runner.trace.step_requirements import StepRequirements, parse_requirements
 from runner.types import Document, JsonObject
+from runner.values import Speed
 
 # Step and value.
 CurvePoint = tuple[int, float]
-# A line of a log is shorter than that, and so is a word that the page shows.
-MOST_LINE_BYTES, MOST_WORD_CHARS = 1 << 20, 1000
+# A word that the page shows is no longer.
+MOST_WORD_CHARS = 1000
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,21 @@ class StepCost:
     """What a step of a run costs.
 
     Attributes:
-        seconds: the median over what was logged, without waiting for data, evaluating and saving.
+        speed: how fast steps went, without evaluating and saving; None where nothing was logged.
         needs: memory and FLOPs, of the newest attempt that wrote them down.
         hardware: the devices that these are of.
         remat_choice: what `remat=auto` chose, in its own words; else nothing.
     """
 
-    seconds: float | None
+    speed: Speed | None
     needs: StepRequirements | None
     hardware: str
     remat_choice: str
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the median of the seconds that a step took; None where none was logged."""
+        return None if self.speed is None else 1.0 / self.speed.steps
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class RunFacts:
         saves: its checkpoints, in their order.
         step_cost: memory, time and FLOPs of a step.
         tiers: where its checkpoints lie; None where it lives on this disk alone.
+        profiles: what traces of its steps say.
     """
 
     run_dir: RunDir
@@ -120,6 +126,7 @@ class RunFacts:
     saves: tuple[SaveEvent, ...]
     step_cost: StepCost
     tiers: Tiers | None = None
+    profiles: tuple[ProfileRecord, ...] = ()
 
 
 def read_facts(run_dir: RunDir) -> RunFacts:
@@ -133,7 +140,7 @@ def read_facts(run_dir: RunDir) -> RunFacts:
     except (RefusedError, ValueError):
         # A run without its configuration still has logs and checkpoints.
         document, rules, score = {}, {}, Score()
-    timing, records = list(_read_json_lines(run_dir.timing)), _list_own_records(run_dir)
+    timing, records = list(read_json_lines(run_dir.timing)), _list_own_records(run_dir)
     account = account_for_run(run_dir, status, document)
     needs, hardware = _find_requirements([*read_attempts(run_dir), attempt])
     state, tiers = tell_state(run_dir), read_tiers(run_dir)
@@ -155,8 +162,9 @@ def read_facts(run_dir: RunDir) -> RunFacts:
         account=account,
         curves=_read_curves(run_dir.metrics),
         saves=tuple(_list_saves(timing, records, kept, score)),
-        step_cost=StepCost(_measure_step_seconds(timing), needs, hardware, _read_remat_choice(run_dir.remat)),
+        step_cost=StepCost(measure_speed(timing), needs, hardware, _read_remat_choice(run_dir.remat)),
         tiers=tiers,
+        profiles=tuple(list_profiles(run_dir.profile)),
     )
 
 
@@ -182,7 +190,7 @@ def _list_own_records(run_dir: RunDir) -> list[Record]:
 
 def _read_curves(path: Path) -> dict[str, list[CurvePoint]]:
     curves: dict[str, list[CurvePoint]] = {}
-    for line in _read_json_lines(path):
+    for line in read_json_lines(path):
         step, split = line.pop("step", None), line.pop("split", None)
         if not is_count(step) or not isinstance(split, str):
             continue
@@ -213,20 +221,6 @@ def _list_saves(
         )
 
 
-def _measure_step_seconds(timing: Sequence[JsonObject]) -> float | None:
-    """Return the median of the seconds that a step took; None where none was logged."""
-    paces = [
-        line["seconds"] / line["steps"]
-        for line in timing
-        if line.get("event") == "train"
-        and is_count(line.get("steps"))
-        and line["steps"]
-        and is_number(line.get("seconds"))
-    ]
-    # The first step is slower than any other.
-    return statistics.median(paces[1:] or paces) if paces else None
-
-
 def _read_remat_choice(path: Path) -> str:
     try:
         words = (read_json_object(path) or {}).get("words")
@@ -245,23 +239,6 @@ def _find_requirements(lines: Sequence[JsonObject]) -> tuple[StepRequirements | 
 
 def _int_or_none(value: Any) -> int | None:
     return value if is_count(value) else None
-
-
-def _read_json_lines(path: Path) -> Iterator[JsonObject]:
-    """Yield every JSON object of a log; a line that is torn, or longer than any of ours, is left out."""
-    try:
-        handle = open_file(path, os.O_RDONLY)
-    # Not there, not ours to read, or no plain file.
-    except OSError:
-        return
-    # As bytes: a line that a power cut tore need not even be text.
-    with os.fdopen(handle, "rb") as file:
-        while raw := file.readline(MOST_LINE_BYTES):
-            # A part of a line is no JSON, and neither is what follows it.
-            with suppress(ValueError):
-                line = parse_json(raw)
-                if isinstance(line, dict):
-                    yield line
 
 
 def thin_curve(curve: Sequence[CurvePoint], most: int) -> list[CurvePoint]:

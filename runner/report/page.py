@@ -26,8 +26,9 @@ from runner.remote.options import is_remote_url
 from runner.report.config_diff import ConfigDiff, format_value, parse_number
 from runner.report.facts import CurvePoint, RunFacts, SaveEvent, thin_curve
 from runner.report.remat_tradeoff import group_comparable_runs, list_figures, list_policy_tables, measure_memory
-from runner.text import display_path, format_count, format_duration, format_size, format_time
+from runner.text import display_path, format_count, format_duration, format_percent, format_size, format_time
 from runner.types import JsonObject
+from runner.values import Speed
 
 # Files of template/, joined in this order into one script.
 SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
@@ -159,6 +160,9 @@ def _make_table(runs: _PageRuns) -> tuple[list[str], list[TableRow]]:
         "at step",
         "remote",
         "ms / step",
+        "tokens / s",
+        "examples / s",
+        "MFU",
         "memory",
         "wall-clock",
         "goodput",
@@ -203,6 +207,7 @@ def _make_fact_cells(facts: RunFacts, size: int | None) -> list[TableCell]:
         TableCell("" if step is None else f"{step:,}", step, "number"),
         _make_remote_cell(facts),
         TableCell("" if pace is None else f"{pace:.3g}", pace, "number"),
+        *_make_speed_cells(facts.step_cost.speed or Speed(0.0)),
         TableCell("" if size is None else format_size(size), size, "number"),
         TableCell(
             format_duration(account.clock / 1000) if has_run else "", account.clock if has_run else None, "number"
@@ -211,6 +216,15 @@ def _make_fact_cells(facts: RunFacts, size: int | None) -> list[TableCell]:
         TableCell(str(account.interruptions or ""), account.interruptions, "number"),
         TableCell(f"{account.lost_steps:,}" if account.lost_steps else "", account.lost_steps, "number"),
         TableCell(status.why, status.why or None, "why"),
+    ]
+
+
+def _make_speed_cells(speed: Speed) -> list[TableCell]:
+    """Return the cells of tokens a second, else of examples a second, and of the share of the devices' peak."""
+    examples = speed.examples if speed.tokens is None else None
+    return [
+        *(TableCell("" if rate is None else f"{rate:,.0f}", rate, "number") for rate in (speed.tokens, examples)),
+        TableCell("" if speed.mfu is None else format_percent(speed.mfu, 1.0), speed.mfu, "number"),
     ]
 
 
