@@ -183,7 +183,7 @@ def _is_as_before(node: Any, before: Any) -> bool:
     return all(node.get(key, {} if value == {} else ...) == value for key, value in before.items())
 
 
-# The runs of a sweep have the same keys, and each is asked for several times.
+# The runs of a sweep or a report have the same keys, and each is asked for several times.
 @functools.lru_cache(maxsize=4096)
 def _is_within(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

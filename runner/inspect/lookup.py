@@ -158,14 +158,25 @@ def refuse_bucket(verb: str, reference: str) -> None:
 def list_runs(folder: Path) -> list[RunDir]:
     """Return the runs in `outputs/NAME` or in `outputs`, the one that was touched last at the end."""
     found: dict[Path, float] = {}
-    for path in (*folder.glob("*"), *folder.glob("*/*")):
-        # What begins with a dot is put away: runs that were overwritten, results of verbs.
-        is_hidden = path.name.startswith(".") or path.parent.name.startswith(".")
-        # OSError: nobody else's directory may be looked into, and what is gone again is no run.
-        with suppress(OSError, RuntimeError):
-            if not is_hidden and is_run(RunDir(path.resolve())):
-                found[path.resolve()] = _find_last_change(RunDir(path.resolve()))
+    for path in folder.glob("*"):
+        if not _add_run(path, found):
+            # Not below a run: its files are many.
+            for below in path.glob("*"):
+                _add_run(below, found)
     return [RunDir(path) for path in sorted(found, key=lambda path: found[path])]
+
+
+def _add_run(path: Path, found: dict[Path, float]) -> bool:
+    """Add a run to what was found, with the time of its last change; return whether it is one, or is put away."""
+    # What begins with a dot is put away: runs that were overwritten, results of verbs.
+    if path.name.startswith("."):
+        return True
+    # OSError: nobody else's directory may be looked into, and what is gone again is no run.
+    with suppress(OSError, RuntimeError):
+        if is_run(run_dir := RunDir(path.resolve())):
+            found[run_dir.path] = _find_last_change(run_dir)
+            return True
+    return False
 
 
 def _find_last_change(run_dir: RunDir) -> float:
@@ -333,6 +344,8 @@ def apply_drift(document: Document, drift: Sequence[str]) -> JsonObject:
 
     Where the new value is null, the key is deleted. What is no change, in a line that somebody else wrote, is left out.
     """
+    if not drift:
+        return dict(document)
     result = copy.deepcopy(dict(document))
     changes = []
     for line in drift:

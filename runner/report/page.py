@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 import shlex
 import time
@@ -22,6 +23,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from runner.inspect.time_account import BUCKETS, INTERRUPTED, SHOWN_MILLISECONDS, AttemptSpan
+from runner.profiling.profile_record import ProfileRecord
 from runner.remote.options import is_remote_url
 from runner.report.config_diff import ConfigDiff, format_value, parse_number
 from runner.report.facts import CurvePoint, RunFacts, SaveEvent, thin_curve
@@ -33,7 +35,17 @@ from runner.values import Speed
 # Files of template/, joined in this order into one script.
 SCRIPTS = ("page.js", "colours.js", "curves.js", "lanes.js", "frontier.js", "table.js", "run.js", "start.js")
 # On a page; and so many each run has at least, however many runs there are.
-MOST_POINTS, MOST_SAVES, FEWEST_PER_RUN = 120_000, 40_000, 20
+MOST_POINTS, FEWEST_POINTS = 120_000, 12
+MOST_SAVES, FEWEST_SAVES = 40_000, 4
+# A page of more runs has no more rows than SHOWN_ROWS in its text: the script makes those that one looks at.
+MOST_ROWS, SHOWN_ROWS = 500, 200
+# What a run is to the scripts, in this order; at the end what most runs lack.
+FIELDS = (
+    *("name", "path", "href", "state", "why", "metric", "command", "step", "steps"),
+    *("curves", "spans", "saves", "profiles", "undrawn"),
+)
+# Of a trace; profile.json has more.
+SHOWN_OPERATIONS = 10
 MOST_METRICS, FEW_METRICS, MANY_RUNS = 12, 3, 100
 # So many groups of runs are compared by what they recompute.
 MOST_GROUPS = 8
@@ -73,7 +85,7 @@ def render_page(facts: Sequence[RunFacts], differs: ConfigDiff, title: str, fold
         facts,
         differs,
         names=[differs.name(number) or each.run_dir.path.name for number, each in enumerate(facts)],
-        hrefs=[_link_to(each.run_dir.path, folder) for each in facts],
+        hrefs=[_link_to(each.run_dir.path, folder.resolve()) for each in facts],
     )
     head, rows = _make_table(runs)
     groups = group_comparable_runs(facts, differs)
@@ -81,6 +93,7 @@ def render_page(facts: Sequence[RunFacts], differs: ConfigDiff, title: str, fold
     environment = Environment(
         loader=PackageLoader("runner.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     loader = environment.loader
     assert loader is not None
     style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", *SCRIPTS))
@@ -90,13 +103,19 @@ def render_page(facts: Sequence[RunFacts], differs: ConfigDiff, title: str, fold
         made=format_time(time.time()).replace(" UTC", "")[:-3] + " UTC",
         tiles=_make_tiles(runs),
         head=head,
-        rows=rows,
+        rows=rows if len(rows) <= MOST_ROWS else rows[:SHOWN_ROWS],
+        num_runs=len(rows),
         more=differs.more,
         remats=list_policy_tables(compared),
         counted=any(not group.compiled for group in compared),
         many=any(len(point.runs) > 1 for group in compared for point in group.points),
         untold=len(groups) - len(compared),
-        facts={**_make_script_data(runs), "frontiers": list_figures(compared)},
+        facts={
+            **_make_script_data(runs),
+            "frontiers": list_figures(compared),
+            "table": _encode_table(rows) if len(rows) > MOST_ROWS else None,
+            "drawn": SHOWN_ROWS if len(rows) > MOST_ROWS else None,
+        },
         style=style,
         script=script,
         # The page lets the browser run what has this hash (Content-Security-Policy), and nothing from a name.
@@ -104,11 +123,28 @@ def render_page(facts: Sequence[RunFacts], differs: ConfigDiff, title: str, fold
     )
 
 
+def order_runs(facts: Sequence[RunFacts], differs: ConfigDiff) -> list[int]:
+    """Return the runs in the order of the page: by configuration; where only the first are drawn, the best first."""
+    order, scores = differs.order(len(facts)), {each.score for each in facts}
+    if len(facts) <= MOST_ROWS or len(scores) != 1:
+        return order
+    sign = 1 if scores.pop().mode == "min" else -1
+
+    def rank(run: int) -> tuple[bool, float]:
+        best = facts[run].best
+        return (True, 0.0) if best is None or math.isnan(best[1]) else (False, sign * best[1])
+
+    return sorted(order, key=rank)
+
+
 def _link_to(directory: Path, folder: Path) -> str:
-    """Return a link that holds when page and runs are moved together; of a run in a bucket its place there."""
+    """Return a link that holds when page and runs are moved together; of a run in a bucket its place there.
+
+    Both paths are resolved.
+    """
     if is_remote_url(name := display_path(directory)):
         return quote(name, safe=":/")
-    relative = quote(os.path.relpath(directory.resolve(), folder.resolve()).replace(os.sep, "/"))
+    relative = quote(os.path.relpath(directory, folder).replace(os.sep, "/"))
     # `a:b` would be read as an address of the scheme `a`.
     return relative if relative.startswith(".") else f"./{relative}"
 
@@ -241,42 +277,46 @@ def _make_script_data(runs: _PageRuns) -> JsonObject:
     facts, metrics = runs.facts, _choose_metrics(runs.facts)
     # Long lists and sentences that many runs have alike: the page has each once, and names it by its index.
     grids, words = _SharedValues(), _SharedValues()
-    most_points = max(MOST_POINTS // max(len(metrics) * len(facts), 1), FEWEST_PER_RUN)
-    most_saves = max(MOST_SAVES // len(facts), FEWEST_PER_RUN)
+    most_points = max(MOST_POINTS // max(len(metrics) * len(facts), 1), FEWEST_POINTS)
+    most_saves = max(MOST_SAVES // len(facts), FEWEST_SAVES)
     longest = max((len(each.curves.get(name, ())) for each in facts for name in metrics), default=0)
+    most_operations = SHOWN_OPERATIONS if len(facts) <= MOST_ROWS else 0
+    base = Counter(href.rpartition("/")[0] for href in runs.hrefs).most_common(1)[0][0]
     entries = []
     for name, href, each in zip(runs.names, runs.hrefs, facts, strict=True):
-        curves = {
-            str(index): _encode_curve(thin_curve(each.curves[metric], most_points), grids)
-            for index, metric in enumerate(metrics)
-            if metric in each.curves
+        path = each.run_dir.path.name
+        entry = {
+            "name": name,
+            "path": path,
+            # Most runs lie beside each other.
+            "href": None if href == f"{base}/{quote(path)}" else href,
+            "state": words.index_of(each.status.state),
+            "why": words.index_of(each.status.why),
+            "metric": words.index_of(each.score.metric),
+            "command": [words.index_of(shlex.quote(word)) for word in each.words],
+            "step": each.status.step,
+            "steps": each.status.steps,
+            "curves": [
+                _encode_curve(thin_curve(each.curves[metric], most_points), grids) if metric in each.curves else 0
+                for metric in metrics
+            ],
+            "spans": [_encode_span(span, words) for span in each.account.spans],
+            "saves": [_encode_save(save, words) for save in _choose_saves(each.saves, most_saves)],
+            "profiles": [_encode_profile(record, most_operations) for record in each.profiles],
+            "undrawn": max(len(each.saves) - most_saves, 0),
         }
-        entries.append(
-            {
-                "name": name,
-                "href": href,
-                "state": each.status.state,
-                "why": each.status.why,
-                "command": f"python run.py {shlex.join(each.words)}" if each.words else "",
-                "path": each.run_dir.path.name,
-                "step": each.status.step,
-                "steps": each.status.steps,
-                "metric": each.score.metric,
-                "curves": curves,
-                "saves": [_encode_save(save, words) for save in _choose_saves(each.saves, most_saves)],
-                "undrawn": max(len(each.saves) - most_saves, 0),
-                "spans": [_encode_span(span, words) for span in each.account.spans],
-            }
-        )
+        entries.append(_drop_empty_end([entry[field] for field in FIELDS]))
     return {
         "metrics": metrics,
         "thinned": most_points if longest > most_points else None,
         "keys": [
-            {"key": column.key, "values": [format_value(value) for value in column.values]}
+            {"key": column.key, **_encode_texts([format_value(value) for value in column.values])}
             for column in runs.differs.columns
         ],
         "buckets": BUCKETS,
         "interrupted": INTERRUPTED,
+        "fields": FIELDS,
+        "base": base,
         "runs": entries,
         "grids": grids.values,
         "words": words.values,
@@ -323,6 +363,48 @@ def _choose_saves(saves: Sequence[SaveEvent], most: int) -> list[SaveEvent]:
     return [save for save in saves if save.kept is not None or save.step in chosen]
 
 
+def _encode_table(rows: Sequence[TableRow]) -> list[JsonObject]:
+    """Return the cells of all rows by column: their class, their texts, and by what they are sorted."""
+    columns = []
+    for cells in zip(*(row.cells for row in rows), strict=True):
+        kinds = _encode_texts([cell.kind for cell in cells])
+        column = {"kind": kinds, **_encode_texts([cell.text for cell in cells])}
+        # Where the texts say it, it is not written a second time.
+        if any(not _is_own_rank(cell) for cell in cells):
+            ranks = [cell.rank for cell in cells]
+            column["ranks"] = [float(f"{rank:.6g}") if isinstance(rank, float) else rank for rank in ranks]
+        columns.append(column)
+    return columns
+
+
+def _is_own_rank(cell: TableCell) -> bool:
+    if cell.rank is None or isinstance(cell.rank, str):
+        return cell.text in ("" if cell.rank is None else cell.rank, "–" if cell.rank is None else cell.rank)
+    return parse_number(cell.text) == cell.rank
+
+
+def _encode_texts(texts: Sequence[str]) -> JsonObject:
+    """Return texts as a list; where most are alike, each once and for every place its index."""
+    shared = _SharedValues()
+    places = [shared.index_of(text) for text in texts]
+    if 2 * len(shared.values) > len(texts):
+        return {"texts": texts}
+    return {"of": shared.values, "at": places}
+
+
+def _drop_empty_end(values: list[Any]) -> list[Any]:
+    """Return values without the last ones that are nothing; the scripts know what they are then."""
+    while values and not values[-1]:
+        values.pop()
+    return values
+
+
+def _encode_profile(record: ProfileRecord, most_operations: int) -> list[Any]:
+    operations = record.summary.operations[:most_operations] if record.summary else []
+    listed = [[each.name, each.kind, each.share, each.seconds, each.count] for each in operations]
+    return [record.folder.name, record.describe(), listed]
+
+
 def _encode_span(span: AttemptSpan, words: _SharedValues) -> list[Any]:
     return [
         span.number,
@@ -344,6 +426,6 @@ def _encode_save(save: SaveEvent, words: _SharedValues) -> list[Any]:
         words.index_of(save.reason),
         None if save.kept is None else words.index_of(save.kept),
         save.num_bytes,
-        save.score,
+        None if save.score is None else float(f"{save.score:.6g}"),
         int(save.is_best),
     ]

@@ -12,7 +12,7 @@ from runner.inspect.lookup import find_runs, refusing_other_kinds
 from runner.remote.options import is_remote_url
 from runner.report.config_diff import ConfigDiff, compare_configs
 from runner.report.facts import RunFacts, read_facts
-from runner.report.page import render_page
+from runner.report.page import order_runs, render_page
 from runner.report.remat_tradeoff import measure_memory
 from runner.rundir.layout import RunDir
 from runner.text import display_path, format_count, format_size
@@ -35,7 +35,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     named = {str(run_dir): run_dir for path in arguments.paths for run_dir in find_runs(path)}
     found = [read_facts(RunDir(named[name].path.resolve())) for name in sorted(named)]
     differs = compare_configs([each.document for each in found], [each.words for each in found])
-    order = differs.order(len(found))
+    order = order_runs(found, differs)
     facts, differs = [found[number] for number in order], differs.reorder(order)
     title = " · ".join(
         path.rstrip("/") if is_remote_url(path) else display_path(Path(path).expanduser()) for path in arguments.paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -15,16 +16,20 @@ from urllib.parse import unquote
 import pytest
 
 from runner.__main__ import main
+from runner.profiling.window import Window
 from runner.report.config_diff import DEFAULT, compare_configs
 from runner.report.facts import read_facts, thin_curve
-from runner.report.page import render_page
+from runner.report.page import MOST_POINTS, MOST_ROWS, MOST_SAVES, SHOWN_ROWS, order_runs, render_page
 from runner.report.remat_tradeoff import group_comparable_runs, measure_memory
 from runner.rundir.layout import RunDir
 from tests import synthetic
 from tests.browser import Browser, browser, lacking
 from tests.conftest import Door
 from tests.laws.faults import Forks
+from tests.profiling.test_profile_record import publish
 
+# What a page has without any run, and a row of those that are in its text.
+TEMPLATE_BYTES, ROW_BYTES = 60_000, 1000
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"{{ 7 * 7 }}"
 
 
@@ -54,6 +59,15 @@ class Page(HTMLParser):
             self.cells[-1] += data.strip()
         if self._open and self._open[-1] == "script" and self.tags[-1][1].get("id") == "facts":
             self.facts = json.loads(data)
+            self.facts["runs"] = [self._decode(values) for values in self.facts["runs"]]
+
+    def _decode(self, values: list[Any]) -> dict[str, Any]:
+        """A run as the scripts see it."""
+        empty = {"curves": [], "spans": [], "saves": [], "profiles": [], "undrawn": 0, "steps": None}
+        run = {**empty, **dict(zip(self.facts["fields"], values, strict=False))}
+        for name in ("state", "why", "metric"):
+            run[name] = self.facts["words"][run[name]]
+        return run
 
 
 def of(*paths: Path, folder: Path | None = None, title: str = "title") -> str:
@@ -151,7 +165,7 @@ def test_the_page_tells_what_the_runs_hold_and_links_lead_there(sweep: Path, tmp
         assert cell in found.cells, cell
     (run,) = (run for run in found.facts["runs"] if run["path"] == "b")
     index = found.facts["metrics"].index("eval/loss")
-    grid, values = run["curves"][str(index)]
+    grid, values = run["curves"][index]
     assert list(zip(found.facts["grids"][grid], values, strict=True)) == [
         (step, float(f"{value:.5g}")) for step, value in told.curves["eval/loss"]
     ]
@@ -219,7 +233,7 @@ def test_a_run_that_was_really_killed(served: Forks, door: Door) -> None:
     there = {int(path.name) for path in (door.the_run / "checkpoints").iterdir() if path.name.isdecimal()}
     assert {save[0] for save in run["saves"] if save[2] is not None} == there
     metrics = [json.loads(line) for line in (door.the_run / "logs/metrics.jsonl").read_text().splitlines()]
-    assert len(run["curves"]["0"][1]) == sum(line["split"] == "train" for line in metrics)
+    assert len(run["curves"][0][1]) == sum(line["split"] == "train" for line in metrics)
 
 
 def needing(root: Path, name: str, remat: str, needs: dict[str, Any] | None, pace: float, **more: Any) -> Path:
@@ -320,7 +334,10 @@ def test_a_run_whose_record_is_torn_has_no_memory(tmp_path: Path) -> None:
     assert "ms / step" in Page(of(tmp_path / "a", tmp_path / "b")).cells
 
 
-def test_a_thousand_runs_are_less_than_ten_megabytes(tmp_path: Path) -> None:
+def test_a_run_of_many_takes_less_than_a_kilobyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand runs are then less than ten megabytes: here a tenth of them, with a tenth of what they share."""
+    monkeypatch.setattr("runner.report.page.MOST_POINTS", MOST_POINTS // 10)
+    monkeypatch.setattr("runner.report.page.MOST_SAVES", MOST_SAVES // 10)
     needs = {0.004: synthetic.needs("none", 1000, 0), 0.01: synthetic.needs("full", 100, 330)}
     few = [
         read_facts(RunDir(synthetic.write(tmp_path / str(rate), killed_at=350, rate=rate, needs=found)))
@@ -331,10 +348,34 @@ def test_a_thousand_runs_are_less_than_ten_megabytes(tmp_path: Path) -> None:
         [lr(number) for number in range(1000)], [(f"optim.lr={number}",) for number in range(1000)]
     )
     text = render_page(facts, differs, "thousand", tmp_path)
-    assert len(text.encode()) < 10_000_000
+    assert len(text.encode()) - SHOWN_ROWS * ROW_BYTES - TEMPLATE_BYTES < 1000 * 1000
     assert len(Page(text).facts["runs"]) == 1000
     (figure,) = Page(text).facts["frontiers"]
     assert [len(runs) for _, runs, *_ in figure["points"]] == [500, 500]
+
+
+def test_a_trace_of_some_steps_is_on_the_page(tmp_path: Path) -> None:
+    run = RunDir(synthetic.write(tmp_path / "run"))
+    publish(run.profile, Window(100, 104, 100))
+    (told,) = Page(of(run.path)).facts["runs"][0]["profiles"]
+    assert told == [
+        "100-104",
+        "steps 100 to 104, 42 ms a step: matrix products 61.0 %, copies 3.0 %, other work 20.0 %, idle 16.0 %",
+        [["dot.3", "matmul", 0.5, 0.1, 15]],
+    ]
+
+
+def test_how_fast_it_went_is_in_the_table(tmp_path: Path) -> None:
+    run = RunDir(synthetic.write(tmp_path / "run"))
+    more = '"paused": 1.0, "examples_per_second": 320.0, "tokens_per_second": 40960.4, "mfu": 0.4123'
+    lines = [f'{{"step": {step}, "event": "train", "steps": 10, "seconds": 1.5, {more}}}' for step in (10, 20, 30)]
+    run.timing.write_text("\n".join(lines))
+    cells = Page(of(run.path)).cells
+    head, row = cells[: len(cells) // 2], cells[len(cells) // 2 :]
+    found = dict(zip(head, row, strict=True))
+    # Without what training waited for.
+    assert (found["ms / step"], found["tokens / s"], found["MFU"]) == ("50", "40,960", "41.2 %")
+    assert "examples / s" not in found
 
 
 @pytest.fixture(scope="module")
@@ -472,6 +513,61 @@ def test_the_frontier_is_drawn_by_time_and_by_what_is_recomputed(
     assert column(chromium, size)[:3] == ["400 bytes", "500 bytes", "500 bytes"]
     assert column(chromium, size)[-2:] == ["2.1 kB", ""]
     assert chromium.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A page of more runs than it draws at once, and how many these are; the scores get better with the number."""
+    folder, count = tmp_path_factory.mktemp("crowd"), MOST_ROWS + 100
+    few = read_facts(RunDir(synthetic.write(folder / "run", killed_at=350)))
+    found = [dataclasses.replace(few, best=(1000, 2.0 - number / count)) for number in range(count)]
+    differs = compare_configs(
+        [lr(number) for number in range(count)], [(f"optim.lr={number}",) for number in range(count)]
+    )
+    order = order_runs(found, differs)
+    page = folder / "page.html"
+    page.write_text(render_page([found[run] for run in order], differs.reorder(order), "crowd", folder))
+    return page, count
+
+
+def test_of_many_runs_the_best_are_listed_and_drawn_first(chromium: Browser, crowd: tuple[Path, int]) -> None:
+    page, count = crowd
+    chromium.open(page)
+    assert column(chromium, 0) == [f"lr={number}" for number in range(count - 1, count - 1 - SHOWN_ROWS, -1)]
+    assert chromium.run("return document.querySelectorAll('#time .name').length") == SHOWN_ROWS
+    assert chromium.run("return document.querySelector('figure .many').querySelectorAll('.curve').length") == SHOWN_ROWS
+    for place in ("#left", "#curves .note"):
+        told = chromium.run(f"return document.querySelector('{place}').innerText")
+        assert f"the first {SHOWN_ROWS} of {count} runs" in told
+    chromium.click("#left button")
+    assert len(column(chromium, 0)) == 2 * SHOWN_ROWS
+    assert not chromium.complaints()
+
+
+def test_of_many_runs_any_is_found_by_sorting_and_by_words(chromium: Browser, crowd: tuple[Path, int]) -> None:
+    page, count = crowd
+    chromium.open(page)
+    chromium.click("#table thead th:nth-child(2) button")
+    assert column(chromium, 0)[:3] == ["lr=0", "lr=1", "lr=2"]
+    chromium.click("#table thead th:nth-child(2) button")
+    assert column(chromium, 0)[:2] == [f"lr={count - 1}", f"lr={count - 2}"]
+    typed = (
+        "const box = document.getElementById('filter'); box.value = 'optim.lr=7'; box.dispatchEvent(new Event('input'))"
+    )
+    chromium.run(typed)
+    found = column(chromium, 0)
+    assert found == sorted((name for name in found if name.startswith("lr=7")), key=lambda name: -int(name[3:]))
+    assert len(found) == 11
+    assert chromium.run("return document.getElementById('left').hidden")
+    # A row that the script made has all that one of the page's own has.
+    chromium.click("#table tbody tr:last-child td")
+    assert "lr=7" in chromium.run("return document.getElementById('run').innerText")
+    made, own = (
+        chromium.run(f"return [...document.querySelector('{row}').cells].map(cell => [cell.tagName, cell.className])")
+        for row in ("#table tbody tr:last-child", "#table tbody tr:first-child")
+    )
+    assert made == own
+    assert not chromium.complaints()
 
 
 def test_a_finger_is_told_as_well_until_it_taps_elsewhere(opened: Callable[..., Browser]) -> None:

@@ -6,7 +6,7 @@ const colourings = new Map();
 function colourValue(index) {
   if (view.colour === RUN) return runs[index].name;
   if (view.colour === STATE) return runs[index].state;
-  return facts.keys.find((each) => each.key === view.colour).values[index];
+  return textAt(facts.keys.find((each) => each.key === view.colour), index);
 }
 
 // value → colour: numbers and what is too many for names go along a ramp, the rest has colours that are told apart

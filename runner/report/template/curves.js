@@ -33,7 +33,7 @@ function setUpCurves() {
 function read(figure) {
   const metric = figure.select.value;
   const lines = [];
-  for (const index of view.order) {
+  for (const index of drawn()) {
     const curve = runs[index].curves[metric];
     if (curve && isShown(index)) lines.push({ index, steps: facts.grids[curve[0]], values: curve[1] });
   }

@@ -6,7 +6,7 @@ const SEQUENCE = [...BEFORE, "progress", "data", "eval", "save", "lost", "other"
 
 // The frame that both kinds share: names, an axis, a band under the run that is picked. Gives x(value) and y(row).
 function frame(section, most, named) {
-  const box = section.querySelector(".lanes"), order = view.order.filter(matches);
+  const box = section.querySelector(".lanes"), order = drawn();
   const isNarrow = box.clientWidth < 640, single = runs.length === 1;
   const step = isNarrow && !single ? 40 : 24, right = 14, high = order.length * step;
   const svg = made(null, "svg", { width: 1, height: high + 2, role: "img", "aria-label": section.querySelector("h2").textContent });

@@ -1,9 +1,19 @@
 "use strict";
 // What all parts of the page share: the facts, what is looked at, and how an element is made.
 const facts = JSON.parse(document.getElementById("facts").textContent);
-const runs = facts.runs;
+const EMPTY = { curves: [], spans: [], saves: [], profiles: [], undrawn: 0, command: [], steps: null };
+const runs = facts.runs.map((values) => {
+  const run = { ...EMPTY };
+  values.forEach((value, place) => (run[facts.fields[place]] = value));
+  for (const name of ["state", "why", "metric"]) run[name] = facts.words[run[name]];
+  run.command = run.command.length ? `python run.py ${run.command.map((word) => facts.words[word]).join(" ")}` : "";
+  run.href ??= `${facts.base}/${encodeURIComponent(run.path)}`;
+  return run;
+});
+// Texts that many runs have alike are written once.
+const textAt = (column, index) => (column.of ? column.of[column.at[index]] : column.texts[index]);
 const MANY = 30; // more curves than this are drawn thin
-const view = { order: runs.map((_, index) => index), colour: "", off: new Set(), words: [], picked: -1 };
+const view = { order: runs.map((_, index) => index), colour: "", off: new Set(), words: [], picked: -1, room: facts.drawn ?? Infinity };
 const tip = document.getElementById("tip");
 
 // Text is only ever set as text: a name from a disk is no markup.
@@ -17,11 +27,13 @@ function made(parent, name, attributes = {}, words = null) {
 }
 
 const matches = (index) => view.words.every((word) => haystack(index).includes(word));
+// Of many runs the first ones are drawn, in the order of the table: no eye can tell ten thousand apart.
+const drawn = () => (view.order.length > view.room || view.words.length ? view.order.filter(matches).slice(0, view.room) : view.order);
 const isShown = (index) => matches(index) && !view.off.has(colourValue(index));
 const haystacks = [];
 function haystack(index) {
   const run = runs[index];
-  return (haystacks[index] ??= [run.name, run.path, run.state, run.why, ...facts.keys.map((each) => `${each.key}=${each.values[index]}`)]
+  return (haystacks[index] ??= [run.name, run.path, run.state, run.why, ...facts.keys.map((each) => `${each.key}=${textAt(each, index)}`)]
     .join(" ").toLowerCase());
 }
 
@@ -56,7 +68,7 @@ function draw() {
   for (const plot of plots) drawFrontier(plot);
   drawSaves();
   drawTime();
-  markRows();
+  drawTable();
 }
 
 const number = (value) => value.toLocaleString("en-US");

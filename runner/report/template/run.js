@@ -14,6 +14,18 @@ function showRun(index) {
   if (run.why) made(section, "p", { class: "why" }, `${run.state}: ${run.why}`);
   attempts(section, run);
   checkpoints(section, run);
+  profiles(section, run);
+}
+
+// What the steps did that were traced: a bar of the shares, and the operations that took most.
+function profiles(section, run) {
+  for (const [folder, words, operations] of run.profiles) {
+    made(section, "h3", {}, "Trace of some steps");
+    const line = made(section, "p", { class: "traced" }, `${words} `);
+    made(line, "a", { href: `${run.href}/profile/${encodeURIComponent(folder)}/` }, "the trace, for XProf or Perfetto");
+    tabled(section, ["operation", "kind", "share", "time", "times"],
+      operations.map(([name, kind, share, seconds, times]) => [name, kind, `${(100 * share).toFixed(1)} %`, clock(seconds * 1000), number(times)]), [2, 3, 4]);
+  }
 }
 
 function attempts(section, run) {
