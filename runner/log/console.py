@@ -19,6 +19,7 @@ from runner.text import format_duration, mask_lines, utc_now
 from runner.values import MetricValues, Speed
 
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in this time
+WIDEST_BAR, NARROWEST_BAR = 28, 6  # in characters
 BAR_SECONDS = 0.2  # on a terminal: the bar is drawn at most once in this time
 
 
@@ -142,8 +143,9 @@ class ProgressBarConsole(QuietConsole):
         super().__init__(log)
         width, height = screen.fix_unknown_size()
         self._rich, self._escape = RichConsole(highlight=False, width=width, height=height), escape
+        self._bar = BarColumn(bar_width=WIDEST_BAR)
         columns = (
-            BarColumn(bar_width=28),
+            self._bar,
             MofNCompleteColumn(),
             TextColumn("[bold]{task.fields[loss]}"),
             TextColumn("{task.fields[pace]}"),
@@ -184,12 +186,13 @@ class ProgressBarConsole(QuietConsole):
         if not self._has_bar or state == "waits" or time.monotonic() < self._next_draw:
             return
         self._next_draw = time.monotonic() + BAR_SECONDS
-        saved = " · ".join(self._list_saved(step, durable_step))
-        pace = " · ".join(list_rates(speed))
+        loss, saved = _format_loss(metrics), " · ".join(self._list_saved(step, durable_step))
+        # What is in a line beside the bar and the rates: `420/600`, what it was told, the time that is left, spaces.
+        beside = 2 * len(str(self._steps)) + 1 + len(loss) + len(saved) + len("0:01:30") + 5
+        pace, bar_width = fit_rates(list_rates(speed), self._rich.width - beside)
         with self._drawing():
-            self._progress.update(
-                self._task, completed=step, loss=_format_loss(metrics), pace=pace, saved=saved, refresh=True
-            )
+            self._bar.bar_width = bar_width
+            self._progress.update(self._task, completed=step, loss=loss, pace=pace, saved=saved, refresh=True)
 
     def close(self) -> None:
         """Take the bar away; may be called twice."""
@@ -232,6 +235,15 @@ def list_rates(speed: Speed) -> list[str]:
     if speed.mfu is not None:
         rates.append(f"MFU {100 * speed.mfu:.1f} %")
     return rates
+
+
+def fit_rates(rates: list[str], room: int) -> tuple[str, int]:
+    """Return the rates that have room beside a bar, the first of them always, and the width of the bar."""
+    while len(rates) > 1 and len(" · ".join(rates)) + NARROWEST_BAR > room:
+        # Tokens follow from steps; the share of the peak does not.
+        rates = [rates[0], *rates[2:]]
+    pace = " · ".join(rates)
+    return pace, min(max(room - len(pace), NARROWEST_BAR), WIDEST_BAR)
 
 
 def _format_rate(rate: float) -> str:

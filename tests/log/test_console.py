@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runner import screen
-from runner.log.console import PlainConsole, ProgressBarConsole, QuietConsole, choose_console
+from runner.log.console import PlainConsole, ProgressBarConsole, QuietConsole, choose_console, fit_rates
 from runner.values import Speed
 
 METRICS, SPEED = {"loss": 1.5}, Speed(12.5)
@@ -183,8 +183,24 @@ def test_how_fast_it_goes(speed: Speed, told: str, log: Path, capsys: pytest.Cap
     assert f"  loss 1.5000  {told}  " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("room", "told", "width"),
+    [
+        (200, "12.5 steps/s · 102k tokens/s · MFU 41.2 %", 28),
+        (50, "12.5 steps/s · 102k tokens/s · MFU 41.2 %", 9),
+        (46, "12.5 steps/s · MFU 41.2 %", 21),
+        (30, "12.5 steps/s", 18),
+        (5, "12.5 steps/s", 6),
+    ],
+)
+def test_the_rates_that_have_room_are_in_the_bar(room: int, told: str, width: int) -> None:
+    rates = ["12.5 steps/s", "102k tokens/s", "MFU 41.2 %"]
+    assert fit_rates(rates, room) == (told, width)
+
+
 def test_the_bar_tells_how_fast_it_goes(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = stand_at_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "140")
     console = ProgressBarConsole(log)
     console.begin(0, 500)
     console.tick(420, METRICS, 400, Speed(12.5, 1620.0, 101_960.0, 0.41234))

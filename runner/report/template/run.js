@@ -24,7 +24,7 @@ function profiles(section, run) {
     const line = made(section, "p", { class: "traced" }, `${words} `);
     made(line, "a", { href: `${run.href}/profile/${encodeURIComponent(folder)}/` }, "the trace, for XProf or Perfetto");
     tabled(section, ["operation", "kind", "share", "time", "times"],
-      operations.map(([name, kind, share, seconds, times]) => [name, kind, `${(100 * share).toFixed(1)} %`, clock(seconds * 1000), number(times)]), [2, 3, 4]);
+      operations.map(([name, kind, share, seconds, times]) => [name, kind, `${(100 * share).toFixed(1)} %`, seconds < 1 ? `${Number((1000 * seconds).toPrecision(3))} ms` : clock(1000 * seconds), number(times)]), [2, 3, 4]);
   }
 }
 
