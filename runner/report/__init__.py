@@ -3,6 +3,8 @@
     facts.py           what the files of a run say, as frozen values
     config_diff.py     what differs between runs, in as few columns as tell them apart
     remat_tradeoff.py  memory against time and FLOPs, where runs differ in what they recompute
+    run_table.py       the table of runs
+    script_data.py     what the scripts of the page draw, in few bytes
     page.py            facts become the page; template/ is what it looks like
     report_verb.py     `python -m runner report`
 

@@ -49,9 +49,10 @@ from runner.train.evaluator import EvaluationRun
 from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
-from runner.train.speed import SpeedMeter, describe_batch
+from runner.train.speed import SpeedMeter
 from runner.train.starvation import StarvationMonitor
 from runner.train.step import is_finite
+from runner.train.step_work import describe_batch
 from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
 from runner.values import MetricValues
 

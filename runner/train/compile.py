@@ -33,7 +33,8 @@ from runner.train.built import Built
 from runner.train.compile_cache import CacheStats
 from runner.train.parts import CompiledParts
 from runner.train.parts_evaluation import PartsEvaluation
-from runner.train.speed import StepWork, count_work, describe_batch
+from runner.train.speed import StepWork
+from runner.train.step_work import count_work, describe_batch
 from runner.types import Batch, State
 
 # How the text of a compiled program says that an array lies in the host's memory.

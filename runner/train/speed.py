@@ -1,7 +1,8 @@
 """How fast training is: steps, examples and tokens a second, and the share of the devices' peak that it uses (MFU).
 
 Nothing is added to a step and nothing is compiled for it: the seconds are those between two steps that are logged, and
-the FLOPs are counted in the trace of the compiled step, which is there anyway, after training has begun (compile.py).
+the FLOPs are counted in the trace of the compiled step, which is there anyway, after training has begun: see
+step_work.py. No jax.
 """
 
 from __future__ import annotations
@@ -10,15 +11,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import jax
-import numpy as np
-
-from runner.config.schema import Config
-from runner.trace.flops import count_useful_flops, find_uncounted
-from runner.trace.peak_flops import find_peak_flops
-from runner.train.built import Built
 from runner.types import JsonObject
 from runner.values import Say, Speed
 
@@ -51,33 +45,6 @@ class StepWork:
             tokens=None if self.tokens is None else rate * self.tokens,
             mfu=rate * self.flops / self.peak if is_known else None,  # type: ignore[operator]
         )
-
-
-def describe_batch(built: Built, config: Config) -> StepWork:
-    """Return what a step works on; its FLOPs are not counted yet."""
-    if config.data.kind == "none":
-        return StepWork(None, None)
-    tokens, size = built.sources.eval.take(np.zeros(1, np.int64)).get("tokens"), config.data.batch_size
-    # A window of tokens is one longer than what is predicted.
-    return StepWork(size, None if tokens is None else size * (tokens.shape[1] - 1))
-
-
-def count_work(work: StepWork, config: Config, traced: jax.stages.Traced, mesh: jax.sharding.Mesh) -> StepWork:
-    """Return what a step does with its FLOPs, as they are counted in its trace, and with the peak of its devices."""
-    device, jaxpr = mesh.devices.flat[0], traced.jaxpr.jaxpr
-    peak = config.train.peak_flops or find_peak_flops(device.device_kind)
-    uncounted = find_uncounted(jaxpr)
-    untold = ""
-    if uncounted and peak is not None:
-        untold = f"no trace tells the FLOPs of {', '.join(uncounted)}"
-    elif peak is None and device.platform != "cpu":
-        untold = f"the peak of a {device.device_kind} is not known; say it with train.peak_flops=FLOP_PER_SECOND"
-    return replace(
-        work,
-        flops=None if uncounted else count_useful_flops(jaxpr),
-        peak=None if peak is None else peak * mesh.size,
-        untold=untold,
-    )
 
 
 class SpeedMeter:

@@ -19,8 +19,10 @@ from runner.__main__ import main
 from runner.profiling.window import Window
 from runner.report.config_diff import DEFAULT, compare_configs
 from runner.report.facts import read_facts, thin_curve
-from runner.report.page import MOST_POINTS, MOST_ROWS, MOST_SAVES, SHOWN_ROWS, order_runs, render_page
+from runner.report.page import order_runs, render_page
 from runner.report.remat_tradeoff import group_comparable_runs, measure_memory
+from runner.report.run_table import MOST_ROWS, SHOWN_ROWS
+from runner.report.script_data import MOST_POINTS, MOST_SAVES
 from runner.rundir.layout import RunDir
 from tests import synthetic
 from tests.browser import Browser, browser, lacking
@@ -336,8 +338,8 @@ def test_a_run_whose_record_is_torn_has_no_memory(tmp_path: Path) -> None:
 
 def test_a_run_of_many_takes_less_than_a_kilobyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand runs are then less than ten megabytes: here a tenth of them, with a tenth of what they share."""
-    monkeypatch.setattr("runner.report.page.MOST_POINTS", MOST_POINTS // 10)
-    monkeypatch.setattr("runner.report.page.MOST_SAVES", MOST_SAVES // 10)
+    monkeypatch.setattr("runner.report.script_data.MOST_POINTS", MOST_POINTS // 10)
+    monkeypatch.setattr("runner.report.script_data.MOST_SAVES", MOST_SAVES // 10)
     needs = {0.004: synthetic.needs("none", 1000, 0), 0.01: synthetic.needs("full", 100, 330)}
     few = [
         read_facts(RunDir(synthetic.write(tmp_path / str(rate), killed_at=350, rate=rate, needs=found)))
