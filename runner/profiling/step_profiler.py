@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import hosts
 from runner.files import remove_file, remove_tree
 from runner.preempt.stop import run_in_thread
 from runner.profiling.operations import classify_operations
@@ -121,12 +122,14 @@ class StepProfiler:
     def close(self) -> None:
         """Wait for what is being read; drop a trace whose steps did not all come."""
         self._over.set()
-        with self._around.paused():
-            if self._folder is not None:
-                self._drop()
-            gives_up = time.monotonic() + PATIENCE_SECONDS
-            while self._is_reading() and time.monotonic() < gives_up and not self._around.is_stopping():
-                self._reading.wait(0.1)  # type: ignore[union-attr]
+        # Most runs trace nothing, and have nothing to say of the time it took.
+        if self._folder is not None or self._is_reading():
+            with self._around.paused():
+                if self._folder is not None:
+                    self._drop()
+                gives_up = time.monotonic() + PATIENCE_SECONDS
+                while self._is_reading() and time.monotonic() < gives_up and not self._around.is_stopping():
+                    self._reading.wait(0.1)  # type: ignore[union-attr]
         if self._is_asked or self._take_request():
             self._around.say("PROFILE: training ended before it; nothing is traced")
 
@@ -147,7 +150,7 @@ class StepProfiler:
             say(f"warning: profile: not traced: {self._window}: {type(error).__name__}: {error}")
             return
         self._folder, self._ends = folder, self._window.last
-        say(f"profile: tracing {self._window}")
+        say(f"profile: tracing {self._window}{'' if hosts.is_alone() else ', on the devices of process 0'}")
 
     def _end(self, seconds: float) -> None:
         folder, window = self._folder, self._window

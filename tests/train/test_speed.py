@@ -127,6 +127,8 @@ def test_a_run_writes_down_how_fast_it_was(door: Door) -> None:
         busy = line["seconds"] - line.get("paused", 0.0)
         assert line["examples_per_second"] == pytest.approx(8 * line["steps"] / busy, rel=0.01)
         assert line["tokens_per_second"] == pytest.approx(16 * line["examples_per_second"], rel=0.01)
+    # Of two lines one has an evaluation before it: each 10 steps, after the line of that step.
+    assert [line["step"] for line in trained if line.get("paused", 0.0) > 0] == list(range(15, 61, 10))
     # Counting waits for everything else; at the end it is there.
     known = [line for line in trained if "mfu" in line]
     assert known[-1]["step"] == 60
