@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
@@ -37,6 +37,29 @@ Implementation = Literal["xla", "cudnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """Stretch the long wavelengths of rotary positions, as Llama 3.1 does for a longer context (arXiv:2407.21783).
+
+    Attributes:
+        factor: the wavelengths that are longer than original_context ÷ low_frequency grow by this much.
+        low_frequency: see `factor`; between both the growth is interpolated.
+        high_frequency: wavelengths that are shorter than original_context ÷ high_frequency stay.
+        original_context: the tokens that positions were trained for before they were stretched.
+    """
+
+    factor: Positive
+    low_frequency: Positive
+    high_frequency: Positive
+    original_context: Count
+
+    def __post_init__(self) -> None:
+        if self.high_frequency <= self.low_frequency:
+            raise ValueError(
+                f"high_frequency={self.high_frequency} must be more than low_frequency={self.low_frequency}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gpt:
     """A decoder-only transformer over tokens. Choose it for text.
 
@@ -47,15 +70,24 @@ class Gpt:
         num_layers: blocks, each attention and a feed-forward part.
         num_heads: attention heads, which share the width.
         num_kv_heads: heads with keys and values of their own, each shared by as many heads; null: all of them.
+        head_dim: numbers of a head; null: width ÷ num_heads.
         width: numbers for each token between the blocks.
         hidden: numbers for each token within the feed-forward part.
-        activation: of the feed-forward part; `swiglu` has a third matrix, a gate.
+        activation: of the feed-forward part; `swiglu` has a third matrix, a gate; `gelu` is the approximation with
+            tanh.
         norm: before each part and at the end.
         norm_epsilon: what is added to the variance before its root is taken.
         positions: `rotary` turns queries and keys; `learned` adds a vector for each of `context` positions.
         rotary_base: wavelengths of rotary positions grow up to this, times 2π.
+        rotary_scaling: stretches the long ones of these; null: none.
         context: the longest sequence where positions are learned.
+        window: the longest sequence where attention was trained to look no further back; null: any. A longer one is
+            refused, for attention here looks at all of it.
         biases: add one to every linear map.
+        qkv_biases: to those that make queries, keys and values; null: as `biases` says.
+        attn_out_biases: to the one after attention; null: as `biases` says.
+        ffn_biases: to those of the feed-forward part; null: as `biases` says.
+        qk_norm: an RMSNorm over each head of the queries and of the keys (Dehghani et al. 2023, arXiv:2302.05442).
         tied: the embedding is the output layer as well.
         dropout: share of values that are set to zero in training.
         loss_chunks: the output layer and the loss are computed for one part of the sequence after the other, in so many
@@ -67,15 +99,22 @@ class Gpt:
     num_layers: Count = 4
     num_heads: Count = 4
     num_kv_heads: Count | None = None
+    head_dim: Count | None = None
     width: Count = 128
     hidden: Count = 512
-    activation: Literal["relu2", "gelu", "swiglu"] = "relu2"
+    activation: Literal["relu2", "relu", "gelu", "gelu_exact", "swiglu"] = "relu2"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_epsilon: Positive = 1e-6
     positions: Literal["rotary", "learned"] = "rotary"
     rotary_base: Positive = 10_000.0
+    rotary_scaling: RotaryScaling | None = None
     context: Count = 1024
+    window: Count | None = None
     biases: bool = False
+    qkv_biases: bool | None = None
+    attn_out_biases: bool | None = None
+    ffn_biases: bool | None = None
+    qk_norm: bool = False
     tied: bool = True
     dropout: Rate = 0.0
     loss_chunks: Count = 1
@@ -88,18 +127,25 @@ class Gpt:
     shows: ClassVar[tuple[str, ...]] = ("text",)
 
     def __post_init__(self) -> None:
-        if self.positions == "rotary" and self.width % (2 * self.num_heads):
+        if self.positions == "rotary" and self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even (rotary pairs per head)")
+        if self.positions == "rotary" and self.head_dim is None and self.width % (2 * self.num_heads):
             raise ValueError(
                 f"width={self.width} must be a multiple of 2 × num_heads={2 * self.num_heads} (rotary pairs per head)"
             )
-        if self.width % self.num_heads:
+        if self.head_dim is None and self.width % self.num_heads:
             raise ValueError(f"width={self.width} must be a multiple of num_heads={self.num_heads}")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads} (each is shared by "
                 "as many heads)"
             )
-        _check_head_size(self.attention, self.width // self.num_heads)
+        _check_head_size(self.attention, self.head_size)
+
+    @property
+    def head_size(self) -> int:
+        """Return the numbers of one head."""
+        return self.head_dim or self.width // self.num_heads
 
     def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Return a fresh model for sequences of the shape `inputs` over a vocabulary of `num_outputs` tokens.
@@ -111,6 +157,11 @@ class Gpt:
             raise ValueError(
                 f"positions are learned for model.context={self.context} tokens, but the data has sequences of "
                 f"{inputs[0]}; shorten those, or raise it"
+            )
+        if self.window is not None and inputs[0] > self.window:
+            raise ValueError(
+                f"attention was trained to look back model.window={self.window} tokens, and looks at all {inputs[0]} "
+                f"of a sequence here; choose data.seq_len={self.window} or less"
             )
         if inputs[0] % self.loss_chunks:
             divisors = [chunks for chunks in range(1, inputs[0] + 1) if inputs[0] % chunks == 0]
@@ -234,6 +285,7 @@ class Vit:
         num_heads: attention heads, which share the width.
         width: numbers for each patch between the blocks.
         hidden: numbers for each patch within the feed-forward part.
+        layernorm_epsilon: what is added to the variance before its root is taken.
         positions: sines and cosines of row and column, or a learned vector for each patch.
         pool: what is classified: the mean of all patches, or a `cls` token of its own.
         dropout: share of values that are set to zero in training.
@@ -246,6 +298,7 @@ class Vit:
     num_heads: Count = 4
     width: Count = 64
     hidden: Count = 128
+    layernorm_epsilon: Positive = 1e-6
     positions: Literal["sincos", "learned"] = "sincos"
     pool: Literal["mean", "cls"] = "mean"
     dropout: Rate = 0.0
@@ -323,6 +376,90 @@ class Vae:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HfShape:
+    """What the config.json of a Hugging Face folder says (models/hf_config.py).
+
+    Attributes:
+        family: the name of its family.
+        network: the model of ours that computes the same.
+        vocab: the rows of its embedding; 0 where it takes images.
+        image: height, width and channels of an image; empty where it takes tokens.
+    """
+
+    family: str
+    network: Gpt | Vit
+    vocab: Annotated[int, Ge(0)] = 0
+    image: tuple[Count, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfModel:
+    """The model that a Hugging Face folder describes, as one of ours: of gpt2, llama, mistral, qwen2, qwen3 or vit.
+
+    Its weights are taken with `init_from=hf:DIR`; without that they are fresh.
+
+    Attributes:
+        path: the folder; null: the one of `init_from=hf:DIR`.
+        shape: what its config.json says, written down when a run begins, which needs the folder no more from then on.
+        dropout: share of values that are set to zero in training.
+        loss_chunks: as of `gpt`.
+        attention: `cudnn` is flash attention, on an NVIDIA GPU and in bfloat16.
+    """
+
+    kind: Literal["hf"] = "hf"
+    path: str | None = None
+    shape: HfShape | None = None
+    dropout: Rate = 0.0
+    loss_chunks: Count = 1
+    attention: Implementation = "xla"
+
+    # What it takes, trains for and shows is known with its shape: `__post_init__` says it of each object.
+    takes: ClassVar[tuple[str, ...]] = ()
+    scopes: ClassVar[tuple[str, ...]] = Gpt.scopes
+    tags: ClassVar[tuple[str, ...]] = Gpt.tags
+    objective: ClassVar[str] = ""
+    shows: ClassVar[tuple[str, ...]] = ("text",)
+
+    def __post_init__(self) -> None:
+        if self.shape is not None:
+            for name in ("takes", "scopes", "tags", "objective", "shows", "num_heads"):
+                object.__setattr__(self, name, getattr(self.network, name))
+
+    @property
+    def network(self) -> Gpt | Vit:
+        """Return the model of ours. Raises ValueError where the folder was not read yet, or it has no such parts."""
+        if self.shape is None:
+            raise ValueError(f"path={self.path}: its config.json was not read")
+        network, changes = self.shape.network, {"dropout": self.dropout, "attention": self.attention}
+        if isinstance(network, Gpt):
+            return replace(network, loss_chunks=self.loss_chunks, **changes)  # type: ignore[arg-type]
+        if self.loss_chunks != 1:
+            raise ValueError(
+                f"loss_chunks={self.loss_chunks}: {self.shape.family} has no sequence to part; leave it out"
+            )
+        return replace(network, **changes)  # type: ignore[arg-type]
+
+    def build(self, inputs: tuple[int, ...], num_outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Return a fresh model, of tokens with the vocabulary of the folder.
+
+        Raises ValueError where the data does not fit it.
+        """
+        network, shape = self.network, self.shape
+        assert shape is not None, "the network is made of it"
+        if isinstance(network, Vit):
+            if inputs != shape.image:
+                sides = " × ".join(map(str, shape.image))
+                raise ValueError(f"takes images of {sides}, and the data has {' × '.join(map(str, inputs))}")
+            return network.build(inputs, num_outputs, rngs)
+        if num_outputs > shape.vocab:
+            raise ValueError(
+                f"the data has a vocabulary of {num_outputs:,} tokens, and the model one of {shape.vocab:,}; make "
+                "tokens with the tokenizer of that folder"
+            )
+        return network.build(inputs, shape.vocab, rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExternalModel:
     """A model of your own, in a file of the current directory or in an installed package.
 
@@ -364,7 +501,7 @@ class ExternalModel:
         return build_user_model(self.target, self.options, inputs, num_outputs, rngs)
 
 
-Model = Gpt | Mlp | Cnn | Resnet | Vit | Vae | ExternalModel
+Model = Gpt | Mlp | Cnn | Resnet | Vit | Vae | HfModel | ExternalModel
 
 
 class InvalidModelOrObjective(TypeError):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models import Gpt
+from models import Gpt, RotaryScaling
 from models.attention import Heads, tag_context
 from models.scopes import scope, tag
 
@@ -29,18 +29,35 @@ class KeyValueCache(NamedTuple):
     values: Float[Array, "*layers batch total kv_heads head_dim"]
 
 
-def rotate_positions(x: Heads, base: float = 10_000.0, start: Position = 0) -> Heads:
+def rotate_positions(
+    x: Heads, base: float = 10_000.0, start: Position = 0, scaling: RotaryScaling | None = None
+) -> Heads:
     """Return x with rotary position embedding, halves convention (Su et al. 2021, arXiv:2104.09864).
 
     `start` is the position of the first token.
     """
     seq, half = x.shape[1], x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is not None:
+        frequency = scale_frequencies(frequency, scaling)
     # Angles need float32: in bfloat16 positions beyond 256 would be rounded together.
     angle = (start + jnp.arange(seq, dtype=jnp.float32))[:, None, None] * frequency
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
     left, right = x[..., :half], x[..., half:]
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+def scale_frequencies(frequency: Float[Array, "half"], scaling: RotaryScaling) -> Float[Array, "half"]:
+    """Return the angles per token with the slow ones slowed down further, those between interpolated (Llama 3.1)."""
+    turns = scaling.original_context * frequency / (2 * jnp.pi)
+    low, high = scaling.low_frequency, scaling.high_frequency
+    share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - share) * frequency / scaling.factor + share * frequency
+
+
+def choose_bias(own: bool | None, biases: bool) -> bool:  # noqa: FBT001 - both are fields of the option
+    """Return whether a linear map has a bias: as its own field says, or else as all of them."""
+    return biases if own is None else own
 
 
 class Embed(nnx.Embed):
@@ -55,20 +72,26 @@ class CausalAttention(nnx.Module):
     """Causal self-attention; groups of heads may share keys and values (Ainslie et al. 2023, arXiv:2305.13245)."""
 
     def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
-        self.head_dim = option.width // option.num_heads
+        self.head_dim = option.head_size
         self.num_heads, self.num_kv_heads = option.num_heads, option.num_kv_heads or option.num_heads
         self.base = option.rotary_base if option.positions == "rotary" else None
+        self.scaling = option.rotary_scaling
         self.implementation = option.attention
-        init, biases = nnx.initializers.normal(0.02), option.biases
-        outputs = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv = nnx.Linear(option.width, outputs, use_bias=biases, kernel_init=init, rngs=rngs)
-        self.out = nnx.Linear(option.width, option.width, use_bias=biases, kernel_init=residual_init, rngs=rngs)
+        init = nnx.initializers.normal(0.02)
+        qkv_biases = choose_bias(option.qkv_biases, option.biases)
+        out_biases = choose_bias(option.attn_out_biases, option.biases)
+        outputs, mixed = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, self.num_heads * self.head_dim
+        self.qkv = nnx.Linear(option.width, outputs, use_bias=qkv_biases, kernel_init=init, rngs=rngs)
+        self.out = nnx.Linear(mixed, option.width, use_bias=out_biases, kernel_init=residual_init, rngs=rngs)
+        epsilon = option.norm_epsilon
+        self.q_norm = nnx.RMSNorm(self.head_dim, epsilon=epsilon, rngs=rngs) if option.qk_norm else None
+        self.k_norm = nnx.RMSNorm(self.head_dim, epsilon=epsilon, rngs=rngs) if option.qk_norm else None
 
     @scope("attention")
     def __call__(self, x: Tokens) -> Tokens:
         """Return what each token gathers from itself and those before it."""
         mixed = tag_context(self._mix_values(*self._project_heads(x, 0)), self.implementation)
-        return tag(self.out(mixed.reshape(x.shape)), "attn_out")
+        return tag(self.out(mixed.reshape(*x.shape[:2], -1)), "attn_out")
 
     @scope("attention_core")
     def _mix_values(self, q: Heads, k: SharedHeads, v: SharedHeads) -> Heads:
@@ -88,15 +111,18 @@ class CausalAttention(nnx.Module):
         # count them.
         visible = jnp.arange(cache.keys.shape[1]) <= start + jnp.arange(x.shape[1])[:, None]
         mixed = jax.nn.dot_product_attention(q, cache.keys, cache.values, mask=visible[None, None])
-        return self.out(mixed.reshape(x.shape)), cache
+        return self.out(mixed.reshape(*x.shape[:2], -1)), cache
 
     def _project_heads(self, x: Tokens, start: Position) -> tuple[Heads, SharedHeads, SharedHeads]:
         """Return queries, keys and values, with their positions where those are rotary."""
         heads = tag(self.qkv(x), "qkv").reshape(*x.shape[:2], -1, self.head_dim)
         q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.base is None:
             return q, k, v
-        return rotate_positions(q, self.base, start), rotate_positions(k, self.base, start), v
+        q, k = (rotate_positions(part, self.base, start, self.scaling) for part in (q, k))
+        return q, k, v
 
 
 def squared_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -114,7 +140,7 @@ class DecoderFeedForward(nnx.Module):
     activation = staticmethod(squared_relu)
 
     def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
-        init, biases = nnx.initializers.normal(0.02), option.biases
+        init, biases = nnx.initializers.normal(0.02), choose_bias(option.ffn_biases, option.biases)
         self.up = nnx.Linear(option.width, option.hidden, use_bias=biases, kernel_init=init, rngs=rngs)
         self.down = nnx.Linear(option.hidden, option.width, use_bias=biases, kernel_init=residual_init, rngs=rngs)
 
@@ -130,13 +156,25 @@ class GeluFeedForward(DecoderFeedForward):
     activation = staticmethod(partial(jax.nn.gelu, approximate=True))
 
 
+class ExactGeluFeedForward(DecoderFeedForward):
+    """Around a GELU that is not approximated."""
+
+    activation = staticmethod(partial(jax.nn.gelu, approximate=False))
+
+
+class ReluFeedForward(DecoderFeedForward):
+    """Around a ReLU."""
+
+    activation = staticmethod(jax.nn.relu)
+
+
 class SwiGluFeedForward(DecoderFeedForward):
     """One linear map gates another through a SiLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, option: Gpt, residual_init: nnx.Initializer, rngs: nnx.Rngs):
         super().__init__(option, residual_init, rngs)
-        init = nnx.initializers.normal(0.02)
-        self.gate = nnx.Linear(option.width, option.hidden, use_bias=option.biases, kernel_init=init, rngs=rngs)
+        init, biases = nnx.initializers.normal(0.02), choose_bias(option.ffn_biases, option.biases)
+        self.gate = nnx.Linear(option.width, option.hidden, use_bias=biases, kernel_init=init, rngs=rngs)
 
     @scope("ffn")
     def __call__(self, x: Tokens) -> Tokens:
@@ -145,7 +183,13 @@ class SwiGluFeedForward(DecoderFeedForward):
         return self.down(jax.nn.silu(gate) * up)
 
 
-FEED_FORWARDS = {"relu2": DecoderFeedForward, "gelu": GeluFeedForward, "swiglu": SwiGluFeedForward}
+FEED_FORWARDS = {
+    "relu2": DecoderFeedForward,
+    "relu": ReluFeedForward,
+    "gelu": GeluFeedForward,
+    "gelu_exact": ExactGeluFeedForward,
+    "swiglu": SwiGluFeedForward,
+}
 
 # RMSNorm: Zhang & Sennrich 2019, arXiv:1910.07467; LayerNorm: Ba et al. 2016.
 NORMS = {"rmsnorm": nnx.RMSNorm, "layernorm": nnx.LayerNorm}

@@ -24,7 +24,7 @@ class GPT(nnx.Module):
     """Decoder-only transformer (Radford et al. 2019); its parts and its positions are chosen by the option."""
 
     def __init__(self, option: Gpt, *, vocab: int, rngs: nnx.Rngs):
-        self.num_layers, self.loss_chunks = option.num_layers, option.loss_chunks
+        self.num_layers, self.loss_chunks, self.window = option.num_layers, option.loss_chunks, option.window
         self.embed = Embed(vocab, option.width, rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
@@ -79,18 +79,21 @@ class GPT(nnx.Module):
 
     @property
     def context(self) -> int | None:
-        """The longest sequence there are positions for; None: any."""
-        return None if self.positions is None else self.positions.num_embeddings
+        """The longest sequence there are positions for, and that attention was trained to see; None: any."""
+        lengths = [None if self.positions is None else self.positions.num_embeddings, self.window]
+        return min((length for length in lengths if length is not None), default=None)
 
     def empty_cache(self, batch: int, total: int) -> KeyValueCache:
         """Return room for `total` positions, in the precision of the weights.
 
-        Raises ValueError where the model has fewer learned positions.
+        Raises ValueError where the model has fewer learned positions, or was trained to look less far back.
         """
         if self.context is not None and total > self.context:
+            what, key = ("attention was trained to look back", "window")
+            if self.context != self.window:
+                what, key = ("positions are learned for", "context")
             raise ValueError(
-                f"{total} tokens are more than the {self.context} that positions are learned for "
-                "(model.context); ask for fewer"
+                f"{total} tokens are more than the {self.context} that {what} (model.{key}); ask for fewer"
             )
         attention = self.blocks.attention
         shape = (self.num_layers, batch, total, attention.num_kv_heads, attention.head_dim)

@@ -56,9 +56,9 @@ class VitBlock(nnx.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x))."""
 
     def __init__(self, option: Vit, rngs: nnx.Rngs):
-        self.norm_attention = nnx.LayerNorm(option.width, rngs=rngs)
+        self.norm_attention = nnx.LayerNorm(option.width, epsilon=option.layernorm_epsilon, rngs=rngs)
         self.attention = SelfAttention(option, rngs)
-        self.norm_ffn = nnx.LayerNorm(option.width, rngs=rngs)
+        self.norm_ffn = nnx.LayerNorm(option.width, epsilon=option.layernorm_epsilon, rngs=rngs)
         self.ffn = VitFeedForward(option, rngs)
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
@@ -96,7 +96,7 @@ class ViT(nnx.Module):
             return VitBlock(option, rngs)
 
         self.blocks = stack(rngs)
-        self.norm = nnx.LayerNorm(option.width, rngs=rngs)
+        self.norm = nnx.LayerNorm(option.width, epsilon=option.layernorm_epsilon, rngs=rngs)
         zeros = nnx.initializers.zeros_init()
         self.head = nnx.Linear(option.width, num_classes, kernel_init=zeros, rngs=rngs)
 

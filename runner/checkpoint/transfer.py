@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -62,10 +63,70 @@ class TransferReport:
         ]
 
 
+class WeightSource(Protocol):
+    """Arrays by our names, of which any part can be read."""
+
+    @property
+    def name(self) -> str:
+        """Return how it is called to a person."""
+        ...
+
+    @property
+    def specs(self) -> Mapping[str, LeafSpec]:
+        """Return shape and type of every weight."""
+        ...
+
+    def read(self, leaf: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Return one part of an array."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointWeights:
+    """The weights of a checkpoint of another run, each read as a whole."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Return how it is called to a person."""
+        return display_path(self.path)
+
+    @functools.cached_property
+    def specs(self) -> Mapping[str, LeafSpec]:
+        """Return shape and type of every weight."""
+        return {name: leaf for name, leaf in arrays.read_leaf_specs(self.path / STATE).items() if _is_weight(name)}
+
+    def read(self, leaf: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Return one part of an array."""
+        return np.asarray(self._read_whole(leaf)[index])
+
+    # Of one array at a time: each device asks for its part.
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - it goes with the source
+    def _read_whole(self, leaf: str) -> np.ndarray:
+        return arrays.read_leaves(self.path / STATE, [leaf])[leaf]
+
+
 def transfer_weights(
     state: State, checkpoint: Path, *, partial: bool, stacked: Callable[[str], bool]
 ) -> tuple[State, TransferReport]:
-    """Return a fresh state with the weights of a checkpoint, and what differs.
+    """Return a fresh state with the weights of a checkpoint, and what differs; as `take_weights`, proven first.
+
+    Raises:
+        RefusedError: the checkpoint is not what was written, or, strictly, weights differ; the first is named.
+    """
+    # Damaged weights would train as well, only worse.
+    if problem := find_problem(checkpoint):
+        raise RefusedError(
+            f"init_from: {display_path(checkpoint)} is not good: {problem}; choose another step with @STEP"
+        )
+    return take_weights(state, CheckpointWeights(checkpoint), partial=partial, stacked=stacked)
+
+
+def take_weights(
+    state: State, source: WeightSource, *, partial: bool, stacked: Callable[[str], bool]
+) -> tuple[State, TransferReport]:
+    """Return a fresh state with the weights of a source, and what differs. Takes over the memory of what it replaces.
 
     Optimizer, random streams and step stay fresh. Strictly, every weight must have its equal. With `partial` a weight
     of another type is cast, layers that are stacked in one array are taken as far as both have them, and whatever else
@@ -73,19 +134,14 @@ def transfer_weights(
 
     Args:
         state: a fresh train state.
-        checkpoint: the directory of a checkpoint of another run.
+        source: what has the weights.
         partial: whether weights may differ.
         stacked: tells by name whether the leading dimension of an array counts layers.
 
     Raises:
-        RefusedError: the checkpoint is not what was written, or, strictly, weights differ; the first is named.
+        RefusedError: strictly, weights differ; the first is named.
     """
-    # Proven first: damaged weights would train as well, only worse.
-    if problem := find_problem(checkpoint):
-        raise RefusedError(
-            f"init_from: {display_path(checkpoint)} is not good: {problem}; choose another step with @STEP"
-        )
-    there = {name: leaf for name, leaf in arrays.read_leaf_specs(checkpoint / STATE).items() if _is_weight(name)}
+    there = source.specs
     fresh = {name: leaf for name, leaf in name_leaves(state).items() if _is_weight(name)}
     here = {name: describe_leaf(leaf) for name, leaf in fresh.items()}
     report = TransferReport(
@@ -100,10 +156,10 @@ def transfer_weights(
             fate = _describe_fate(plans[name], here[name]) if partial else ""
             report.reshaped[name] = f"{there[name]} there, {here[name]} here{fate}"
     if not partial and not report.exact:
-        raise RefusedError(_explain_refusal(checkpoint, report))
+        raise RefusedError(_explain_refusal(source.name, report))
     # Only what is taken is read: the moments of an optimizer may be twice the size of the weights.
-    values = arrays.read_leaves(checkpoint / STATE, [name for name, plan in plans.items() if plan is not None])
-    return _replace_leaves(state, fresh, values, plans), report
+    taken = {name: plan for name, plan in plans.items() if plan is not None}
+    return _replace_leaves(state, fresh, source, taken), report
 
 
 def _plan_take(there: LeafSpec, here: LeafSpec, *, stacked: bool) -> TakePlan:
@@ -125,29 +181,47 @@ def _describe_fate(plan: TakePlan, here: LeafSpec) -> str:
 
 
 def _replace_leaves(
-    state: State, fresh: Mapping[str, jax.Array], values: Mapping[str, np.ndarray], plans: Mapping[str, TakePlan]
+    state: State, fresh: Mapping[str, jax.Array], source: WeightSource, plans: Mapping[str, int]
 ) -> State:
-    """Return the state with the values that were read, each cast to the type and put in the place of the fresh one."""
+    """Return the state with the values that are read, each cast to the type and put in the place of the fresh one."""
     names = list(name_leaves(state))
     leaves = dict(zip(names, jax.tree.leaves(state), strict=True))
-    for name, value in values.items():
-        old, count = fresh[name], plans[name]
-        new = np.asarray(value).astype(old.dtype)
-        if count is None or count == ALL:
-            leaves[name] = _put_whole(new, old)
+    for name, count in plans.items():
+        old = fresh[name]
+        if count == ALL:
+            shape, dtype, sharding = old.shape, old.dtype, old.sharding
+            # Before the new one is read: with both there, the peak of a start is a whole array higher.
+            old.delete()
+            leaves[name] = _read_array(shape, sharding, functools.partial(_read_part, source, name, dtype))
         else:
             # Layers that the other run does not have keep their fresh values.
-            padded = np.zeros(old.shape, new.dtype)
-            padded[:count] = new[:count]
+            read = functools.partial(_read_layers, source, name, old, count)
             join = jax.jit(functools.partial(_join_layers, count), out_shardings=old.sharding)
-            leaves[name] = join(_put_whole(padded, old), old)
+            leaves[name] = join(_read_array(old.shape, old.sharding, read), old)
     return jax.tree.unflatten(jax.tree.structure(state), [leaves[name] for name in names])
 
 
-def _put_whole(value: np.ndarray, old: jax.Array) -> jax.Array:
-    """Return a value that lies where an array of its shape lies; each process has all of the value."""
+def _read_array(
+    shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Any], np.ndarray]
+) -> jax.Array:
+    """Return an array that lies like this, each device's part read by itself."""
     # Not `device_put`, which compares it with that of other processes, one array after the other, in any order.
-    return jax.make_array_from_callback(value.shape, old.sharding, lambda index: value[index])
+    return jax.make_array_from_callback(shape, sharding, read)
+
+
+def _read_part(source: WeightSource, name: str, dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
+    return source.read(name, index).astype(dtype, copy=False)
+
+
+def _read_layers(source: WeightSource, name: str, old: jax.Array, count: int, index: tuple[slice, ...]) -> np.ndarray:
+    """Return a part of the first `count` layers of an array, with zeros where there are no more."""
+    layers = range(*index[0].indices(old.shape[0]))
+    ranges = [range(*part.indices(size)) for part, size in zip(index, old.shape, strict=True)]
+    padded = np.zeros(tuple(map(len, ranges)), old.dtype)
+    known = slice(layers.start, max(layers.start, min(layers.stop, count)))
+    if known.start < known.stop:
+        padded[: known.stop - known.start] = source.read(name, (known, *index[1:])).astype(old.dtype)
+    return padded
 
 
 def _join_layers(count: int, new: jax.Array, old: jax.Array) -> jax.Array:
@@ -159,13 +233,13 @@ def _is_weight(name: str) -> bool:
     return name.partition(".")[0] in WEIGHTS
 
 
-def _explain_refusal(checkpoint: Path, report: TransferReport) -> str:
+def _explain_refusal(source: str, report: TransferReport) -> str:
     differing = {**report.missing, **report.unexpected, **report.reshaped}
     name = sorted(differing)[0]
     kind = "missing there" if name in report.missing else "unexpected" if name in report.unexpected else "reshaped"
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return (
-        f"init_from: the weights of {display_path(checkpoint)} do not fit this model: {name} is {kind}: "
+        f"init_from: the weights of {source} do not fit this model: {name} is {kind}: "
         f"{differing[name]}{more}; choose the model they were trained with, or take those that fit: "
         "init_from.partial=true"
     )

@@ -84,7 +84,19 @@ LATER_KEYS: Mapping[str, Any] = {
     "train.parts": None,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,
+    "model.head_dim": None,
+    "model.rotary_scaling": None,
+    "model.window": None,
+    "model.qkv_biases": None,
+    "model.attn_out_biases": None,
+    "model.ffn_biases": None,
+    "model.qk_norm": False,
+    "model.layernorm_epsilon": 1e-6,
 }
+
+# What a run writes down of what other keys name: it is compared when the run goes on, and in no hash, for where a run
+# lives is found without looking into a folder that may be gone.
+DERIVED_KEYS = ("model.shape",)
 
 KeyClass = Literal["free", "resumable", "place", "identity"]
 
@@ -132,7 +144,9 @@ def select_result_keys(document: Document) -> dict[str, Any]:
 
 def hash_config(document: Document) -> str:
     """Return eight hex digits over every key that can change the result or the files of a run, in whatever order."""
-    return _hash(select_result_keys(document))
+    return _hash(
+        {key: value for key, value in select_result_keys(document).items() if not _is_within(key, DERIVED_KEYS)}
+    )
 
 
 def hash_identity(document: Document) -> str:
@@ -141,7 +155,8 @@ def hash_identity(document: Document) -> str:
     Places are among it: a document alone does not say that two of them hold the same.
     """
     kept = ("place", "identity")
-    return _hash({key: value for key, value in _iter_leaves(document) if classify_key(key) in kept})
+    leaves = {key: value for key, value in _iter_leaves(document) if not _is_within(key, DERIVED_KEYS)}
+    return _hash({key: value for key, value in leaves.items() if classify_key(key) in kept})
 
 
 def find_places(document: Document) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError
 from data import CheckableData, Data
 from models import Model, NamedObjective, Objective
 from runner.checkpoint.checkpointer import Verify
+from runner.checkpoint.hf_folder import HF
 from runner.checkpoint.record import Score
 from runner.checkpoint.strategy import SaveRule
 from runner.config.early_stop import EarlyStop
@@ -183,7 +184,8 @@ class InitFrom:
 
     Attributes:
         run: the one whose weights they are: `RUN`, `RUN@STEP` or `RUN@best`; `init_from=RUN` is short for it. RUN is a
-            directory, or the place of a run in a bucket, `s3://BUCKET/PREFIX/NAME/RUN`.
+            directory, or the place of a run in a bucket, `s3://BUCKET/PREFIX/NAME/RUN`. `hf:DIR` is a folder of Hugging
+            Face, with config.json and model.safetensors.
         partial: take the weights that fit, and leave the others as they are initialized.
     """
 
@@ -354,11 +356,23 @@ def validate_options(schema: Any, document: Any) -> Any:
         # As it is typed, `remote=URL`, in a file of choices.
         if isinstance(plain.get("remote"), str):
             plain = {**plain, "remote": {"url": plain["remote"]}}
+        plain = _fill_in_folder(plain)
     _check_numbers_and_text(plain, "")
     try:
         return validate_plain(schema, plain)
     except ValidationError as error:
         raise ConfigError(explain_problems(error.errors(include_url=False), plain, schema)) from None
+
+
+def _fill_in_folder(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a document with the folder of `init_from=hf:DIR` as that of `model=hf`, where it names none."""
+    model, begins = plain.get("model"), plain.get("init_from")
+    if not isinstance(model, dict) or model.get("kind") != "hf" or model.get("path") is not None:
+        return plain
+    reference = begins.get("run") if isinstance(begins, dict) else None
+    if not isinstance(reference, str) or not reference.startswith(HF):
+        raise ConfigError("model.path: a folder is needed; say model.path=DIR, or init_from=hf:DIR")
+    return {**plain, "model": {**model, "path": reference.removeprefix(HF)}}
 
 
 def _check_numbers_and_text(node: Any, key: str) -> None:

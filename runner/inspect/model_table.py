@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.launch.compose import compose_run
+from runner.session.base_files import settle_model
 from runner.text import format_scaled, format_size, format_table
 from runner.values import Say, VerbResult
 
@@ -25,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Compose, build and trace, and say a table of the parts. Nothing is computed, and nothing written."""
-    config = compose_run(arguments.overrides).config
+    config = settle_model(compose_run(arguments.overrides).config)
     # The jax fence: a wrong configuration is answered without it.
     from runner.inspect.model_cost import summarize_model, summarize_program
     from runner.train.build import build

@@ -14,6 +14,7 @@ from runner.files import make_folder, replace_file
 from runner.inspect.lookup import choose_new_folder
 from runner.launch.compose import compose_run
 from runner.remat.cost_table import Alternative, PolicyCosts, SurveyReport
+from runner.session.base_files import settle_model
 from runner.text import (
     format_count,
     format_percent,
@@ -54,7 +55,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     """Compose, trace, compile, say the tables and draw. Raises ConfigError where the words do not fit each other."""
     _check_arguments(arguments)
     folder = choose_new_folder("remat", arguments.to)
-    config = compose_run(arguments.overrides).config
+    config = settle_model(compose_run(arguments.overrides).config)
     if config.program.kind != "none":
         raise ConfigError("remat: what is recomputed is a program's own business (jax.checkpoint); leave program out")
     # The jax fence: a wrong configuration is answered without it.

@@ -44,6 +44,11 @@ class RunDir:
         return self.path / "data.json"
 
     @property
+    def base(self) -> Path:
+        """Return where it is written down which files of somebody else's the run began with."""
+        return self.path / "base.json"
+
+    @property
     def remat(self) -> Path:
         """Return where the rematerialization policy lies that was chosen for this run."""
         return self.path / "remat.json"

@@ -50,6 +50,7 @@ from runner.rundir.provenance import hash_code
 from runner.rundir.readme import write_readme
 from runner.rundir.run_lock import RunLock, lock_run
 from runner.rundir.time_buckets import describe_clock_jump
+from runner.session.base_files import settle_model
 from runner.session.follow import follow_run
 from runner.session.lead import describe_command, lead_others, record_lost_process
 from runner.session.mend import mend_finished
@@ -93,13 +94,16 @@ def run(
     if config.train.steps == 0:
         run_dir = find_run(config, overrides, checked)
         tell_run(run_dir)
-        return evaluate_run(config, run_dir)
+        return evaluate_run(settle_model(config, run_dir), run_dir)
     stop_flag = StopFlag() if place is None else SharedStopFlag()
     if isinstance(stop_flag, SharedStopFlag):
         stop_flag.listen_to_others()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         # Here, because it may read data that has moved.
         run_dir = find_run(config, overrides, checked)
+        if config.remote.url is None or config.overwrite or run_dir.config.exists():
+            # Before anything is made. What a run in a bucket alone has written down is here a little later.
+            config = settle_model(config, run_dir)
         tell_run(run_dir)
         if config.overwrite and run_dir.config.exists():
             with lock_run(run_dir), _as_storage_error(run_dir):
@@ -110,6 +114,8 @@ def run(
             is_new = not run_dir.path.exists()
         with lock_run(run_dir) as lock, _hold_other_place(config, run_dir, stop_flag, is_new=is_new) as other_place:
             lock = replace(lock, check_elsewhere=other_place.check)
+            with _taking_back(run_dir, is_new=is_new):
+                config = settle_model(config, run_dir)
             with _as_storage_error(run_dir):
                 standing = _inspect_locked(run_dir, config, other_place.list_steps(), is_new=is_new)
                 if standing.is_finished:
@@ -205,6 +211,7 @@ def find_unfinished(config: Config, overrides: Sequence[str]) -> RunDir | None:
     Raises RefusedError where the run may not be worked on like this. Changes nothing.
     """
     run_dir = find_run(config, overrides)
+    config = settle_model(config, run_dir)
     standing = inspect_run(run_dir, config)
     if standing.is_finished:
         _tell_finished(config, run_dir, standing)

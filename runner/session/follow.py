@@ -35,6 +35,7 @@ from runner.rundir.layout import RunDir
 from runner.rundir.numerics import settle_numerics
 from runner.rundir.run_lock import borrow_lock
 from runner.screen import flush_screen, print_error
+from runner.session.base_files import apply_settled
 from runner.session.lead import describe_command, read_holder
 from runner.train.run_context import RunContext
 from runner.types import JsonObject
@@ -87,7 +88,9 @@ def _follow(
     usual = gc.get_threshold()
     gc.set_threshold(100_000, *usual[1:])
     try:
-        run_dir = RunDir(scratch, shared=_find_shared_run(hosts.hear("begin")))
+        told = hosts.hear("begin")
+        config = apply_settled(config, told["settled"])
+        run_dir = RunDir(scratch, shared=_find_shared_run(told))
         attempt = AttemptLog(run_dir, config.score, config.train.steps, hash_identity(config.document), began)
         files.make_folder(run_dir.logs)
         attempt.begin(overrides, [])

@@ -23,6 +23,7 @@ from runner.hosts.group import describe_lost
 from runner.hosts.link import Link
 from runner.preempt.deadline import end_process, read_sign_of
 from runner.rundir.attempt_log import AttemptLog
+from runner.session.base_files import describe_settled
 from runner.train.run_context import RunContext
 from runner.types import JsonObject
 
@@ -73,7 +74,8 @@ def lead_others(context: RunContext, record_refusal: Callable[[HoldfastError], N
         end_process(STOPPED, lambda: _record_lost(context, describe_lost(link, how)))
 
     group.handlers.on_failed, group.handlers.on_lost = on_failed, on_lost
-    hosts.agree("begin", {"run": str(context.run_dir.path), "holder": read_holder(context.run_dir.lock)})
+    where = {"run": str(context.run_dir.path), "holder": read_holder(context.run_dir.lock)}
+    hosts.agree("begin", {**where, "settled": describe_settled(context.config)})
 
 
 def _record_lost(context: RunContext, what: str) -> None:

@@ -20,6 +20,7 @@ from runner.checkpoint.restore import ReadState, restore_exactly, restore_newest
 from runner.checkpoint.seal import MeasureFiles
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
+from runner.session.base_files import record_or_compare_base
 from runner.session.standing import hold_initial_weights, refuse_to_start_over
 from runner.text import display_path
 from runner.train import dataset
@@ -136,11 +137,14 @@ def _restore_from_either(
 def _begin(context: RunContext, built: Built) -> State:
     """Return a fresh state, with the weights of another run where `init_from` asks for them."""
     say = context.console.say
-    with hold_initial_weights(context.config, whole=True) as checkpoint:
-        if checkpoint is None:
+    with hold_initial_weights(context.config, whole=True) as source:
+        if source is None:
             return built.init()
-        state, report = start_from_weights(built, checkpoint, partial=context.config.init_from.partial)
-    say(f"weights from {display_path(checkpoint)}: {len(report.taken)} arrays as they are")
+        if not isinstance(source, Path):
+            record_or_compare_base(context.run_dir, source.folder)
+        state, report = start_from_weights(built, source, partial=context.config.init_from.partial)
+    name = display_path(source) if isinstance(source, Path) else source.name
+    say(f"weights from {name}: {len(report.taken)} arrays as they are")
     for line in report.lines():
         say(line)
     return state

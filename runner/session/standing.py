@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from runner import files
+from runner.checkpoint.hf_folder import find_hf_path
 from runner.checkpoint.quarantine import list_set_aside
 from runner.checkpoint.record import list_steps, locate_checkpoint
 from runner.config.code_origins import describe_origins, find_origins
@@ -27,6 +28,9 @@ from runner.rundir.side_files import is_count
 from runner.session.moved_run import find_moved_run
 from runner.text import display_path, quote_words
 from runner.types import JsonObject
+
+if TYPE_CHECKING:
+    from runner.checkpoint.hf_weights import HfWeights
 
 
 @dataclass(frozen=True)
@@ -117,15 +121,22 @@ def inspect_run(run_dir: RunDir, config: Config, elsewhere: Collection[int] = ()
 
 
 @contextmanager
-def hold_initial_weights(config: Config, *, whole: bool) -> Iterator[Path | None]:
+def hold_initial_weights(config: Config, *, whole: bool) -> Iterator[Path | HfWeights | None]:
     """Have the directory of the checkpoint that `init_from` names while the context lasts; None where it names none.
 
-    Of one in a bucket its name and its seal are here, and with `whole` every byte. Raises RefusedError where it is
-    not there, ConfigError where the bucket takes the command for wrong, StorageError where it cannot be reached.
+    Of a folder of Hugging Face, what reads its weights. Of a checkpoint in a bucket its name and its seal are here, and
+    with `whole` every byte. Raises RefusedError where it is not there, ConfigError where the bucket takes the command
+    for wrong or the folder is none that can be read, StorageError where the bucket cannot be reached.
     """
     reference, remote = config.init_from.run, config.remote
     if reference is None:
         yield None
+        return
+    if (folder := find_hf_path(reference)) is not None:
+        # Imported here: it needs numpy, for which others do not wait.
+        from runner.checkpoint.hf_weights import open_hf_weights
+
+        yield open_hf_weights(folder)
         return
     if not is_remote_url(reference):
         yield locate_checkpoint(reference)

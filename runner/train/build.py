@@ -13,13 +13,13 @@ import numpy as np
 from flax import nnx
 
 from data.sources import Sources
-from models import OBJECTIVE_METRICS
+from models import OBJECTIVE_METRICS, HfModel
 from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
 from models.objectives import BYTE_VOCABULARY, BatchObjective
 from models.remat_plan import RematPlanError
 from runner.checkpoint import store
-from runner.checkpoint.transfer import TransferReport, transfer_weights
+from runner.checkpoint.transfer import TransferReport, WeightSource, take_weights, transfer_weights
 from runner.config import user_code
 from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
@@ -119,7 +119,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         evaluator=evaluator,
         put=functions.put,
         plan=config.remat.plan,
-        warnings=(*_warn_of_large_batch(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
+        warnings=(*_warn_of_data(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
         measures=seen.metrics,
     )
 
@@ -172,11 +172,26 @@ def _warn_of_axes(declared: Mapping[str, tuple[Any, ...]]) -> list[str]:
     return []
 
 
+def _warn_of_data(config: Config, sources: Sources) -> list[str]:
+    return [*_warn_of_large_batch(config, sources), *_warn_of_vocabulary(config, sources)]
+
+
 def _warn_of_large_batch(config: Config, sources: Sources) -> list[str]:
     size, count = config.data.batch_size, len(sources.train)
     if size <= count:
         return []
     return [f"data.batch_size={size} is more than the {count} training examples: a batch holds some of them twice"]
+
+
+def _warn_of_vocabulary(config: Config, sources: Sources) -> list[str]:
+    """Return a warning where the data has other tokens than those that the model of a folder was trained on."""
+    shape = config.model.shape if isinstance(config.model, HfModel) else None
+    if shape is None or shape.vocab in (0, sources.num_outputs):
+        return []
+    return [
+        f"the data has a vocabulary of {sources.num_outputs:,} tokens, and the model one of {shape.vocab:,}: the data "
+        "should be tokenized as the model's was"
+    ]
 
 
 def _is_users_own(config: Config) -> bool:
@@ -212,7 +227,8 @@ def read_train_state(built: Built, checkpoint: Path) -> State:
     return store.read_state(checkpoint, built.abstract)
 
 
-def start_from_weights(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, TransferReport]:
-    """Return a fresh state with the weights of another run's checkpoint, and what did not fit."""
-    state, report = transfer_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+def start_from_weights(built: Built, checkpoint: Path | WeightSource, *, partial: bool) -> tuple[State, TransferReport]:
+    """Return a fresh state with the weights of another run's checkpoint, or of others, and what did not fit."""
+    transfer = transfer_weights if isinstance(checkpoint, Path) else take_weights
+    state, report = transfer(built.init(), checkpoint, partial=partial, stacked=is_stacked)
     return with_ema(state) if "ema" in state else state, report

@@ -1,0 +1,103 @@
+"""What a run takes over from a Hugging Face folder: its shape, written down once, and which files its weights were.
+
+As long as nothing of the run is durable it begins anew from the folder, which then must be what it was. From the first
+checkpoint on the folder is not looked at any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from models import HfModel
+from models.hf_config import read_shape
+from runner import files, hosts
+from runner.checkpoint.hf_folder import CONFIG, HF, HfFolder, read_hf_config
+from runner.config.schema import Config, read_document, validate_options
+from runner.config.validation import adapter_of
+from runner.errors import ConfigError, RefusedError
+from runner.rundir.layout import RunDir
+from runner.text import display_path
+from runner.types import JsonObject
+
+
+def settle_model(config: Config, run_dir: RunDir | None = None) -> Config:
+    """Return a configuration that knows the shape of `model=hf`: as its run has written it down, or from the folder.
+
+    Any other configuration is returned as it is.
+
+    Raises:
+        ConfigError: the folder is not there or is none, or the shape does not go with the other keys.
+        RefusedError: the run's own configuration cannot be read.
+    """
+    model = config.model
+    if not isinstance(model, HfModel) or model.shape is not None:
+        return config
+    if run_dir is not None and run_dir.config.exists() and not config.overwrite:
+        saved = read_document(run_dir.config)
+        # Of a run of another model nothing is taken: that it is another one is said later.
+        if saved["model"].get("shape") is not None:
+            return apply_settled(config, {"shape": saved["model"]["shape"]})
+    return apply_settled(config, _read_settled(model))
+
+
+def describe_settled(config: Config) -> JsonObject:
+    """Return what `settle_model` has found, for the other processes of a run; empty where there was nothing to find."""
+    return {"shape": config.document["model"]["shape"]} if isinstance(config.model, HfModel) else {}
+
+
+def apply_settled(config: Config, settled: JsonObject) -> Config:
+    """Return a configuration with what `describe_settled` or a run's document says of its model."""
+    if not settled:
+        return config
+    document: dict[str, Any] = config.document
+    document["model"]["shape"] = settled["shape"]
+    known: Config = validate_options(Config, document)
+    return known
+
+
+def _read_settled(model: HfModel) -> JsonObject:
+    """Return what the folder of a model says. Raises ConfigError where it says nothing that is understood."""
+    folder = Path(model.path or "").expanduser()
+    config = read_hf_config(folder)
+    try:
+        shape = read_shape(config)
+    except ValueError as error:
+        raise ConfigError(f"{display_path(folder / CONFIG)}: {error}") from None
+    return {"shape": adapter_of(type(shape)).dump_python(shape, mode="json")}
+
+
+def record_or_compare_base(run_dir: RunDir, folder: HfFolder) -> None:
+    """Write down which files a run begins with; where it began before, compare them.
+
+    Raises RefusedError where one has changed since.
+    """
+    # One process for all: the others read parts of the same files.
+    if not hosts.is_lead():
+        return
+    now = {
+        "source": f"{HF}{folder.path.absolute()}",
+        "family": folder.config.get("model_type"),
+        "files": {path.name: _measure_file(path) for path in folder.files},
+    }
+    try:
+        before = files.read_json_object(run_dir.base)
+    except OSError:
+        before = None
+    known = (before or {}).get("files")
+    if not isinstance(known, dict):
+        files.replace_file(run_dir.base, files.format_json(now, indent=1) + "\n")
+        return
+    names = sorted(known.keys() | now["files"].keys())
+    if changed := [name for name in names if known.get(name) != now["files"].get(name)]:
+        raise RefusedError(
+            f"{run_dir} began with other weights: {', '.join(changed[:3])} of {HF}{display_path(folder.path)} changed "
+            "since, and nothing of the run is saved yet; bring the files back, or start another run: name=NAME"
+        )
+
+
+def _measure_file(path: Path) -> JsonObject:
+    """Return size and sha256 of a file, which is how Hugging Face's own pages name its content."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
