@@ -48,7 +48,9 @@ class Text(BatchOptions):
         eval_path: another file or folder to evaluate on; null: a part of `path`.
         pattern: which files of a folder.
         field: which field of JSON is the text; null: `text`, in files whose name says that they are JSON.
-        seq_len: tokens in an example; a token is a byte.
+        tokenizer: a folder with tokenizer.json, or such a file: what makes tokens of text. null: that of `model=hf`,
+            and elsewhere a token is a byte; bytes: always that.
+        seq_len: tokens in an example.
         batch_size: examples in a step, on all devices together.
         eval_fraction: share of the text that is held out for evaluation, where the data has no part for that.
     """
@@ -58,6 +60,7 @@ class Text(BatchOptions):
     eval_path: str | None = None
     pattern: str = "**/*.txt"
     field: str | None = None
+    tokenizer: str | None = None
     seq_len: Count = 128
     batch_size: Count = 16
     eval_fraction: Fraction = 0.05
@@ -80,10 +83,11 @@ class Text(BatchOptions):
     def sources(self) -> Sources:
         """Return the training and the evaluation source. Raises ValueError where they cannot be read."""
         from data.text_files import TextPlace, read_text
+        from data.text_tokenizer import encode_sources
 
         eval_path = None if self.eval_path is None else Path(self.eval_path).expanduser()
         place = TextPlace(Path(self.path).expanduser(), self.pattern, self.field, eval_path)
-        return read_text(place, self.seq_len, self.eval_fraction)
+        return encode_sources(read_text(place, self.seq_len, self.eval_fraction), self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,7 +369,7 @@ class Hub(LabelledFileOptions):
     """A dataset of the Hugging Face hub, or one that `save_to_disk` left in a folder. Needs the extra `hub`.
 
     Attributes:
-        gives: `tokens` reads the column `inputs` as text, byte by byte.
+        gives: `tokens` reads the column `inputs` as text, byte by byte or with `tokenizer`.
         subset: of the dataset, where it has several.
         revision: a commit or a tag of it; null: the newest.
         split: what to train on.
@@ -377,6 +381,7 @@ class Hub(LabelledFileOptions):
         channels: of images; 1 makes them grey.
         on_bad: what is done about an image that cannot be decoded: the run ends and says which it is (`raise`), or
             another one takes its place, now and after a restart (`skip`).
+        tokenizer: of text, as of `data=text`.
         seq_len: tokens in an example, where it is text.
         prefetch: so many batches are made ahead.
     """
@@ -392,6 +397,7 @@ class Hub(LabelledFileOptions):
     size: Count = 32
     channels: Literal[1, 3] = 3
     on_bad: Literal["raise", "skip"] = "raise"
+    tokenizer: str | None = None
     seq_len: Count = 128
     prefetch: Number = 4
 
@@ -410,11 +416,12 @@ class Hub(LabelledFileOptions):
         from data.hub import HubDataset, read_hub_examples, read_hub_text
         from data.label_checks import ignore_token
         from data.tables import InputFormat, TableFormat
+        from data.text_tokenizer import encode_sources
 
         chosen = HubDataset(self.path, self.subset, self.revision, self.split, self.eval_split)
         if self.gives == "tokens":
             made = read_hub_text(chosen, self.inputs, self.seq_len, self.eval_fraction)
-            return ignore_token(made, self.ignore_label)
+            return ignore_token(encode_sources(made, self.tokenizer), self.ignore_label)
         pixels = InputFormat(self.gives, self.size, self.channels)
         form = TableFormat(self.gives, self.num_classes, None, self.ignore_label)
         made = read_hub_examples(chosen, self.inputs, self.label, pixels, form, self.eval_fraction)

@@ -117,7 +117,7 @@ class CausalAttention(nnx.Module):
         """Return queries, keys and values, with their positions where those are rotary."""
         heads = tag(self.qkv(x), "qkv").reshape(*x.shape[:2], -1, self.head_dim)
         q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.base is None:
             return q, k, v

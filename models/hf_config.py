@@ -221,7 +221,7 @@ def write_config(option: Gpt | Vit, family: str, num_outputs: int, inputs: tuple
         values["head_dim"] = option.head_size
     else:
         values.update(image_size=inputs[0], channels=inputs[2])
-    config = {"architectures": [table.architecture], "model_type": family, "dtype": "float32"}
+    config: dict[str, Any] = {"architectures": [table.architecture], "model_type": family, "dtype": "float32"}
     config |= {theirs: values[ours] for theirs, ours in table.fields.items()}
     if isinstance(option, Gpt) and family != "gpt2":
         config["max_position_embeddings"] = max(option.context, *inputs)

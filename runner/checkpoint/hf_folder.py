@@ -73,8 +73,7 @@ def open_hf_folder(path: Path) -> HfFolder:
     """Return what a folder holds. Raises ConfigError where a file of it is missing, damaged, or outside of it."""
     config = read_hf_config(path)
     if (path / WEIGHTS).is_file():
-        places = _read_header(path / WEIGHTS)
-        return HfFolder(path, config, (path / CONFIG, path / WEIGHTS), places)
+        return HfFolder(path, config, (path / CONFIG, path / WEIGHTS), _read_header(path / WEIGHTS))
     if not (path / INDEX).is_file():
         there = sorted(file.name for file in path.glob("*.bin"))
         why = (

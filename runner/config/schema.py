@@ -365,14 +365,22 @@ def validate_options(schema: Any, document: Any) -> Any:
 
 
 def _fill_in_folder(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return a document with the folder of `init_from=hf:DIR` as that of `model=hf`, where it names none."""
-    model, begins = plain.get("model"), plain.get("init_from")
-    if not isinstance(model, dict) or model.get("kind") != "hf" or model.get("path") is not None:
+    """Return a document with the folder of `init_from=hf:DIR` as that of `model=hf`, and of its text's tokenizer.
+
+    Both where none is named. Raises ConfigError where neither names a folder.
+    """
+    model, begins, data = plain.get("model"), plain.get("init_from"), plain.get("data")
+    if not isinstance(model, dict) or model.get("kind") != "hf":
         return plain
-    reference = begins.get("run") if isinstance(begins, dict) else None
-    if not isinstance(reference, str) or not reference.startswith(HF):
-        raise ConfigError("model.path: a folder is needed; say model.path=DIR, or init_from=hf:DIR")
-    return {**plain, "model": {**model, "path": reference.removeprefix(HF)}}
+    if model.get("path") is None:
+        reference = begins.get("run") if isinstance(begins, dict) else None
+        if not isinstance(reference, str) or not reference.startswith(HF):
+            raise ConfigError("model.path: a folder is needed; say model.path=DIR, or init_from=hf:DIR")
+        model = {**model, "path": reference.removeprefix(HF)}
+    if isinstance(data, dict) and data.get("kind") in ("text", "hub") and data.get("tokenizer") is None:
+        is_text = data["kind"] == "text" or data.get("gives") == "tokens"
+        data = {**data, "tokenizer": model["path"]} if is_text else data
+    return {**plain, "model": model, "data": data}
 
 
 def _check_numbers_and_text(node: Any, key: str) -> None:

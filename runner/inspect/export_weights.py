@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
 from runner.files import make_folder, read_file, remove_tree, rename_path, replace_file
 from runner.inspect.digest_checkpoint import compute_digest
+from runner.inspect.export_hf import plan_hf_export
 from runner.inspect.lookup import (
     MAX_CONFIG_BYTES,
     Checkpoint,
@@ -32,6 +33,7 @@ from runner.inspect.lookup import (
     refusing_other_kinds,
     refusing_unreadable,
 )
+from runner.inspect.weight_format import WeightFormat
 from runner.rundir.attempt_lines import read_attempts
 from runner.text import escape_markdown, format_code_span, format_count, format_size, format_time, quote_words, shorten
 from runner.types import JsonObject
@@ -42,25 +44,10 @@ from runner.values import Say, VerbResult
 PROGRAM_PREFIX = "weights."
 WEIGHT_PREFIXES = ("params.", "extra.", PROGRAM_PREFIX)
 EMA_PREFIX = "ema."
+# The format that is a folder for transformers, and not a file of our names.
+HF_FOLDER = "hf"
 # Kinds of numbers that numpy itself knows; bfloat16 is none of them.
 NUMPY_KINDS = "biufc"
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """A format of `--to`.
-
-    Attributes:
-        file: the name of the file.
-        write: write arrays to a path, and return the type that each of them has there.
-        import_line: Python that imports what reads it.
-        load_call: Python that reads it, as a dictionary.
-    """
-
-    file: str
-    write: Callable[[Path, Mapping[str, Any]], dict[str, str]]
-    import_line: str
-    load_call: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,12 @@ class ExportedWeights:
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the checkpoint, the format and the new directory."""
     parser.add_argument("checkpoint", metavar="RUN[@STEP]", help="the newest, or the one that is named; often RUN@best")
-    parser.add_argument("--to", choices=tuple(FORMATS), default="safetensors", help="safetensors unless said otherwise")
+    parser.add_argument(
+        "--to",
+        choices=(*FORMATS, HF_FOLDER),
+        default="safetensors",
+        help="safetensors unless said otherwise; hf: a folder for transformers",
+    )
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="ema: the average of optim.ema")
     parser.add_argument("directory", metavar="DIR", help="a directory that is new, or empty")
 
@@ -100,13 +92,15 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: is there already, and not empty; name a new directory")
     checkpoint, record = find_proven_checkpoint(arguments.checkpoint)
-    state, chosen = checkpoint.directory / STATE, FORMATS[arguments.to]
+    state = checkpoint.directory / STATE
     with refusing_other_kinds(), refusing_unreadable(checkpoint):
         there = read_leaf_specs(state)
         # Before anything is made: what cannot be exported leaves nothing behind.
         configuration = read_file(checkpoint.run_dir.config, MAX_CONFIG_BYTES)
         read_config_document(checkpoint.run_dir)
     sources = _select_weights(there, arguments.weights, checkpoint)
+    specs = {name: spec for name, (_, spec) in sources.items()}
+    chosen = plan_hf_export(checkpoint, specs) if arguments.to == HF_FOLDER else FORMATS[arguments.to]
     folder = target.parent.resolve()
     # Written beside the target and renamed, over an empty directory as well: it is there as a whole or not at all.
     fresh = folder / f".{target.name}.{os.getpid()}"
@@ -115,19 +109,20 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         with refusing_unreadable(checkpoint):
             values = read_leaves(state, [source for source, _ in sources.values()])
         written = chosen.write(fresh / chosen.file, {name: values[source] for name, (source, _) in sources.items()})
-        specs = {name: spec for name, (_, spec) in sources.items()}
         exported = ExportedWeights(
             checkpoint, record, find_attempt(checkpoint), chosen, specs, written, arguments.weights
         )
         replace_file(fresh / "README.md", format_model_card(exported))
         replace_file(fresh / "config.yaml", configuration)
         # safetensors makes a file that nobody else may read; the README has what the user's umask allows.
-        shutil.copymode(fresh / "README.md", fresh / chosen.file)
+        weights = sorted(path.name for path in fresh.glob(f"*{Path(chosen.file).suffix}"))
+        for name in weights:
+            shutil.copymode(fresh / "README.md", fresh / name)
         rename_path(fresh, folder / target.name)
     finally:
         remove_tree(fresh)
-    file = target / chosen.file
-    num_bytes = file.stat().st_size
+    file = target / weights[0]
+    num_bytes = sum((target / name).stat().st_size for name in weights)
     say(f"{file}  {format_count(len(sources), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
     return VerbResult(
@@ -135,6 +130,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
             "run": str(checkpoint.run_dir),
             "step": checkpoint.step,
             "file": str(file),
+            "files": [str(target / name) for name in weights],
             "bytes": num_bytes,
             "arrays": dict(written),
         }
@@ -211,6 +207,7 @@ def format_model_card(exported: ExportedWeights) -> str:
     beside = f", and {num_extra:,} values beside them (`extra`)." if num_extra else "."
     metrics = [f"- {escape_markdown(name)}: {value:.6g}" for name, value in sorted(exported.record.metrics.items())]
     lines = [
+        *exported.format.head,
         f"# {escape_markdown(exported.checkpoint.run_dir.path.name)}, step {exported.checkpoint.step}",
         "",
         f"The {'average of the weights (`optim.ema`)' if is_ema else 'weights'} of {model} after "
@@ -238,6 +235,9 @@ def format_model_card(exported: ExportedWeights) -> str:
 
 
 def _format_loading(exported: ExportedWeights) -> Iterator[str]:
+    if exported.format.makes_model:
+        yield from ("```python", exported.format.import_line, f"model = {exported.format.load_call}", "```")
+        return
     names = list(exported.specs)
     example = next((name for name in names if name.startswith(("params.", PROGRAM_PREFIX))), names[0])
     yield "```python"

@@ -49,6 +49,11 @@ class RunDir:
         return self.path / "base.json"
 
     @property
+    def tokenizer(self) -> Path:
+        """Return the folder of the tokenizer that made the run's tokens of text, where it was one in a file."""
+        return (self.shared or self.path) / "tokenizer"
+
+    @property
     def remat(self) -> Path:
         """Return where the rematerialization policy lies that was chosen for this run."""
         return self.path / "remat.json"

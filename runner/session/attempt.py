@@ -36,6 +36,7 @@ from runner.train.evaluator import EvaluationRun
 from runner.train.local_state import bring_here
 from runner.train.loop import Progress, name_numbers, train
 from runner.train.moved_data import read_moved_data
+from runner.train.own_tokenizer import keep_tokenizer, read_with_own_tokenizer
 from runner.train.run_context import RunContext
 from runner.types import State
 from runner.values import Outcome
@@ -157,13 +158,15 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
     """
     config, run_dir, say = context.config, context.run_dir, context.console.say
     user_code.import_targets(config, for_training=True)
-    sources = read_moved_data(config, run_dir) or dataset.read_as_before(config.data, run_dir)
+    # Its text is read with the tokenizer that lies in the run; the run's configuration names where that came from.
+    reading = keep_tokenizer(config, run_dir)
+    sources = read_moved_data(reading, run_dir) or dataset.read_as_before(reading.data, run_dir)
     if config.train.epochs is not None:
         # Before anything is built: how long the run is decides its learning rates.
-        sources = sources or _read_sources(config)
+        sources = sources or _read_sources(reading)
         context = _resolve_epochs(context, len(sources.train))
         config = context.config
-    built = build(config, sources)
+    built = build(replace(config, data=reading.data), sources)
     built.evaluator.check_splits()
     check_metric_names(config, built.evaluator.list_metric_names(built.measures))
     if built.traced:
@@ -232,6 +235,7 @@ def _resolve_remat(context: RunContext, built: Built) -> tuple[Built, RematPolic
     config, attempt, console = context.config, context.attempt, context.console
     if not isinstance(config.remat, AutoRemat):
         return built, config.remat
+    reading = read_with_own_tokenizer(config, context.run_dir)
     # The search is for those who ask for it: others do not wait for its import.
     from runner.remat.auto_choice import dump_choice, parse_choice, resolve_auto
 
@@ -240,11 +244,11 @@ def _resolve_remat(context: RunContext, built: Built) -> tuple[Built, RematPolic
         search = partial(resolve_auto, config, built, context.run_dir.remat, console.say, show_life)
         if not hosts.is_lead():
             option = parse_choice(hosts.hear("remat")).option
-            return build(replace(config, remat=option), built.sources), option
+            return build(replace(reading, remat=option), built.sources), option
         found = context.stop_flag.wait_for(run_in_thread(search, "remat"))
     attempt.record(remat=found.words)
     hosts.agree("remat", dump_choice(found))
-    return build(replace(config, remat=found.option), built.sources), found.option
+    return build(replace(reading, remat=found.option), built.sources), found.option
 
 
 def _roll_back(context: RunContext, built: Built, error: DivergedError) -> None:

@@ -7,6 +7,8 @@ checkpoint on the folder is not looked at any more.
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +17,30 @@ from models.hf_config import read_shape
 from runner import files, hosts
 from runner.checkpoint.hf_folder import CONFIG, HF, HfFolder, read_hf_config
 from runner.config.schema import Config, read_document, validate_options
-from runner.config.validation import adapter_of
 from runner.errors import ConfigError, RefusedError
 from runner.rundir.layout import RunDir
 from runner.text import display_path
+from runner.train.own_tokenizer import check_tokenizer
 from runner.types import JsonObject
 
 
 def settle_model(config: Config, run_dir: RunDir | None = None) -> Config:
     """Return a configuration that knows the shape of `model=hf`: as its run has written it down, or from the folder.
 
-    Any other configuration is returned as it is.
+    Any other configuration is returned as it is. Of a run that is to begin its tokenizer is looked for as well.
 
     Raises:
         ConfigError: the folder is not there or is none, or the shape does not go with the other keys.
         RefusedError: the run's own configuration cannot be read.
     """
-    model = config.model
-    if not isinstance(model, HfModel) or model.shape is not None:
-        return config
-    if run_dir is not None and run_dir.config.exists() and not config.overwrite:
-        saved = read_document(run_dir.config)
+    model, is_there = config.model, run_dir is not None and run_dir.config.exists() and not config.overwrite
+    if isinstance(model, HfModel) and model.shape is None:
+        saved = read_document(run_dir.config)["model"].get("shape") if run_dir is not None and is_there else None
         # Of a run of another model nothing is taken: that it is another one is said later.
-        if saved["model"].get("shape") is not None:
-            return apply_settled(config, {"shape": saved["model"]["shape"]})
-    return apply_settled(config, _read_settled(model))
+        config = apply_settled(config, _read_settled(model) if saved is None else {"shape": saved})
+    if not is_there:
+        check_tokenizer(config)
+    return config
 
 
 def describe_settled(config: Config) -> JsonObject:
@@ -65,7 +66,7 @@ def _read_settled(model: HfModel) -> JsonObject:
         shape = read_shape(config)
     except ValueError as error:
         raise ConfigError(f"{display_path(folder / CONFIG)}: {error}") from None
-    return {"shape": adapter_of(type(shape)).dump_python(shape, mode="json")}
+    return {"shape": json.loads(json.dumps(asdict(shape)))}
 
 
 def record_or_compare_base(run_dir: RunDir, folder: HfFolder) -> None:
@@ -76,11 +77,9 @@ def record_or_compare_base(run_dir: RunDir, folder: HfFolder) -> None:
     # One process for all: the others read parts of the same files.
     if not hosts.is_lead():
         return
-    now = {
-        "source": f"{HF}{folder.path.absolute()}",
-        "family": folder.config.get("model_type"),
-        "files": {path.name: _measure_file(path) for path in folder.files},
-    }
+    measured = {path.name: _measure_file(path) for path in folder.files}
+    source = f"{HF}{folder.path.absolute()}"
+    now = {"source": source, "family": folder.config.get("model_type"), "files": measured}
     try:
         before = files.read_json_object(run_dir.base)
     except OSError:
@@ -89,8 +88,8 @@ def record_or_compare_base(run_dir: RunDir, folder: HfFolder) -> None:
     if not isinstance(known, dict):
         files.replace_file(run_dir.base, files.format_json(now, indent=1) + "\n")
         return
-    names = sorted(known.keys() | now["files"].keys())
-    if changed := [name for name in names if known.get(name) != now["files"].get(name)]:
+    names = sorted(known.keys() | measured.keys())
+    if changed := [name for name in names if known.get(name) != measured.get(name)]:
         raise RefusedError(
             f"{run_dir} began with other weights: {', '.join(changed[:3])} of {HF}{display_path(folder.path)} changed "
             "since, and nothing of the run is saved yet; bring the files back, or start another run: name=NAME"

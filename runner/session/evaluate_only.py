@@ -21,6 +21,7 @@ from runner.train.compile import compile_eval
 from runner.train.compile_cache import enable_compile_cache
 from runner.train.evaluator import EvaluationRun
 from runner.train.moved_data import read_moved_data
+from runner.train.own_tokenizer import read_with_own_tokenizer
 from runner.values import MetricValues
 
 
@@ -62,6 +63,7 @@ def evaluate_checkpoint(
     # steps=0 asked for this evaluation; what is built for so many steps (a schedule, a program) is built as it was.
     steps = run.read_status().get("steps") or int(checkpoint.name)
     config = replace(config, train=replace(config.train, steps=steps, epochs=None))
+    config = read_with_own_tokenizer(config, run)
     built = build(config, read_moved_data(config, run) or dataset.read_as_before(config.data, run))
     built.evaluator.check_splits()
     dataset.refuse_other_data(run, built.sources)

@@ -229,6 +229,8 @@ def read_train_state(built: Built, checkpoint: Path) -> State:
 
 def start_from_weights(built: Built, checkpoint: Path | WeightSource, *, partial: bool) -> tuple[State, TransferReport]:
     """Return a fresh state with the weights of another run's checkpoint, or of others, and what did not fit."""
-    transfer = transfer_weights if isinstance(checkpoint, Path) else take_weights
-    state, report = transfer(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+    if isinstance(checkpoint, Path):
+        state, report = transfer_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+    else:
+        state, report = take_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
     return with_ema(state) if "ema" in state else state, report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from safetensors.numpy import load_file, save_file
 
 from models import HfModel
 from models.gpt import sample_tokens
-from models.hf_config import choose_family, read_shape
+from models.hf_config import choose_family, read_shape, write_config
 from models.hf_families import FAMILIES
 from runner.checkpoint.hf_folder import open_hf_folder
 from runner.checkpoint.hf_weights import open_hf_weights
 from runner.checkpoint.transfer import take_weights
 from runner.errors import ConfigError, RefusedError
+from runner.inspect import export_hf
+from runner.inspect.export_hf import HfExport
 from runner.optim.parameter_groups import is_stacked
 from tests.hf_folders import CLASSES, MADE, SEQ, SIDE, VOCAB, compute_theirs, make_batch, make_theirs, write_llama
 
@@ -73,6 +76,31 @@ def test_its_logits_are_those_of_transformers(name: str, made: Callable[[str], t
     expected = compute_theirs(theirs, batch)
     assert expected.std() > 0.1  # there is something to compare
     np.testing.assert_allclose(compute_ours(folder, batch), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_written_out_gives_transformers_the_same_logits(
+    name: str, tmp_path: Path, made: Callable[[str], tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    theirs, folder = made(name)
+    shape = read_shape(json.loads((folder / "config.json").read_text()))
+    params = nnx.state(load_ours(folder), nnx.Param)
+    values = {".".join(["params", *map(str, path)]): leaf[...] for path, leaf in nnx.to_flat_state(params)}
+    # In several files as well.
+    monkeypatch.setattr(export_hf, "SHARD_BYTES", 30_000 if name in ("llama2", "gpt2") else 10**9)
+    family = choose_family(shape.network)
+    config = write_config(shape.network, family, shape.vocab or CLASSES, shape.image or (SEQ,))
+    HfExport(shape.network, family, config, ()).write(tmp_path / "model.safetensors", values)
+    auto = transformers.AutoModelForImageClassification if shape.image else transformers.AutoModelForCausalLM
+    again, told = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values()), told
+    assert type(again) is type(theirs)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or name not in ("llama2", "gpt2")
+    batch = make_batch(name)
+    # Exactly: every number is what it was.
+    np.testing.assert_array_equal(compute_theirs(again.eval(), batch), compute_theirs(theirs, batch))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen3"])
@@ -136,6 +164,24 @@ def test_a_device_reads_its_part_alone(spec: tuple[str | None, ...], tmp_path: P
             for part in (slice(0, middle), slice(middle, None), slice(1, 2)):
                 index = tuple(part if at == axis else slice(None) for at in range(len(found.shape)))
                 np.testing.assert_array_equal(weights.read(leaf, index), whole[index])
+
+
+def test_nothing_is_there_twice(tmp_path: Path) -> None:
+    """What numpy has at any moment is the weights, of which jax takes the memory, and not one array more."""
+    folder = write_llama(tmp_path, vocab=60_000)
+    weights = open_hf_weights(folder)
+    state = {"params": {"embed": {"embedding": jnp.zeros((60_000, 16))}, "head": {"kernel": jnp.zeros((16, 60_000))}}}
+    size = largest = 60_000 * 16 * 4
+    tracemalloc.start()
+    try:
+        state, _ = take_weights(state, weights, partial=True, stacked=is_stacked)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(
+        state["params"]["head"]["kernel"], load_file(folder / "model.safetensors")["lm_head.weight"].T
+    )
+    assert peak < 2 * size + 0.2 * largest
 
 
 # --- what is refused ---

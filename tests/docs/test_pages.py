@@ -17,6 +17,7 @@ import pytest
 from runner.__main__ import VERBS, VerbParser
 from tests.conftest import QUICK_RUN, REPO, Door
 from tests.docs.pages import PAGES, blocks_outside_recipes, find_blocks, shell_lines, transcript_lines
+from tests.hf_folders import write_llama, write_tokenizer
 from tests.laws.faults import Forks
 
 BLOCKS = blocks_outside_recipes()
@@ -77,12 +78,15 @@ def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
         assert f"retention: {', '.join(rules)}" in shown.stdout
         return
     write_files(door)
+    if "hf:llama" in command:
+        write_llama(door.cwd / "llama", vocab=write_tokenizer(door.cwd / "llama", door.cwd / "corpus.txt"))
     if "RUN" in command:
         assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT, **QUICK_RUN).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
     typed = {word.split("=")[0] for word in words} | {"train.steps"}
     own = any(
-        word.startswith(("dir=", "program=", "model=mlp", "model=tower:", "model=./", "experiment=")) for word in words
+        word.startswith(("dir=", "program=", "model=mlp", "model=tower:", "model=./", "model=hf", "experiment="))
+        for word in words
     )
     words = [word for word in words if not word.startswith("train.steps=")]
     extra = [word for word in (*SHORT, *(() if own else TINY_GPT)) if word.split("=")[0] not in typed]
