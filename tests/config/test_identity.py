@@ -39,6 +39,15 @@ CHANGED: dict[str, Any] = {
     "mesh.fsdp": 4,
     "mesh.tensor": 2,
     "program": {"kind": "external", "target": "my:Program", "options": {}},
+    "data.tokenizer": "llama",
+    "model.head_dim": 16,
+    "model.rotary_scaling": {"factor": 8.0},
+    "model.window": 4096,
+    "model.qkv_biases": True,
+    "model.attn_out_biases": True,
+    "model.ffn_biases": False,
+    "model.qk_norm": True,
+    "model.layernorm_epsilon": 1e-12,
 }
 # Further ways of saying what was done before.
 AS_BEFORE: dict[str, list[Any]] = {
@@ -84,6 +93,7 @@ def test_a_key_that_came_later_changes_no_hash_until_it_says_something(key: str)
         "data.columns": {"inputs"},
         "stop.rules": {"target"},
         "program": {"kind", "target"},
+        "model.rotary_scaling": {"factor"},
     }.get(key, {key.split(".")[-1]})
 
 

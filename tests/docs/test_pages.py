@@ -80,6 +80,7 @@ def test_its_commands_run(command: str, served: Forks, door: Door) -> None:
     write_files(door)
     if "hf:llama" in command:
         write_llama(door.cwd / "llama", vocab=write_tokenizer(door.cwd / "llama", door.cwd / "corpus.txt"))
+        words.append("data.seq_len=16")
     if "RUN" in command:
         assert served.run(door.cwd, "train.steps=2", *SHORT[1:], *TINY_GPT, **QUICK_RUN).returncode == 0
         words = [word.replace("RUN", str(door.the_run)).replace("step=400", "step=1") for word in words]
