@@ -59,7 +59,7 @@ FREE_KEYS = (
 # microbatches draw other dropout masks and other batch statistics.
 RESUMABLE_KEYS = ("train.steps", "train.epochs", "optim", "schedule", "train.microbatches", "train.precision", "stop")
 # Exceptions within the resumable keys: with these the state has another shape.
-IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema", "optim.target", "optim.options")
+IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema", "optim.target", "optim.options", "optim.groups")
 # Where data lies on a machine. Another machine has it elsewhere: what a run was trained on is the content, of which
 # data.json has the fingerprint.
 PLACE_KEYS = ("data.path", "data.eval_path")
@@ -82,6 +82,8 @@ LATER_KEYS: Mapping[str, Any] = {
     "train.parts": None,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,
+    "tune": {"kind": "none"},
+    "optim.groups": {},
 }
 
 KeyClass = Literal["free", "resumable", "place", "identity"]

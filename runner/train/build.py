@@ -18,15 +18,18 @@ from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
 from models.objectives import BYTE_VOCABULARY, BatchObjective
 from models.remat_plan import RematPlanError
+from runner import hosts
 from runner.checkpoint import store
+from runner.checkpoint.frozen_base import find_digest, locate_base, prove_base
 from runner.checkpoint.transfer import TransferReport, transfer_weights
 from runner.config import user_code
 from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RefusedError
 from runner.mesh import AXES, state_shardings
 from runner.optim.parameter_groups import is_stacked
+from runner.text import display_path
 from runner.train.build_program import build_program
 from runner.train.build_steps import check_parts, choose_rows, make_step_functions
 from runner.train.built import Built
@@ -42,14 +45,17 @@ from runner.train.split_model import (
     abstract_variables,
     merge_model,
     read_declared_axes,
+    split_frozen,
     split_model,
 )
 from runner.train.step import (
     init_state,
+    leave_frozen_out,
     make_init,
     make_key,
     with_ema,
 )
+from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole
 from runner.types import Batch, State
 
 
@@ -79,10 +85,14 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     key, make_model = make_key(config.seed), partial(_make_model, config, sources, objective)
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
-    make_optimizer, told = choose_optimizer(config, abstract_variables(network)[0])
+    whole = abstract_variables(network)[0]
+    network = replace(network, frozen=choose_frozen(config, whole))
+    trained = jax.eval_shape(lambda params: split_frozen(params, network.frozen)[0], whole)
+    make_optimizer, told = choose_optimizer(config, trained)
 
     def begin(variables: Variables) -> State:
-        return init_state(variables, make_optimizer(config.optim.lr)[0], ema=config.optim.ema is not None)
+        tx = make_optimizer(config.optim.lr)[0]
+        return init_state(variables, tx, ema=config.optim.ema is not None, frozen=network.frozen)
 
     declared = read_declared_axes(network)
     init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh, declared=declared))
@@ -121,6 +131,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         plan=config.remat.plan,
         warnings=(*_warn_of_large_batch(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
         measures=seen.metrics,
+        frozen=network.frozen,
     )
 
 
@@ -138,6 +149,7 @@ def _make_model(config: Config, sources: Sources, objective: BatchObjective, key
         raise ConfigError(f"model={config.model.kind}: {error}") from error
     if _is_users_own(config):
         follow_mode(model, key, objective.roles)
+    adapt_model(model, config, key)
     return model
 
 
@@ -209,10 +221,25 @@ def _apply_remat(config: Config, model: nnx.Module) -> None:
 
 def read_train_state(built: Built, checkpoint: Path) -> State:
     """Read the train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
-    return store.read_state(checkpoint, built.abstract)
+    if not built.frozen:
+        return store.read_state(checkpoint, built.abstract)
+    digest = find_digest(checkpoint)
+    if digest is None:
+        raise RefusedError(
+            f"{display_path(checkpoint)}: is of a run that trained all of its parameters; start a new run, with "
+            "init_from=RUN"
+        )
+    base = locate_base(checkpoint, digest)
+    # Of several processes one reads it for a proof.
+    if hosts.is_lead():
+        prove_base(base)
+    frozen = store.read_state(base, {"frozen": built.abstract["frozen"]})
+    return {**store.read_state(checkpoint, leave_frozen_out(built.abstract)), **frozen}
 
 
 def start_from_weights(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, TransferReport]:
     """Return a fresh state with the weights of another run's checkpoint, and what did not fit."""
-    state, report = transfer_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+    whole, adapters = gather_whole(built.init(), built.frozen)
+    state, report = transfer_weights(whole, checkpoint, partial=partial, stacked=is_stacked)
+    state = divide_whole(state, adapters, built)
     return with_ema(state) if "ema" in state else state, report
