@@ -5,11 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Annotated
 
-from annotated_types import MinLen
-
-Patterns = tuple[Annotated[str, MinLen(1)], ...]
+Patterns = tuple[str, ...]
 
 
 def match_pattern(pattern: str, name: str) -> bool:

@@ -63,7 +63,12 @@ class TransferReport:
 
 
 def transfer_weights(
-    state: State, checkpoint: Path, *, partial: bool, stacked: Callable[[str], bool]
+    state: State,
+    checkpoint: Path,
+    *,
+    partial: bool,
+    stacked: Callable[[str], bool],
+    whole: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[State, TransferReport]:
     """Return a fresh state with the weights of a checkpoint, and what differs.
 
@@ -76,6 +81,7 @@ def transfer_weights(
         checkpoint: the directory of a checkpoint of another run.
         partial: whether weights may differ.
         stacked: tells by name whether the leading dimension of an array counts layers.
+        whole: the weights, where the checkpoint has them in parts; None: they are read from it.
 
     Raises:
         RefusedError: the checkpoint is not what was written, or, strictly, weights differ; the first is named.
@@ -85,7 +91,8 @@ def transfer_weights(
         raise RefusedError(
             f"init_from: {display_path(checkpoint)} is not good: {problem}; choose another step with @STEP"
         )
-    there = {name: leaf for name, leaf in arrays.read_leaf_specs(checkpoint / STATE).items() if _is_weight(name)}
+    specs = arrays.read_leaf_specs(checkpoint / STATE) if whole is None else arrays.describe_values(whole)
+    there = {name: leaf for name, leaf in specs.items() if _is_weight(name)}
     fresh = {name: leaf for name, leaf in name_leaves(state).items() if _is_weight(name)}
     here = {name: describe_leaf(leaf) for name, leaf in fresh.items()}
     report = TransferReport(
@@ -102,7 +109,8 @@ def transfer_weights(
     if not partial and not report.exact:
         raise RefusedError(_explain_refusal(checkpoint, report))
     # Only what is taken is read: the moments of an optimizer may be twice the size of the weights.
-    values = arrays.read_leaves(checkpoint / STATE, [name for name, plan in plans.items() if plan is not None])
+    taken = [name for name, plan in plans.items() if plan is not None]
+    values = arrays.read_leaves(checkpoint / STATE, taken) if whole is None else {name: whole[name] for name in taken}
     return _replace_leaves(state, fresh, values, plans), report
 
 

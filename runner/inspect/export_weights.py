@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
+from runner.checkpoint.arrays import LeafSpec, describe_values, read_leaf_specs, read_leaves
 from runner.checkpoint.frozen_base import open_base
 from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
@@ -184,7 +184,7 @@ def _read_tuned(checkpoint: Checkpoint, base: Path, form: str, weights: str) -> 
     """Return the weights of a run that trained a part of a model: whole, or its adapters alone."""
     # Imported here: only such a run waits for what knows the configuration.
     from runner.config.schema import Config, validate_options
-    from runner.inspect.tuned_weights import count_values, describe_arrays, format_peft, merge_whole, read_tuned_weights
+    from runner.train.tuned_weights import count_values, format_peft, merge_whole, read_tuned_weights
 
     drift = find_attempt(checkpoint).get("drift", ())
     config = validate_options(Config, read_config_document(checkpoint.run_dir, drift))
@@ -194,10 +194,10 @@ def _read_tuned(checkpoint: Checkpoint, base: Path, form: str, weights: str) -> 
     if form == "peft":
         values, description = format_peft(tuned, config)
         return FoundWeights(
-            values, describe_arrays(values), said, {"adapter_config.json": format_json(description, indent=1) + "\n"}
+            values, describe_values(values), said, {"adapter_config.json": format_json(description, indent=1) + "\n"}
         )
     values = merge_whole(tuned, config)
-    return FoundWeights(values, describe_arrays(values), f"{said} Here is the whole model.")
+    return FoundWeights(values, describe_values(values), f"{said} Here is the whole model.")
 
 
 def _explain_no_average(checkpoint: Checkpoint) -> ConfigError:

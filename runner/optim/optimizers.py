@@ -71,7 +71,8 @@ class AdamW:
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
-    groups: Groups = field(default_factory=dict)
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -102,7 +103,8 @@ class Lion:
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
-    groups: Groups = field(default_factory=dict)
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -131,7 +133,8 @@ class Sgd:
     nesterov: bool = True
     clip_norm: Positive | None = None
     ema: OpenFraction | None = None
-    groups: Groups = field(default_factory=dict)
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -164,7 +167,8 @@ class Adafactor:
     clip_update: Positive = 1.0
     clip_norm: Positive | None = None
     ema: OpenFraction | None = None
-    groups: Groups = field(default_factory=dict)
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -206,7 +210,8 @@ class Muon:
     b2: Momentum = 0.95
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
-    groups: Groups = field(default_factory=dict)
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""

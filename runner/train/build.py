@@ -56,6 +56,7 @@ from runner.train.step import (
     with_ema,
 )
 from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole
+from runner.train.tuned_weights import read_whole_weights
 from runner.types import Batch, State
 
 
@@ -239,7 +240,8 @@ def read_train_state(built: Built, checkpoint: Path) -> State:
 
 def start_from_weights(built: Built, checkpoint: Path, *, partial: bool) -> tuple[State, TransferReport]:
     """Return a fresh state with the weights of another run's checkpoint, and what did not fit."""
-    whole, adapters = gather_whole(built.init(), built.frozen)
-    state, report = transfer_weights(whole, checkpoint, partial=partial, stacked=is_stacked)
+    fresh, adapters = gather_whole(built.init(), built.frozen)
+    whole = read_whole_weights(checkpoint)
+    state, report = transfer_weights(fresh, checkpoint, partial=partial, stacked=is_stacked, whole=whole)
     state = divide_whole(state, adapters, built)
     return with_ema(state) if "ema" in state else state, report

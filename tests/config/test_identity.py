@@ -39,6 +39,8 @@ CHANGED: dict[str, Any] = {
     "mesh.fsdp": 4,
     "mesh.tensor": 2,
     "program": {"kind": "external", "target": "my:Program", "options": {}},
+    "tune": {"kind": "freeze", "train": ["head"]},
+    "optim.groups": {"head": {"match": ["head"], "lr": 0.1, "weight_decay": None}},
 }
 # Further ways of saying what was done before.
 AS_BEFORE: dict[str, list[Any]] = {
@@ -84,6 +86,8 @@ def test_a_key_that_came_later_changes_no_hash_until_it_says_something(key: str)
         "data.columns": {"inputs"},
         "stop.rules": {"target"},
         "program": {"kind", "target"},
+        "tune": {"train"},
+        "optim.groups": {"match", "lr"},
     }.get(key, {key.split(".")[-1]})
 
 

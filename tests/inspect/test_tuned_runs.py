@@ -127,3 +127,35 @@ def test_a_save_has_what_trains_and_no_more(runs: dict[str, Path]) -> None:
         assert {name.partition(".")[0] for name in specs} == {"params", "opt", "ema", "step", "rng"}
         trained = sum(spec.num_bytes for name, spec in specs.items() if name.startswith("params."))
         assert sum(spec.num_bytes for spec in specs.values()) < 4.05 * trained, "AdamW has two moments; and the average"
+
+
+def test_another_run_begins_with_what_a_tuned_run_computes(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its adapters are added to the kernels: a run that trains all, and one with fresh adapters, begin alike."""
+    from runner.train.build import build, start_from_weights
+    from tests.conftest import composed
+
+    for kind in ("lora", "freeze"):
+        tuned, _ = load_model(str(runs[kind]))
+        # Where its corpus is.
+        monkeypatch.chdir(runs[kind].parents[2])
+        for words in (SMALL, LORA):
+            built = build(composed(*words))
+            state, report = start_from_weights(built, runs[kind] / "checkpoints/10", partial=False)
+            assert report.exact
+            assert np.allclose(built.model(state)(TOKENS), tuned(TOKENS), atol=2e-5)
+
+
+def test_adapters_on_a_trained_model_reach_a_lower_loss_than_it_has(untouched: Callable[..., Door], door: Door) -> None:
+    """On a text that the base has not seen; docs/tuning.md has the same with the default model."""
+    (door.cwd / "corpus.txt").write_text("".join(f"{n} and {n} are {2 * n}: so it is, always.\n" for n in range(60)))
+    base = untouched(*SMALL, "optim.lr=1e-2", "train.steps=120").the_run
+    words = (*SMALL, f"init_from={base}", "tune=lora", "tune.rank=4", "optim.weight_decay=0")
+    losses = []
+    for more in (("train.steps=1", "train.eval_steps=1", "optim.lr=1e-12"), ("optim.lr=2e-2",)):
+        done = door.run(*words, *more, f"name=after{len(losses)}")
+        assert done.returncode == 0, done.stderr
+        lines = (next(door.cwd.glob(f"outputs/after{len(losses)}/*")) / "logs/metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines if json.loads(line)["split"] == "eval"][-1])
+    assert losses[1] < losses[0] - 0.3

@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
+from models.adapters import merge_adapters
+from runner.checkpoint.arrays import read_leaf_specs, read_leaves
+from runner.checkpoint.frozen_base import open_base
 from runner.checkpoint.record import STATE
-from runner.config.schema import Config
+from runner.config.schema import Config, read_document, validate_options
 from runner.config.tune import LoraTune
 from runner.errors import ConfigError
 from runner.train.split_model import iter_paths, join_frozen, nest_paths
+from runner.train.tune_model import choose_frozen
 from runner.types import JsonObject
 
 Arrays = dict[str, np.ndarray]
@@ -56,10 +59,6 @@ def merge_whole(tuned: TunedWeights, config: Config) -> Arrays:
 
     They are added in float32, and rounded to the type of the kernel.
     """
-    # Imported here: it needs flax, and other weights are exported without it.
-    from models.adapters import merge_adapters
-    from runner.train.tune_model import choose_frozen
-
     shapes = {**_abstract(tuned.frozen), **_abstract(tuned.trained)}
     for path in tuned.trained.keys() & tuned.frozen.keys():
         # Layers of one stack, of which some train.
@@ -70,6 +69,17 @@ def merge_whole(tuned: TunedWeights, config: Config) -> Arrays:
     if isinstance(config.tune, LoraTune):
         whole = merge_adapters(whole, config.tune.scale)
     return {**{f"params.{path}": np.asarray(leaf) for path, leaf in iter_paths(whole)}, **tuned.beside}
+
+
+def read_whole_weights(checkpoint: Path) -> Arrays | None:
+    """Return every weight of a checkpoint of which a part was trained, as `merge_whole` does; None for any other.
+
+    Raises LostBaseError, and RefusedError where its run has no configuration that says how they belong together.
+    """
+    if (base := open_base(checkpoint)) is None:
+        return None
+    document = read_document(checkpoint.parent.parent / "config.yaml")
+    return merge_whole(read_tuned_weights(checkpoint, base, "params"), validate_options(Config, document))
 
 
 def format_peft(tuned: TunedWeights, config: Config) -> tuple[Arrays, JsonObject]:
@@ -113,11 +123,6 @@ def format_peft(tuned: TunedWeights, config: Config) -> tuple[Arrays, JsonObject
         "task_type": None,
         "base_model_name_or_path": config.init_from.run,
     }
-
-
-def describe_arrays(values: Mapping[str, np.ndarray]) -> dict[str, LeafSpec]:
-    """Return shape and type of arrays by name."""
-    return {name: LeafSpec(tuple(value.shape), value.dtype.name) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
