@@ -21,7 +21,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from models.find_blocks import scopes_of_class
-from models.name_patterns import match_pattern, suggest_names
+from models.name_patterns import list_some, match_pattern, suggest_names
 
 LORA_A, LORA_B = "lora_a", "lora_b"
 
@@ -80,7 +80,7 @@ def _choose_layers(model: nnx.Module, plan: AdapterPlan) -> dict[str, nnx.Module
             path = min(hit)
             raise AdapterError(
                 f"'{pattern}' is of type {type(modules[path]).__name__}; adapters are for linear layers "
-                f"(it has: {', '.join(sorted(linear))})"
+                f"(it has: {list_some(sorted(linear))})"
             )
         chosen |= hit & linear
     return {path: modules[path] for path in modules if path in chosen}

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 Patterns = tuple[str, ...]
+# So many are listed in a message.
+MOST_NAMES = 12
 
 
 def match_pattern(pattern: str, name: str) -> bool:
@@ -30,4 +32,11 @@ def suggest_names(pattern: str, names: Iterable[str]) -> str:
     for word in words:
         if near := difflib.get_close_matches(word, parts, 1, 0.6):
             return f"; did you mean {pattern.replace(word, near[0])}?"
-    return f" (it has: {', '.join(parts)})"
+    return f" (it has: {list_some(parts)})"
+
+
+def list_some(names: Iterable[str]) -> str:
+    """Return names in a line that stays readable: the first of them, and how many there are beside."""
+    known = list(names)
+    more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    return f"{', '.join(known[:MOST_NAMES])}{more}"

@@ -55,7 +55,7 @@ from runner.train.step import (
     make_key,
     with_ema,
 )
-from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole
+from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole, warn_of_fresh_base
 from runner.train.tuned_weights import read_whole_weights
 from runner.types import Batch, State
 
@@ -130,7 +130,13 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         evaluator=evaluator,
         put=functions.put,
         plan=config.remat.plan,
-        warnings=(*_warn_of_large_batch(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
+        warnings=(
+            *_warn_of_large_batch(config, sources),
+            *_warn_of_axes(declared),
+            *seen.warnings,
+            *told,
+            *warn_of_fresh_base(config),
+        ),
         measures=seen.metrics,
         frozen=network.frozen,
     )

@@ -34,6 +34,15 @@ def adapt_model(model: nnx.Module, config: Config, key: jax.Array) -> None:
         raise ConfigError(f"tune.targets: {error}") from None
 
 
+def warn_of_fresh_base(config: Config) -> list[str]:
+    """Return a warning where what does not train was trained by nobody."""
+    if config.tune.kind == "none" or config.init_from.run is not None:
+        return []
+    return [
+        f"tune={config.tune.kind} without init_from: what does not train stays as it is initialized; say init_from=RUN"
+    ]
+
+
 def choose_frozen(config: Config, params: Params) -> FrozenLayers:
     """Return which parameters do not train. Raises ConfigError where a pattern names none of them."""
     if not isinstance(tune := config.tune, FreezeTune | LoraTune):
