@@ -126,3 +126,15 @@ def test_an_empty_machine_goes_on_from_a_bucket(door: Door, tmp_path: Path, unto
     assert again.returncode == 0, again.stderr
     assert "the frozen weights there are not good" in again.stdout + again.stderr
     assert "made again, with the same digest" in again.stdout
+
+
+def test_several_processes_write_one_base_and_one_goes_on_from_it(door: Door, untouched: Callable[..., Door]) -> None:
+    """Each writes its part; the digest is that of one process, and so the run may move."""
+    done = door.run(*LORA, "train.steps=30", "hosts=local", "hosts.count=2", "mesh=fsdp")
+    assert done.returncode == 0, done.stderr
+    base = base_of(door.the_run)
+    assert base.name == base_of(untouched(*LORA).the_run).name
+    again = door.run(*LORA, f"dir={door.the_run}")
+    assert again.returncode == 0, again.stderr
+    assert "restored step 30" in again.stdout
+    assert base_of(door.the_run) == base
