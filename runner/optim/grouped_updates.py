@@ -11,6 +11,7 @@ import optax
 
 from models.name_patterns import find_unused, match_pattern, suggest_names
 from runner.errors import ConfigError
+from runner.optim.clip import clip_by_known_norm
 from runner.optim.optimizers import Groups
 from runner.types import Params
 
@@ -34,7 +35,7 @@ def build_optimizer(option: Any, schedule: optax.Schedule) -> optax.GradientTran
     grouped = optax.partition(
         {REST: alike.build(schedule), **parts}, lambda params: label_groups(option.groups, params)
     )
-    return grouped if option.clip_norm is None else optax.chain(optax.clip_by_global_norm(option.clip_norm), grouped)
+    return grouped if option.clip_norm is None else optax.chain(clip_by_known_norm(option.clip_norm), grouped)
 
 
 def _build_group(option: Any, group: ParameterGroup, schedule: optax.Schedule) -> optax.GradientTransformation:
