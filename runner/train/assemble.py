@@ -46,11 +46,12 @@ from runner.train.compile import CompiledPrograms, TrainProgram
 from runner.train.dataset import suggest_faster_data
 from runner.train.early_stopper import EarlyStopper, EndRule, EndRules, UserStopper
 from runner.train.evaluator import EvaluationRun
+from runner.train.frozen_layers import leave_frozen_out
 from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
 from runner.train.starvation import StarvationMonitor
-from runner.train.step import is_finite, leave_frozen_out
+from runner.train.step import is_finite
 from runner.types import Batch, CheckpointItems, JsonObject, Metrics, State
 from runner.values import MetricValues
 

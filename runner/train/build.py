@@ -36,6 +36,7 @@ from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.find_probabilities import warn_of_probabilities
+from runner.train.frozen_layers import leave_frozen_out, split_frozen
 from runner.train.model_content import ModelContent
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.rehearse_optimizer import choose_optimizer
@@ -45,16 +46,9 @@ from runner.train.split_model import (
     abstract_variables,
     merge_model,
     read_declared_axes,
-    split_frozen,
     split_model,
 )
-from runner.train.step import (
-    init_state,
-    leave_frozen_out,
-    make_init,
-    make_key,
-    with_ema,
-)
+from runner.train.step import init_state, make_init, make_key, with_ema
 from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole, warn_of_fresh_base
 from runner.train.tuned_weights import read_whole_weights
 from runner.types import Batch, State

@@ -17,10 +17,10 @@ from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.mesh import describe_mesh
 from runner.train.evaluator import Evaluator
+from runner.train.frozen_layers import FrozenLayers, leave_frozen_out
 from runner.train.parts import PartsStep
 from runner.train.parts_evaluation import PartsEvaluation
-from runner.train.split_model import FrozenLayers
-from runner.train.step import MeanLoss, TrainStep, leave_frozen_out
+from runner.train.step import MeanLoss, TrainStep
 from runner.types import JsonObject, State, Tree
 
 

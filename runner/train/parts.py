@@ -33,15 +33,8 @@ from runner.train.across_devices import (
     sum_across,
     view_on_device,
 )
-from runner.train.step import (
-    MakeOptimizer,
-    MeanLoss,
-    TrainStep,
-    apply_update,
-    keep_frozen,
-    leave_frozen_out,
-    weigh_examples,
-)
+from runner.train.frozen_layers import keep_frozen, leave_frozen_out
+from runner.train.step import MakeOptimizer, MeanLoss, TrainStep, apply_update, weigh_examples
 from runner.types import Batch, Metrics, State, Tree
 
 # What a part of the batch gives: what is added over all parts, and what is kept of the first part alone.

@@ -27,14 +27,13 @@ from flax import nnx
 
 from models.objectives import BatchObjective, MergeableMetric
 from runner.errors import ConfigError
+from runner.train.frozen_layers import FrozenLayers, keep_frozen, split_frozen
 from runner.train.split_model import (
-    FrozenLayers,
     SplitModel,
     Variables,
     abstract_variables,
     keep_structure,
     merge_model,
-    split_frozen,
     split_variables,
 )
 from runner.types import Batch, Metrics, Params, State, Tree
@@ -204,16 +203,6 @@ def make_train_step(
         return keep_frozen(state, updated), metrics
 
     return train_step
-
-
-def leave_frozen_out(state: State) -> State:
-    """Return a state without the parameters that do not train."""
-    return {name: leaf for name, leaf in state.items() if name != "frozen"}
-
-
-def keep_frozen(state: State, updated: State) -> State:
-    """Return an updated state with the parameters that do not train, where there are any: in the same memory."""
-    return {**updated, "frozen": state["frozen"]} if "frozen" in state else updated
 
 
 def apply_update(

@@ -15,8 +15,7 @@ from runner.errors import ConfigError
 from runner.mesh import STACKED
 from runner.text import format_count
 from runner.train.built import Built
-from runner.train.split_model import FrozenLayers, iter_paths, join_frozen, nest_paths, split_frozen
-from runner.train.step import leave_frozen_out
+from runner.train.frozen_layers import FrozenLayers, iter_paths, join_frozen, leave_frozen_out, nest_paths, split_frozen
 from runner.types import Params, State
 
 # Folded into the key of a model's weights: they are what they would be without adapters.

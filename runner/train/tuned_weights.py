@@ -20,7 +20,7 @@ from runner.checkpoint.record import STATE
 from runner.config.schema import Config, read_document, validate_options
 from runner.config.tune import LoraTune
 from runner.errors import ConfigError
-from runner.train.split_model import iter_paths, join_frozen, nest_paths
+from runner.train.frozen_layers import iter_paths, join_frozen, nest_paths
 from runner.train.tune_model import choose_frozen
 from runner.types import JsonObject
 

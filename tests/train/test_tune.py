@@ -13,7 +13,7 @@ from runner.errors import ConfigError
 from runner.inspect.model_cost import summarize_model
 from runner.train.build import build, start_from_weights
 from runner.train.built import Built, describe_run
-from runner.train.split_model import iter_paths
+from runner.train.frozen_layers import iter_paths
 from runner.types import State
 from tests.checkpoint.test_store import saved
 from tests.conftest import QUICK, composed
