@@ -8,6 +8,8 @@ says, as class variables:
 - tags: the values that `remat=names` may store, as they are named with models.scopes.tag.
 - objective: the objective that trains it unless another one is chosen.
 - shows: the evaluations beside metrics that it can do ("text", "samples", "reconstructions").
+- layers: other names for linear layers that `tune=lora` may adapt, each with the end of the layer's path (a model may
+  leave this out: a path is a name as well).
 
 Its `build` imports the module that needs jax and flax. To add a model, write a dataclass here and name it in `Model`,
 put its code in a module beside this one, and its defaults in a YAML in conf/model/. A model or an objective of a user's
@@ -32,6 +34,13 @@ Count = Annotated[int, Ge(1)]
 Counts = Annotated[tuple[Count, ...], MinLen(1)]  # one for each stage of a network
 Positive = Annotated[float, Gt(0.0)]
 Rate = Annotated[float, Interval(ge=0.0, lt=1.0)]
+# The linear layers of a transformer's block, by names that go with those of its tags.
+BLOCK_LAYERS: Mapping[str, str] = {
+    "attn_out": "attention.out",
+    "ffn_up": "ffn.up",
+    "ffn_gate": "ffn.gate",
+    "ffn_down": "ffn.down",
+}
 # Who computes attention.
 Implementation = Literal["xla", "cudnn"]
 
@@ -123,6 +132,7 @@ class Gpt:
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
     tags: ClassVar[tuple[str, ...]] = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
+    layers: ClassVar[Mapping[str, str]] = BLOCK_LAYERS
     objective: ClassVar[str] = "next_token"
     shows: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -307,6 +317,7 @@ class Vit:
     takes: ClassVar[tuple[str, ...]] = ("images",)
     scopes: ClassVar[tuple[str, ...]] = ("block", "attention", "attention_core", "ffn")
     tags: ClassVar[tuple[str, ...]] = ("qkv", "attn_ctx", "attn_out", "ffn_pre")
+    layers: ClassVar[Mapping[str, str]] = BLOCK_LAYERS
     objective: ClassVar[str] = "classify"
     shows: ClassVar[tuple[str, ...]] = ()
 

@@ -42,10 +42,11 @@ def apply_plan(model: nnx.Module, plan: RematPlan, block: str | None) -> None:
 
 def declared_scopes(model: nnx.Module) -> set[str]:
     """Return the names of the scopes that the modules of a model declare."""
-    return {name for _, module in nnx.iter_modules(model) for name in _scopes_of_class(type(module))}
+    return {name for _, module in nnx.iter_modules(model) for name in scopes_of_class(type(module))}
 
 
-def _scopes_of_class(kind: type) -> set[str]:
+def scopes_of_class(kind: type) -> set[str]:
+    """Return the names of the scopes that the methods of a class declare."""
     # Names that begin with two underscores are Python's own, except for the call.
     methods: list[Any] = [
         getattr(kind, name, None) for name in dir(kind) if not name.startswith("__") or name == "__call__"
@@ -112,7 +113,7 @@ def _with_block_scope(kind: Any) -> type:
 
 def _exempt_all_but_every_nth(model: nnx.Module, every: int) -> None:
     """Assign each block its number in their order, and exempt all but the first of each `every` from the plan."""
-    blocks = [module for _, module in nnx.iter_modules(model) if "block" in _scopes_of_class(type(module))]
+    blocks = [module for _, module in nnx.iter_modules(model) if "block" in scopes_of_class(type(module))]
     # A single block may be a stack of many, which models.scopes.layers divides into groups itself.
     for number, module in enumerate(blocks if len(blocks) > 1 else []):
         setattr(module, EXEMPT, number % every > 0)

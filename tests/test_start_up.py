@@ -43,6 +43,8 @@ MAY_IMPORT_JAX = {
     "runner.checkpoint.transfer": (),
     "runner.inspect.load_model": (),
     "runner.inspect.model_cost": (),
+    "runner.optim.clip": (),
+    "runner.optim.grouped_updates": (),
     "runner.optim.parameter_groups": (),
     "runner.trace.remat_trace": (),
     "runner.trace.trace_digest": (),

@@ -263,6 +263,11 @@ def read_leaves(state: Path, names: Iterable[str] | None = None) -> dict[str, np
         return {name: future.result() for name, future in pending.items()}
 
 
+def describe_values(values: Mapping[str, np.ndarray]) -> dict[str, LeafSpec]:
+    """Return how arrays would lie on disk, by name."""
+    return {name: LeafSpec(tuple(value.shape), value.dtype.name) for name, value in values.items()}
+
+
 def compute_logical_digest(state: Path, progress: JsonObject) -> str:
     """Return one SHA-256 of what a checkpoint means, in hexadecimal: names, shapes, dtypes and values.
 

@@ -107,6 +107,23 @@ class CheckpointWeights:
         return arrays.read_leaves(self.path / STATE, [leaf])[leaf]
 
 
+@dataclass(frozen=True)
+class HeldWeights:
+    """Weights that are in memory, whose parts may come from several places."""
+
+    name: str
+    values: Mapping[str, np.ndarray]
+
+    @functools.cached_property
+    def specs(self) -> Mapping[str, LeafSpec]:
+        """Return shape and type of every weight."""
+        return {name: leaf for name, leaf in arrays.describe_values(self.values).items() if _is_weight(name)}
+
+    def read(self, leaf: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Return one part of an array."""
+        return np.asarray(self.values[leaf][index])
+
+
 def transfer_weights(
     state: State, checkpoint: Path, *, partial: bool, stacked: Callable[[str], bool]
 ) -> tuple[State, TransferReport]:
@@ -115,12 +132,17 @@ def transfer_weights(
     Raises:
         RefusedError: the checkpoint is not what was written, or, strictly, weights differ; the first is named.
     """
+    prove_weights(checkpoint)
+    return take_weights(state, CheckpointWeights(checkpoint), partial=partial, stacked=stacked)
+
+
+def prove_weights(checkpoint: Path) -> None:
+    """Raise RefusedError where a checkpoint is not what was written."""
     # Damaged weights would train as well, only worse.
     if problem := find_problem(checkpoint):
         raise RefusedError(
             f"init_from: {display_path(checkpoint)} is not good: {problem}; choose another step with @STEP"
         )
-    return take_weights(state, CheckpointWeights(checkpoint), partial=partial, stacked=stacked)
 
 
 def take_weights(

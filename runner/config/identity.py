@@ -61,7 +61,7 @@ FREE_KEYS = (
 # microbatches draw other dropout masks and other batch statistics.
 RESUMABLE_KEYS = ("train.steps", "train.epochs", "optim", "schedule", "train.microbatches", "train.precision", "stop")
 # Exceptions within the resumable keys: with these the state has another shape.
-IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema", "optim.target", "optim.options")
+IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema", "optim.target", "optim.options", "optim.groups")
 # Where data lies on a machine. Another machine has it elsewhere: what a run was trained on is the content, of which
 # data.json has the fingerprint.
 PLACE_KEYS = ("data.path", "data.eval_path", "data.tokenizer")
@@ -93,6 +93,8 @@ LATER_KEYS: Mapping[str, Any] = {
     "model.ffn_biases": None,
     "model.qk_norm": False,
     "model.layernorm_epsilon": 1e-6,
+    "tune": {"kind": "none"},
+    "optim.groups": {},
 }
 
 # What a run writes down of what other keys name: it is compared when the run goes on, and in no hash, for where a run

@@ -140,6 +140,8 @@ def check_program(config: Config) -> None:
         raise ValueError(f"train.precision={config.train.precision}: in which precision it computes {own}")
     if config.remat.kind != "none":
         raise ValueError(f"remat={config.remat.kind}: what is recomputed {own} (jax.checkpoint)")
+    if config.tune.kind != "none":
+        raise ValueError(f"tune={config.tune.kind}: what trains {own}")
     _check_own_data(config)
     for name, option in config.eval.items():
         if isinstance(option, ReconstructionsEvaluation):

@@ -46,6 +46,7 @@ from runner.config.program import (
 from runner.config.read_yaml import MAX_BYTES, decode_text, parse_yaml
 from runner.config.remat_policies import RematPolicy, check_model_supports
 from runner.config.run_length import DEFAULT_STEPS, drop_untyped_length, fill_in_length
+from runner.config.tune import NoTune, Tune
 from runner.config.validation import BY_KIND, Retention, adapter_of, validate_plain
 from runner.errors import ConfigError, RefusedError, StorageError
 from runner.files import NOT_A_FILE, read_file
@@ -233,6 +234,7 @@ class Config:
     hosts: Annotated[Hosts, BY_KIND] = field(default_factory=AutoHosts)
     objective: Annotated[Objective | ProgramObjective, BY_KIND] = field(default_factory=NamedObjective)
     program: Annotated[Program, BY_KIND] = field(default_factory=NoProgram)
+    tune: Annotated[Tune, BY_KIND] = field(default_factory=NoTune)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     root: str = "outputs"
     seed: Annotated[int, Ge(0)] = 0

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
-from runner.checkpoint.record import STATE, read_progress
+from runner.checkpoint.arrays import LeafSpec, read_leaves
+from runner.checkpoint.frozen_base import list_arrays_with_base
+from runner.checkpoint.record import read_progress
 from runner.checkpoint.seal import find_odd_file, find_problem
 from runner.config.identity import Drift, find_drift
 from runner.errors import RefusedError
@@ -97,15 +98,15 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 
 def compare_arrays(a: Checkpoint, b: Checkpoint) -> ArrayComparison:
     """Compare every array of two checkpoints, in the order of their names."""
-    state_a, state_b = a.directory / STATE, b.directory / STATE
-    specs_a, specs_b = read_leaf_specs(state_a), read_leaf_specs(state_b)
+    trees_a, trees_b = (list_arrays_with_base(each.directory) for each in (a, b))
+    specs_a, specs_b = ({name: spec for name, (_, spec) in trees.items()} for trees in (trees_a, trees_b))
     found = ArrayComparison(sorted(specs_a.keys() - specs_b.keys()), sorted(specs_b.keys() - specs_a.keys()))
     for name in sorted(specs_a.keys() & specs_b.keys()):
         if specs_a[name] != specs_b[name]:
             found.changed[name] = (specs_a[name], specs_b[name])
             continue
         # One array at a time: two checkpoints may be larger than memory.
-        array_a, array_b = (np.asarray(read_leaves(state, [name])[name]) for state in (state_a, state_b))
+        array_a, array_b = (np.asarray(read_leaves(trees[name][0], [name])[name]) for trees in (trees_a, trees_b))
         if array_a.tobytes() == array_b.tobytes():
             found.num_equal += 1
             continue

@@ -11,17 +11,18 @@ import math
 import os
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runner.checkpoint.arrays import LeafSpec, read_leaf_specs, read_leaves
+from runner.checkpoint.arrays import LeafSpec, describe_values, read_leaf_specs, read_leaves
+from runner.checkpoint.frozen_base import open_base
 from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
-from runner.files import make_folder, read_file, remove_tree, rename_path, replace_file
+from runner.files import format_json, make_folder, read_file, remove_tree, rename_path, replace_file
 from runner.inspect.digest_checkpoint import compute_digest
 from runner.inspect.export_hf import plan_hf_export
 from runner.inspect.lookup import (
@@ -62,6 +63,7 @@ class ExportedWeights:
         specs: shape and type of each array in the checkpoint.
         written: the type of each array in the file.
         weights: `params`, or `ema` for the average.
+        tuned: how much of the model was trained, in a sentence; "" where all of it was.
     """
 
     checkpoint: Checkpoint
@@ -71,6 +73,24 @@ class ExportedWeights:
     specs: Mapping[str, LeafSpec]
     written: Mapping[str, str]
     weights: str
+    tuned: str = ""
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """What is to be written.
+
+    Attributes:
+        read: return the arrays, by the name in the file.
+        specs: shape and type of each in the checkpoint.
+        tuned: how much of the model was trained, in a sentence; "" where all of it was.
+        beside: the contents of files beside them.
+    """
+
+    read: Callable[[], Mapping[str, Any]]
+    specs: Mapping[str, LeafSpec]
+    tuned: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -80,7 +100,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--to",
         choices=(*FORMATS, HF_FOLDER),
         default="safetensors",
-        help="safetensors unless said otherwise; hf: a folder for transformers",
+        help="safetensors unless said otherwise; hf: a folder for transformers; peft: adapters alone",
     )
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="ema: the average of optim.ema")
     parser.add_argument("directory", metavar="DIR", help="a directory that is new, or empty")
@@ -98,20 +118,21 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         # Before anything is made: what cannot be exported leaves nothing behind.
         configuration = read_file(checkpoint.run_dir.config, MAX_CONFIG_BYTES)
         read_config_document(checkpoint.run_dir)
-    sources = _select_weights(there, arguments.weights, checkpoint)
-    specs = {name: spec for name, (_, spec) in sources.items()}
-    chosen = plan_hf_export(checkpoint, specs) if arguments.to == HF_FOLDER else FORMATS[arguments.to]
+    with refusing_unreadable(checkpoint):
+        found = _find_weights(checkpoint, there, arguments.to, arguments.weights)
+    chosen = plan_hf_export(checkpoint, found.specs) if arguments.to == HF_FOLDER else FORMATS[arguments.to]
     folder = target.parent.resolve()
     # Written beside the target and renamed, over an empty directory as well: it is there as a whole or not at all.
     fresh = folder / f".{target.name}.{os.getpid()}"
     make_folder(fresh)
     try:
         with refusing_unreadable(checkpoint):
-            values = read_leaves(state, [source for source, _ in sources.values()])
-        written = chosen.write(fresh / chosen.file, {name: values[source] for name, (source, _) in sources.items()})
-        exported = ExportedWeights(
-            checkpoint, record, find_attempt(checkpoint), chosen, specs, written, arguments.weights
-        )
+            values = found.read()
+        written = chosen.write(fresh / chosen.file, values)
+        for name, content in found.beside.items():
+            replace_file(fresh / name, content)
+        attempt, specs = find_attempt(checkpoint), found.specs
+        exported = ExportedWeights(checkpoint, record, attempt, chosen, specs, written, arguments.weights, found.tuned)
         replace_file(fresh / "README.md", format_model_card(exported))
         replace_file(fresh / "config.yaml", configuration)
         # safetensors makes a file that nobody else may read; the README has what the user's umask allows.
@@ -123,7 +144,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         remove_tree(fresh)
     file = target / weights[0]
     num_bytes = sum((target / name).stat().st_size for name in weights)
-    say(f"{file}  {format_count(len(sources), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
+    say(f"{file}  {format_count(len(written), 'array')}, {format_size(num_bytes)}, from {checkpoint}")
     say(f"{target / 'README.md'}  says what it is and how to load it")
     return VerbResult(
         {
@@ -137,6 +158,51 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
     )
 
 
+def _find_weights(checkpoint: Checkpoint, there: Mapping[str, LeafSpec], form: str, weights: str) -> FoundWeights:
+    """Return the weights of a checkpoint. Raises ConfigError where it has none of this kind."""
+    base = open_base(checkpoint.directory)
+    if base is not None:
+        if weights == "ema" and not any(name.startswith(EMA_PREFIX) for name in there):
+            raise _explain_no_average(checkpoint)
+        return _read_tuned(checkpoint, base, form, weights)
+    if form == "peft":
+        raise ConfigError(f"--to peft: {checkpoint} has no adapters (tune=lora); choose another format")
+    sources = _select_weights(there, weights, checkpoint)
+
+    def read() -> Mapping[str, Any]:
+        values = read_leaves(checkpoint.directory / STATE, [source for source, _ in sources.values()])
+        return {name: values[source] for name, (source, _) in sources.items()}
+
+    return FoundWeights(read, {name: spec for name, (_, spec) in sources.items()})
+
+
+def _read_tuned(checkpoint: Checkpoint, base: Path, form: str, weights: str) -> FoundWeights:
+    """Return the weights of a run that trained a part of a model: whole, or its adapters alone."""
+    # Imported here: only such a run waits for what knows the configuration.
+    from runner.config.schema import Config, validate_options
+    from runner.train.tuned_weights import count_values, format_peft, merge_whole, read_tuned_weights
+
+    drift = find_attempt(checkpoint).get("drift", ())
+    config = validate_options(Config, read_config_document(checkpoint.run_dir, drift))
+    tuned = read_tuned_weights(checkpoint.directory, base, weights)
+    trained, frozen = count_values(tuned.trained), count_values(tuned.frozen)
+    said = f"`tune={config.tune.kind}` trained {trained:,} numbers, beside {frozen:,} that stayed as they were."
+    if form == "peft":
+        values, description = format_peft(tuned, config)
+        return FoundWeights(
+            lambda: values,
+            describe_values(values),
+            said,
+            {"adapter_config.json": format_json(description, indent=1) + "\n"},
+        )
+    whole = merge_whole(tuned, config)
+    return FoundWeights(lambda: whole, describe_values(whole), f"{said} Here is the whole model.")
+
+
+def _explain_no_average(checkpoint: Checkpoint) -> ConfigError:
+    return ConfigError(f"--weights ema: {checkpoint} keeps no average; train with optim.ema=0.999, or export params")
+
+
 def _select_weights(
     specs: Mapping[str, LeafSpec], weights: str, checkpoint: Checkpoint
 ) -> dict[str, tuple[str, LeafSpec]]:
@@ -148,7 +214,7 @@ def _select_weights(
         return sources
     averages = {name: spec for name, spec in specs.items() if name.startswith(EMA_PREFIX)}
     if not averages:
-        raise ConfigError(f"--weights ema: {checkpoint} keeps no average; train with optim.ema=0.999, or export params")
+        raise _explain_no_average(checkpoint)
     # An average has the names of the weights in the file, so that whoever loads it need not know which they are.
     for name, spec in averages.items():
         sources[f"params.{name.removeprefix(EMA_PREFIX)}"] = (name, spec)
@@ -190,6 +256,12 @@ FORMATS = {
         'load_file("model.safetensors")',
     ),
     "npz": WeightFormat("model.npz", _write_npz, "import numpy as np", 'dict(np.load("model.npz"))'),
+    "peft": WeightFormat(
+        "adapter_model.safetensors",
+        _write_safetensors,
+        "from safetensors.numpy import load_file",
+        'load_file("adapter_model.safetensors")',
+    ),
 }
 
 
@@ -204,6 +276,9 @@ def format_model_card(exported: ExportedWeights) -> str:
     num_params, num_extra = (
         _count_values(exported.specs, part) for part in ("weights" if has_program else "params", "extra")
     )
+    if exported.format is FORMATS["peft"]:
+        # Under the names that PEFT gives them.
+        num_params = sum(math.prod(spec.shape) for spec in exported.specs.values())
     beside = f", and {num_extra:,} values beside them (`extra`)." if num_extra else "."
     metrics = [f"- {escape_markdown(name)}: {value:.6g}" for name, value in sorted(exported.record.metrics.items())]
     lines = [
@@ -212,6 +287,7 @@ def format_model_card(exported: ExportedWeights) -> str:
         "",
         f"The {'average of the weights (`optim.ema`)' if is_ema else 'weights'} of {model} after "
         f"{exported.checkpoint.step:,} updates on {data}: {num_params:,} parameters{beside}",
+        *([exported.tuned] if exported.tuned else []),
         "`config.yaml` is the configuration the run was started with.",
         "",
         f"## Measured at this step{', of the live weights' if is_ema else ''}",

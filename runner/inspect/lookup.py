@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.checkpoint.frozen_base import open_base
 from runner.checkpoint.record import NewerFormatError, Record, Score, is_step_name, locate_checkpoint, read_sidecar
 from runner.checkpoint.retention import RetentionRule
 from runner.checkpoint.seal import find_odd_file, find_problem
@@ -255,6 +256,8 @@ def find_proven_checkpoint(reference: str) -> tuple[Checkpoint, Record]:
     checkpoint = find_checkpoint(reference)
     if problem := find_problem(checkpoint.directory):
         raise RefusedError(f"{checkpoint}: is not good: {problem}; choose another step")
+    # What does not train lies beside it.
+    open_base(checkpoint.directory)
     return checkpoint, read_sidecar(checkpoint.directory)[0]
 
 

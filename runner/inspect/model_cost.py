@@ -32,12 +32,14 @@ class ModelPart:
         stored_bytes: bytes of the values that reverse-mode differentiation keeps for the backward pass and that depend
             on the batch, under the remat plan, per example. The compiler may need less: it fuses, and may compute
             again what is cheap. None for a program of the user's own, which alone knows what it differentiates.
+        frozen: how many numbers beside those do not train.
     """
 
     name: str
     parameters: int
     flops: float
     stored_bytes: float | None
+    frozen: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class ModelCost:
             sum(part.parameters for part in self.parts),
             sum(part.flops for part in self.parts),
             None if None in stored else sum(filter(None, stored)),
+            sum(part.frozen for part in self.parts),
         )
 
 
@@ -67,12 +70,17 @@ def summarize_model(built: Built, config: Config) -> ModelCost:
         step = built.train_step.trace(built.abstract, batch).jaxpr
     flops, stored = _trace_forward(built, batch)
     sizes = Counter[str]()
+    frozen = Counter[str]()
     for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract["params"]):
         sizes[_name_part(path)] += math.prod(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract.get("frozen", {})):
+        frozen[_name_part(path)] += math.prod(leaf.shape)
     # The order of use comes from the trace; parts without a product, as a bias alone, follow.
-    names = list(dict.fromkeys([*flops, *sizes, *stored]))
+    names = list(dict.fromkeys([*flops, *sizes, *frozen, *stored]))
     examples = config.data.batch_size
-    parts = tuple(ModelPart(name, sizes[name], flops[name] / examples, stored[name] / examples) for name in names)
+    parts = tuple(
+        ModelPart(name, sizes[name], flops[name] / examples, stored[name] / examples, frozen[name]) for name in names
+    )
     return ModelCost(parts, examples, count_flops(step.jaxpr))
 
 
@@ -122,7 +130,7 @@ def _trace_forward(built: Built, batch: Batch) -> tuple[Counter[str], Counter[st
 def _find_origin(path: tuple[Any, ...]) -> Origin:
     """Return whether an input of the traced function, `(state, batch)`, is a weight of some part, or data."""
     keys = [getattr(step, "key", None) for step in path]
-    return FromWeights(_name_part(path[2:])) if keys[1] == "params" else FromData(OUTSIDE)
+    return FromWeights(_name_part(path[2:])) if keys[1] in ("params", "frozen") else FromData(OUTSIDE)
 
 
 def _name_part(path: tuple[Any, ...]) -> str:

@@ -54,14 +54,17 @@ def _describe_state(built: Built) -> str:
 
 
 def _format_parts(cost: ModelCost) -> list[str]:
-    head = ("part", "parameters", "FLOPs", "stored")
-    return format_table(head, [_format_part(part) for part in (*cost.parts, cost.total)], right=head[1:])
+    has_frozen = bool(cost.total.frozen)
+    head = ("part", *(("trained", "frozen") if has_frozen else ("parameters",)), "FLOPs", "stored")
+    rows = [_format_part(part, has_frozen=has_frozen) for part in (*cost.parts, cost.total)]
+    return format_table(head, rows, right=head[1:])
 
 
-def _format_part(part: ModelPart) -> tuple[str, ...]:
+def _format_part(part: ModelPart, *, has_frozen: bool) -> tuple[str, ...]:
     name = part.name or "(batch)"
     stored = "–" if part.stored_bytes is None else f"{format_scaled(part.stored_bytes)}B"
-    return name, f"{part.parameters:,}", format_scaled(part.flops), stored
+    sizes = (part.parameters, part.frozen) if has_frozen else (part.parameters,)
+    return name, *(f"{size:,}" for size in sizes), format_scaled(part.flops), stored
 
 
 def _explain_cost(cost: ModelCost, config: Config) -> list[str]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from runner.checkpoint.record import list_records, list_steps
+from runner.checkpoint.frozen_base import find_base_problem, find_digest, locate_base
+from runner.checkpoint.record import list_records, list_steps, read_sidecar
 from runner.errors import RefusedError
 from runner.inspect.lookup import Checkpoint, CheckpointStatus, find_checkpoint, find_run, read_checkpoint_status
 from runner.log.jsonl import find_log_damage
 from runner.rundir.layout import RunDir
 from runner.text import format_count, format_size
+from runner.types import JsonObject
 from runner.values import Say, VerbResult
 
 
@@ -32,15 +37,42 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
         num_bytes = status.record.num_bytes if status.record else None
         entries.append({"step": status.step, "verified": status.proof, "problem": status.problem, "bytes": num_bytes})
     bad = [entry["step"] for entry in entries if entry["problem"]]
+    bases = [_verify_base(base, say) for base in _list_bases(checkpoints)]
     if len(entries) > 1:
         say(f"{format_count(len(entries), 'checkpoint')}: {f'{len(bad)} not good' if bad else 'all good'}")
     run_dir = checkpoints[0].run_dir
     damage = _find_damage(run_dir, checkpoints[-1].step)
     if damage:
         say(f"log: {damage}; the checkpoints stand without it")
-    good = not bad and damage is None
-    document = {"run": str(run_dir), "good": good, "checkpoints": entries, "log_problem": damage}
+    good = not bad and damage is None and not any(base["problem"] for base in bases)
+    document = {"run": str(run_dir), "good": good, "checkpoints": entries, "bases": bases, "log_problem": damage}
     return VerbResult(document, 0 if good else RefusedError.exit_code)
+
+
+def _list_bases(checkpoints: Sequence[Checkpoint]) -> list[Path]:
+    """Return where the frozen weights lie that checkpoints need, each once."""
+    found: dict[Path, None] = {}
+    for checkpoint in checkpoints:
+        # What is wrong with the checkpoint itself is told in its own line.
+        with suppress(OSError, RefusedError):
+            if digest := find_digest(checkpoint.directory):
+                found[locate_base(checkpoint.directory, digest)] = None
+    return list(found)
+
+
+def _verify_base(base: Path, say: Say) -> JsonObject:
+    """Say one line for frozen weights, and return what was found."""
+    try:
+        problem = find_base_problem(base)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    num_bytes = None
+    if problem is None:
+        sealed = read_sidecar(base, 0)
+        num_bytes = sealed.record.num_bytes
+        read = f"ok, every byte of {format_count(len(sealed.files), 'file')}, {format_size(num_bytes)}"
+    say(f"frozen {base.name[:8]}  {f'not good: {problem}' if problem else read}")
+    return {"digest": base.name, "problem": problem, "bytes": num_bytes}
 
 
 def _find_damage(run_dir: RunDir, step: int) -> str | None:

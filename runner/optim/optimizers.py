@@ -7,6 +7,8 @@ All but a user's own have these fields in common:
 - weight_decay: touches matrices and kernels only (runner/optim/parameter_groups.py).
 - ema: keeps an average of the weights beside them, with this decay (runner/train/step.py), which evaluations and
   exports can use; null: no average.
+- groups: parameters with a learning rate or a weight decay of their own (runner/optim/grouped_updates.py), by names
+  that say what they are.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, MinLen
+
+from models.name_patterns import Patterns
 
 if TYPE_CHECKING:
     import optax
@@ -29,6 +33,24 @@ OpenFraction = Annotated[float, Interval(gt=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that are updated with a learning rate or a weight decay of their own.
+
+    Attributes:
+        match: patterns over their paths, as `[head]`, `[bias]` or `["embed*"]`.
+        lr: their learning rate is so many times the one that the schedule gives.
+        weight_decay: theirs, of matrices and kernels only; null: the optimizer's.
+    """
+
+    match: Annotated[Patterns, MinLen(1)]
+    lr: Positive = 1.0
+    weight_decay: NonNegative | None = None
+
+
+Groups = Mapping[str, ParameterGroup]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). The default that rarely disappoints.
 
@@ -39,6 +61,7 @@ class AdamW:
         b2: decay of the average of their squares.
         clip_norm: the gradient is first clipped to this global norm; null: not at all.
         ema: keep an average of the weights as well, with this decay, such as 0.999; null: none.
+        groups: parameters that are updated in a manner of their own, by a name for each group.
     """
 
     kind: Literal["adamw"] = "adamw"
@@ -48,6 +71,8 @@ class AdamW:
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -78,6 +103,8 @@ class Lion:
     b2: Momentum = 0.99
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -106,6 +133,8 @@ class Sgd:
     nesterov: bool = True
     clip_norm: Positive | None = None
     ema: OpenFraction | None = None
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -138,6 +167,8 @@ class Adafactor:
     clip_update: Positive = 1.0
     clip_norm: Positive | None = None
     ema: OpenFraction | None = None
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""
@@ -179,6 +210,8 @@ class Muon:
     b2: Momentum = 0.95
     clip_norm: Positive | None = 1.0
     ema: OpenFraction | None = None
+    # It has no hash of its own, and all else of an optimizer is hashed.
+    groups: Groups = field(default_factory=dict, hash=False)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates, for a learning rate by steps."""

@@ -18,9 +18,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from runner import files
-from runner.checkpoint.record import Record, Score, find_best, newest_durable_step
+from runner.checkpoint.record import SIDECAR, Record, Score, find_best, newest_durable_step
 from runner.checkpoint.user_rules import ask_user_rules
 from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
+from runner.remote.base_copies import NOT_THERE, download_base, name_base_file
 from runner.remote.checkpoint_copies import (
     download_checkpoint,
     list_checkpoint_files,
@@ -135,6 +136,16 @@ class Bucket:
         size = format_size(sum(present.values()))
         self._say(f"fetched step {step} from {self._objects.url}: {size} in {format_duration(took)}")
         return True
+
+    def bring_base(self, digest: str) -> bool:
+        """Bring the frozen weights of this digest onto this disk, proven; return whether they are here then."""
+        with _as_disk_trouble(self._run_dir):
+            problem = download_base(self._objects, digest, self._run_dir.path)
+        if problem is not None and problem != NOT_THERE:
+            # Without its seal it is sent again, once it is here.
+            self._objects.delete([name_base_file(digest, SIDECAR)])
+            self._say(f"warning: {self._objects.url}: the frozen weights there are not good: {problem}")
+        return problem is None
 
     def bring_best(self, scores: Collection[Score]) -> None:
         """Bring the best checkpoints onto this disk: rules that compare with them see what they saw before."""

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from runner import files
+from runner.checkpoint.frozen_base import find_digest, locate_base
 from runner.checkpoint.record import PIN, REASON, SIDECAR, WRITING, Record, Sidecar, read_sidecar
 from runner.checkpoint.seal import find_problem
+from runner.remote.base_copies import upload_base
 from runner.remote.objects import NoSuchObjectError, Objects, OtherObjectError, RemoteError, run_side_by_side
 from runner.remote.remote_layout import QUARANTINE, name_checkpoint_file
 
@@ -48,9 +50,15 @@ def upload_checkpoint(
     sidecar = read_sidecar(directory)
     delete_remote_checkpoints(objects, {step: present})
 
-    def send(name: str) -> None:
+    def raise_if_abandoned() -> None:
         if not go_on():
             raise AbandonedError
+
+    if (digest := find_digest(directory)) is not None:
+        upload_base(objects, locate_base(directory, digest), raise_if_abandoned)
+
+    def send(name: str) -> None:
+        raise_if_abandoned()
         # Every byte that goes up is compared with the seal: a disk may have lost one since.
         facts = sidecar.files[name]
         objects.upload(name_checkpoint_file(step, name), directory / name, facts["bytes"], facts.get("xxh3"))

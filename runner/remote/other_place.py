@@ -32,6 +32,9 @@ class OtherPlace(Protocol):
     def bring(self, step: int) -> bool:
         """Bring a checkpoint onto this disk, proven, where it is not here; return whether it is here then."""
 
+    def bring_base(self, digest: str) -> bool:
+        """Bring the frozen weights of this digest onto this disk, proven; return whether they are here then."""
+
     def bring_best(self, scores: Collection[Score]) -> None:
         """Bring the best checkpoints onto this disk: rules that compare with them see what they saw before."""
 
@@ -84,6 +87,10 @@ class NoPlace:
 
     def bring(self, step: int) -> bool:
         """Return that it is not there."""
+        return False
+
+    def bring_base(self, digest: str) -> bool:
+        """Return that they are not there."""
         return False
 
     def bring_best(self, scores: Collection[Score]) -> None:

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from runner.checkpoint.frozen_base import find_digest, locate_base
 from runner.checkpoint.record import PIN, REASON, SIDECAR, locate_checkpoint
 from runner.errors import ConfigError, RefusedError, StorageError
 from runner.files import parse_json
+from runner.remote.base_copies import download_base
 from runner.remote.objects import NoSuchObjectError, Objects, RemoteError, open_objects, run_side_by_side
 from runner.remote.options import Remote, check_url
 from runner.remote.remote_layout import BEST, QUARANTINE, Listing, group_segments, name_checkpoint_file, sort_listing
@@ -167,7 +169,16 @@ def bring_bytes(directory: Path) -> None:
             raise RefusedError(f"{run.url}@{step}: was deleted just now; choose another step")
         shutil.rmtree(directory)
         fresh.rename(directory)
+        _bring_base(run, directory)
     run.whole.add(step)
+
+
+def _bring_base(run: RemoteRun, directory: Path) -> None:
+    """Bring the frozen weights that a checkpoint needs. What is wrong with them is told by whoever proves them."""
+    with suppress(OSError, RefusedError):
+        digest = find_digest(directory)
+        if digest is not None and not locate_base(directory, digest).is_dir():
+            download_base(run.objects, digest, run.path)
 
 
 def is_held(path: Path) -> bool:

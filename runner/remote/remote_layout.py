@@ -4,6 +4,7 @@ config.yaml, status.json, logs/metrics.jsonl …   the files of the run, as they
 logs/metrics.jsonl.part000001 …                  what a log has beyond its first mebibyte, one object for each further
 checkpoints/STEP/…                               a checkpoint; its holdfast.json, the seal, comes up last
 checkpoints/newest, checkpoints/best             small JSON objects that name a step
+base/DIGEST/…                                    what does not train; its seal comes up last
 quarantine/STEP-TIME/…                           checkpoints that were set aside
 LOCK                                             who has the run
 """
@@ -14,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from runner.checkpoint.frozen_base import BASE
 from runner.checkpoint.record import SIDECAR, is_step_name
 
 CHECKPOINTS, QUARANTINE = "checkpoints", "quarantine"
@@ -53,7 +55,7 @@ def sort_listing(sizes: Mapping[str, int], lock: str) -> Listing:
         if first == CHECKPOINTS:
             if name and is_step_name(step):
                 checkpoints.setdefault(int(step), {})[name] = size
-        elif first != QUARANTINE and not first.startswith(lock) and not first.startswith("."):
+        elif first not in (QUARANTINE, BASE) and not first.startswith(lock) and not first.startswith("."):
             own[key] = size
     return Listing(own, checkpoints, has_newest=NEWEST in sizes)
 

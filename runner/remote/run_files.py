@@ -23,7 +23,7 @@ from runner.remote.remote_layout import SEGMENT_BYTES, Listing, group_segments, 
 from runner.rundir.layout import RunDir
 
 # Written while a run is at work, by programs that know of no remote, and of no use on another machine.
-LEFT_OUT = ("checkpoints", "quarantine", "remote.json", "STOP", "PROFILE")
+LEFT_OUT = ("base", "checkpoints", "quarantine", "remote.json", "STOP", "PROFILE")
 
 
 @dataclass

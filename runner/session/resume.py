@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner import hosts
 from runner.checkpoint.checkpointer import link_best
+from runner.checkpoint.frozen_base import LostBaseError, find_digest
 from runner.checkpoint.quarantine import list_set_aside, set_newer_aside
 from runner.checkpoint.record import (
     Record,
@@ -21,6 +22,7 @@ from runner.checkpoint.seal import MeasureFiles
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
 from runner.session.base_files import record_or_compare_base
+from runner.session.frozen_weights import mend_frozen, store_frozen
 from runner.session.standing import hold_initial_weights, refuse_to_start_over
 from runner.text import display_path
 from runner.train import dataset
@@ -43,24 +45,23 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
         if context.attempt.was_durable or list_set_aside(context.run_dir.quarantine):
             refuse_to_start_over(context.run_dir)
         hosts.agree(CHANNEL, {"step": 0})
-        built.stream.restore(dict(built.beginning))
-        return Progress(_begin(context, built), 0), None
+        return _begin_at_zero(context, built), None
     record, state = found
-    saved = read_saved_position(context.run_dir.checkpoints / str(record.step))
+    directory = context.run_dir.checkpoints / str(record.step)
+    saved = read_saved_position(directory)
     if saved.data not in dataset.list_fingerprints(context.run_dir, built.sources):
         raise RefusedError(dataset.explain_refusal(context.run_dir, built.sources.summary, ""))
     hosts.agree(CHANNEL, {"step": record.step, "owes": saved.owes_evaluation, "position": saved.position})
     built.stream.restore(saved.position)
     context.console.say(f"restored step {record.step} (saved: {record.reason})")
-    return Progress(state, record.step, saved.owes_evaluation), saved.best
+    return Progress(state, record.step, saved.owes_evaluation, find_digest(directory) or ""), saved.best
 
 
 def _restore_or_begin_as_told(context: RunContext, built: Built) -> tuple[Progress, JsonObject | None]:
     """Return where to go on, as process 0 has decided, with this process's part of the state."""
     word, state = follow_reading(partial(read_train_state, built))
     if not word["step"]:
-        built.stream.restore(dict(built.beginning))
-        return Progress(_begin(context, built), 0), None
+        return _begin_at_zero(context, built), None
     assert state is not None, "what is gone on from was read"
     built.stream.restore(word["position"])
     return Progress(state, word["step"], word["owes"]), None
@@ -95,6 +96,7 @@ def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | No
             link_best(run_dir.checkpoints, list_records(run_dir.checkpoints), config.score)
         else:
             other_place.bring(config.step)
+        mend_frozen(context, built, partial(_begin, context, built))
         found = _lead_exactly(built, locate_checkpoint(f"{run_dir.path}@{config.step}"), checksums=checksums)
         set_newer_aside(run_dir.checkpoints, run_dir.quarantine, found[0].step, say)
         other_place.set_newer_aside(found[0].step)
@@ -113,6 +115,7 @@ def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | No
         restore_newest, run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums, measure=measure
     )
     other_place.bring_newer(newest_durable_step(run_dir.checkpoints))
+    mend_frozen(context, built, partial(_begin, context, built))
     return _restore_from_either(context, restore)
 
 
@@ -126,12 +129,21 @@ def _restore_from_either(
     while True:
         try:
             found = restore()
+        # The checkpoint is good: another one would need the same frozen weights.
+        except LostBaseError:
+            raise
         except RefusedError:
             if not context.other_place.bring_newer(0):
                 raise
             continue
         if not context.other_place.bring_newer(0 if found is None else found[0].step):
             return found
+
+
+def _begin_at_zero(context: RunContext, built: Built) -> Progress:
+    built.stream.restore(dict(built.beginning))
+    state = _begin(context, built)
+    return Progress(state, 0, base=store_frozen(context, state))
 
 
 def _begin(context: RunContext, built: Built) -> State:

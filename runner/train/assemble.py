@@ -24,6 +24,7 @@ from runner.checkpoint.checkpointer import (
     warn_of_little_space,
 )
 from runner.checkpoint.following_saver import FollowingSaver
+from runner.checkpoint.frozen_base import with_digest
 from runner.checkpoint.record import PROGRESS, STATE, Score, list_records, newest_save_seconds
 from runner.checkpoint.retention import KeepBest
 from runner.checkpoint.shards import SharedStore
@@ -41,11 +42,12 @@ from runner.preempt.stop import run_in_thread
 from runner.profiling.step_profiler import NoProfiler, StepProfiler, Surroundings
 from runner.rundir.attempt_lines import count_interruptions
 from runner.rundir.attempt_log import AttemptLog
-from runner.train.built import Built, count_state_bytes, describe_hardware
+from runner.train.built import Built, count_saved_bytes, describe_hardware
 from runner.train.compile import CompiledPrograms, TrainProgram
 from runner.train.dataset import suggest_faster_data
 from runner.train.early_stopper import EarlyStopper, EndRule, EndRules, UserStopper
 from runner.train.evaluator import EvaluationRun
+from runner.train.frozen_layers import leave_frozen_out
 from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
@@ -81,7 +83,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
         timing = opened.enter_context(closing(open_json_lines(run_dir.timing, sink_context)))
         logger = opened.enter_context(closing(open_sinks(config.log, sink_context, context.console)))
         if warning := warn_of_little_space(
-            run_dir.checkpoints, count_state_bytes(built), config.retention, config.train.num_steps
+            run_dir.checkpoints, count_saved_bytes(built), config.retention, config.train.num_steps
         ):
             say(warning)
         # Rules that look back compare with the best checkpoint, wherever it was made.
@@ -114,7 +116,7 @@ def open_parts(context: RunContext, built: Built, programs: CompiledPrograms, st
             data=data,
             starvation=StarvationMonitor(say, suggest_faster_data(config.data)),
             evaluating=Evaluating(due.evaluate, FiniteCheck(built), due.evaluate_rest),
-            saving=Saving(saver, partial(_checkpoint_items, built, attempt)),
+            saving=Saving(saver, partial(_checkpoint_items, built, attempt, start.base)),
             outputs=Outputs(logger, timing.write, context.console),
             log=attempt,
             deadline=budget,
@@ -173,15 +175,20 @@ def _known_digests(checkpoints: Path, step: int) -> list[tuple[int, LogDigest]]:
     return [(record.step, record.log) for record in list_records(checkpoints) if record.log and record.step <= step]
 
 
-def _checkpoint_items(built: Built, attempt: AttemptLog, at: Progress, position: JsonObject) -> CheckpointItems:
-    """Return what a checkpoint holds: the train state, and where training is."""
+def _checkpoint_items(
+    built: Built, attempt: AttemptLog, base: str, at: Progress, position: JsonObject
+) -> CheckpointItems:
+    """Return what a checkpoint holds: the train state, and where training is.
+
+    What does not train is in a place of its own, of which the digest is `base`.
+    """
     progress = {
         "position": position,
         "data": built.sources.fingerprint,
         "best": attempt.status.best,
         "owes_evaluation": at.owes,
     }
-    return {STATE: at.state, PROGRESS: progress}
+    return {STATE: leave_frozen_out(at.state), PROGRESS: with_digest(progress, base)}
 
 
 def _make_end_rule(context: RunContext) -> EndRule:

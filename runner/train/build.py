@@ -18,21 +18,32 @@ from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
 from models.objectives import BYTE_VOCABULARY, BatchObjective
 from models.remat_plan import RematPlanError
+from runner import hosts
 from runner.checkpoint import store
-from runner.checkpoint.transfer import TransferReport, WeightSource, take_weights, transfer_weights
+from runner.checkpoint.frozen_base import find_digest, locate_base, prove_base
+from runner.checkpoint.transfer import (
+    CheckpointWeights,
+    HeldWeights,
+    TransferReport,
+    WeightSource,
+    prove_weights,
+    take_weights,
+)
 from runner.config import user_code
 from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RefusedError
 from runner.mesh import AXES, state_shardings
 from runner.optim.parameter_groups import is_stacked
+from runner.text import display_path
 from runner.train.build_program import build_program
 from runner.train.build_steps import check_parts, choose_rows, make_step_functions
 from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.find_probabilities import warn_of_probabilities
+from runner.train.frozen_layers import leave_frozen_out, split_frozen
 from runner.train.model_content import ModelContent
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.rehearse_optimizer import choose_optimizer
@@ -44,12 +55,9 @@ from runner.train.split_model import (
     read_declared_axes,
     split_model,
 )
-from runner.train.step import (
-    init_state,
-    make_init,
-    make_key,
-    with_ema,
-)
+from runner.train.step import init_state, make_init, make_key, with_ema
+from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole, warn_of_fresh_base
+from runner.train.tuned_weights import read_whole_weights
 from runner.types import Batch, State
 
 
@@ -79,10 +87,14 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     key, make_model = make_key(config.seed), partial(_make_model, config, sources, objective)
     with user_code.as_config_error("model", getattr(config.model, "target", None)):
         network = split_model(lambda: make_model(key), partial(_apply_remat, config))
-    make_optimizer, told = choose_optimizer(config, abstract_variables(network)[0])
+    whole = abstract_variables(network)[0]
+    network = replace(network, frozen=choose_frozen(config, whole))
+    trained = jax.eval_shape(lambda params: split_frozen(params, network.frozen)[0], whole)
+    make_optimizer, told = choose_optimizer(config, trained)
 
     def begin(variables: Variables) -> State:
-        return init_state(variables, make_optimizer(config.optim.lr)[0], ema=config.optim.ema is not None)
+        tx = make_optimizer(config.optim.lr)[0]
+        return init_state(variables, tx, ema=config.optim.ema is not None, frozen=network.frozen)
 
     declared = read_declared_axes(network)
     init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh, declared=declared))
@@ -119,8 +131,15 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         evaluator=evaluator,
         put=functions.put,
         plan=config.remat.plan,
-        warnings=(*_warn_of_data(config, sources), *_warn_of_axes(declared), *seen.warnings, *told),
+        warnings=(
+            *_warn_of_data(config, sources),
+            *_warn_of_axes(declared),
+            *seen.warnings,
+            *told,
+            *warn_of_fresh_base(config),
+        ),
         measures=seen.metrics,
+        frozen=network.frozen,
     )
 
 
@@ -138,6 +157,7 @@ def _make_model(config: Config, sources: Sources, objective: BatchObjective, key
         raise ConfigError(f"model={config.model.kind}: {error}") from error
     if _is_users_own(config):
         follow_mode(model, key, objective.roles)
+    adapt_model(model, config, key)
     return model
 
 
@@ -224,13 +244,36 @@ def _apply_remat(config: Config, model: nnx.Module) -> None:
 
 def read_train_state(built: Built, checkpoint: Path) -> State:
     """Read the train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
-    return store.read_state(checkpoint, built.abstract)
+    if not built.frozen:
+        return store.read_state(checkpoint, built.abstract)
+    digest = find_digest(checkpoint)
+    if digest is None:
+        raise RefusedError(
+            f"{display_path(checkpoint)}: is of a run that trained all of its parameters; start a new run, with "
+            "init_from=RUN"
+        )
+    base = locate_base(checkpoint, digest)
+    # Of several processes one reads it for a proof.
+    if hosts.is_lead():
+        prove_base(base)
+    frozen = store.read_state(base, {"frozen": built.abstract["frozen"]})
+    return {**store.read_state(checkpoint, leave_frozen_out(built.abstract)), **frozen}
 
 
 def start_from_weights(built: Built, checkpoint: Path | WeightSource, *, partial: bool) -> tuple[State, TransferReport]:
-    """Return a fresh state with the weights of another run's checkpoint, or of others, and what did not fit."""
+    """Return a fresh state with the weights of another run's checkpoint, or of others, and what did not fit.
+
+    Raises RefusedError where the checkpoint is not what was written, or where weights differ that may not.
+    """
     if isinstance(checkpoint, Path):
-        state, report = transfer_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+        prove_weights(checkpoint)
+        whole = read_whole_weights(checkpoint)
+        source: WeightSource = (
+            CheckpointWeights(checkpoint) if whole is None else HeldWeights(display_path(checkpoint), whole)
+        )
     else:
-        state, report = take_weights(built.init(), checkpoint, partial=partial, stacked=is_stacked)
+        source = checkpoint
+    fresh, adapters = gather_whole(built.init(), built.frozen)
+    state, report = take_weights(fresh, source, partial=partial, stacked=is_stacked)
+    state = divide_whole(state, adapters, built)
     return with_ema(state) if "ema" in state else state, report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.mesh import describe_mesh
 from runner.train.evaluator import Evaluator
+from runner.train.frozen_layers import FrozenLayers, leave_frozen_out
 from runner.train.parts import PartsStep
 from runner.train.parts_evaluation import PartsEvaluation
 from runner.train.step import MeanLoss, TrainStep
@@ -51,6 +52,7 @@ class Built:
         warnings: what a first look at a user's own model showed, one line each.
         measures: the names of what the objective measures.
         traced: a digest of what the step of a user's own program computes; "" of a model.
+        frozen: which parameters do not train; empty where all do.
     """
 
     sources: Sources
@@ -69,6 +71,7 @@ class Built:
     warnings: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
     traced: str = ""
+    frozen: FrozenLayers = field(default_factory=dict)
 
 
 def count_state_bytes(built: Built) -> int:
@@ -76,15 +79,31 @@ def count_state_bytes(built: Built) -> int:
     return sum(store.describe_leaf(leaf).num_bytes for leaf in jax.tree.leaves(built.abstract))
 
 
+def count_saved_bytes(built: Built) -> int:
+    """Return the size of what each checkpoint holds of a train state, in bytes: all but what does not train."""
+    return sum(store.describe_leaf(leaf).num_bytes for leaf in jax.tree.leaves(leave_frozen_out(built.abstract)))
+
+
 def describe_run(built: Built, config: Config) -> str:
     """Return one line for a person: the model, its size, and the data."""
     is_program = isinstance(config.program, ExternalProgram)
-    count = sum(leaf.size for leaf in jax.tree.leaves(built.abstract["weights" if is_program else "params"]))
+    count = _count_numbers(built.abstract["weights" if is_program else "params"])
     # Where model or data are the user's own, their target says more than `external`.
     trained = config.program if is_program else config.model
     model, data = (getattr(part, "target", part.kind) for part in (trained, config.data))
-    size = f"{count / 1e6:.2f} M" if count >= 10_000 else f"{count}"
-    return f"{model}, {size} parameters · {data}, {built.sources.summary}"
+    size = f"{_format_count(count)} parameters"
+    if "frozen" in built.abstract:
+        frozen = _count_numbers(built.abstract["frozen"])
+        size = f"{_format_count(count + frozen)} parameters, {count:,} of them train ({count / (count + frozen):.2%})"
+    return f"{model}, {size} · {data}, {built.sources.summary}"
+
+
+def _count_numbers(tree: Tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _format_count(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 10_000 else f"{count}"
 
 
 def describe_hardware(built: Built) -> str:

@@ -212,11 +212,18 @@ class LoopParts:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training is: a state of `step` completed updates, and whether the evaluation at that step is still owed."""
+    """Where training is.
+
+    Attributes:
+        state: that of `step` completed updates.
+        owes: whether the evaluation at that step is still owed.
+        base: the digest of what does not train, in a place of its own; "" where all of it trains.
+    """
 
     state: State
     step: int
     owes: bool = False
+    base: str = ""
 
 
 def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:

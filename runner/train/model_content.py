@@ -71,7 +71,7 @@ class ModelContent:
     def subject(self, state: State) -> nnx.Module:
         """Return the live model of a state, for an evaluation of the user's own; its arrays are its own as well."""
         # As much memory as the gradient takes in a step, which is not there while something is evaluated.
-        variables = ("params", "rng", "extra")
+        variables = ("params", "frozen", "rng", "extra")
         copied = jax.tree.map(jnp.copy, {name: state[name] for name in variables if name in state})
         return self.model({**state, **copied})
 

@@ -33,13 +33,14 @@ from runner.train.across_devices import (
     sum_across,
     view_on_device,
 )
+from runner.train.frozen_layers import keep_frozen, leave_frozen_out
 from runner.train.step import MakeOptimizer, MeanLoss, TrainStep, apply_update, weigh_examples
 from runner.types import Batch, Metrics, State, Tree
 
 # What a part of the batch gives: what is added over all parts, and what is kept of the first part alone.
 PartResult: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 # What a part reads of the state, beside the parameters.
-READ = ("step", "rng", "extra")
+READ = ("step", "rng", "extra", "frozen")
 
 
 def compute_part(loss: MeanLoss, num_parts: int, params: Tree, beside: State, batch: Batch, index: Any) -> PartResult:
@@ -75,6 +76,11 @@ def update_parts(
     # The streams go on from their own keys; a part has folded its number into them.
     rng = jax.tree.map(lambda old: old if _is_stream(old) else next(counts), state["rng"])
     return apply_update(state, (grads, summed["means"], {"rng": rng, "extra": extra}), make_optimizer(lr), ema)
+
+
+def select_read(state: State) -> State:
+    """Return what a part reads of a state, beside the parameters that train."""
+    return {name: state[name] for name in READ if name in state}
 
 
 def _fold_streams(rng: Tree, index: Any) -> Tree:
@@ -138,7 +144,7 @@ class PartsStep:
         programs = []
         for each in own:
             here = partial(_place, each.device)
-            params, beside = here(state["params"]), here({name: state[name] for name in READ})
+            params, beside = here(state["params"]), here(select_read(state))
             arguments = (params, beside, here(rows), here(jax.ShapeDtypeStruct((), jnp.int32)))
             summed, kept = jax.eval_shape(part, *arguments)
             lr = here(jax.ShapeDtypeStruct((), jnp.float32))
@@ -148,7 +154,7 @@ class PartsStep:
                     each.device,
                     part.lower(*arguments).compile(),
                     add.lower(here(summed), here(summed)).compile(),
-                    update.lower(here(state), here(summed), here(kept), lr).compile(),
+                    update.lower(here(leave_frozen_out(state)), here(summed), here(kept), lr).compile(),
                 )
             )
         across = None if self.mesh.size == 1 else _compile_sum_across(self.mesh, summed, kept)
@@ -207,7 +213,7 @@ class CompiledParts:
             for each, view, device_sum in zip(own, views, sums, strict=True):
                 number = each.place * num_own + at
                 rows = jax.device_put(slice_part(batch, number, self.num_parts), each.device)
-                beside, index = {name: view[name] for name in READ}, jax.device_put(np.int32(number), each.device)
+                beside, index = select_read(view), jax.device_put(np.int32(number), each.device)
                 summed, keeps = each.part(view["params"], beside, rows, index)
                 device_sum.push(summed)
                 if at == 0:
@@ -217,10 +223,11 @@ class CompiledParts:
             everywhere = self.across(*join_divided(self.mesh, totals))
             totals = [view_on_device(everywhere, each.device) for each in own]
         updated = [
-            each.update(view, *total, jax.device_put(lr, each.device))
+            each.update(leave_frozen_out(view), *total, jax.device_put(lr, each.device))
             for each, view, total in zip(own, views, totals, strict=True)
         ]
-        return join_replicas(self.shardings, [new for new, _ in updated]), updated[0][1]
+        joined = join_replicas(leave_frozen_out(self.shardings), [new for new, _ in updated])
+        return keep_frozen(state, joined), updated[0][1]
 
     def memory_analysis(self) -> Any:
         """Return what the compiler says of the memory of one part."""

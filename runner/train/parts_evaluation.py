@@ -16,7 +16,7 @@ from runner.train.across_devices import (
     list_own_devices,
     view_on_device,
 )
-from runner.train.parts import READ, slice_part
+from runner.train.parts import select_read, slice_part
 from runner.types import Batch, State, Tree
 
 
@@ -43,7 +43,7 @@ class PartsEvaluation:
         Every process has the whole batch, and all of them must ask.
         """
         own = list_own_devices(self.mesh)
-        read = {name: state[name] for name in ("params", *READ)}
+        read = {"params": state["params"], **select_read(state)}
         views = [view_on_device(read, each.device) for each in own]
         found: list[list[Tree]] = [[] for _ in own]
         num_own = self.num_parts // self.mesh.size

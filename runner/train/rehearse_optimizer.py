@@ -17,6 +17,7 @@ import optax
 from runner.config.schema import Config
 from runner.config.user_code import as_config_error
 from runner.errors import ConfigError
+from runner.optim.grouped_updates import build_optimizer, check_groups
 from runner.optim.schedules import ExternalSchedule
 from runner.optim.user_optimizer import LearningRate
 from runner.optim.user_schedule import takes_learning_rate
@@ -39,6 +40,7 @@ def choose_optimizer(config: Config, params: Params) -> tuple[MakeOptimizer, tup
         ConfigError: the user's own optimizer or schedule is none.
     """
     optim, schedule = _get_targets(config)
+    check_groups(getattr(config.optim, "groups", {}), params)
     if not optim and not schedule:
         return partial(_make_optimizer, config), ()
     make: MakeGuarded = partial(_make_guarded, config)
@@ -65,7 +67,7 @@ def choose_optimizer(config: Config, params: Params) -> tuple[MakeOptimizer, tup
 
 def _make_optimizer(config: Config, lr: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
     schedule = config.schedule.build(lr, config.train.num_steps)
-    return config.optim.build(schedule), schedule
+    return build_optimizer(config.optim, schedule), schedule
 
 
 def _make_guarded(config: Config, lr: Any) -> tuple[optax.GradientTransformation, LearningRate]:
@@ -80,7 +82,7 @@ def _make_guarded(config: Config, lr: Any) -> tuple[optax.GradientTransformation
 
     rate = LearningRate(find_rate)
     if optim is None:
-        return config.optim.build(rate), rate
+        return build_optimizer(config.optim, rate), rate
     with as_config_error("optim", optim, anywhere=True):
         tx = optax.with_extra_args_support(config.optim.build(rate))
 

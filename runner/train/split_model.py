@@ -7,7 +7,7 @@ a state holds plain dicts with string keys, which any reader of a checkpoint see
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jax.errors import (
     UnexpectedTracerError,
 )
 
+from runner.train.frozen_layers import FrozenLayers, join_frozen
 from runner.types import Params, State, Tree
 
 # What jax raises where a constructor reads a number that a trace does not have: `float(rate)` of a jnp.linspace.
@@ -45,6 +46,7 @@ class SplitModel:
         train: its static structure in training mode.
         eval: its static structure in evaluation mode.
         variables: abstract `params`, `rng` and `extra`.
+        frozen: which of the `params` do not train; a state has them under a name of their own.
         is_traceable: whether its constructor can be traced, and so be compiled; else it runs as it is written.
     """
 
@@ -52,6 +54,7 @@ class SplitModel:
     eval: nnx.GraphDef
     variables: tuple[nnx.State, nnx.State, nnx.State]
     is_traceable: bool = True
+    frozen: FrozenLayers = field(default_factory=dict)
 
 
 def split_model(make_model: Callable[[], nnx.Module], prepare: Callable[[nnx.Module], None]) -> SplitModel:
@@ -140,7 +143,7 @@ def read_declared_axes(model: SplitModel) -> dict[str, tuple[Any, ...]]:
 
 def merge_model(graphdef: nnx.GraphDef, model: SplitModel, state: State) -> nnx.Module:
     """Return a live model with the variables of a state. They are copies: changing them changes no state."""
-    trees = (state["params"], state["rng"], state["extra"])
+    trees = (join_frozen(state["params"], state.get("frozen", {}), model.frozen), state["rng"], state["extra"])
     filled = [_fill_variables(variables, tree) for variables, tree in zip(model.variables, trees, strict=True)]
     return nnx.merge(graphdef, *filled, copy=True)
 

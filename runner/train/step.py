@@ -2,9 +2,10 @@
 
 The state is a plain dict of arrays, donated to the step:
 
-    {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …, "ema": …}
+    {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …, "ema": …, "frozen": …}
 
-`params` are the trained variables; `extra` every other variable that lasts (batch statistics, a user's own);
+`params` are the trained variables; `frozen` those that `tune=` keeps from training, where there are any;
+`extra` every other variable that lasts (batch statistics, a user's own);
 `rng` the random streams of the model (dropout); `ema` an average of `params`, where one is kept. split_model.py takes
 a model apart into them.
 """
@@ -15,6 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -25,6 +27,7 @@ from flax import nnx
 
 from models.objectives import BatchObjective, MergeableMetric
 from runner.errors import ConfigError
+from runner.train.frozen_layers import FrozenLayers, keep_frozen, split_frozen
 from runner.train.split_model import (
     SplitModel,
     Variables,
@@ -56,15 +59,24 @@ def make_key(seed: int) -> jax.Array:
     return jax.random.fold_in(key, high) if high else key
 
 
-def init_state(variables: Variables, tx: optax.GradientTransformation, *, ema: bool = False) -> State:
-    """Return the state of a fresh model, given its variables, at step 0."""
-    params, rng, extra = variables
+def init_state(
+    variables: Variables,
+    tx: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+    frozen: FrozenLayers = MappingProxyType({}),
+) -> State:
+    """Return the state of a fresh model, given its variables and which of them do not train, at step 0."""
+    whole, rng, extra = variables
+    # Without the split where all trains: a tree of the user's own keeps its order.
+    params, still = split_frozen(whole, frozen) if frozen else (whole, {})
     state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "rng": rng,
         "extra": extra,
         "opt": tx.init(params),
+        **({"frozen": still} if frozen else {}),
     }
     return with_ema(state) if ema else state
 
@@ -123,7 +135,7 @@ def make_mean_loss(model: SplitModel, objective: BatchObjective, precision: Prec
 
     def mean_loss(params: Params, state: State, batch: Batch) -> tuple[jax.Array, tuple[Metrics, State]]:
         params, batch = cast_floats(params, precision), cast_inputs(batch, precision)
-        live = merge_model(model.train, model, {**state, "params": params})
+        live = merge_model(model.train, model, _with_cast_frozen({**state, "params": params}, precision))
         examples, weights = {name: value for name, value in batch.items() if name != WEIGHT}, batch.get(WEIGHT)
         found = objective(live, examples, jnp.ones(_count_examples(batch), jnp.float32))
         means = {name: _mean(value, weights) for name, value in found.items()}
@@ -132,6 +144,11 @@ def make_mean_loss(model: SplitModel, objective: BatchObjective, precision: Prec
         return means["loss"], (means, cast_like(changed, state))
 
     return mean_loss
+
+
+def _with_cast_frozen(state: State, precision: Precision) -> State:
+    """Return the state with the parameters that do not train in the type that the others are computed in."""
+    return {**state, "frozen": cast_floats(state["frozen"], precision)} if "frozen" in state else state
 
 
 def _mean(value: Any, weights: jax.Array | None) -> jax.Array:
@@ -182,7 +199,8 @@ def make_train_step(
         grads = jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, grads)
         # Ours do without it; a line search, for one, asks for the loss of other parameters.
         value_fn = {"value_fn": partial(value, state, batch)}
-        return apply_update(state, (grads, means, changed), (tx, schedule), options.ema, **value_fn)
+        updated, metrics = apply_update(state, (grads, means, changed), (tx, schedule), options.ema, **value_fn)
+        return keep_frozen(state, updated), metrics
 
     return train_step
 
@@ -338,7 +356,7 @@ def make_eval_step(
     """
 
     def eval_step(state: State, batch: Batch, weights: jax.Array) -> Metrics:
-        state = {**state, "params": cast_floats(state["params"], precision)}
+        state = _with_cast_frozen({**state, "params": cast_floats(state["params"], precision)}, precision)
         examples = objective(merge_model(model.eval, model, state), cast_inputs(batch, precision), weights)
         if objective.weigh is not None:
             weights = weights * objective.weigh(batch)

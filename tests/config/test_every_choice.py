@@ -142,6 +142,7 @@ def test_every_other_choice_trains(choice: str, served: Forks, door: Door) -> No
     overrides = [override for override in SMALL if group != "log" or not override.startswith("log.")]
     steps = () if group == "train" else ("train.steps=2", "train.eval_steps=1")
     steps += ("remat.budget_bytes=1GB",) if choice == "remat=auto" else ()  # a CPU does not tell what it has
+    steps += ("tune.train=[norm]",) if choice == "tune=freeze" else ()
     done = served.run(door.cwd, choice, *overrides, *steps, **QUICK_RUN)
     assert done.returncode == 0, done.stdout
     status = json.loads((door.the_run / "status.json").read_text())

@@ -48,6 +48,8 @@ CHANGED: dict[str, Any] = {
     "model.ffn_biases": False,
     "model.qk_norm": True,
     "model.layernorm_epsilon": 1e-12,
+    "tune": {"kind": "freeze", "train": ["head"]},
+    "optim.groups": {"head": {"match": ["head"], "lr": 0.1, "weight_decay": None}},
 }
 # Further ways of saying what was done before.
 AS_BEFORE: dict[str, list[Any]] = {
@@ -94,6 +96,8 @@ def test_a_key_that_came_later_changes_no_hash_until_it_says_something(key: str)
         "stop.rules": {"target"},
         "program": {"kind", "target"},
         "model.rotary_scaling": {"factor"},
+        "tune": {"train"},
+        "optim.groups": {"match", "lr"},
     }.get(key, {key.split(".")[-1]})
 
 
