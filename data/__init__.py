@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, r
 
 from annotated_types import Ge
 
+from data.chat_options import Chat
 from data.option_fields import BatchOptions, Count, Fraction, ImageOptions, WholeNumber
 from data.user_formats import Arrayrecord, Arrays, Csv, Hub, Images, Parquet, Text, Tokens
 
@@ -184,6 +185,7 @@ Data = (
     | Csv
     | Arrayrecord
     | Hub
+    | Chat
     | ExternalData
     | NoData
 )

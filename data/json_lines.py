@@ -23,15 +23,17 @@ def is_json_name(name: str) -> bool:
 def read_json_texts(content: bytes, field: str | None, name: str) -> list[str]:
     """Return the text of each object, in order. Raises ValueError, which names file and line, where one has none."""
     chosen, texts = field, []
-    for where, row in _iter_objects(content, name):
+    for where, row in iter_json_values(content, name):
         if not isinstance(row, dict):
-            raise ValueError(f"path={name}: {where} is {_name_type(row)}; expected an object with a field for the text")
+            raise ValueError(
+                f"path={name}: {where} is {name_json_type(row)}; expected an object with a field for the text"
+            )
         if chosen is None or chosen not in row:
             chosen = choose_field(row, field, f"{name}: {where}")
         if not isinstance(row[chosen], str):
             raise ValueError(
-                f"path={name}: {where}: field {chosen} is {_name_type(row[chosen])}; expected text; drop that line, or "
-                "say data.field=NAME"
+                f"path={name}: {where}: field {chosen} is {name_json_type(row[chosen])}; expected text; drop that "
+                "line, or say data.field=NAME"
             )
         texts.append(row[chosen])
     return texts
@@ -49,8 +51,8 @@ def choose_field(row: dict[str, Any], field: str | None, where: str) -> str:
     return field
 
 
-def _iter_objects(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield each value with where it stands."""
+def iter_json_values(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield each value of JSON lines, or of one list, with where it stands. Raises ValueError where it is no JSON."""
     # A byte order mark, as programs on Windows put it before UTF-8.
     content = content.removeprefix(b"\xef\xbb\xbf")
     if content.lstrip()[:1] == b"[":
@@ -72,6 +74,7 @@ def _parse(text: bytes, problem: str) -> Any:
         ) from None
 
 
-def _name_type(value: Any) -> str:
+def name_json_type(value: Any) -> str:
+    """Return what a value of JSON is, for an error message."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

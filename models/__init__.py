@@ -524,10 +524,10 @@ class NamedObjective:
     """An objective of models/objectives.py by its name.
 
     `default` is the model's own; for a model of the user's it is `next_token` on tokens, `regress` where labels are
-    fractions, else `classify`.
+    fractions, else `classify`. On conversations it is `sft`: cross-entropy of the answers alone.
     """
 
-    kind: Literal["default", "classify", "next_token", "elbo", "regress"] = "default"
+    kind: Literal["default", "classify", "next_token", "sft", "elbo", "regress"] = "default"
 
     def build(self, own: str, num_outputs: int, *, ignored: int | None) -> BatchObjective:
         """Return what is trained for; `own`: the model's; `ignored`: a label that counts nowhere."""
@@ -572,6 +572,7 @@ REQUIRED_BATCH_KEYS = {
     "classify": ("inputs", "label"),
     "regress": ("inputs", "label"),
     "next_token": ("tokens",),
+    "sft": ("tokens", "answers"),
     "elbo": ("inputs",),
 }
 # What it measures. `next_token` gives bits for each byte or for each token, which only the data knows.
@@ -579,6 +580,7 @@ OBJECTIVE_METRICS = {
     "classify": ("loss", "accuracy"),
     "regress": ("loss", "absolute_error"),
     "next_token": ("loss", "bits_per_byte", "bits_per_token"),
+    "sft": ("loss", "bits_per_byte", "bits_per_token"),
     "elbo": ("loss", "reconstruction", "kl"),
 }
 

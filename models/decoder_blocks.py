@@ -14,12 +14,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import Gpt, RotaryScaling
-from models.attention import Heads, tag_context
+from models.attention import Heads, Segments, find_offsets, find_visible, tag_context
 from models.scopes import scope, tag
 
 Tokens = Float[Array, "batch seq width"]
 SharedHeads = Float[Array, "batch seq kv_heads head_dim"]
 Position = int | Int[Array, ""]
+# The position of the first token, or for each token what is added to its index in the row.
+Offsets = Position | Int[Array, "batch seq"]
 
 
 class KeyValueCache(NamedTuple):
@@ -30,18 +32,18 @@ class KeyValueCache(NamedTuple):
 
 
 def rotate_positions(
-    x: Heads, base: float = 10_000.0, start: Position = 0, scaling: RotaryScaling | None = None
+    x: Heads, base: float = 10_000.0, start: Offsets = 0, scaling: RotaryScaling | None = None
 ) -> Heads:
     """Return x with rotary position embedding, halves convention (Su et al. 2021, arXiv:2104.09864).
 
-    `start` is the position of the first token.
+    `start` is the position of the first token, or for each token what is added to its index in the row.
     """
     seq, half = x.shape[1], x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling is not None:
         frequency = scale_frequencies(frequency, scaling)
     # Angles need float32: in bfloat16 positions beyond 256 would be rounded together.
-    angle = (start + jnp.arange(seq, dtype=jnp.float32))[:, None, None] * frequency
+    angle = (start + jnp.arange(seq, dtype=jnp.float32))[..., None, None] * frequency
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
     left, right = x[..., :half], x[..., half:]
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
@@ -88,14 +90,19 @@ class CausalAttention(nnx.Module):
         self.k_norm = nnx.RMSNorm(self.head_dim, epsilon=epsilon, rngs=rngs) if option.qk_norm else None
 
     @scope("attention")
-    def __call__(self, x: Tokens) -> Tokens:
-        """Return what each token gathers from itself and those before it."""
-        mixed = tag_context(self._mix_values(*self._project_heads(x, 0)), self.implementation)
+    def __call__(self, x: Tokens, segments: Segments | None = None) -> Tokens:
+        """Return what each token gathers from itself and those before it, of its own document where there are several.
+
+        Positions begin anew with each document.
+        """
+        start = 0 if segments is None else find_offsets(segments)
+        mixed = tag_context(self._mix_values(*self._project_heads(x, start), segments), self.implementation)
         return tag(self.out(mixed.reshape(*x.shape[:2], -1)), "attn_out")
 
     @scope("attention_core")
-    def _mix_values(self, q: Heads, k: SharedHeads, v: SharedHeads) -> Heads:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)
+    def _mix_values(self, q: Heads, k: SharedHeads, v: SharedHeads, segments: Segments | None) -> Heads:
+        mask = None if segments is None else find_visible(segments)
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=self.implementation)
 
     def extend(self, x: Tokens, cache: KeyValueCache, start: Position) -> tuple[Tokens, KeyValueCache]:
         """Return the attention of tokens from position `start` on, and the cache with their keys and values.
@@ -113,7 +120,7 @@ class CausalAttention(nnx.Module):
         mixed = jax.nn.dot_product_attention(q, cache.keys, cache.values, mask=visible[None, None])
         return self.out(mixed.reshape(*x.shape[:2], -1)), cache
 
-    def _project_heads(self, x: Tokens, start: Position) -> tuple[Heads, SharedHeads, SharedHeads]:
+    def _project_heads(self, x: Tokens, start: Offsets) -> tuple[Heads, SharedHeads, SharedHeads]:
         """Return queries, keys and values, with their positions where those are rotary."""
         heads = tag(self.qkv(x), "qkv").reshape(*x.shape[:2], -1, self.head_dim)
         q, k, v = jnp.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=2)
@@ -213,9 +220,9 @@ class DecoderBlock(nnx.Module):
         self.dropout = nnx.Dropout(option.dropout, rngs=rngs)
 
     @scope("block")
-    def __call__(self, x: Tokens) -> Tokens:
-        """Return the stream after this block."""
-        x = x + self.dropout(self.attention(self.norm_attention(x)))
+    def __call__(self, x: Tokens, segments: Segments | None = None) -> Tokens:
+        """Return the stream after this block; `segments` says which document each token belongs to."""
+        x = x + self.dropout(self.attention(self.norm_attention(x), segments))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
     def extend(self, x: Tokens, cache: KeyValueCache, start: Position) -> tuple[Tokens, KeyValueCache]:

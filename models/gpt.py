@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from models import Gpt
-from models.decoder_blocks import DecoderBlock, Embed, KeyValueCache, Position, build_norm
+from models.attention import Segments, find_offsets
+from models.decoder_blocks import DecoderBlock, Embed, KeyValueCache, Offsets, Position, build_norm
 from models.scopes import layers
 from models.sequence_chunks import map_sequence_chunks
 
@@ -41,15 +42,21 @@ class GPT(nnx.Module):
         build_head = partial(nnx.Linear, option.width, vocab, use_bias=False, kernel_init=init, rngs=rngs)
         self.head = None if option.tied else build_head()
 
-    def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
-        """Return the logits of the next token at every position."""
-        return compute_logits(self._output_layers, self._run_blocks(tokens))
+    def __call__(
+        self, tokens: Int[Array, "batch seq"], segments: Segments | None = None
+    ) -> Float[Array, "batch seq vocab"]:
+        """Return the logits of the next token at every position.
+
+        Where `segments` numbers the documents of a row, each is as if it were alone.
+        """
+        return compute_logits(self._output_layers, self._run_blocks(tokens, segments))
 
     def map_logits(
         self,
         function: Callable[[Float[Array, "batch part vocab"], Int[Array, "batch part"]], Any],
         tokens: Int[Array, "batch seq"],
         targets: Int[Array, "batch seq"],
+        segments: Segments | None = None,
     ) -> Any:
         """Return `function(logits, targets)`, computed in `loss_chunks` parts of the sequence.
 
@@ -59,7 +66,7 @@ class GPT(nnx.Module):
         def apply_to_part(output_layers: OutputLayers, x: jax.Array, targets: jax.Array) -> Any:
             return function(compute_logits(output_layers, x), targets)
 
-        arrays = (self._run_blocks(tokens), targets)
+        arrays = (self._run_blocks(tokens, segments), targets)
         return map_sequence_chunks(apply_to_part, self._output_layers, arrays, self.loss_chunks)
 
     def extend(
@@ -106,12 +113,15 @@ class GPT(nnx.Module):
         """Return `prompt` and `num_tokens` more tokens after it."""
         return sample_tokens(self, prompt, num_tokens, key, temperature)
 
-    def _embed_tokens(self, tokens: Int[Array, "batch seq"], start: Position) -> Float[Array, "batch seq width"]:
+    def _embed_tokens(self, tokens: Int[Array, "batch seq"], start: Offsets) -> Float[Array, "batch seq width"]:
         x = self.embed(tokens)
         return x if self.positions is None else x + self.positions(start + jnp.arange(tokens.shape[1]))
 
-    def _run_blocks(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
-        return layers(self.blocks, self.dropout(self._embed_tokens(tokens, 0)), self.num_layers)
+    def _run_blocks(
+        self, tokens: Int[Array, "batch seq"], segments: Segments | None = None
+    ) -> Float[Array, "batch seq width"]:
+        start = 0 if segments is None else find_offsets(segments)
+        return layers(self.blocks, self.dropout(self._embed_tokens(tokens, start)), self.num_layers, segments)
 
     @property
     def _output_layers(self) -> OutputLayers:

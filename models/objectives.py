@@ -6,6 +6,7 @@ batch. Every objective has a "loss", in float32: logits are raised before the so
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -70,11 +71,14 @@ def make_objective(name: str, num_outputs: int | None = None, *, ignored: int | 
     A label, or a next token, that is `ignored` counts nowhere. None: every one counts, which keeps the program as small
     as it can be.
     """
-    function, weigh = OBJECTIVES[name], None
+    function: Callable[..., Examples] = OBJECTIVES[name]
+    weigh: Callable[[Batch], Float[Array, "batch"]] | None = None
     if name in ("classify", "next_token"):
         function = partial(function, num_outputs=num_outputs, ignored=ignored)
         if ignored is not None:
             weigh = partial(count_labels if name == "classify" else count_targets, ignored=ignored)
+    if name == "sft":
+        function, weigh = partial(function, num_outputs=num_outputs), count_answers
 
     def measure(model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
         return function(model, batch)
@@ -108,6 +112,54 @@ def next_token(
     ((unit, each),) = nats.items()
     loss = _mean_where(each, measured) if ignored is not None else each.mean(axis=-1)
     return {"loss": loss, unit: loss / math.log(2.0)}
+
+
+def sft(model: nnx.Module, batch: Batch, *, num_outputs: int | None = None) -> Examples:
+    """Return the mean cross-entropy (nats a token) of the answers in conversations (supervised fine-tuning).
+
+    The batch has `tokens` and `answers`, Int[batch seq+1]: 1 where a token is to be foretold. Where it has `segments`,
+    a row holds several conversations, and the model is called with the number of that of each token as `segments`; no
+    token may see another conversation, and positions begin anew with each.
+    """
+    tokens = batch["tokens"].astype(jnp.int32)
+    given, targets, measured = tokens[:, :-1], tokens[:, 1:], find_measured(batch)
+    beside = {"segments": batch["segments"][:, :-1]} if "segments" in batch else {}
+    if beside:
+        check_takes_segments(model)
+    if getattr(model, "loss_chunks", 1) > 1:
+        nats = model.map_logits(cross_entropy_by_unit, given, targets, **beside)  # type: ignore[attr-defined]
+    else:
+        nats = cross_entropy_by_unit(take_logits(model(given, **beside), given.shape, num_outputs), targets)
+    ((unit, each),) = nats.items()
+    loss = _mean_where(each, measured)
+    return {"loss": loss, unit: loss / math.log(2.0)}
+
+
+def find_measured(batch: Batch) -> Bool[Array, "batch seq"]:
+    """Return which next tokens are answers. The first token of a conversation is none: nothing foretells it."""
+    measured = batch["answers"][:, 1:] > 0
+    if "segments" not in batch:
+        return measured
+    segments = batch["segments"]
+    return measured & (segments[:, 1:] == segments[:, :-1])
+
+
+def count_answers(batch: Batch) -> Float[Array, "batch"]:
+    """Return how many next tokens of each row are answers."""
+    return find_measured(batch).sum(axis=1).astype(jnp.float32)
+
+
+def check_takes_segments(model: nnx.Module) -> None:
+    """Raise InvalidModelOrObjective where a model cannot be told which conversation each token belongs to."""
+    try:
+        takes = inspect.signature(type(model).__call__).parameters
+    except (TypeError, ValueError):
+        return
+    if "segments" not in takes and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        raise InvalidModelOrObjective(
+            f"{type(model).__name__}: several conversations share a row, and its __call__ takes no `segments`, so each "
+            "would see the others; give it that argument, or say data.packing=false"
+        )
 
 
 def cross_entropy_by_unit(
@@ -173,6 +225,7 @@ def elbo(model: nnx.Module, batch: Batch) -> Examples:
 
 OBJECTIVES: dict[str, Callable[..., Examples]] = {
     "next_token": next_token,
+    "sft": sft,
     "classify": classify,
     "regress": regress,
     "elbo": elbo,

@@ -201,25 +201,31 @@ def inside_scan(length: int) -> AbstractContextManager[None]:
     return _is_inside_scan(length > 1)
 
 
-def layers(blocks: nnx.Module, x: jax.Array, length: int) -> jax.Array:
+def layers(blocks: nnx.Module, x: jax.Array, length: int, shared: Any = None) -> jax.Array:
     """Return x after `length` blocks, applied under one scan; `blocks` has their variables stacked on a first axis.
+
+    Each block is called with `shared` as well, unless that is None.
 
     A plan with `every=n` makes it a scan over groups of n blocks, of which the first is recomputed; the blocks that are
     left over come last.
     """
     plan: RematPlan = _current_plan.value
     if "block" in plan.scopes and plan.every > 1:
-        return _scan_groups(blocks, x, length, plan)
+        return _scan_groups(blocks, x, length, plan, shared)
 
     @nnx.scan(length=length, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     def apply_block(x: jax.Array, block: nnx.Module) -> jax.Array:
-        return block(x)
+        return _call_block(block, x, shared)
 
     with inside_scan(length):
         return apply_block(x, blocks)
 
 
-def _scan_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: RematPlan) -> jax.Array:
+def _call_block(block: Any, x: jax.Array, shared: Any) -> jax.Array:
+    return block(x) if shared is None else block(x, shared)
+
+
+def _scan_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: RematPlan, shared: Any) -> jax.Array:
     """Return x after `length` blocks, of which the first of each `plan.every` is recomputed."""
     graphdef, *variables = nnx.split(blocks, nnx.Param, ...)
 
@@ -228,7 +234,7 @@ def _scan_groups(blocks: nnx.Module, x: jax.Array, length: int, plan: RematPlan)
     def apply_nth(x: jax.Array, stacked: Any, place: int) -> tuple[jax.Array, nnx.State]:
         block: Any = nnx.merge(graphdef, *jax.tree.map(lambda leaf: leaf[place], stacked), copy=True)
         setattr(block, EXEMPT, True)  # its own scope is off: the wrapping is done below
-        out = block(x)
+        out = _call_block(block, x, shared)
         return out, nnx.split(block, nnx.Param, ...)[-1]
 
     def apply_group(x: jax.Array, stacked: Any, size: int = plan.every) -> tuple[jax.Array, nnx.State]:

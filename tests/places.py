@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data import Arrayrecord, Arrays, Csv, Digits, Hub, Images, Parquet, Stdlib, Synthetic, Text, Tokens
+from data import Arrayrecord, Arrays, Chat, Csv, Digits, Hub, Images, Parquet, Stdlib, Synthetic, Text, Tokens
 from data.option_fields import Augmentation
 
 SIZE, NUM_CLASSES = 90, 3
@@ -45,6 +45,40 @@ def texts(folder: Path, count: int = 12) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(count):
         (folder / f"{n:02}.txt").write_text("".join(f"{n} and {i} make {n + i}.\n" for i in range(20)))
+    return folder
+
+
+def a_chat(root: Path) -> Chat:
+    lines = [
+        {"messages": [{"role": "user", "content": f"{n} and {n}?"}, {"role": "assistant", "content": f"{2 * n}."}]}
+        for n in range(SIZE)
+    ]
+    (root / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Chat(path=str(root / "chat.jsonl"), seq_len=64, batch_size=8)
+
+
+def write_chat_tokenizer(folder: Path, template: Any) -> Path:
+    """A folder as Hugging Face has them: a tokenizer of bytes with a few longer tokens, and a chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["a user and an assistant talk of numbers, and of numbers alone"] * 4, trainer)
+    special = ("<s>", "<|im_start|>", "<|im_end|>")
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": {"__type": "AddedToken", "content": "<|im_end|>", "special": True},
+        "clean_up_tokenization_spaces": False,
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -119,6 +153,7 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "synthetic": a_synthetic,
     "stdlib": a_stdlib,
     "text": a_text,
+    "chat": a_chat,
     "tokens": a_tokens,
     "arrays": an_arrays,
     "images": an_images,

@@ -64,7 +64,7 @@ RESUMABLE_KEYS = ("train.steps", "train.epochs", "optim", "schedule", "train.mic
 IDENTITY_KEYS_WITHIN = ("optim.kind", "optim.ema", "optim.target", "optim.options", "optim.groups")
 # Where data lies on a machine. Another machine has it elsewhere: what a run was trained on is the content, of which
 # data.json has the fingerprint.
-PLACE_KEYS = ("data.path", "data.eval_path", "data.tokenizer")
+PLACE_KEYS = ("data.path", "data.eval_path", "data.tokenizer", "data.template")
 # Keys that came when there were runs already, each with the value that means what was done before: at that value it is
 # in no hash and in no list of differences, so that a run which was begun without it keeps its directory. Of a key with
 # keys below it, a mapping names those that say so for all of them; null and an empty mapping always do.

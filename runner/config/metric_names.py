@@ -108,7 +108,8 @@ def _find_possible_names(config: Config) -> tuple[str, ...] | None:
     if objective != "default":
         return OBJECTIVE_METRICS[objective]
     # Which of several it becomes is known when the data is read.
-    usual = model.objective or ("next_token" if config.data.gives == "tokens" else "")
+    usual = getattr(config.data, "objective", "") or model.objective
+    usual = usual or ("next_token" if config.data.gives == "tokens" else "")
     possible = {"classify": ("classify", "regress"), "": tuple(OBJECTIVE_METRICS)}.get(usual, (usual,))
     return tuple(dict.fromkeys(name for each in possible for name in OBJECTIVE_METRICS[each]))
 

@@ -64,6 +64,9 @@ from runner.types import Document
 # Linux takes names of 255 bytes and paths of 4,096; a run's own are below these.
 MAX_NAME, MAX_PATH = 255, 3500
 Count = Annotated[int, Ge(1)]
+# What trains a model beside the objective that it is mostly made for: one that gives a number for each class gives as
+# well the numbers that a regression asks for.
+ALSO_TRAINED = {"classify": ("classify", "regress"), "next_token": ("next_token", "sft")}
 # It becomes part of the names of metrics and of files.
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -292,19 +295,33 @@ class Config:
                 f"model={model.kind} takes {' or '.join(model.takes)}, but data={self.data.kind} gives {gives}; "
                 f"choose data={other_data} or model={other_models}"
             )
-        # A model that gives a number for each class gives as well the numbers that a regression asks for.
-        trains = ("classify", "regress") if model.objective == "classify" else (model.objective or objective,)
+        trains = ALSO_TRAINED.get(model.objective, (model.objective or objective,))
         if objective not in ("default", "external", *trains):
             raise ValueError(
                 f"objective={objective} does not train model={model.kind}, which is made for {' or '.join(trains)}; "
                 "choose objective=default, or objective=external"
             )
+        self._check_conversations()
         check_model_supports(self.remat, model)
         heads, tensor = getattr(model, "num_heads", None), self.mesh.tensor
         if heads and tensor > 1 and heads % tensor:
             raise ValueError(f"mesh.tensor={tensor} must divide model.num_heads={heads}, which it shares out")
         if getattr(model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
             raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
+
+    def _check_conversations(self) -> None:
+        """Raise ValueError where data that is there for one objective meets another one, or the other way round."""
+        meant, objective = getattr(self.data, "objective", ""), self.objective.kind
+        if meant and objective not in ("default", "external", meant):
+            raise ValueError(f"data={self.data.kind} is there for objective={meant}; leave objective={objective} out")
+        makers = [kind.kind for kind in get_args(Data) if getattr(kind, "objective", None) == objective]
+        if makers and self.data.kind not in ("external", *makers):
+            raise ValueError(f"objective={objective} learns from conversations; say data={' or '.join(makers)}")
+        if getattr(self.data, "packing", False) and getattr(self.model, "attention", "xla") == "cudnn":
+            raise ValueError(
+                "model.attention=cudnn is not tried where several conversations share a row; choose xla, or say "
+                "data.packing=false"
+            )
 
     def with_known_steps(self, num_examples: int) -> Config:
         """Return the configuration with the number of steps that `train.epochs` means on so many training examples."""

@@ -220,7 +220,9 @@ def choose_objective(config: Config, sources: Sources) -> str:
     takes = config.model.takes or getattr(_import_target("model.target", model), "takes", ())
     if takes and gives not in takes:
         raise ConfigError(f"model={model} takes {' or '.join(takes)}, but data={read} gives {gives}; choose another")
-    usual = config.model.objective or ("next_token" if gives == "tokens" else "classify")
+    # Conversations, say, are there for one objective, whatever the model is mostly made for.
+    usual = getattr(config.data, "objective", "") or config.model.objective
+    usual = usual or ("next_token" if gives == "tokens" else "classify")
     chosen = config.objective.kind
     if chosen == "external":
         return usual

@@ -12,7 +12,7 @@ import pytest
 from data import Text
 from tests.conftest import QUICK_RUN, REPO, SMALL, Door, composed
 from tests.laws.faults import Forks
-from tests.places import MADE, a_tokens
+from tests.places import MADE, a_chat, a_tokens
 
 ELSEWHERE = (
     "hosts",  # tests/hosts, tests/launch, and the law of several processes
@@ -41,6 +41,7 @@ VAE = "model.widths=[4] model.latent=2"
 MODELS_AND_DATA = [
     f"model=gpt data=stdlib objective=default {GPT}",
     f"model=gpt data=text data.path=corpus.txt eval=[metrics,text] {GPT} eval.text.new_tokens=4",
+    f"model=gpt data=chat data.path=chat.jsonl objective=sft {GPT.replace('seq_len=16', 'seq_len=64')}",
     f"model=gpt data=synthetic eval=[metrics,ema] optim.ema=0.9 {GPT}",
     f"model=gpt_7b data=tokens data.path=tokens {GPT}",
     f"model=mlp data=digits eval=[metrics,train_set] {MLP}",
@@ -111,6 +112,7 @@ def _trains(served: Forks, door: Door, *words: str) -> Path:
     (door.cwd / "own.py").write_text(OWN)
     if "data.path=tokens" in words:
         a_tokens(door.cwd)
+    a_chat(door.cwd)
     done = served.run(door.cwd, *words, *SHORT, **QUICK_RUN)
     assert done.returncode == 0, done.stdout
     assert "finished 2 steps" in done.stdout

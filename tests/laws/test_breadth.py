@@ -90,6 +90,7 @@ CASES = (
     Case("mlp", "digits", (*MLP, *FEW), prefetch=2),
     Case("gpt", "stdlib", GPT, prefetch=2),
     Case("gpt", "text", GPT, workers=2),
+    Case("gpt", "chat", GPT, workers=2),
     Case("mlp", "synthetic", MLP),
     Case("mlp", "arrays", MLP, prefetch=4),
     Case("mlp", "parquet", MLP, prefetch=2),

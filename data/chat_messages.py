@@ -1,0 +1,86 @@
+"""Conversations as people write them in JSON: messages with a role each, or a prompt and its completion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.json_lines import name_json_type
+from data.option_fields import explain_missing_name
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+ANSWERER = "assistant"
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, of which the last is an answer.
+
+    Attributes:
+        messages: each with its `role` and mostly a `content`; other keys are the template's business.
+        only_last: whether the last answer alone is learnt.
+        tools: descriptions of functions that may be called, for the template.
+        source: the line it comes from, written in one way: the same line is always on the same side of a split.
+    """
+
+    messages: tuple[Message, ...]
+    only_last: bool
+    tools: Any
+    source: bytes
+
+
+def read_conversation(row: object, *, only_last: bool) -> Conversation:
+    """Return the conversation in an object of JSON. Raises ValueError, in words, where it is none."""
+    if not isinstance(row, dict):
+        raise ValueError(f"is {name_json_type(row)}; expected an object with messages, or with prompt and completion")
+    if "messages" in row:
+        messages = _read_messages(row["messages"], "messages")
+    elif "prompt" in row and "completion" in row:
+        prompt = _read_messages(row["prompt"], "prompt", "user")
+        messages = [*prompt, *_read_messages(row["completion"], "completion", ANSWERER)]
+        only_last = True
+    else:
+        raise ValueError(f"has no messages{explain_missing_name('messages', row)}, and no prompt with its completion")
+    return make_conversation(messages, row, only_last=only_last)
+
+
+def make_conversation(messages: list[Message], row: Mapping[str, Any], *, only_last: bool) -> Conversation:
+    """Return checked messages as a conversation. Raises ValueError where it does not end with an answer."""
+    if not messages:
+        raise ValueError("has no message")
+    if messages[-1]["role"] != ANSWERER:
+        raise ValueError(
+            f"ends with a message of {messages[-1]['role']}; expected one of {ANSWERER}, for answers are what is learnt"
+        )
+    source = json.dumps(row, sort_keys=True).encode()
+    return Conversation(tuple(messages), only_last, row.get("tools"), source)
+
+
+def _read_messages(value: Any, key: str, role: str | None = None) -> list[Message]:
+    """Return the messages in a value; a text is one of `role`. Raises ValueError where there is anything else."""
+    if role is not None and isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is {name_json_type(value)}; expected a list of messages{' or a text' if role else ''}")
+    for number, message in enumerate(value, 1):
+        _check_message(message, f"message {number} of {key}" if len(value) > 1 else key)
+    return value
+
+
+def _check_message(message: Any, where: str) -> None:
+    """Raise ValueError where a value is no message, or an answer without a word."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f'{where} is no message; expected {{"role": …, "content": …}}')
+    role, content = message["role"], message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{where} has the role {role!r}{explain_missing_name(role, ROLES)}")
+    calls = role == ANSWERER and bool(message.get("tool_calls"))
+    if content is None and calls:
+        return
+    if not isinstance(content, str):
+        raise ValueError(f"{where}: its content is {name_json_type(content)}; expected text")
+    if role == ANSWERER and not content.strip() and not calls:
+        raise ValueError(f"{where} is an empty answer; drop that line, or write the answer")

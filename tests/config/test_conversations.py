@@ -1,0 +1,41 @@
+"""Data that is there for one objective, and objectives that need such data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.errors import ConfigError
+from tests.conftest import composed
+from tests.places import a_chat
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> str:
+    return f"data.path={a_chat(tmp_path).path}"
+
+
+def test_conversations_choose_their_objective(chat: str) -> None:
+    for words in ((), ("objective=sft",), ("data.packing=false",)):
+        assert composed("data=chat", chat, *words).data.objective == "sft"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("data=chat", "objective=next_token"), "data=chat is there for objective=sft"),
+        (("data=stdlib", "objective=sft"), "objective=sft learns from conversations; say data=chat"),
+        (("data=chat", "model=mlp"), "model=mlp takes features or images, but data=chat gives tokens"),
+        (
+            ("data=chat", "+model.attention=cudnn", "train.precision=bf16", "model.width=128"),
+            "choose xla, or say data.packing=false",
+        ),
+        (("data=chat", "data.tokenizer=nowhere"), "data.tokenizer=nowhere is no folder"),
+        (("data=chat", "data.template=nowhere.jinja"), "data.template=nowhere.jinja: there is no file"),
+        (("data=chat", "score.metric=eval/accuracy"), "eval.eval does not measure that"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words: tuple[str, ...], said: str, chat: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        composed(*words, *([chat] if "data=chat" in words else []))
