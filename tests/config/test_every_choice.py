@@ -11,6 +11,7 @@ import pytest
 
 from data import Text
 from tests.conftest import QUICK_RUN, REPO, SMALL, Door, composed
+from tests.hf_folders import write_llama
 from tests.laws.faults import Forks
 from tests.places import MADE, a_chat, a_tokens
 
@@ -44,6 +45,7 @@ MODELS_AND_DATA = [
     f"model=gpt data=chat data.path=chat.jsonl objective=sft {GPT.replace('seq_len=16', 'seq_len=64')}",
     f"model=gpt data=synthetic eval=[metrics,ema] optim.ema=0.9 {GPT}",
     f"model=gpt_7b data=tokens data.path=tokens {GPT}",
+    "model=hf init_from=hf:llama data=text data.path=corpus.txt data.tokenizer=bytes data.seq_len=16",
     f"model=mlp data=digits eval=[metrics,train_set] {MLP}",
     f"model=mlp data=synthetic data.gives=features {MLP}",
     f"model=cnn data=digits {CNN}",
@@ -110,6 +112,8 @@ def test_no_choice_is_left_out() -> None:
 
 def _trains(served: Forks, door: Door, *words: str) -> Path:
     (door.cwd / "own.py").write_text(OWN)
+    if "model=hf" in words:
+        write_llama(door.cwd / "llama")
     if "data.path=tokens" in words:
         a_tokens(door.cwd)
     a_chat(door.cwd)
