@@ -37,6 +37,8 @@ MAY_IMPORT_JAX = {
         "runner.remat.compile_target",
     ),
     "runner.session": ("runner.session", "runner.session.experiment", "runner.session.standing"),
+    "runner.checkpoint.held_state": (),
+    "runner.checkpoint.orbax_notes": (),
     "runner.checkpoint.store": (),
     "runner.checkpoint.shards": (),
     "runner.checkpoint.following_saver": (),
