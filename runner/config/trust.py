@@ -68,6 +68,9 @@ MAY_BE_NAMED = (
     *("ExternalOptim.options", "ExternalSchedule.options"),
     *("ExternalSave.options", "ExternalRetention.options", "ExternalStop.options", "ExternalSink.options"),
     *("Text.path", "Text.pattern", "Tokens.path", "Arrays.path", "Images.path", "Parquet.path", "Arrayrecord.path"),
+    # A template of these is rendered in a sandbox (data/chat_template.py).
+    *("Chat.path", "Chat.eval_path", "Chat.pattern", "Chat.tokenizer", "Chat.template", "Chat.date"),
+    *("ParameterGroup.match", "FreezeTune.train", "LoraTune.targets", "LoraTune.train"),
     *("Text.eval_path", "Text.field", "Images.eval_path", "Csv.path", "Csv.inputs", "Csv.label", "Csv.delimiter"),
     *("ArrayNames.inputs", "ArrayNames.label", "ArrayNames.eval_inputs", "ArrayNames.eval_label"),
     *("ArrayNames.test_inputs", "ArrayNames.test_label", "ColumnNames.inputs", "ColumnNames.label"),
