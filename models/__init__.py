@@ -428,12 +428,13 @@ class HfModel:
     takes: ClassVar[tuple[str, ...]] = ()
     scopes: ClassVar[tuple[str, ...]] = Gpt.scopes
     tags: ClassVar[tuple[str, ...]] = Gpt.tags
+    layers: ClassVar[Mapping[str, str]] = Gpt.layers
     objective: ClassVar[str] = ""
     shows: ClassVar[tuple[str, ...]] = ("text",)
 
     def __post_init__(self) -> None:
         if self.shape is not None:
-            for name in ("takes", "scopes", "tags", "objective", "shows", "num_heads"):
+            for name in ("takes", "scopes", "tags", "layers", "objective", "shows", "num_heads"):
                 object.__setattr__(self, name, getattr(self.network, name))
 
     @property

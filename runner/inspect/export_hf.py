@@ -84,7 +84,7 @@ class HfExport:
 
     def _split_entry(self, row: NameRow, entry: np.ndarray, layer: int | None) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the tensors that one entry of an array is made of, along its last dimension."""
-        sizes = _find_widths(self.option) if len(row.tensors) > 1 else [entry.shape[-1]]
+        sizes = find_widths(self.option) if len(row.tensors) > 1 else [entry.shape[-1]]
         parts = np.split(entry, np.cumsum(sizes)[:-1], axis=-1)
         for name, part in zip(row.tensors, parts, strict=True):
             tensor = part if row.axes is None else part.transpose(np.argsort(row.axes))
@@ -148,7 +148,7 @@ def _split_shards(sizes: Iterator[tuple[str, int]], limit: int | None = None) ->
     yield names
 
 
-def _find_widths(option: Gpt | Vit) -> list[int]:
+def find_widths(option: Gpt | Vit) -> list[int]:
     """Return how many numbers the queries, the keys and the values of a layer have."""
     if isinstance(option, Vit):
         return [option.width] * 3

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from models import HfModel
 from runner.checkpoint.arrays import LeafSpec, describe_values, read_leaf_specs, read_leaves
 from runner.checkpoint.frozen_base import open_base
 from runner.checkpoint.record import STATE, Record, read_progress
@@ -25,6 +26,7 @@ from runner.errors import ConfigError
 from runner.files import format_json, make_folder, read_file, remove_tree, rename_path, replace_file
 from runner.inspect.digest_checkpoint import compute_digest
 from runner.inspect.export_hf import plan_hf_export
+from runner.inspect.hf_adapters import name_as_hf
 from runner.inspect.lookup import (
     MAX_CONFIG_BYTES,
     Checkpoint,
@@ -189,6 +191,8 @@ def _read_tuned(checkpoint: Checkpoint, base: Path, form: str, weights: str) -> 
     said = f"`tune={config.tune.kind}` trained {trained:,} numbers, beside {frozen:,} that stayed as they were."
     if form == "peft":
         values, description = format_peft(tuned, config)
+        if isinstance(config.model, HfModel):
+            values, description = name_as_hf(values, description, config.model)
         return FoundWeights(
             lambda: values,
             describe_values(values),

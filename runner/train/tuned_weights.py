@@ -105,8 +105,9 @@ def format_peft(tuned: TunedWeights, config: Config) -> tuple[Arrays, JsonObject
             first, _, rest = layer.partition(".")
             name = ".".join([first, *map(str, place), *([rest] if rest else [])])
             targets.append(name)
-            arrays[f"base_model.model.{name}.lora_A.weight"] = a[place].T
-            arrays[f"base_model.model.{name}.lora_B.weight"] = b[place].T
+            # As arrays of their own: safetensors writes what lies in memory.
+            arrays[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a[place].T)
+            arrays[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(b[place].T)
     return arrays, {
         "peft_type": "LORA",
         "r": tune.rank,
