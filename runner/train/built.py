@@ -20,6 +20,7 @@ from runner.train.evaluator import Evaluator
 from runner.train.parts import PartsStep
 from runner.train.parts_evaluation import PartsEvaluation
 from runner.train.step import MeanLoss, TrainStep
+from runner.train.teacher import Teacher
 from runner.types import JsonObject, State, Tree
 
 
@@ -51,6 +52,7 @@ class Built:
         warnings: what a first look at a user's own model showed, one line each.
         measures: the names of what the objective measures.
         traced: a digest of what the step of a user's own program computes; "" of a model.
+        teacher: the model that is learnt from; None where there is none.
     """
 
     sources: Sources
@@ -69,6 +71,7 @@ class Built:
     warnings: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
     traced: str = ""
+    teacher: Teacher | None = None
 
 
 def count_state_bytes(built: Built) -> int:
