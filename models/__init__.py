@@ -19,7 +19,7 @@ own needs none of that: `target` names it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -566,7 +566,32 @@ class ExternalObjective:
         return wrap_user_objective(self.target, self.options)
 
 
-Objective = NamedObjective | ExternalObjective
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Learn from a trained model as well as from labels: classes, next tokens, or answers (Hinton et al. 2015).
+
+    Attributes:
+        teacher: the run whose model is asked: `RUN`, `RUN@STEP` or `RUN@best`. Its weights never change.
+        temperature: both distributions are softened by it.
+        weight: share of the teacher's term in the loss; the labels have the rest.
+    """
+
+    kind: Literal["distill"] = "distill"
+    teacher: Annotated[str, MinLen(1)]
+    temperature: Positive = 2.0
+    weight: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.5
+
+    def build(self, own: str, num_outputs: int, *, ignored: int | None, teach: Callable[..., Any]) -> BatchObjective:
+        """Return what is trained for; `teach` asks the teacher."""
+        from models.distillation import Distillation, make_distillation
+
+        return make_distillation(own, Distillation(teach, self.temperature, self.weight, num_outputs, ignored))
+
+
+Objective = NamedObjective | Distill | ExternalObjective
+
+# What a teacher can be learnt from in the place of.
+TAUGHT = ("classify", "next_token", "sft")
 
 # What an objective that is chosen by name reads from a batch.
 REQUIRED_BATCH_KEYS = {
@@ -583,6 +608,8 @@ OBJECTIVE_METRICS = {
     "next_token": ("loss", "bits_per_byte", "bits_per_token"),
     "sft": ("loss", "bits_per_byte", "bits_per_token"),
     "elbo": ("loss", "reconstruction", "kl"),
+    # Accuracy where there are classes.
+    "distill": ("loss", "label_loss", "teacher_loss", "accuracy"),
 }
 
 

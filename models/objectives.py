@@ -40,6 +40,8 @@ class MergeableMetric(Protocol):
         """Return the value over all that was seen."""
 
 
+# The key of a batch under which it brings arrays that are the same in every step: no example, and never split.
+CONSTANTS = "__constants__"
 # A vocabulary of this size is that of bytes.
 BYTE_VOCABULARY = 256
 
@@ -110,7 +112,7 @@ def next_token(
         logits = take_logits(model(given), given.shape, num_outputs)
         nats = cross_entropy_by_unit(logits, targets)
     ((unit, each),) = nats.items()
-    loss = _mean_where(each, measured) if ignored is not None else each.mean(axis=-1)
+    loss = average_measured(each, measured) if ignored is not None else each.mean(axis=-1)
     return {"loss": loss, unit: loss / math.log(2.0)}
 
 
@@ -131,7 +133,7 @@ def sft(model: nnx.Module, batch: Batch, *, num_outputs: int | None = None) -> E
     else:
         nats = cross_entropy_by_unit(take_logits(model(given, **beside), given.shape, num_outputs), targets)
     ((unit, each),) = nats.items()
-    loss = _mean_where(each, measured)
+    loss = average_measured(each, measured)
     return {"loss": loss, unit: loss / math.log(2.0)}
 
 
@@ -188,7 +190,7 @@ def classify(
     if label.ndim == 1:
         return {"loss": loss, "accuracy": accuracy}
     measured = jnp.ones(label.shape, bool) if ignored is None else label != ignored
-    return {"loss": _mean_where(loss, measured), "accuracy": _mean_where(accuracy, measured)}
+    return {"loss": average_measured(loss, measured), "accuracy": average_measured(accuracy, measured)}
 
 
 def regress(model: nnx.Module, batch: Batch) -> Examples:
@@ -249,7 +251,9 @@ def count_targets(batch: Batch, ignored: int) -> Float[Array, "batch"]:
     return (batch["tokens"][:, 1:].astype(jnp.int32) != ignored).sum(axis=1).astype(jnp.float32)
 
 
-def _mean_where(values: Float[Array, "batch *places"], measured: Bool[Array, "batch *places"]) -> Float[Array, "batch"]:
+def average_measured(
+    values: Float[Array, "batch *places"], measured: Bool[Array, "batch *places"]
+) -> Float[Array, "batch"]:
     """Return the mean of each example over the places that are measured; 0 where there is none."""
     places = tuple(range(1, values.ndim))
     # Chosen and not multiplied: what is infinite at a place that is left out would make the sum NaN.

@@ -296,12 +296,14 @@ class Config:
                 f"choose data={other_data} or model={other_models}"
             )
         trains = ALSO_TRAINED.get(model.objective, (model.objective or objective,))
-        if objective not in ("default", "external", *trains):
+        if objective not in ("default", "external", "distill", *trains):
             raise ValueError(
                 f"objective={objective} does not train model={model.kind}, which is made for {' or '.join(trains)}; "
                 "choose objective=default, or objective=external"
             )
         self._check_conversations()
+        if objective == "distill":
+            self._check_teacher()
         check_model_supports(self.remat, model)
         heads, tensor = getattr(model, "num_heads", None), self.mesh.tensor
         if heads and tensor > 1 and heads % tensor:
@@ -309,10 +311,23 @@ class Config:
         if getattr(model, "attention", "xla") == "cudnn" and self.train.precision == "fp32":
             raise ValueError("model.attention=cudnn computes in bfloat16; add train.precision=bf16, or choose xla")
 
+    def _check_teacher(self) -> None:
+        """Raise ValueError where a teacher does not go with how the loss is computed."""
+        if getattr(self.model, "loss_chunks", 1) > 1:
+            raise ValueError("objective=distill compares the logits of all positions at once; say model.loss_chunks=1")
+        if self.train.parts is not None:
+            raise ValueError("objective=distill does not train in parts; leave train.parts out, or use microbatches")
+        if self.remat.kind == "auto":
+            raise ValueError("remat=auto does not count what a teacher takes; choose a policy by its name")
+        if self.model.kind == "external":
+            raise ValueError("objective=distill trains a model that is built in; choose one, or objective=external")
+        if is_remote_url(self.objective.teacher):  # type: ignore[union-attr]
+            raise ValueError("objective.teacher is in a bucket; copy that run here first (rclone, aws s3 cp)")
+
     def _check_conversations(self) -> None:
         """Raise ValueError where data that is there for one objective meets another one, or the other way round."""
         meant, objective = getattr(self.data, "objective", ""), self.objective.kind
-        if meant and objective not in ("default", "external", meant):
+        if meant and objective not in ("default", "external", "distill", meant):
             raise ValueError(f"data={self.data.kind} is there for objective={meant}; leave objective={objective} out")
         makers = [kind.kind for kind in get_args(Data) if getattr(kind, "objective", None) == objective]
         if makers and self.data.kind not in ("external", *makers):

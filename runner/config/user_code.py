@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.data_errors import InvalidUserData
 from data.user_target import find_in_shared_package, import_user_module, is_file_target, split_target
-from models import REQUIRED_BATCH_KEYS, InvalidModelOrObjective
+from models import REQUIRED_BATCH_KEYS, TAUGHT, InvalidModelOrObjective
 from models.remat_plan import RematPlanError
 from models.user_arguments import initializer_of
 from runner.checkpoint.trouble import PASSING_ERRNOS
@@ -227,9 +227,11 @@ def choose_objective(config: Config, sources: Sources) -> str:
     if chosen == "external":
         return usual
     try:
-        if chosen == "default" and usual == "classify" and "label" in names:
+        if chosen in ("default", "distill") and usual == "classify" and "label" in names:
             usual = find_usual_objective(sources.train)
-        objective = usual if chosen == "default" else chosen
+        if chosen == "distill" and usual not in TAUGHT:
+            raise ConfigError(f"objective=distill teaches classes or tokens, and here it is {usual}; leave it out")
+        objective = usual if chosen in ("default", "distill") else chosen
         if lacking := [name for name in REQUIRED_BATCH_KEYS.get(objective, ()) if name not in names]:
             raise ConfigError(
                 f"objective={objective} reads {lacking[0]}, which data={read} does not give (it has: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
+from models import Distill, NamedObjective
 from runner.config.schema import Config, validate_options
 from runner.config.trust import Use, require_trust
 from runner.errors import ConfigError
@@ -81,4 +82,6 @@ def on_one_device(config: Config) -> Config:
     # Weights are the same for every implementation of attention, but a GPU's own is for a GPU, and for bfloat16.
     if hasattr(model, "attention"):
         model = replace(model, attention="xla")
-    return replace(config, mesh=Mesh(data=1), model=model)
+    # A model that was taught needs no teacher any more.
+    objective = NamedObjective() if isinstance(config.objective, Distill) else config.objective
+    return replace(config, mesh=Mesh(data=1), model=model, objective=objective)

@@ -26,6 +26,7 @@ from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.readme import write_readme
 from runner.session.moved_devices import describe_move
 from runner.session.resume import read_exactly, restore_or_begin
+from runner.text import display_path
 from runner.train import broken_data, dataset
 from runner.train.assemble import open_parts
 from runner.train.build import build
@@ -38,6 +39,7 @@ from runner.train.loop import Progress, name_numbers, train
 from runner.train.moved_data import read_moved_data
 from runner.train.own_tokenizer import keep_tokenizer, read_with_own_tokenizer
 from runner.train.run_context import RunContext
+from runner.train.teacher import check_same_teacher, pin_teacher
 from runner.types import State
 from runner.values import Outcome
 
@@ -156,6 +158,7 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
         ConfigError: something of the configuration does not go with the data, or with the user's own code.
         RefusedError: the data is not what the run was trained on.
     """
+    context = replace(context, config=pin_teacher(context.config, context.run_dir))
     config, run_dir, say = context.config, context.run_dir, context.console.say
     user_code.import_targets(config, for_training=True)
     # Its text is read with the tokenizer that lies in the run; the run's configuration names where that came from.
@@ -171,6 +174,9 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
     check_metric_names(config, built.evaluator.list_metric_names(built.measures))
     if built.traced:
         _compare_traces(context, built)
+    if built.teacher is not None:
+        context.attempt.record(teacher=check_same_teacher(built.teacher, run_dir))
+        say(f"teacher: {display_path(built.teacher.checkpoint)}")
     for line in dataset.record_or_compare(run_dir, built.sources):
         say(line)
     broken_data.watch_skipped(run_dir, built.sources, say)

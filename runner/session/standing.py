@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from models import Distill
 from runner import files
 from runner.checkpoint.hf_folder import find_hf_path
 from runner.checkpoint.quarantine import list_set_aside
@@ -104,6 +105,8 @@ def inspect_run(run_dir: RunDir, config: Config, elsewhere: Collection[int] = ()
         with hold_initial_weights(config, whole=False):
             # It is there.
             pass
+        if isinstance(config.objective, Distill):
+            _check_teacher_there(config.objective)
         return Standing(exists=False, drifts=(), status={}, is_finished=False)
     status = run_dir.read_status()
     # A run that was taken back already goes on from there: the checkpoint that was named may be gone since.
@@ -148,6 +151,14 @@ def hold_initial_weights(config: Config, *, whole: bool) -> Iterator[Path | HfWe
     is_same_store = remote.url is not None and remote.url.partition("://")[0] == reference.partition("://")[0]
     with hold_checkpoint(reference, remote.endpoint if is_same_store else None, whole=whole) as directory:
         yield directory
+
+
+def _check_teacher_there(objective: Distill) -> None:
+    """Raise RefusedError where the checkpoint of a teacher is not there."""
+    try:
+        locate_checkpoint(objective.teacher)
+    except RefusedError as error:
+        raise RefusedError(f"objective.teacher: {error}") from None
 
 
 def refuse_to_start_over(run_dir: RunDir) -> NoReturn:

@@ -154,7 +154,7 @@ def _open_profiler(
 def _feed_program(built: Built, program: TrainProgram) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
     """Return a compiled step that takes a batch as the stream gives it: with the rows that this process makes."""
     # Where all devices are its own, the program itself takes arrays of numpy, in less time than `put`.
-    if is_local(built.mesh):
+    if is_local(built.mesh) and built.teacher is None:
         return program
     return lambda state, batch, lr: program(state, built.put(batch), lr)
 

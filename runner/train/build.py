@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from data.sources import Sources
-from models import OBJECTIVE_METRICS, HfModel
+from models import OBJECTIVE_METRICS, Distill, HfModel
 from models.call_roles import follow_mode
 from models.find_blocks import apply_plan
 from models.objectives import BYTE_VOCABULARY, BatchObjective
@@ -56,6 +56,7 @@ from runner.train.split_model import (
     split_model,
 )
 from runner.train.step import init_state, make_init, make_key, with_ema
+from runner.train.teacher import open_teacher
 from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole, warn_of_fresh_base
 from runner.train.tuned_weights import read_whole_weights
 from runner.types import Batch, State
@@ -76,11 +77,17 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     if isinstance(config.program, ExternalProgram):
         return build_program(config, sources, devices)
     own = user_code.choose_objective(config, sources)
-    with user_code.as_config_error("objective"):
-        objective = config.objective.build(own, sources.num_outputs, ignored=sources.ignored)
     mesh = config.mesh.build(config.data.batch_size, config.train.microbatches, devices)
+    teacher = None
+    with user_code.as_config_error("objective"):
+        if isinstance(config.objective, Distill):
+            teacher = open_teacher(config, config.objective, sources, mesh)
+            ask: dict[str, Any] = {"teach": teacher.teach}
+        else:
+            ask = {}
+        objective = config.objective.build(own, sources.num_outputs, ignored=sources.ignored, **ask)
     check_parts(config, mesh)
-    measured = own if config.objective.kind == "default" else config.objective.kind
+    measured = own if config.objective.kind in ("default", "distill") else config.objective.kind
     sources = watch_labels(config.data, sources, measured)
     rows = choose_rows(config, mesh)
     stream = make_stream(config.data, sources, config.seed, measured, rows)
@@ -99,6 +106,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
     declared = read_declared_axes(network)
     init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh, declared=declared))
     functions = make_step_functions(config, network, objective, make_optimizer, mesh, abstract)
+    put = functions.put if teacher is None else partial(teacher.add_to_batch, functions.put)
 
     def model(state: State) -> nnx.Module:
         return merge_model(network.eval, network, state)
@@ -108,7 +116,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         config.eval,
         sources,
         maker,
-        functions.put,
+        put,
         config.data.batch_size,
         config.train.eval_batches,
         config.seed,
@@ -129,7 +137,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
         eval_step=functions.eval_step,
         model=model,
         evaluator=evaluator,
-        put=functions.put,
+        put=put,
         plan=config.remat.plan,
         warnings=(
             *_warn_of_data(config, sources),
@@ -138,8 +146,9 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
             *told,
             *warn_of_fresh_base(config),
         ),
-        measures=seen.metrics,
+        measures=_list_distilled(measured) if teacher is not None else seen.metrics,
         frozen=network.frozen,
+        teacher=teacher,
     )
 
 
@@ -233,6 +242,11 @@ def _list_metrics(objective: str, num_outputs: int) -> tuple[str, ...]:
     # The one of these that the objective does not give for such a vocabulary.
     other = "bits_per_token" if num_outputs == BYTE_VOCABULARY else "bits_per_byte"
     return tuple(name for name in names if name != other)
+
+
+def _list_distilled(own: str) -> tuple[str, ...]:
+    """Return the names of what is measured beside a teacher; accuracy is of classes."""
+    return tuple(name for name in OBJECTIVE_METRICS["distill"] if name != "accuracy" or own == "classify")
 
 
 def _apply_remat(config: Config, model: nnx.Module) -> None:

@@ -21,6 +21,7 @@ from runner.train.frozen_layers import FrozenLayers, leave_frozen_out
 from runner.train.parts import PartsStep
 from runner.train.parts_evaluation import PartsEvaluation
 from runner.train.step import MeanLoss, TrainStep
+from runner.train.teacher import Teacher
 from runner.types import JsonObject, State, Tree
 
 
@@ -53,6 +54,7 @@ class Built:
         measures: the names of what the objective measures.
         traced: a digest of what the step of a user's own program computes; "" of a model.
         frozen: which parameters do not train; empty where all do.
+        teacher: the model that is learnt from; None where there is none.
     """
 
     sources: Sources
@@ -72,6 +74,7 @@ class Built:
     measures: tuple[str, ...] = ()
     traced: str = ""
     frozen: FrozenLayers = field(default_factory=dict)
+    teacher: Teacher | None = None
 
 
 def count_state_bytes(built: Built) -> int:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.objectives import CONSTANTS
 from models.remat_plan import RematPlan, RematPlanError
 from models.scopes import use_plan
 from runner.config.remat_policies import Names, Offload, RematPolicy, format_policy
@@ -141,14 +142,16 @@ def trace_step(built: Built, config: Config) -> jax.stages.Traced:
     return traced
 
 
-def abstract_batch(built: Built, config: Config) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
+def abstract_batch(built: Built, config: Config) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
     """Return the shapes of one batch and of its weights, with the shardings that they will have."""
     examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
     sharding = batch_sharding(built.mesh)
-    abstract = {
+    abstract: dict[str, Any] = {
         name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
         for name, value in examples.items()
     }
+    if built.teacher is not None:
+        abstract[CONSTANTS] = built.teacher.abstract
     return abstract, jax.ShapeDtypeStruct((config.data.batch_size,), jnp.float32, sharding=sharding)
 
 

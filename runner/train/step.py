@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from models.objectives import BatchObjective, MergeableMetric
+from models.objectives import CONSTANTS, BatchObjective, MergeableMetric
 from runner.errors import ConfigError
 from runner.train.frozen_layers import FrozenLayers, keep_frozen, split_frozen
 from runner.train.split_model import (
@@ -173,7 +173,7 @@ def weigh_examples(batch: Batch, objective: BatchObjective) -> Batch:
 
 
 def _count_examples(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+    return len(next(iter(take_constants(batch)[0].values())))
 
 
 def make_train_step(
@@ -279,10 +279,11 @@ def accumulate_gradients(gradients: Gradients, num_parts: int) -> Gradients:
     ) -> tuple[tuple[jax.Array, tuple[Metrics, State]], Params]:
         def add_part(carry: tuple[State, Params], part: Batch) -> tuple[tuple[State, Params], Metrics]:
             changed, total = carry
-            (_, (means, changed)), grads = gradients(params, {**state, **changed}, part)
+            (_, (means, changed)), grads = gradients(params, {**state, **changed}, {**part, **constants})
             total = jax.tree.map(lambda sum, grad: sum + grad.astype(sum.dtype), total, grads)
             return (changed, total), means
 
+        batch, constants = take_constants(batch)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
         begin = ({name: state[name] for name in ("rng", "extra")}, zeros)
         (changed, total), means = jax.lax.scan(add_part, begin, split_microbatches(batch, num_parts))
@@ -304,15 +305,23 @@ def make_value(loss: MeanLoss, num_parts: int) -> Callable[[State, Batch, Params
         if num_parts == 1:
             return loss(params, state, batch)[0]
 
+        batch, constants = take_constants(batch)
+
         @jax.checkpoint
         def add_part(changed: State, part: Batch) -> tuple[State, jax.Array]:
-            mean, (_, changed) = loss(params, {**state, **changed}, part)
+            mean, (_, changed) = loss(params, {**state, **changed}, {**part, **constants})
             return changed, mean
 
         begin = {name: state[name] for name in ("rng", "extra")}
         return jax.lax.scan(add_part, begin, split_microbatches(batch, num_parts))[1].mean(axis=0)
 
     return value
+
+
+def take_constants(batch: Batch) -> tuple[Batch, Batch]:
+    """Return the examples of a batch, and what it brings beside them that is the same for every part."""
+    examples = {name: value for name, value in batch.items() if name != CONSTANTS}
+    return examples, {name: value for name, value in batch.items() if name == CONSTANTS}
 
 
 def split_microbatches(batch: Batch, num_parts: int) -> Batch:
