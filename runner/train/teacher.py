@@ -34,6 +34,7 @@ from runner.text import display_path
 from runner.train.dataset import sources_as_recorded
 from runner.train.split_model import SplitModel, abstract_variables, merge_model, split_model
 from runner.train.step import Precision, cast_floats, make_key
+from runner.train.tuned_weights import read_whole_weights
 from runner.types import Tree
 
 
@@ -59,7 +60,8 @@ class Teacher:
         if problem := find_problem(self.checkpoint):
             raise RefusedError(f"objective.teacher: {display_path(self.checkpoint)} is not good: {problem}")
         named, digest, filled = name_leaves(self.abstract), hashlib.sha256(), []
-        values = arrays.read_leaves(self.checkpoint / STATE, named)
+        whole = read_whole_weights(self.checkpoint)
+        values = arrays.read_leaves(self.checkpoint / STATE, named) if whole is None else whole
         for name, leaf in named.items():
             value = np.asarray(values.pop(name))
             digest.update(f"\n{name} {describe_leaf(leaf)}\n".encode())
@@ -172,7 +174,9 @@ def open_teacher(config: Config, option: Distill, sources: Sources, mesh: jax.sh
 
 def _check_shapes(where: str, checkpoint: Path, shapes: Tree) -> None:
     """Raise ConfigError where the weights of a checkpoint are not those of a model for this data."""
-    there = arrays.read_leaf_specs(checkpoint / STATE)
+    # Of a run that trained a part of a model, the checkpoint has that part alone.
+    whole = read_whole_weights(checkpoint)
+    there = arrays.read_leaf_specs(checkpoint / STATE) if whole is None else arrays.describe_values(whole)
     for name, leaf in name_leaves(shapes).items():
         here = describe_leaf(leaf)
         if there.get(name) != here:

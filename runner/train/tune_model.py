@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
@@ -14,9 +14,11 @@ from runner.config.tune import FreezeTune, LoraTune
 from runner.errors import ConfigError
 from runner.mesh import STACKED
 from runner.text import format_count
-from runner.train.built import Built
 from runner.train.frozen_layers import FrozenLayers, iter_paths, join_frozen, leave_frozen_out, nest_paths, split_frozen
 from runner.types import Params, State
+
+if TYPE_CHECKING:
+    from runner.train.built import Built
 
 # Folded into the key of a model's weights: they are what they would be without adapters.
 ADAPTER_STREAM = 0x4C6F5241
