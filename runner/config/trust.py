@@ -80,7 +80,7 @@ MAY_BE_NAMED = (
     *("EveryN.block", "Names.block", "Names.save", "Offload.block", "Offload.offload", "Offload.save"),
     *("AutoRemat.block", "AutoRemat.budget_bytes"),
     *("PreemptByKind.walltime", "Azure.machine"),
-    *("InitFrom.run", "HfModel.path", "HfShape.family", "Text.tokenizer", "Hub.tokenizer"),
+    *("InitFrom.run", "Distill.teacher", "HfModel.path", "HfShape.family", "Text.tokenizer", "Hub.tokenizer"),
     *("AutoHosts.address", "NamedHosts.address"),  # of hosts, which is the command's
     *("RemoteByKind.url", "RemoteByKind.endpoint"),  # of remote, which is the command's
     "WandbOptions.project",  # of LogOptions.wandb
