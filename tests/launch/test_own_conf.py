@@ -65,12 +65,12 @@ def test_the_help_lists_it(door: Door) -> None:
     (door.cwd / "conf/model").mkdir(parents=True)
     (door.cwd / "conf/model/mine.yaml").write_text(MINE)
     shown = door.run("--help").stdout
-    assert "\nmodel: cnn, external, gpt, gpt2_124m, gpt_7b, mine, mlp," in shown
+    assert "\nmodel: cnn, external, gpt, gpt2_124m, gpt_7b, hf, mine, mlp," in shown
 
 
 def test_errors_name_its_options(write_choice: WriteChoice) -> None:
     write_choice("model/mine.yaml", MINE)
-    assert error_of("model=mime").endswith("gpt_7b, mine, mlp, resnet, vae, vit; did you mean mine?")
+    assert error_of("model=mime").endswith("gpt_7b, hf, mine, mlp, resnet, vae, vit; did you mean mine?")
 
 
 def test_the_checkout_is_not_its_own_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,8 @@ def test_no_network_for_a_while(door: Door, server: Server, proxy: Proxy, refere
     wait_until(lambda: bool(machines.sealed_steps()))
     proxy.is_offline = True
     wait_until(lambda: "finished 60 steps" in read_log(door.cwd))
+    # Nothing may have been asked of it by then.
+    wait_until(lambda: "cannot be reached" in read_log(door.cwd))
     assert process.poll() is None, "it waits until everything is there"
     assert machines.sealed_steps()[-1] < 60
     proxy.is_offline = False
