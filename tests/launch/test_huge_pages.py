@@ -62,7 +62,17 @@ def test_who_has_chosen_is_left_alone(name: str, value: str) -> None:
 
 
 @needs_huge_pages
-@pytest.mark.parametrize("before", ["sys.settrace(lambda *_: None)", "sys.setprofile(lambda *_: None)"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "sys.settrace(lambda *_: None)",
+        "sys.setprofile(lambda *_: None)",
+        pytest.param(
+            "sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, 'one')",
+            marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="came with Python 3.12"),
+        ),
+    ],
+)
 def test_a_debugger_keeps_its_process(tmp_path: Path, before: str) -> None:
     _, said = say_what_works(tmp_path, before)
     assert said[1] == "None"
