@@ -177,10 +177,12 @@ def test_one_process_needs_every_row_and_lays_them_as_jax_does() -> None:
 
 
 def test_the_loop_lays_the_rows_where_devices_are_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all are its own, the program takes them as they are."""
-    built: Any = SimpleNamespace(mesh=Mesh().build(8), put=lambda batch: f"{batch}, laid")
+    """Where all are its own, the program takes them as they are; beside a teacher's arrays, `put` lays both."""
+    built: Any = SimpleNamespace(mesh=Mesh().build(8), put=lambda batch: f"{batch}, laid", teacher=None)
     program: Any = lambda *words: words  # noqa: E731
     assert _feed_program(built, program) is program
+    taught: Any = SimpleNamespace(**{**vars(built), "teacher": "there"})
+    assert _feed_program(taught, program)("state", "rows", "lr") == ("state", "rows, laid", "lr")  # type: ignore[arg-type,comparison-overlap]
     monkeypatch.setattr(assemble, "is_local", lambda mesh: False)
     given: Any = _feed_program(built, program)
     assert given("state", "rows", "lr") == ("state", "rows, laid", "lr")
