@@ -24,8 +24,10 @@ from runner.checkpoint.ocdbt import Extent, Index, Place, check_file
 RUN_BYTES = 8 << 20
 # What lies between two parts is read along where it is less than another read would cost.
 GAP_BYTES = 4096
-# Where jax finds an array on a CPU at a multiple of 64 it uses it where it is; it could not be given to a step to reuse
-# then, and the step would copy it. So no array is put there, and jax copies it while the next ones are read.
+# Where jax finds an array on a CPU at a multiple of 64 it uses it where it is, also where it is asked not to (0.10.2).
+# Then the next read would change it. So what begins at a multiple of 64 in a file, as all arrays do that are written
+# here, is put a little beside one, and jax copies it while the next ones are read. Older code wrote arrays anywhere: of
+# those that come to lie at a multiple a copy is handed on.
 MISALIGNMENT = 16
 _ALIGNMENT = 64
 
@@ -149,7 +151,8 @@ def _plan_runs(parts: Sequence[SavedPart]) -> list[_Run]:
 
 
 def _view(content: np.ndarray | bytes, part: SavedPart, offset: int) -> np.ndarray:
-    return np.ndarray(part.shape, part.dtype, content, offset)
+    values: np.ndarray = np.ndarray(part.shape, part.dtype, content, offset)
+    return values if values.ctypes.data % _ALIGNMENT else values.copy()
 
 
 def _read_fully(handle: int, into: memoryview, offset: int) -> None:
