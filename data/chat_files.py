@@ -42,7 +42,7 @@ class PlacedConversation:
 
 @dataclass
 class TooLong:
-    """What was longer than a row: how many there are, how many had no answer before the cut, and how long one is."""
+    """Count conversations that are longer than a row, and those of them that had no answer before the cut."""
 
     count: int = 0
     dropped: int = 0
@@ -92,7 +92,7 @@ def tokenize_all(placed: Iterator[PlacedConversation], chat_format: ChatFormat) 
 
 @dataclass(frozen=True)
 class ChatPart:
-    """What is read of one part of the data."""
+    """Hold the conversations of one part of the data, and the identity of each of its files."""
 
     placed: list[PlacedConversation]
     files: dict[str, str]

@@ -20,8 +20,12 @@ CHECKED_FILES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversationOptions(BatchOptions):
-    """Where conversations are, and how they become tokens.
+class Chat(BatchOptions):
+    """Conversations in JSON lines, to train a model to answer: only what the assistant says is learnt.
+
+    A line is `{"messages": [{"role": …, "content": …}, …]}`, or `{"prompt": …, "completion": …}`, of texts or of
+    messages. A text is said by the user, or by the assistant. Files that are called parts of a data set, such as
+    `train.jsonl` and `valid.jsonl`, are these parts; those of `test` are never trained on.
 
     Attributes:
         path: a file of JSON lines, or a folder of them.
@@ -34,8 +38,13 @@ class ConversationOptions(BatchOptions):
         seq_len: tokens in a row.
         batch_size: rows in a step, on all devices together.
         eval_fraction: share of the conversations held out for evaluation, where the data has no part for that.
+        answers: learn every answer of a conversation, or the last one; of a prompt and its completion, the completion.
+        packing: several conversations share a row, and none of them sees another; false: a row for each.
+        too_long: what is done about a conversation that is longer than a row: its end is cut off, it is left out, or
+            the run is refused.
     """
 
+    kind: Literal["chat"] = "chat"
     path: str
     eval_path: str | None = None
     pattern: Annotated[str, MinLen(1)] = "**/*.jsonl"
@@ -45,8 +54,12 @@ class ConversationOptions(BatchOptions):
     seq_len: Count = 512
     batch_size: Count = 8
     eval_fraction: Fraction = 0.1
+    answers: Literal["all", "last"] = "all"
+    packing: bool = True
+    too_long: Literal["cut", "skip", "raise"] = "cut"
 
     gives: ClassVar[str] = "tokens"
+    objective: ClassVar[str] = "sft"
 
     def __post_init__(self) -> None:
         if self.date is not None:
@@ -79,33 +92,6 @@ class ConversationOptions(BatchOptions):
         # A few, for there may be a million; all of them are read before training.
         for file in [*files[:CHECKED_FILES], files[-1]]:
             check_conversations(file, self.read_row, chat_format)
-
-    def read_row(self, row: object) -> list[Conversation]:
-        """Return the conversations in a line of the file. Raises ValueError where it is none."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chat(ConversationOptions):
-    """Conversations in JSON lines, to train a model to answer: only what the assistant says is learnt.
-
-    A line is `{"messages": [{"role": …, "content": …}, …]}`, or `{"prompt": …, "completion": …}`, of texts or of
-    messages. A text is said by the user, or by the assistant. Files that are called parts of a data set, such as
-    `train.jsonl` and `valid.jsonl`, are these parts; those of `test` are never trained on.
-
-    Attributes:
-        answers: learn every answer of a conversation, or the last one; of a prompt and its completion, the completion.
-        packing: several conversations share a row, and none of them sees another; false: a row for each.
-        too_long: what is done about a conversation that is longer than a row: its end is cut off, it is left out, or
-            the run is refused.
-    """
-
-    kind: Literal["chat"] = "chat"
-    answers: Literal["all", "last"] = "all"
-    packing: bool = True
-    too_long: Literal["cut", "skip", "raise"] = "cut"
-
-    objective: ClassVar[str] = "sft"
 
     def read_row(self, row: object) -> list[Conversation]:
         """Return the conversation in a line of the file. Raises ValueError where it is none."""

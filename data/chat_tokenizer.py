@@ -35,7 +35,7 @@ class TokenizedText:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How conversations become tokens.
+    """Make tokens of conversations.
 
     Attributes:
         template: makes a text of them.

@@ -388,7 +388,7 @@ class Vae:
 
 @dataclass(frozen=True, kw_only=True)
 class HfShape:
-    """What the config.json of a Hugging Face folder says (models/hf_config.py).
+    """Hold what the config.json of a Hugging Face folder says (models/hf_config.py).
 
     Attributes:
         family: the name of its family.

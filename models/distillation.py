@@ -30,7 +30,7 @@ from models.objectives import (
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a teacher is learnt from.
+    """Say how a teacher is learnt from.
 
     Attributes:
         teach: (constants, inputs, what else the model is called with) → what the teacher gives.
@@ -49,7 +49,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is asked of student and teacher, and what would be right.
+    """Hold what student and teacher are asked, and what would be right.
 
     Attributes:
         inputs: what both are called with.
