@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, r
 
 from annotated_types import Ge
 
-from data.chat_options import Chat
+from data.chat_options import Chat, Preferences
 from data.option_fields import BatchOptions, Count, Fraction, ImageOptions, WholeNumber
 from data.user_formats import Arrayrecord, Arrays, Csv, Hub, Images, Parquet, Text, Tokens
 
@@ -186,6 +186,7 @@ Data = (
     | Arrayrecord
     | Hub
     | Chat
+    | Preferences
     | ExternalData
     | NoData
 )

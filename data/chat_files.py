@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from data.chat_messages import Conversation
-from data.chat_options import Chat
+from data.chat_options import Chat, ConversationOptions
 from data.chat_rows import ChatRows, cut_text, make_rows
 from data.chat_template import ChatTemplateError
 from data.chat_tokenizer import ChatFormat, TokenizedText
@@ -16,7 +16,7 @@ from data.compressed import find_binary_kind, read_beginning, read_plain
 from data.documents import find_text_files, group_text_files
 from data.fingerprint import draw_from_name, hash_files, identify_bytes
 from data.json_lines import iter_json_values
-from data.sources import Sources
+from data.sources import Source, Sources
 
 # So many lines of a file are looked at before jax starts, and so many conversations are made tokens at once.
 CHECKED_LINES, CHUNK = 20, 512
@@ -103,28 +103,60 @@ def read_chat(place: ChatPlace, option: Chat, chat_format: ChatFormat) -> Source
 
     Raises ValueError where there are none, or one cannot be learnt from.
     """
-    parts = read_parts(place, option.read_row)
-    files = {name: entry for part in parts.values() for name, entry in part.files.items()} | {**chat_format.files}
-    sides = split_conversations(parts, option.eval_fraction)
-    too_long = TooLong()
+    found, too_long = read_sides(place, option), TooLong()
     rows = {
         name: make_rows(
             _fit_texts(tokenize_placed(side, chat_format), option, too_long), option.seq_len, packed=option.packing
         )
-        for name, side in sides.items()
+        for name, side in found.sides.items()
     }
+    refuse_too_long(too_long, option)
+    return make_sources(found, rows, chat_format, option.seq_len, describe_rows(rows, too_long, option))
+
+
+@dataclass(frozen=True)
+class ChatSides:
+    """Hold the conversations of each side, `train`, `eval` and perhaps `test`.
+
+    Attributes:
+        sides: the conversations, by side.
+        files: the identity of each file, by its name.
+        parts: the names of the parts that the files came in.
+    """
+
+    sides: Mapping[str, Sequence[PlacedConversation]]
+    files: Mapping[str, str]
+    parts: Sequence[str]
+
+
+def read_sides(place: ChatPlace, option: ConversationOptions) -> ChatSides:
+    """Read all conversations. Raises ValueError where a line is none."""
+    parts = read_parts(place, option.read_row)
+    files = {name: entry for part in parts.values() for name, entry in part.files.items()}
+    return ChatSides(split_conversations(parts, option.eval_fraction), files, sorted(parts))
+
+
+def refuse_too_long(too_long: TooLong, option: ConversationOptions) -> None:
+    """Raise ValueError where a conversation is longer than a row, and the option forbids that."""
     if option.too_long == "raise" and too_long.count:
         raise ValueError(
             f"{too_long.first} has {too_long.lengths[0]:,} tokens, and a row has room for {option.seq_len + 1:,} "
             f"({too_long.count:,} conversations are longer); raise data.seq_len, or say data.too_long=cut"
         )
+
+
+def make_sources(
+    found: ChatSides, rows: Mapping[str, Source], chat_format: ChatFormat, seq_len: int, summary: str
+) -> Sources:
+    """Return rows of each side as what is trained and evaluated on."""
+    files = {**found.files, **chat_format.files}
     return Sources(
         rows["train"],
         rows["eval"],
-        (option.seq_len,),
+        (seq_len,),
         chat_format.vocab_size,
-        hash_files(files, *sorted(parts)),
-        describe_rows(rows, too_long, option),
+        hash_files(files, *found.parts),
+        summary,
         chat_format.decode,
         files=files,
         held_out={"test": rows["test"]} if "test" in rows else {},
@@ -218,11 +250,16 @@ def describe_rows(rows: Mapping[str, ChatRows], too_long: TooLong, option: Chat)
     ]
     if "test" in rows:
         told.append(f"{len(rows['test'].texts):,} conversations of test, never trained on")
-    if too_long.count:
-        kept = too_long.count - too_long.dropped
-        what = [f"{kept:,} cut"] if kept else []
-        if too_long.dropped:
-            why = ", for no answer begins before the cut" if option.too_long == "cut" else ""
-            what.append(f"{too_long.dropped:,} left out{why}")
-        told.append(f"{too_long.count:,} longer than a row (up to {max(too_long.lengths):,} tokens): {', '.join(what)}")
-    return "; ".join(told)
+    return "; ".join([*told, *describe_too_long(too_long, option)])
+
+
+def describe_too_long(too_long: TooLong, option: ConversationOptions) -> list[str]:
+    """Return what became of what is longer than a row, where anything is."""
+    if not too_long.count:
+        return []
+    kept = too_long.count - too_long.dropped
+    what = [f"{kept:,} cut"] if kept else []
+    if too_long.dropped:
+        why = ", for no answer begins before the cut" if option.too_long == "cut" else ""
+        what.append(f"{too_long.dropped:,} left out{why}")
+    return [f"{too_long.count:,} longer than a row (up to {max(too_long.lengths):,} tokens): {', '.join(what)}"]

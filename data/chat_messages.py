@@ -21,13 +21,13 @@ class Conversation:
 
     Attributes:
         messages: each with its `role` and mostly a `content`; other keys are the template's business.
-        only_last: whether the last answer alone is learnt.
+        num_learnt: how many answers are learnt, counted from the last one; None: all.
         tools: descriptions of functions that may be called, for the template.
         source: the line it comes from, written in one way: the same line is always on the same side of a split.
     """
 
     messages: tuple[Message, ...]
-    only_last: bool
+    num_learnt: int | None
     tools: Any
     source: bytes
 
@@ -37,17 +37,17 @@ def read_conversation(row: object, *, only_last: bool) -> Conversation:
     if not isinstance(row, dict):
         raise ValueError(f"is {name_json_type(row)}; expected an object with messages, or with prompt and completion")
     if "messages" in row:
-        messages = _read_messages(row["messages"], "messages")
+        messages = read_messages(row["messages"], "messages")
     elif "prompt" in row and "completion" in row:
-        prompt = _read_messages(row["prompt"], "prompt", "user")
-        messages = [*prompt, *_read_messages(row["completion"], "completion", ANSWERER)]
-        only_last = True
+        prompt = read_messages(row["prompt"], "prompt", "user")
+        completion = read_messages(row["completion"], "completion", ANSWERER)
+        return make_conversation([*prompt, *completion], row, num_learnt=1)
     else:
         raise ValueError(f"has no messages{explain_missing_name('messages', row)}, and no prompt with its completion")
-    return make_conversation(messages, row, only_last=only_last)
+    return make_conversation(messages, row, num_learnt=1 if only_last else None)
 
 
-def make_conversation(messages: list[Message], row: Mapping[str, Any], *, only_last: bool) -> Conversation:
+def make_conversation(messages: list[Message], row: Mapping[str, Any], *, num_learnt: int | None) -> Conversation:
     """Return checked messages as a conversation. Raises ValueError where it does not end with an answer."""
     if not messages:
         raise ValueError("has no message")
@@ -56,10 +56,10 @@ def make_conversation(messages: list[Message], row: Mapping[str, Any], *, only_l
             f"ends with a message of {messages[-1]['role']}; expected one of {ANSWERER}, for answers are what is learnt"
         )
     source = json.dumps(row, sort_keys=True).encode()
-    return Conversation(tuple(messages), only_last, row.get("tools"), source)
+    return Conversation(tuple(messages), num_learnt, row.get("tools"), source)
 
 
-def _read_messages(value: Any, key: str, role: str | None = None) -> list[Message]:
+def read_messages(value: Any, key: str, role: str | None = None) -> list[Message]:
     """Return the messages in a value; a text is one of `role`. Raises ValueError where there is anything else."""
     if role is not None and isinstance(value, str):
         value = [{"role": role, "content": value}]

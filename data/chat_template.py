@@ -125,14 +125,15 @@ def write_conversation(template: ChatTemplate, conversation: Conversation) -> tu
     """
     messages, tools = conversation.messages, conversation.tools
     text, spans = template.render(messages, tools)
+    answers = [number for number, message in enumerate(messages) if message["role"] == ANSWERER]
+    learnt = answers if conversation.num_learnt is None else answers[-conversation.num_learnt :]
     if not template.marks_answers:
-        spans = [
-            _find_answer(template, conversation, number, text)
-            for number, message in enumerate(messages)
-            if message["role"] == ANSWERER and (number == len(messages) - 1 or not conversation.only_last)
-        ]
-    elif conversation.only_last:
-        spans = spans[-1:]
+        spans = [_find_answer(template, conversation, number, text) for number in learnt]
+    elif len(learnt) < len(answers):
+        # One answer may have several marked parts, or none: then only the last can be told from the others.
+        if len(learnt) > 1 and len(spans) != len(answers):
+            raise ChatTemplateError("marks other parts than one for each answer, so nobody can tell which are learnt")
+        spans = spans[-len(learnt) :]
     if not any(stop > start for start, stop in spans):
         raise ChatTemplateError("writes no answer of it")
     return text, spans

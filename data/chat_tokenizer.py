@@ -18,6 +18,7 @@ from data.encodings import TOKENIZER
 from data.fingerprint import identify_bytes
 from data.sources import NUM_BYTES
 from data.text_files import decode_bytes
+from data.text_tokenizer import BYTES
 
 TOKENIZER_CONFIG, TEMPLATE_FILE, MODEL_CONFIG = "tokenizer_config.json", "chat_template.jinja", "config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -81,7 +82,7 @@ def load_chat_format(folder: str | None, template: str | None, day: str | None) 
     """
     own = None if template is None else _read_text(Path(template).expanduser(), f"template={template}")
     today = None if day is None else date.fromisoformat(day)
-    if folder is None:
+    if folder is None or folder == BYTES:
         chosen = ChatTemplate(own or PLAIN_TEMPLATE, {}, today)
         made = ChatFormat(chosen, _encode_bytes, decode_bytes, NUM_BYTES, _identify_template(chosen))
     else:

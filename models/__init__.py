@@ -525,7 +525,8 @@ class NamedObjective:
     """An objective of models/objectives.py by its name.
 
     `default` is the model's own; for a model of the user's it is `next_token` on tokens, `regress` where labels are
-    fractions, else `classify`. On conversations it is `sft`: cross-entropy of the answers alone.
+    fractions, else `classify`. On conversations it is `sft`: cross-entropy of the answers alone; on pairs of answers
+    `dpo`.
     """
 
     kind: Literal["default", "classify", "next_token", "sft", "elbo", "regress"] = "default"
@@ -534,7 +535,11 @@ class NamedObjective:
         """Return what is trained for; `own`: the model's; `ignored`: a label that counts nowhere."""
         from models.objectives import make_objective
 
-        return make_objective(own if self.kind == "default" else self.kind, num_outputs, ignored=ignored)
+        name = own if self.kind == "default" else self.kind
+        # The usual one for pairs of answers.
+        if name == "dpo":
+            return Dpo().build(own, num_outputs, ignored=ignored)
+        return make_objective(name, num_outputs, ignored=ignored)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -588,7 +593,30 @@ class Distill:
         return make_distillation(own, Distillation(teach, self.temperature, self.weight, num_outputs, ignored))
 
 
-Objective = NamedObjective | Distill | ExternalObjective
+@dataclass(frozen=True, kw_only=True)
+class Dpo:
+    """Prefer one of two answers: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290).
+
+    The model as it was when training began is kept beside it, and never changes; what is learnt is how much more likely
+    than there each answer becomes.
+
+    Attributes:
+        beta: how strongly the model is held to what it was; the more, the nearer it stays.
+        label_smoothing: share of the pairs that are taken to be labelled the wrong way round (conservative DPO).
+    """
+
+    kind: Literal["dpo"] = "dpo"
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Interval(ge=0.0, lt=0.5)] = 0.0
+
+    def build(self, own: str, num_outputs: int, *, ignored: int | None) -> BatchObjective:
+        """Return what is trained for."""
+        from models.preferences import make_dpo
+
+        return make_dpo(self.beta, self.label_smoothing, num_outputs)
+
+
+Objective = NamedObjective | Distill | Dpo | ExternalObjective
 
 # What a teacher can be learnt from in the place of.
 TAUGHT = ("classify", "next_token", "sft")
@@ -599,6 +627,7 @@ REQUIRED_BATCH_KEYS = {
     "regress": ("inputs", "label"),
     "next_token": ("tokens",),
     "sft": ("tokens", "answers"),
+    "dpo": ("tokens", "answers"),
     "elbo": ("inputs",),
 }
 # What it measures. `next_token` gives bits for each byte or for each token, which only the data knows.
@@ -607,6 +636,7 @@ OBJECTIVE_METRICS = {
     "regress": ("loss", "absolute_error"),
     "next_token": ("loss", "bits_per_byte", "bits_per_token"),
     "sft": ("loss", "bits_per_byte", "bits_per_token"),
+    "dpo": ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward"),
     "elbo": ("loss", "reconstruction", "kl"),
     # Accuracy where there are classes.
     "distill": ("loss", "label_loss", "teacher_loss", "accuracy"),

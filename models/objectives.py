@@ -25,8 +25,9 @@ from models.call_roles import CallRoles
 Batch = Mapping[str, jax.Array]
 # A user's own metric may be an object with `merge` and `compute` instead of one value per example.
 Examples = dict[str, Any]
-# (model, batch, weights Float[batch]: 0 for an example that only fills up a batch) → metrics
-ObjectiveFunction = Callable[[nnx.Module, Batch, Float[Array, "batch"]], Examples]
+# (model, batch, weights Float[batch]: 0 for an example that only fills up a batch) → metrics. One that compares the
+# model with what it was when training began is called with that as well.
+ObjectiveFunction = Callable[..., Examples]
 
 
 @runtime_checkable
@@ -55,16 +56,25 @@ class BatchObjective:
         weigh: batch → Float[batch], how much each example counts in means; None: all alike.
         roles: arguments of a user's own function that are told whether the model is trained.
         calls_with_inputs: whether it calls a model with one argument; a user's own may call it as it likes.
+        compares: whether the function has a fourth argument: the model as it was when training began.
     """
 
     function: ObjectiveFunction
     weigh: Callable[[Batch], Float[Array, "batch"]] | None = None
     roles: CallRoles = field(default_factory=CallRoles)
     calls_with_inputs: bool = True
+    compares: bool = False
 
-    def __call__(self, model: nnx.Module, batch: Batch, weights: Float[Array, "batch"]) -> Examples:
-        """Return the metrics of a batch; `weights` is 0 for an example that only fills it up."""
-        return self.function(model, batch, weights)
+    def __call__(
+        self, model: nnx.Module, batch: Batch, weights: Float[Array, "batch"], reference: nnx.Module | None = None
+    ) -> Examples:
+        """Return the metrics of a batch; `weights` is 0 for an example that only fills it up.
+
+        `reference` is the model as it was when training began, in evaluation mode; it is looked at where the objective
+        compares with it.
+        """
+        arguments = (model, batch, weights)
+        return self.function(*arguments, reference) if self.compares else self.function(*arguments)
 
 
 def make_objective(name: str, num_outputs: int | None = None, *, ignored: int | None = None) -> BatchObjective:
@@ -106,12 +116,7 @@ def next_token(
         # What is below 0 is no id of an embedding. A padding that is an id stays the one that its writer chose.
         given, measured = jnp.maximum(given, 0), targets != ignored
         targets = jnp.maximum(targets, 0)
-    if getattr(model, "loss_chunks", 1) > 1:
-        nats = model.map_logits(cross_entropy_by_unit, given, targets)  # type: ignore[attr-defined]
-    else:
-        logits = take_logits(model(given), given.shape, num_outputs)
-        nats = cross_entropy_by_unit(logits, targets)
-    ((unit, each),) = nats.items()
+    unit, each = measure_tokens(model, given, targets, num_outputs)
     loss = average_measured(each, measured) if ignored is not None else each.mean(axis=-1)
     return {"loss": loss, unit: loss / math.log(2.0)}
 
@@ -128,13 +133,29 @@ def sft(model: nnx.Module, batch: Batch, *, num_outputs: int | None = None) -> E
     beside = {"segments": batch["segments"][:, :-1]} if "segments" in batch else {}
     if beside:
         check_takes_segments(model)
+    unit, each = measure_tokens(model, given, targets, num_outputs, **beside)
+    loss = average_measured(each, measured)
+    return {"loss": loss, unit: loss / math.log(2.0)}
+
+
+def measure_tokens(
+    model: nnx.Module,
+    given: Int[Array, "batch seq"],
+    targets: Int[Array, "batch seq"],
+    num_outputs: int | None,
+    **beside: jax.Array,
+) -> tuple[str, Float[Array, "batch seq"]]:
+    """Return the cross-entropy (nats) of each next token, and what its unit is once it is in bits.
+
+    A model whose `loss_chunks` is above 1 computes it in chunks, without the logits of all positions at once. `beside`
+    is what else it is called with.
+    """
     if getattr(model, "loss_chunks", 1) > 1:
         nats = model.map_logits(cross_entropy_by_unit, given, targets, **beside)  # type: ignore[attr-defined]
     else:
         nats = cross_entropy_by_unit(take_logits(model(given, **beside), given.shape, num_outputs), targets)
     ((unit, each),) = nats.items()
-    loss = average_measured(each, measured)
-    return {"loss": loss, unit: loss / math.log(2.0)}
+    return unit, each
 
 
 def find_measured(batch: Batch) -> Bool[Array, "batch seq"]:

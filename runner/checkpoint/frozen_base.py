@@ -1,6 +1,7 @@
-"""The parameters of a run that do not train: stored once, beside the checkpoints that need them.
+"""What no step of a run changes: stored once, beside the checkpoints that need it.
 
-    RUN/base/DIGEST/state/            the arrays, `frozen.…`, as Orbax writes them
+    RUN/base/DIGEST/state/            the arrays, as Orbax writes them: `frozen.…`, parameters that do not train;
+                                      `reference.…`, the model as it began, where an objective compares with it
     RUN/base/DIGEST/holdfast.json     the seal, as that of a checkpoint at step 0
 
 DIGEST is the SHA-256 of names, types, shapes and values, whichever way they were written. Each checkpoint of the run
@@ -102,9 +103,25 @@ def open_base(checkpoint: Path) -> Path | None:
     return directory
 
 
+def open_tuned_base(checkpoint: Path) -> Path | None:
+    """Return the base with what a checkpoint's run did not train, proven; None where it trained all of its weights.
+
+    A run may have a base for another reason: the model that an objective compares with. Raises LostBaseError.
+    """
+    base = open_base(checkpoint)
+    return base if base is not None and list_frozen(base) else None
+
+
+def list_frozen(base: Path) -> list[str]:
+    """Return the names of the parameters in a base that do not train."""
+    # Imported here, and below: `python -m runner ls` answers sooner without TensorStore.
+    from runner.checkpoint.arrays import read_leaf_specs
+
+    return [name for name in read_leaf_specs(base / STATE) if name.startswith("frozen.")]
+
+
 def list_arrays_with_base(checkpoint: Path) -> dict[str, tuple[Path, LeafSpec]]:
     """Return by its name where each array of a checkpoint is saved, those of its base included, and what it is."""
-    # Imported here, and below: `python -m runner ls` answers sooner without TensorStore.
     from runner.checkpoint.arrays import read_leaf_specs
 
     trees = [checkpoint / STATE]

@@ -24,7 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from data import CheckableData, Data
-from models import Model, NamedObjective, Objective
+from models import TAUGHT, Model, NamedObjective, Objective
 from runner.checkpoint.checkpointer import Verify
 from runner.checkpoint.hf_folder import HF
 from runner.checkpoint.record import Score
@@ -66,7 +66,7 @@ MAX_NAME, MAX_PATH = 255, 3500
 Count = Annotated[int, Ge(1)]
 # What trains a model beside the objective that it is mostly made for: one that gives a number for each class gives as
 # well the numbers that a regression asks for.
-ALSO_TRAINED = {"classify": ("classify", "regress"), "next_token": ("next_token", "sft")}
+ALSO_TRAINED = {"classify": ("classify", "regress"), "next_token": ("next_token", "sft", "dpo")}
 # It becomes part of the names of metrics and of files.
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -327,11 +327,13 @@ class Config:
     def _check_conversations(self) -> None:
         """Raise ValueError where data that is there for one objective meets another one, or the other way round."""
         meant, objective = getattr(self.data, "objective", ""), self.objective.kind
-        if meant and objective not in ("default", "external", "distill", meant):
+        may_be_taught = ("distill",) if meant in TAUGHT else ()
+        if meant and objective not in ("default", "external", meant, *may_be_taught):
             raise ValueError(f"data={self.data.kind} is there for objective={meant}; leave objective={objective} out")
         makers = [kind.kind for kind in get_args(Data) if getattr(kind, "objective", None) == objective]
         if makers and self.data.kind not in ("external", *makers):
-            raise ValueError(f"objective={objective} learns from conversations; say data={' or '.join(makers)}")
+            what = "pairs of answers" if objective == "dpo" else "conversations"
+            raise ValueError(f"objective={objective} learns from {what}; say data={' or '.join(makers)}")
         if getattr(self.data, "packing", False) and getattr(self.model, "attention", "xla") == "cudnn":
             raise ValueError(
                 "model.attention=cudnn is not tried where several conversations share a row; choose xla, or say "
@@ -411,8 +413,9 @@ def _fill_in_folder(plain: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(reference, str) or not reference.startswith(HF):
             raise ConfigError("model.path: a folder is needed; say model.path=DIR, or init_from=hf:DIR")
         model = {**model, "path": reference.removeprefix(HF)}
-    if isinstance(data, dict) and data.get("kind") in ("text", "hub") and data.get("tokenizer") is None:
-        is_text = data["kind"] == "text" or data.get("gives") == "tokens"
+    kinds = ("text", "hub", "chat", "preferences")
+    if isinstance(data, dict) and data.get("kind") in kinds and data.get("tokenizer") is None:
+        is_text = data["kind"] != "hub" or data.get("gives") == "tokens"
         data = {**data, "tokenizer": model["path"]} if is_text else data
     return {**plain, "model": model, "data": data}
 

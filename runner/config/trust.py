@@ -70,6 +70,8 @@ MAY_BE_NAMED = (
     *("Text.path", "Text.pattern", "Tokens.path", "Arrays.path", "Images.path", "Parquet.path", "Arrayrecord.path"),
     # A template of these is rendered in a sandbox (data/chat_template.py).
     *("Chat.path", "Chat.eval_path", "Chat.pattern", "Chat.tokenizer", "Chat.template", "Chat.date"),
+    *("Preferences.path", "Preferences.eval_path", "Preferences.pattern"),
+    *("Preferences.tokenizer", "Preferences.template", "Preferences.date"),
     *("ParameterGroup.match", "FreezeTune.train", "LoraTune.targets", "LoraTune.train"),
     *("Text.eval_path", "Text.field", "Images.eval_path", "Csv.path", "Csv.inputs", "Csv.label", "Csv.delimiter"),
     *("ArrayNames.inputs", "ArrayNames.label", "ArrayNames.eval_inputs", "ArrayNames.eval_label"),

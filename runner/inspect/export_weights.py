@@ -20,7 +20,7 @@ import numpy as np
 
 from models import HfModel
 from runner.checkpoint.arrays import LeafSpec, describe_values, read_leaf_specs, read_leaves
-from runner.checkpoint.frozen_base import open_base
+from runner.checkpoint.frozen_base import open_tuned_base
 from runner.checkpoint.record import STATE, Record, read_progress
 from runner.errors import ConfigError
 from runner.files import format_json, make_folder, read_file, remove_tree, rename_path, replace_file
@@ -162,7 +162,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
 
 def _find_weights(checkpoint: Checkpoint, there: Mapping[str, LeafSpec], form: str, weights: str) -> FoundWeights:
     """Return the weights of a checkpoint. Raises ConfigError where it has none of this kind."""
-    base = open_base(checkpoint.directory)
+    base = open_tuned_base(checkpoint.directory)
     if base is not None:
         if weights == "ema" and not any(name.startswith(EMA_PREFIX) for name in there):
             raise _explain_no_average(checkpoint)

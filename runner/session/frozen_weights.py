@@ -22,6 +22,7 @@ from runner.checkpoint.record import SAVE_CHANNEL
 from runner.checkpoint.shards import SharedStore
 from runner.text import display_path
 from runner.train.built import Built
+from runner.train.frozen_layers import find_unchanged
 from runner.train.run_context import RunContext
 from runner.types import State
 
@@ -30,13 +31,12 @@ CHANNEL = "base"
 
 
 def store_frozen(context: RunContext, state: State) -> str:
-    """Store what does not train of a fresh state, and return its digest; "" where all of it trains.
+    """Store what no step changes of a fresh state, and return its digest; "" where there is nothing of that.
 
     Every process calls this, and writes its part. Raises OSError, StorageError.
     """
-    if "frozen" not in state:
+    if not (tree := find_unchanged(state)):
         return ""
-    tree = {"frozen": state["frozen"]}
     if not hosts.is_lead():
         # Not copied: training has not begun.
         held = list_pieces(tree)
@@ -56,7 +56,7 @@ def mend_frozen(context: RunContext, built: Built, begin: Callable[[], State]) -
     has the same digest. What was there is set aside. Raises LostBaseError where it cannot be had.
     """
     run_dir, say = context.run_dir, context.console.say
-    if not built.frozen or (place := find_needed_base(run_dir.checkpoints)) is None:
+    if not find_unchanged(built.abstract) or (place := find_needed_base(run_dir.checkpoints)) is None:
         return
     try:
         prove_base(place)

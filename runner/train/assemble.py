@@ -47,7 +47,7 @@ from runner.train.compile import CompiledPrograms, TrainProgram
 from runner.train.dataset import suggest_faster_data
 from runner.train.early_stopper import EarlyStopper, EndRule, EndRules, UserStopper
 from runner.train.evaluator import EvaluationRun
-from runner.train.frozen_layers import leave_frozen_out
+from runner.train.frozen_layers import leave_unchanged_out
 from runner.train.loop import BatchStream, Cadence, CompiledStep, Evaluating, LoopParts, Outputs, Progress, Saving
 from runner.train.prefetch import Prefetcher
 from runner.train.run_context import RunContext
@@ -188,7 +188,7 @@ def _checkpoint_items(
         "best": attempt.status.best,
         "owes_evaluation": at.owes,
     }
-    return {STATE: leave_frozen_out(at.state), PROGRESS: with_digest(progress, base)}
+    return {STATE: leave_unchanged_out(at.state), PROGRESS: with_digest(progress, base)}
 
 
 def _make_end_rule(context: RunContext) -> EndRule:

@@ -43,7 +43,7 @@ from runner.train.built import Built
 from runner.train.dataset import make_stream, read_sources, watch_labels
 from runner.train.evaluator import Evaluator
 from runner.train.find_probabilities import warn_of_probabilities
-from runner.train.frozen_layers import leave_frozen_out, split_frozen
+from runner.train.frozen_layers import find_unchanged, leave_unchanged_out, split_frozen
 from runner.train.model_content import ModelContent
 from runner.train.rehearse import Rehearsal, rehearse
 from runner.train.rehearse_optimizer import choose_optimizer
@@ -55,7 +55,7 @@ from runner.train.split_model import (
     read_declared_axes,
     split_model,
 )
-from runner.train.step import init_state, make_init, make_key, with_ema
+from runner.train.step import init_state, make_init, make_key, with_ema, with_reference
 from runner.train.teacher import open_teacher
 from runner.train.tune_model import adapt_model, choose_frozen, divide_whole, gather_whole, warn_of_fresh_base
 from runner.train.tuned_weights import read_whole_weights
@@ -101,7 +101,8 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
 
     def begin(variables: Variables) -> State:
         tx = make_optimizer(config.optim.lr)[0]
-        return init_state(variables, tx, ema=config.optim.ema is not None, frozen=network.frozen)
+        averaged = config.optim.ema is not None
+        return init_state(variables, tx, ema=averaged, frozen=network.frozen, reference=objective.compares)
 
     declared = read_declared_axes(network)
     init, abstract = make_init(make_model, network, begin, partial(state_shardings, mesh, declared=declared))
@@ -145,6 +146,7 @@ def build(config: Config, sources: Sources | None = None, devices: Sequence[jax.
             *seen.warnings,
             *told,
             *warn_of_fresh_base(config),
+            *_warn_of_fresh_reference(config, objective),
         ),
         measures=_list_distilled(measured) if teacher is not None else seen.metrics,
         frozen=network.frozen,
@@ -223,6 +225,13 @@ def _warn_of_vocabulary(config: Config, sources: Sources) -> list[str]:
     ]
 
 
+def _warn_of_fresh_reference(config: Config, objective: BatchObjective) -> list[str]:
+    """Return a warning where a model is to stay near to one that was trained by nobody."""
+    if not objective.compares or config.init_from.run is not None or isinstance(config.model, HfModel):
+        return []
+    return ["objective=dpo without init_from: answers are compared with a model that knows nothing; say init_from=RUN"]
+
+
 def _is_users_own(config: Config) -> bool:
     return "external" in (config.model.kind, config.objective.kind)
 
@@ -258,20 +267,20 @@ def _apply_remat(config: Config, model: nnx.Module) -> None:
 
 def read_train_state(built: Built, checkpoint: Path) -> State:
     """Read the train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
-    if not built.frozen:
+    unchanged = find_unchanged(built.abstract)
+    if not unchanged:
         return store.read_state(checkpoint, built.abstract)
     digest = find_digest(checkpoint)
     if digest is None:
         raise RefusedError(
-            f"{display_path(checkpoint)}: is of a run that trained all of its parameters; start a new run, with "
-            "init_from=RUN"
+            f"{display_path(checkpoint)}: is of a run that trained all of its parameters, and compared them with none; "
+            "start a new run, with init_from=RUN"
         )
     base = locate_base(checkpoint, digest)
     # Of several processes one reads it for a proof.
     if hosts.is_lead():
         prove_base(base)
-    frozen = store.read_state(base, {"frozen": built.abstract["frozen"]})
-    return {**store.read_state(checkpoint, leave_frozen_out(built.abstract)), **frozen}
+    return {**store.read_state(checkpoint, leave_unchanged_out(built.abstract)), **store.read_state(base, unchanged)}
 
 
 def start_from_weights(built: Built, checkpoint: Path | WeightSource, *, partial: bool) -> tuple[State, TransferReport]:
@@ -290,4 +299,5 @@ def start_from_weights(built: Built, checkpoint: Path | WeightSource, *, partial
     fresh, adapters = gather_whole(built.init(), built.frozen)
     state, report = take_weights(fresh, source, partial=partial, stacked=is_stacked)
     state = divide_whole(state, adapters, built)
-    return with_ema(state) if "ema" in state else state, report
+    state = with_ema(state) if "ema" in state else state
+    return with_reference(state) if "reference" in built.abstract else state, report

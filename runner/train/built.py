@@ -17,7 +17,7 @@ from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.mesh import describe_mesh
 from runner.train.evaluator import Evaluator
-from runner.train.frozen_layers import FrozenLayers, leave_frozen_out
+from runner.train.frozen_layers import FrozenLayers, leave_unchanged_out
 from runner.train.parts import PartsStep
 from runner.train.parts_evaluation import PartsEvaluation
 from runner.train.step import MeanLoss, TrainStep
@@ -83,8 +83,8 @@ def count_state_bytes(built: Built) -> int:
 
 
 def count_saved_bytes(built: Built) -> int:
-    """Return the size of what each checkpoint holds of a train state, in bytes: all but what does not train."""
-    return sum(store.describe_leaf(leaf).num_bytes for leaf in jax.tree.leaves(leave_frozen_out(built.abstract)))
+    """Return the size of what each checkpoint holds of a train state, in bytes: all but what no step changes."""
+    return sum(store.describe_leaf(leaf).num_bytes for leaf in jax.tree.leaves(leave_unchanged_out(built.abstract)))
 
 
 def describe_run(built: Built, config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Divide the parameters of a model into those that train and those that do not, and put them together again."""
+"""Divide a state into what trains and what no step changes, and put it together again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from runner.types import Params, State, Tree
 FrozenLayers: TypeAlias = Mapping[str, tuple[int, ...] | None]
 
 
-def leave_frozen_out(state: State) -> State:
-    """Return a state without the parameters that do not train."""
-    return {name: leaf for name, leaf in state.items() if name != "frozen"}
+# The parts of a state that no step changes: parameters that do not train, and the model as it was when training began,
+# where an objective compares with that.
+UNCHANGED = ("frozen", "reference")
 
 
-def keep_frozen(state: State, updated: State) -> State:
-    """Return an updated state with the parameters that do not train, where there are any: in the same memory."""
-    return {**updated, "frozen": state["frozen"]} if "frozen" in state else updated
+def find_unchanged(state: State) -> State:
+    """Return the parts of a state that no step changes; none where there are none."""
+    return {name: state[name] for name in UNCHANGED if name in state}
+
+
+def leave_unchanged_out(state: State) -> State:
+    """Return a state without what no step changes."""
+    return {name: leaf for name, leaf in state.items() if name not in UNCHANGED}
+
+
+def keep_unchanged(state: State, updated: State) -> State:
+    """Return an updated state with what no step changes, in the same memory."""
+    return {**updated, **find_unchanged(state)}
 
 
 def split_frozen(params: Params, frozen: FrozenLayers) -> tuple[Params, Params]:

@@ -83,18 +83,20 @@ class ModelContent:
         """Return beginnings of examples that lie apart in the held-out data, and how the model goes on after each."""
         source, decode = self.sources.eval, self.sources.decode or (lambda tokens: " ".join(map(str, tokens)))
         indices = np.linspace(0, len(source) - 1, option.count).astype(np.int64)
-        prompts = source.take(indices)["tokens"][:, : option.prompt_tokens].astype(np.int32)
+        tokens = source.take(indices)["tokens"]
+        # Of a pair of answers the preferred one.
+        prompts = tokens.reshape(len(tokens), -1, tokens.shape[-1])[:, 0, : option.prompt_tokens].astype(np.int32)
         # Padding below 0 is seen as 0, as in training.
         prompts = np.maximum(prompts, 0)
         room = (getattr(model, "context", None) or math.inf) - option.prompt_tokens
         num_tokens = int(max(0, min(option.new_tokens, room)))
         keys = jax.random.split(make_key(self.seed), option.count)
         split = nnx.split(model)
-        tokens = [
+        continued = [
             np.asarray(_call_method(*split, "sample", num_tokens, prompt, key, option.temperature))
             for prompt, key in zip(prompts, keys, strict=True)
         ]
-        return [(decode(prompt), decode(all_[len(prompt) :])) for prompt, all_ in zip(prompts, tokens, strict=True)]
+        return [(decode(prompt), decode(all_[len(prompt) :])) for prompt, all_ in zip(prompts, continued, strict=True)]
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))

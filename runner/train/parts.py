@@ -33,14 +33,14 @@ from runner.train.across_devices import (
     sum_across,
     view_on_device,
 )
-from runner.train.frozen_layers import keep_frozen, leave_frozen_out
+from runner.train.frozen_layers import UNCHANGED, keep_unchanged, leave_unchanged_out
 from runner.train.step import MakeOptimizer, MeanLoss, TrainStep, apply_update, weigh_examples
 from runner.types import Batch, Metrics, State, Tree
 
 # What a part of the batch gives: what is added over all parts, and what is kept of the first part alone.
 PartResult: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 # What a part reads of the state, beside the parameters.
-READ = ("step", "rng", "extra", "frozen")
+READ = ("step", "rng", "extra", *UNCHANGED)
 
 
 def compute_part(loss: MeanLoss, num_parts: int, params: Tree, beside: State, batch: Batch, index: Any) -> PartResult:
@@ -154,7 +154,7 @@ class PartsStep:
                     each.device,
                     part.lower(*arguments).compile(),
                     add.lower(here(summed), here(summed)).compile(),
-                    update.lower(here(leave_frozen_out(state)), here(summed), here(kept), lr).compile(),
+                    update.lower(here(leave_unchanged_out(state)), here(summed), here(kept), lr).compile(),
                 )
             )
         across = None if self.mesh.size == 1 else _compile_sum_across(self.mesh, summed, kept)
@@ -223,11 +223,11 @@ class CompiledParts:
             everywhere = self.across(*join_divided(self.mesh, totals))
             totals = [view_on_device(everywhere, each.device) for each in own]
         updated = [
-            each.update(leave_frozen_out(view), *total, jax.device_put(lr, each.device))
+            each.update(leave_unchanged_out(view), *total, jax.device_put(lr, each.device))
             for each, view, total in zip(own, views, totals, strict=True)
         ]
-        joined = join_replicas(leave_frozen_out(self.shardings), [new for new, _ in updated])
-        return keep_frozen(state, joined), updated[0][1]
+        joined = join_replicas(leave_unchanged_out(self.shardings), [new for new, _ in updated])
+        return keep_unchanged(state, joined), updated[0][1]
 
     def memory_analysis(self) -> Any:
         """Return what the compiler says of the memory of one part."""

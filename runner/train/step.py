@@ -2,9 +2,10 @@
 
 The state is a plain dict of arrays, donated to the step:
 
-    {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …, "ema": …, "frozen": …}
+    {"step": Int[], "params": …, "extra": …, "rng": …, "opt": …, "ema": …, "frozen": …, "reference": …}
 
 `params` are the trained variables; `frozen` those that `tune=` keeps from training, where there are any;
+`reference` has `params` and `extra` as they were when training began, where an objective compares with that;
 `extra` every other variable that lasts (batch statistics, a user's own);
 `rng` the random streams of the model (dropout); `ema` an average of `params`, where one is kept. split_model.py takes
 a model apart into them.
@@ -27,7 +28,7 @@ from flax import nnx
 
 from models.objectives import CONSTANTS, BatchObjective, MergeableMetric
 from runner.errors import ConfigError
-from runner.train.frozen_layers import FrozenLayers, keep_frozen, split_frozen
+from runner.train.frozen_layers import FrozenLayers, keep_unchanged, split_frozen
 from runner.train.split_model import (
     SplitModel,
     Variables,
@@ -65,8 +66,12 @@ def init_state(
     *,
     ema: bool = False,
     frozen: FrozenLayers = MappingProxyType({}),
+    reference: bool = False,
 ) -> State:
-    """Return the state of a fresh model, given its variables and which of them do not train, at step 0."""
+    """Return the state of a fresh model, given its variables and which of them do not train, at step 0.
+
+    `ema` and `reference` say whether an average of the weights, and the weights as they are now, are kept beside them.
+    """
     whole, rng, extra = variables
     # Without the split where all trains: a tree of the user's own keeps its order.
     params, still = split_frozen(whole, frozen) if frozen else (whole, {})
@@ -78,12 +83,18 @@ def init_state(
         "opt": tx.init(params),
         **({"frozen": still} if frozen else {}),
     }
-    return with_ema(state) if ema else state
+    state = with_ema(state) if ema else state
+    return with_reference(state) if reference else state
 
 
 def with_ema(state: State) -> State:
     """Return the state with an average of the weights that begins as they are now."""
     return {**state, "ema": jax.tree.map(jnp.copy, state["params"])}
+
+
+def with_reference(state: State) -> State:
+    """Return the state with what the model is now, for an objective that compares with it."""
+    return {**state, "reference": jax.tree.map(jnp.copy, {name: state[name] for name in ("params", "extra")})}
 
 
 def make_init(
@@ -135,15 +146,27 @@ def make_mean_loss(model: SplitModel, objective: BatchObjective, precision: Prec
 
     def mean_loss(params: Params, state: State, batch: Batch) -> tuple[jax.Array, tuple[Metrics, State]]:
         params, batch = cast_floats(params, precision), cast_inputs(batch, precision)
-        live = merge_model(model.train, model, _with_cast_frozen({**state, "params": params}, precision))
+        state = _with_cast_frozen({**state, "params": params}, precision)
+        live = merge_model(model.train, model, state)
         examples, weights = {name: value for name, value in batch.items() if name != WEIGHT}, batch.get(WEIGHT)
-        found = objective(live, examples, jnp.ones(_count_examples(batch), jnp.float32))
+        weight = jnp.ones(_count_examples(batch), jnp.float32)
+        found = objective(live, examples, weight, make_reference(model, objective, state, precision))
         means = {name: _mean(value, weights) for name, value in found.items()}
         _, rng, extra = split_variables(live)
         changed = {"rng": keep_structure(rng, state["rng"]), "extra": keep_structure(extra, state["extra"])}
         return means["loss"], (means, cast_like(changed, state))
 
     return mean_loss
+
+
+def make_reference(
+    model: SplitModel, objective: BatchObjective, state: State, precision: Precision
+) -> nnx.Module | None:
+    """Return the model as it was when training began, in evaluation mode, for an objective that compares with it."""
+    if not objective.compares:
+        return None
+    before = cast_floats(state["reference"]["params"], precision)
+    return merge_model(model.eval, model, {**state, "params": before, "extra": state["reference"]["extra"]})
 
 
 def _with_cast_frozen(state: State, precision: Precision) -> State:
@@ -200,7 +223,7 @@ def make_train_step(
         # Ours do without it; a line search, for one, asks for the loss of other parameters.
         value_fn = {"value_fn": partial(value, state, batch)}
         updated, metrics = apply_update(state, (grads, means, changed), (tx, schedule), options.ema, **value_fn)
-        return keep_frozen(state, updated), metrics
+        return keep_unchanged(state, updated), metrics
 
     return train_step
 
@@ -366,7 +389,8 @@ def make_eval_step(
 
     def eval_step(state: State, batch: Batch, weights: jax.Array) -> Metrics:
         state = _with_cast_frozen({**state, "params": cast_floats(state["params"], precision)}, precision)
-        examples = objective(merge_model(model.eval, model, state), cast_inputs(batch, precision), weights)
+        reference = make_reference(model, objective, state, precision)
+        examples = objective(merge_model(model.eval, model, state), cast_inputs(batch, precision), weights, reference)
         if objective.weigh is not None:
             weights = weights * objective.weigh(batch)
         sums = {name: sum_weighted(value, weights) for name, value in examples.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import jax
@@ -19,8 +20,8 @@ def describe_batch(built: Built, config: Config) -> StepWork:
     if config.data.kind == "none":
         return StepWork(None, None)
     tokens, size = built.sources.eval.take(np.zeros(1, np.int64)).get("tokens"), config.data.batch_size
-    # A window of tokens is one longer than what is predicted.
-    return StepWork(size, None if tokens is None else size * (tokens.shape[1] - 1))
+    # A window of tokens is one longer than what is predicted; an example may have several (a pair of answers).
+    return StepWork(size, None if tokens is None else size * math.prod(tokens.shape[1:-1]) * (tokens.shape[-1] - 1))
 
 
 def count_work(work: StepWork, config: Config, traced: jax.stages.Traced, mesh: jax.sharding.Mesh) -> StepWork:

@@ -14,7 +14,14 @@ from runner.config.tune import FreezeTune, LoraTune
 from runner.errors import ConfigError
 from runner.mesh import STACKED
 from runner.text import format_count
-from runner.train.frozen_layers import FrozenLayers, iter_paths, join_frozen, leave_frozen_out, nest_paths, split_frozen
+from runner.train.frozen_layers import (
+    FrozenLayers,
+    iter_paths,
+    join_frozen,
+    leave_unchanged_out,
+    nest_paths,
+    split_frozen,
+)
 from runner.types import Params, State
 
 if TYPE_CHECKING:
@@ -102,14 +109,14 @@ def _explain_names(pattern: str, shapes: dict[str, Any]) -> str:
 def gather_whole(state: State, frozen: FrozenLayers) -> tuple[State, Params]:
     """Return a state with all parameters of the model in one tree, as one that trains whole has it; and its adapters.
 
-    The second is by path. Without `tune=` the state is as it is.
+    The second is by path. What no step changes is left out.
     """
     if not frozen:
-        return state, {}
+        return leave_unchanged_out(state), {}
     joined = join_frozen(state["params"], state["frozen"], frozen)
     adapters = {path: leaf for path, leaf in iter_paths(joined) if _is_adapter(path)}
     whole = nest_paths({path: leaf for path, leaf in iter_paths(joined) if path not in adapters})
-    return {**leave_frozen_out(state), "params": whole}, adapters
+    return {**leave_unchanged_out(state), "params": whole}, adapters
 
 
 def divide_whole(state: State, adapters: Params, built: Built) -> State:

@@ -15,7 +15,7 @@ import numpy as np
 
 from models.adapters import merge_adapters
 from runner.checkpoint.arrays import read_leaf_specs, read_leaves
-from runner.checkpoint.frozen_base import open_base
+from runner.checkpoint.frozen_base import list_frozen, open_tuned_base
 from runner.checkpoint.record import STATE
 from runner.config.schema import Config, read_document, validate_options
 from runner.config.tune import LoraTune
@@ -49,7 +49,7 @@ def read_tuned_weights(checkpoint: Path, base: Path, part: str) -> TunedWeights:
     own = read_leaves(checkpoint / STATE, wanted)
     return TunedWeights(
         _cut_prefix(own, f"{part}."),
-        _cut_prefix(read_leaves(base / STATE), "frozen."),
+        _cut_prefix(read_leaves(base / STATE, list_frozen(base)), "frozen."),
         {name: value for name, value in own.items() if name.startswith("extra.")},
     )
 
@@ -76,7 +76,7 @@ def read_whole_weights(checkpoint: Path) -> Arrays | None:
 
     Raises LostBaseError, and RefusedError where its run has no configuration that says how they belong together.
     """
-    if (base := open_base(checkpoint)) is None:
+    if (base := open_tuned_base(checkpoint)) is None:
         return None
     document = read_document(checkpoint.parent.parent / "config.yaml")
     return merge_whole(read_tuned_weights(checkpoint, base, "params"), validate_options(Config, document))
