@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from runner import hosts
 from runner.train.across_devices import (
     PartialSums,
     add_trees,
@@ -58,6 +59,8 @@ class PartsEvaluation:
         if self.mesh.size == 1:
             return totals[0]
         totals = [_lift(jax.device_put(total, each.device)) for total, each in zip(totals, own, strict=True)]
+        # A part's program is compiled at the first batch: devices give up where another's comes half a minute later.
+        hosts.barrier("the parts of a batch are evaluated")
         gathered = gather_results(self.mesh, join_divided(self.mesh, totals))
         # Every process merges the same numbers in the same tree: only the metric knows how.
         return _add_all(view_on_device(gathered, own[0].device))

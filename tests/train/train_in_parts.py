@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 
 from runner.launch.compose import compose_run
 from runner.train.build import build
@@ -30,6 +31,8 @@ from tests.conftest import HANG_SECONDS, REPO
 ENVIRONMENT = {"NPROC": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)}
 # Where one of several processes finds which it is: ADDRESS,COUNT,INDEX.
 PLACE = "TRAIN_IN_PARTS"
+# A process that takes longer hangs: the longest of these tests trains six models for a hundred steps.
+PATIENCE_SECONDS = 10 * HANG_SECONDS
 PARTS = ("train.parts=8", "mesh=data", "data.batch_size=32", "train.eval_batches=2")
 # What a part may have beside its parameters: dropout, batch statistics, whole numbers, a random key that is no stream; a
 # metric that is no mean. And labels to leave out, so that examples do not all count alike.
@@ -122,7 +125,7 @@ def run_in_parts(layout: tuple[int, int], folder: Path, steps: int, models: tupl
 
 def wait_for_all(processes: list[subprocess.Popen[bytes]]) -> None:
     """Wait until all have ended well; where one fails, or they hang, kill those that are left."""
-    give_up, stdin = time.monotonic() + HANG_SECONDS, processes[0].stdin
+    give_up, stdin = time.monotonic() + PATIENCE_SECONDS, processes[0].stdin
     assert stdin is not None
     try:
         while None in (codes := [process.poll() for process in processes]) and time.monotonic() < give_up:
@@ -156,12 +159,12 @@ def write_arrays(path: Path) -> None:
 def be_one_process(steps: int, file: Path, models: list[str]) -> None:
     """Train as one of the processes, and write what was found."""
     # Should it hang, it says where before it is killed.
-    faulthandler.dump_traceback_later(HANG_SECONDS - 30)
+    faulthandler.dump_traceback_later(PATIENCE_SECONDS - 30)
     if place := os.environ.get(PLACE):
         address, count, index = place.split(",")
         jax.config.update("jax_enable_recoverability", True)
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(address, int(count), int(index), initialization_timeout=HANG_SECONDS)
+        jax.distributed.initialize(address, int(count), int(index), initialization_timeout=PATIENCE_SECONDS)
     outcomes = [asdict(train_model(words.split(), steps)) for words in models]
     file.write_text(json.dumps({"devices": jax.device_count(), "outcomes": outcomes}))
     if jax.process_index() == 0:
@@ -176,6 +179,7 @@ def train_model(words: list[str], steps: int) -> Outcome:
     built = build(config)
     program, evaluate = compile_step(built, config), compile_eval(built, config)
     state, lr, losses = built.init(), built.train_step.put_lr(), []
+    wait_for_others("-".join(words))
     for _ in range(steps):
         state, metrics = program(state, next(built.stream), lr)
         # Several devices of one process on a CPU may stall where two steps are under way.
@@ -183,6 +187,13 @@ def train_model(words: list[str], steps: int) -> Outcome:
         losses.append(float(metrics["loss"]))
     measured: Any = built.evaluator(["eval"], state, EvaluationRun(evaluate, Path("."), "x"))
     return Outcome(digest_state(state), losses, measured)
+
+
+def wait_for_others(key: str) -> None:
+    """Wait until every process has come here: devices give up where another's program comes half a minute later."""
+    if jax.process_count() > 1:
+        # Names of such a place have no slash.
+        distributed.global_state.client.wait_at_barrier(key.replace("/", ":"), PATIENCE_SECONDS * 1000)
 
 
 def digest_state(state: Any) -> str:
