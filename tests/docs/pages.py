@@ -44,9 +44,9 @@ def blocks_outside_recipes() -> list[Block]:
 
 def shell_lines(blocks: list[Block]) -> list[str]:
     """Return what is typed in ```bash blocks, each line once, without the comment at its end."""
-    lines = [
-        line.split(" #")[0].strip() for block in blocks if block.language == "bash" for line in block.text.splitlines()
-    ]
+    # A backslash at the end of a line continues it.
+    texts = [re.sub(r"\\\n\s*", "", block.text) for block in blocks if block.language == "bash"]
+    lines = [line.split(" #")[0].strip() for text in texts for line in text.splitlines()]
     return list(dict.fromkeys(line for line in lines if line))
 
 
