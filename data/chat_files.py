@@ -250,16 +250,15 @@ def describe_rows(rows: Mapping[str, ChatRows], too_long: TooLong, option: Chat)
     ]
     if "test" in rows:
         told.append(f"{len(rows['test'].texts):,} conversations of test, never trained on")
-    return "; ".join([*told, *describe_too_long(too_long, option)])
+    return "; ".join([*told, *describe_too_long(too_long, option, "no answer begins before the cut")])
 
 
-def describe_too_long(too_long: TooLong, option: ConversationOptions) -> list[str]:
-    """Return what became of what is longer than a row, where anything is."""
+def describe_too_long(too_long: TooLong, option: ConversationOptions, why: str) -> list[str]:
+    """Return what became of what is longer than a row, where anything is; `why` some is left out where it is cut."""
     if not too_long.count:
         return []
     kept = too_long.count - too_long.dropped
     what = [f"{kept:,} cut"] if kept else []
     if too_long.dropped:
-        why = ", for no answer begins before the cut" if option.too_long == "cut" else ""
-        what.append(f"{too_long.dropped:,} left out{why}")
+        what.append(f"{too_long.dropped:,} left out" + (f", for {why}" if option.too_long == "cut" else ""))
     return [f"{too_long.count:,} longer than a row (up to {max(too_long.lengths):,} tokens): {', '.join(what)}"]

@@ -84,7 +84,7 @@ def read_pair(row: object) -> list[Conversation]:
         raise ValueError(f"is {name_json_type(row)}; expected an object with prompt, chosen and rejected")
     for key in (CHOSEN, REJECTED):
         if key not in row:
-            raise ValueError(f"has no {key}{explain_missing_name(key, row)}; expected prompt, chosen and rejected")
+            raise ValueError(f"has no {key}{explain_missing_name(key, row)}")
     chosen, rejected = (read_messages(row[key], key, ANSWERER) for key in (CHOSEN, REJECTED))
     prompt = row.get("prompt")
     # Some data sets have the prompt a second time as a text, beside conversations that begin with it.
@@ -161,4 +161,6 @@ def describe_pairs(rows: Mapping[str, PairRows], left_out: LeftOut, option: Pref
         told.append(f"{len(rows['test']):,} pairs of test, never trained on")
     if left_out.same:
         told.append(f"{left_out.same:,} left out, for both answers are the same")
-    return "; ".join([*told, *describe_too_long(left_out.too_long, option)])
+    return "; ".join(
+        [*told, *describe_too_long(left_out.too_long, option, "before the cut both are the same, or one has no answer")]
+    )

@@ -11,7 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from data import Arrayrecord, Arrays, Chat, Csv, Digits, Hub, Images, Parquet, Stdlib, Synthetic, Text, Tokens
+from data import (
+    Arrayrecord,
+    Arrays,
+    Chat,
+    Csv,
+    Digits,
+    Hub,
+    Images,
+    Parquet,
+    Preferences,
+    Stdlib,
+    Synthetic,
+    Text,
+    Tokens,
+)
 from data.option_fields import Augmentation
 
 SIZE, NUM_CLASSES = 90, 3
@@ -55,6 +69,12 @@ def a_chat(root: Path) -> Chat:
     ]
     (root / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Chat(path=str(root / "chat.jsonl"), seq_len=64, batch_size=8)
+
+
+def a_preferences(root: Path) -> Preferences:
+    lines = [{"prompt": f"{n} and {n}?", "chosen": f"{2 * n}.", "rejected": f"{2 * n + 1}?"} for n in range(SIZE)]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Preferences(path=str(root / "pairs.jsonl"), seq_len=64, batch_size=8)
 
 
 def write_chat_tokenizer(folder: Path, template: Any) -> Path:
@@ -154,6 +174,7 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "stdlib": a_stdlib,
     "text": a_text,
     "chat": a_chat,
+    "preferences": a_preferences,
     "tokens": a_tokens,
     "arrays": an_arrays,
     "images": an_images,

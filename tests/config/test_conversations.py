@@ -8,7 +8,7 @@ import pytest
 
 from runner.errors import ConfigError
 from tests.conftest import composed
-from tests.places import a_chat
+from tests.places import a_chat, a_preferences
 
 
 @pytest.fixture
@@ -19,6 +19,12 @@ def chat(tmp_path: Path) -> str:
 def test_conversations_choose_their_objective(chat: str) -> None:
     for words in ((), ("objective=sft",), ("data.packing=false",)):
         assert composed("data=chat", chat, *words).data.objective == "sft"
+
+
+def test_pairs_choose_theirs(tmp_path: Path) -> None:
+    pairs = f"data.path={a_preferences(tmp_path).path}"
+    for words in ((), ("objective=dpo", "objective.beta=0.5"), ("score.metric=eval/margin", "score.mode=max")):
+        assert composed("data=preferences", pairs, *words).data.objective == "dpo"
 
 
 @pytest.mark.parametrize(
@@ -33,9 +39,18 @@ def test_conversations_choose_their_objective(chat: str) -> None:
         ),
         (("data=chat", "data.tokenizer=nowhere"), "data.tokenizer=nowhere is no folder"),
         (("data=chat", "data.template=nowhere.jinja"), "data.template=nowhere.jinja: there is no file"),
+        (("data=chat", "objective=dpo"), "data=chat is there for objective=sft"),
+        (("data=stdlib", "objective=dpo"), "objective=dpo learns from pairs of answers; say data=preferences"),
+        (("data=preferences", "objective=sft"), "data=preferences is there for objective=dpo"),
+        (
+            ("data=preferences", "objective=distill", "objective.teacher=RUN"),
+            "data=preferences is there for objective=dpo",
+        ),
+        (("data=preferences", "score.metric=eval/bits_per_byte"), "eval.eval does not measure that"),
         (("data=chat", "score.metric=eval/accuracy"), "eval.eval does not measure that"),
     ],
 )
-def test_what_does_not_go_together_is_refused(words: tuple[str, ...], said: str, chat: str) -> None:
+def test_what_does_not_go_together_is_refused(words: tuple[str, ...], said: str, chat: str, tmp_path: Path) -> None:
+    paths = {"data=chat": chat, "data=preferences": f"data.path={a_preferences(tmp_path).path}"}
     with pytest.raises(ConfigError, match=said):
-        composed(*words, *([chat] if "data=chat" in words else []))
+        composed(*words, *(paths[word] for word in words if word in paths))

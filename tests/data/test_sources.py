@@ -42,7 +42,8 @@ def test_a_source_gives_what_it_says(kind: str, tmp_path: Path) -> None:
     if option.gives == "tokens":
         (seq,) = sources.inputs
         assert seq == option.seq_len
-        assert batch["tokens"].shape == (3, seq + 1)
+        # Of a pair of answers, both.
+        assert batch["tokens"].shape == (3, *((2,) if kind == "preferences" else ()), seq + 1)
         assert batch["tokens"].max() < sources.num_outputs
         assert sources.decode is not None
         assert "and" in sources.decode(batch["tokens"][0]) or kind == "stdlib"
@@ -258,6 +259,7 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
 CHANGES: dict[str, Callable[[Path], None]] = {
     "text": lambda root: changed(root / "texts/03.txt"),
     "chat": lambda root: changed(root / "chat.jsonl", 50),
+    "preferences": lambda root: changed(root / "pairs.jsonl", 30),
     "tokens": lambda root: changed(root / "tokens/eval.bin"),
     "arrays": lambda root: (np.savez(root / "arrays.npz", inputs=examples()[0], label=examples()[1][::-1]), None)[1],
     "images": lambda root: (root / "images/cat/0.png").rename(root / "images/dog/0.png") and None,

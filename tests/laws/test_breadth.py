@@ -91,6 +91,7 @@ CASES = (
     Case("gpt", "stdlib", GPT, prefetch=2),
     Case("gpt", "text", GPT, workers=2),
     Case("gpt", "chat", GPT, workers=2),
+    Case("gpt", "preferences", (*GPT, "tune=freeze", "tune.train=[norm,blocks.1.*]"), workers=2),
     Case("mlp", "synthetic", MLP),
     Case("mlp", "arrays", MLP, prefetch=4),
     Case("mlp", "parquet", MLP, prefetch=2),
