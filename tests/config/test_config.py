@@ -106,7 +106,7 @@ def test_a_mistake_gets_one_plain_line(changes: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"data": {"kind": "digits"}}, "choose data=stdlib|text|synthetic|tokens|chat or model=mlp|"),
+        ({"data": {"kind": "digits"}}, "choose data=stdlib|text|synthetic|tokens|chat|preferences or model=mlp|"),
         ({"model": {"kind": "mlp"}, "data": {"kind": "digits"}, "remat": {"kind": "ffn_only"}}, "(it has: block)"),
         ({"model__width": 130}, "must be a multiple of 2 × num_heads=8"),
         ({"overwrite": True}, "say resume=never with it"),

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from data.chat_template import PLAIN_TEMPLATE
 from runner.errors import ConfigError
 from tests.conftest import composed
-from tests.places import a_chat, a_preferences
+from tests.hf_folders import write_llama
+from tests.places import MADE, a_chat, a_preferences, write_chat_tokenizer
 
 
 @pytest.fixture
@@ -25,6 +27,19 @@ def test_pairs_choose_theirs(tmp_path: Path) -> None:
     pairs = f"data.path={a_preferences(tmp_path).path}"
     for words in ((), ("objective=dpo", "objective.beta=0.5"), ("score.metric=eval/margin", "score.mode=max")):
         assert composed("data=preferences", pairs, *words).data.objective == "dpo"
+
+
+@pytest.mark.parametrize("kind", ["chat", "preferences"])
+def test_a_folder_of_a_model_says_the_tokenizer(kind: str, tmp_path: Path) -> None:
+    folder = str(write_llama(write_chat_tokenizer(tmp_path / "base", PLAIN_TEMPLATE), vocab=400))
+    path = f"data.path={MADE[kind](tmp_path).path}"
+    words = (f"data={kind}", path, "model=hf", f"model.path={folder}")
+    assert composed(*words).data.tokenizer == folder
+    assert composed(*words, "data.tokenizer=bytes").data.load_format().vocab_size == 256
+    # A folder without one is no reason to take bytes in silence.
+    (tmp_path / "base/tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"data.tokenizer=.*tokenizer.json"):
+        composed(*words)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from data import Text
 from tests.conftest import QUICK_RUN, REPO, SMALL, Door, composed
 from tests.hf_folders import write_llama
 from tests.laws.faults import Forks
-from tests.places import MADE, a_chat, a_tokens
+from tests.places import MADE, a_chat, a_preferences, a_tokens
 
 ELSEWHERE = (
     "hosts",  # tests/hosts, tests/launch, and the law of several processes
@@ -42,6 +42,7 @@ VAE = "model.widths=[4] model.latent=2"
 MODELS_AND_DATA = [
     f"model=gpt data=stdlib objective=default {GPT}",
     f"model=gpt data=text data.path=corpus.txt eval=[metrics,text] {GPT} eval.text.new_tokens=4",
+    f"model=gpt data=preferences data.path=pairs.jsonl objective=dpo {GPT.replace('seq_len=16', 'seq_len=64')}",
     f"model=gpt data=chat data.path=chat.jsonl objective=sft {GPT.replace('seq_len=16', 'seq_len=64')}",
     f"model=gpt data=synthetic eval=[metrics,ema] optim.ema=0.9 {GPT}",
     f"model=gpt_7b data=tokens data.path=tokens {GPT}",
@@ -118,6 +119,7 @@ def _trains(served: Forks, door: Door, *words: str) -> Path:
     if "data.path=tokens" in words:
         a_tokens(door.cwd)
     a_chat(door.cwd)
+    a_preferences(door.cwd)
     done = served.run(door.cwd, *words, *SHORT, **QUICK_RUN)
     assert done.returncode == 0, done.stdout
     assert "finished 2 steps" in done.stdout
