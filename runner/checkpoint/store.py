@@ -27,6 +27,7 @@ from runner.checkpoint.held_state import HeldState, Index, list_pieces
 
 # A store copies as well as it writes and reads.
 from runner.checkpoint.held_state import copy_to_host as copy_to_host
+from runner.checkpoint.held_state import wait_for_copy as wait_for_copy
 from runner.checkpoint.orbax_notes import NotedArray, encode_tree_notes, note_checkpoint
 from runner.checkpoint.record import STATE, ArrayTable, FileTable
 from runner.checkpoint.seal import WrittenArrays
