@@ -165,7 +165,7 @@ def iter_parts(
     """
     inline = {number: part.place for number, part in enumerate(parts) if isinstance(part.place, bytes)}
     if inline:
-        yield {number: _view(place, parts[number], 0).copy() for number, place in inline.items()}
+        yield {number: _view(place, parts[number], 0, is_aligned=True) for number, place in inline.items()}
     runs = _plan_runs(parts)
     with ExitStack() as opened, ThreadPoolExecutor(1) as pool:
         readers: dict[str, _FileReader] = {}
@@ -193,7 +193,12 @@ def iter_parts(
             content = following.result()
             # Into the buffer of the one before, which whoever asks for this one is done with.
             following = pool.submit(read, number + 1) if number + 1 < len(runs) else None
-            yield {part: _view(content, parts[part], offset) for part, offset in run.parts}
+            # Once for all of them: numpy takes longer to say where an array lies than to make it.
+            address = content.ctypes.data
+            yield {
+                part: _view(content, parts[part], offset, is_aligned=(address + offset) % _ALIGNMENT == 0)
+                for part, offset in run.parts
+            }
 
 
 def _plan_runs(parts: Sequence[SavedPart]) -> list[_Run]:
@@ -220,9 +225,10 @@ def _plan_runs(parts: Sequence[SavedPart]) -> list[_Run]:
     return runs
 
 
-def _view(content: np.ndarray | bytes, part: SavedPart, offset: int) -> np.ndarray:
+def _view(content: np.ndarray | bytes, part: SavedPart, offset: int, *, is_aligned: bool) -> np.ndarray:
+    """Return the values of a part that was read: where they lie, or a copy where jax would use them in place."""
     values: np.ndarray = np.ndarray(part.shape, part.dtype, content, offset)
-    return values if values.ctypes.data % _ALIGNMENT else values.copy()
+    return values.copy() if is_aligned else values
 
 
 def _read_fully(handle: int, into: memoryview, offset: int) -> None:
