@@ -62,8 +62,17 @@ class LeafSpec:
         return size
 
     def __str__(self) -> str:
+        return self._text
+
+    # A state has hundreds of arrays, and few kinds of them.
+    @functools.cached_property
+    def _text(self) -> str:
         key = f" key<{self.generator}>" if self.generator else ""
         return f"{self.dtype}{list(self.shape)}{key}"
+
+
+# As many names share one as arrays are of one kind.
+_make_spec = functools.lru_cache(maxsize=1024)(LeafSpec)
 
 
 @contextmanager
@@ -210,7 +219,7 @@ def read_tree(state: Path) -> SavedTree:
     generators = _read_generators(state)
     index, contents = _read_zarr_metadata(state)
     grids = {name: _parse_zarr_metadata(content) for name, content in contents.items()}
-    specs = {name: LeafSpec(grid.shape, dtype, generators.get(name)) for name, (dtype, grid) in grids.items()}
+    specs = {name: _make_spec(grid.shape, dtype, generators.get(name)) for name, (dtype, grid) in grids.items()}
     return SavedTree(specs, {name: grid for name, (_, grid) in grids.items()}, index)
 
 

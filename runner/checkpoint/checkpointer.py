@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from runner import files, hosts
 from runner.checkpoint.record import (
@@ -54,7 +54,10 @@ class Store(Protocol):
     """Put bytes on disk: what is asked of store.py, the only file that knows Orbax."""
 
     def copy_to_host(self, state: Tree) -> Tree:
-        """Return a copy of a tree of arrays that stays as it is while training goes on."""
+        """Return a copy of a tree of arrays that stays as it is while training goes on; it may still be under way."""
+
+    def wait_for_copy(self, held: Tree) -> bool:
+        """Wait until a copy is complete; return whether it was not, by now."""
 
     def write_checkpoint(self, directory: Path, state: Tree, progress: JsonObject) -> WrittenArrays:
         """Write a tree of arrays and a JSON value; return what the tree has. Raises StorageError, OSError."""
@@ -69,7 +72,7 @@ class SavedCheckpoint:
 
     Attributes:
         record: what its sidecar says.
-        stall_seconds: how long training waited.
+        stall_seconds: how long training waited, or its next step, which is given the same arrays to reuse.
         durable_seconds: from the decision until every byte was on disk under its name.
         bytes: its size.
         trouble: what went wrong afterwards, while old checkpoints were deleted; None where nothing did.
@@ -144,6 +147,7 @@ class Checkpointer:
         self._pending: Future[tuple[SavedCheckpoint, list[Record]]] | None = None
         self._trouble: str | None = None
         self._tried_step, self._since = 0, time.monotonic()
+        self._copied_at: float | None = None
         self._token = secrets.token_hex(4)
         self._on_disk = RecordCache(checkpoints)
         self._records: list[Record] = self._on_disk.list_records()
@@ -156,6 +160,14 @@ class Checkpointer:
     def newest(self) -> int | None:
         """Return the newest durable step that a restart would use; None where there is none."""
         return next((record.step for record in reversed(self._records) if not record.mark), None)
+
+    @property
+    def copied_at(self) -> float | None:
+        """Return when the state of the newest save was copied, by `time.perf_counter`; None where it is not yet.
+
+        A step that is given the same arrays to reuse begins then and no sooner, though `save` may have returned before.
+        """
+        return self._copied_at
 
     @property
     def trouble(self) -> str | None:
@@ -195,7 +207,7 @@ class Checkpointer:
         # Cleaning up deletes what lies under `.writing/`, where this checkpoint is about to be written.
         self._cleaning.result()
         self._settle()
-        self._tried_step, self._since = info.step, time.monotonic()
+        self._tried_step, self._since, self._copied_at = info.step, time.monotonic(), None
         record = Record(info.step, reason, dict(info.metrics), time.time(), mark=mark, log=log)
         self._expected = [*self._records, record]
         state, background = items[STATE], self._policy.background
@@ -244,17 +256,31 @@ class Checkpointer:
         while self._untold:
             self._say(self._untold.pop(0))
 
-    def _write_and_tell(self, *arguments: Any) -> tuple[SavedCheckpoint, list[Record]]:
+    def _write_and_tell(
+        self, record: Record, held: Tree, progress: JsonObject, start: float, stall: float | None
+    ) -> tuple[SavedCheckpoint, list[Record]]:
         """Write a checkpoint, and tell the other processes of the run how it went; in the background thread."""
-        if self._policy.background:
-            time.sleep(HEAD_START_SECONDS)
         try:
-            result = self._write(*arguments)
+            if stall is not None:
+                stall = self._finish_copy(held, start + stall) - start
+                time.sleep(HEAD_START_SECONDS)
+            result = self._write(record, held, progress, start, stall)
         except BaseException as error:
             hosts.agree(SAVE_CHANNEL, {"over": short_reason(error)})
             raise
         hosts.agree(SAVE_CHANNEL, {"over": None})
         return result
+
+    def _finish_copy(self, held: Tree, handed_over: float) -> float:
+        """Wait until the copy of a state is complete; return since when it is, by `time.perf_counter`."""
+        try:
+            # On CPUs it is when it is handed over.
+            copied_at = time.perf_counter() if self._store.wait_for_copy(held) else handed_over
+        # A copy that failed on its way is told by the write, which reads it.
+        except RuntimeError:
+            copied_at = handed_over
+        self._copied_at = copied_at
+        return copied_at
 
     def _write(
         self, record: Record, state: Tree, progress: JsonObject, start: float, stall: float | None

@@ -24,6 +24,7 @@ class FollowingSaver:
 
     newest: int | None = None
     trouble: str | None = None
+    copied_at: float | None = None  # process 0 counts
 
     def __init__(self, on_phase: Callable[[str], None]):
         self._on_phase = on_phase

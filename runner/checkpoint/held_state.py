@@ -88,6 +88,14 @@ def copy_to_host(state: Tree) -> HeldState:
     return held
 
 
+def wait_for_copy(held: HeldState) -> bool:
+    """Wait until a copy is complete; return whether it was not, by now. Raises RuntimeError where it has failed."""
+    values = [value for pieces in held.pieces for _, value in pieces if isinstance(value, jax.Array)]
+    under_way = [value for value in values if not value.is_ready()]  # type: ignore[attr-defined]
+    jax.block_until_ready(under_way)
+    return bool(under_way)
+
+
 # A state has hundreds of leaves and one or two shardings.
 @functools.lru_cache(maxsize=64)
 def _list_devices(sharding: jax.sharding.Sharding) -> tuple[jax.Device, ...]:

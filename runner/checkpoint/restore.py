@@ -87,7 +87,7 @@ def restore_newest(
     """Return the newest checkpoint whose every byte is proven, and what `read` makes of it; None where there is none.
 
     What is not good is set aside, and said; what is marked is passed over, and said. Without `checksums` only names
-    and sizes are compared; `measure` takes them, where this process does not take them all.
+    and sizes are compared; `measure` takes them, after `read`, where whoever reads has taken some.
 
     Raises:
         RefusedError: there are checkpoints and none is good; or `read` refuses good bytes, and would refuse older ones.
@@ -97,7 +97,7 @@ def restore_newest(
     if names := list_ignored_names(checkpoints):
         say(f"ignored in {display_path(checkpoints)}: {', '.join(names)} (not a directory named like a step)")
     tried = []
-    # By names and sizes first, which costs nothing; the checksums of one are taken while it is read.
+    # By names and sizes first, which costs nothing.
     for step in reversed(_retry_reading(checkpoints, partial(list_steps, checkpoints))):
         directory = checkpoints / str(step)
         verdict = _retry_reading(directory, partial(judge_checkpoint, directory, checksums=False))
@@ -149,21 +149,16 @@ def _read_and_prove(
 ) -> tuple[str | None, T | None]:
     """Return what is wrong with a checkpoint, or what `read` makes of it.
 
-    It is read while its checksums are taken, and used after. Raises what `read` refuses where the bytes are good, and
-    whatever kept it from being read.
+    It is read first, for whoever reads may take the checksums (`measure`) at the same time, and used after. Raises what
+    `read` refuses where the bytes are good, and whatever kept it from being read.
     """
-    # Imported here: `python -m runner ls` answers sooner without it.
-    from concurrent.futures import ThreadPoolExecutor
-
     value, failed = None, None
-    with ThreadPoolExecutor(1) as pool:
-        proof = pool.submit(find_problem, directory, checksums=checksums, measure=measure)
-        try:
-            value = read(directory)
-        # Bytes that are not what was written may fail in any way: what it means is known when they are proven.
-        except Exception as error:
-            failed = error
-        problem = proof.result()
+    try:
+        value = read(directory)
+    # Bytes that are not what was written may fail in any way: what it means is known when they are proven.
+    except Exception as error:
+        failed = error
+    problem = find_problem(directory, checksums=checksums, measure=measure)
     if problem is not None or failed is None:
         return problem, value
     # Names and sizes alone prove no content: what reads as no array is damage then.

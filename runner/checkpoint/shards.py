@@ -19,7 +19,7 @@ from typing import Any
 from runner import files, hosts
 from runner.checkpoint import arrays, store
 from runner.checkpoint.arrays import LeafPieces
-from runner.checkpoint.held_state import HeldState, copy_to_host, list_pieces
+from runner.checkpoint.held_state import HeldState, copy_to_host, list_pieces, wait_for_copy
 from runner.checkpoint.record import SAVE_CHANNEL, FileTable
 from runner.checkpoint.seal import WrittenArrays, sync_folder
 from runner.checkpoint.trouble import find_errno, short_reason
@@ -60,6 +60,10 @@ class SharedStore:
     def copy_to_host(self, state: Tree) -> HeldState:
         """Return what this process is to write, copied to host memory."""
         return copy_to_host(state)
+
+    def wait_for_copy(self, held: HeldState) -> bool:
+        """Wait until the copy of this process is complete; return whether it was not, by now."""
+        return wait_for_copy(held)
 
     def write_checkpoint(self, directory: Path, state: Tree, progress: JsonObject) -> WrittenArrays:
         """Write a state, and return what it has, and the files whose checksums their writers have taken.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from runner import hosts
@@ -34,45 +33,40 @@ class SharedReader(Generic[T]):
 
     def __init__(self, read: Callable[[Path], T], *, checksums: bool):
         self._read, self._checksums = read, checksums
-        # What the others have measured, one for each checkpoint that was read, with its name.
-        self._measured = SimpleQueue[tuple[Path, Future[FileTable]]]()
+        # Of the checkpoint that was read last: what this process has measured, and what the others have.
+        self._own, self._others = Future[FileTable](), Future[FileTable]()
 
     def read(self, directory: Path) -> T:
         """Return this process's part, once every process has read its own.
 
         Raises what kept this process, or another one, from it.
         """
-        measured = Future[FileTable]()
+        self._own, self._others = Future(), Future()
         try:
             names = list(read_sidecar(directory)[1]) if self._checksums else []
             hosts.agree(CHANNEL, {"read": str(directory), "names": names})
             value, failed = None, None
-            try:
-                value = self._read(directory)
-            # Whatever it is: the answers of the others are waited for first.
-            except Exception as error:
-                failed = error
+            with ThreadPoolExecutor(1) as pool:
+                self._own = pool.submit(measure_files, directory, _share(names), checksums=True)
+                try:
+                    value = self._read(directory)
+                # Whatever it is: the answers of the others are waited for first.
+                except Exception as error:
+                    failed = error
             reports: list[JsonObject] = hosts.gather(CHANNEL, {}) or []
             for index, report in enumerate(reports[1:], 1):
                 failed = failed or _rebuild_error(index, report)
             if failed is not None:
                 raise failed
-            measured.set_result({name: facts for one in reports[1:] for name, facts in one["measured"].items()})
+            self._others.set_result({name: facts for one in reports[1:] for name, facts in one["measured"].items()})
             return value  # type: ignore[return-value]
         except BaseException as error:
-            measured.set_exception(error)
+            self._others.set_exception(error)
             raise
-        finally:
-            self._measured.put((directory, measured))
 
     def measure(self, directory: Path, names: Sequence[str]) -> FileTable:
-        """Return the sizes and checksums of files, of which this process takes its share; while `read` is under way."""
-        own = measure_files(directory, _share(names), checksums=True)
-        of, measured = self._measured.get()
-        # One that was read before, and was found to be no good without a look at its bytes, says nothing of this one.
-        while of != directory:
-            of, measured = self._measured.get()
-        all_of_them = {**measured.result(), **own}
+        """Return the sizes and checksums of files, of which each process has taken its share; after `read`."""
+        all_of_them = {**self._others.result(), **self._own.result()}
         return {name: all_of_them[name] for name in names}
 
 

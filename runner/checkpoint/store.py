@@ -12,6 +12,8 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ from runner.checkpoint.held_state import HeldState, Index, list_pieces
 
 # A store copies as well as it writes and reads.
 from runner.checkpoint.held_state import copy_to_host as copy_to_host
+from runner.checkpoint.held_state import wait_for_copy as wait_for_copy
 from runner.checkpoint.orbax_notes import NotedArray, encode_tree_notes, note_checkpoint
 from runner.checkpoint.record import STATE, ArrayTable, FileTable
-from runner.checkpoint.seal import WrittenArrays
+from runner.checkpoint.seal import WrittenArrays, measure_files
 from runner.checkpoint.trouble import short_reason
 from runner.errors import ConfigError, HoldfastError, RefusedError, StorageError
 from runner.types import JsonObject, Tree
@@ -149,10 +152,11 @@ def find_chunk(words: Leaf) -> tuple[int, ...]:
     return tuple(max(1, length) for length in words.sharding.shard_shape(words.shape))
 
 
-def read_state(directory: Path, template: Tree) -> Tree:
+def read_state(directory: Path, template: Tree, measured: FileTable | None = None) -> Tree:
     """Return the tree of a checkpoint: structure, shape, dtype, random generator and sharding as the template says.
 
-    Raises RefusedError where what is on disk has another structure, shape, dtype or generator.
+    Where `measured` is given it takes the sizes and checksums of the files that were read, by their names. Raises
+    RefusedError where what is on disk has another structure, shape, dtype or generator.
     """
     state = directory / STATE
     wanted = name_leaves(template)
@@ -168,10 +172,22 @@ def read_state(directory: Path, template: Tree) -> Tree:
         )
     words = {name: _describe_words(leaf) for name, leaf in wanted.items()}
     # What goes to one device is mostly one chunk, as it came from one. TensorStore puts the rest together.
-    parts = {name: saved.grids[name].locate(saved.index, name, ()) for name, leaf in words.items() if _is_alone(leaf)}
+    parts = {
+        name: saved.grids[name].locate(saved.index, name, ())
+        for name, leaf in words.items()
+        if _is_alone(leaf.sharding)
+    }
     direct = {name: part for name, part in parts.items() if part is not None}
-    loaded = dict(_iter_direct(state, words, direct))
-    loaded |= _read_divided(state, {name: leaf for name, leaf in words.items() if name not in direct})
+    found: FileTable | None = None if measured is None else {}
+    loaded = dict(_iter_direct(state, words, direct, found))
+    with ThreadPoolExecutor(1) as pool:
+        divided = {name: leaf for name, leaf in words.items() if name not in direct}
+        if divided and found is not None:
+            # TensorStore reads these files, and shows nobody their bytes: they are measured beside it.
+            pool.submit(_measure_others, state, found)
+        loaded |= _read_divided(state, divided)
+    if measured is not None and found is not None:
+        measured |= {f"{STATE}/{name}": facts for name, facts in found.items()}
     leaves = [
         jax.random.wrap_key_data(loaded[name], impl=_generator_name(leaf.dtype)) if is_key(leaf) else loaded[name]
         for name, leaf in wanted.items()
@@ -179,21 +195,35 @@ def read_state(directory: Path, template: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _is_alone(leaf: Leaf) -> bool:
+# A state has hundreds of leaves and one or two shardings.
+@functools.lru_cache(maxsize=64)
+def _is_alone(sharding: jax.sharding.Sharding) -> bool:
     """Tell whether an array is on one device, of this process, as a whole."""
-    return len(leaf.sharding.device_set) == 1 and leaf.sharding.is_fully_addressable
+    return len(sharding.device_set) == 1 and sharding.is_fully_addressable
 
 
 def _iter_direct(
-    state: Path, words: Mapping[str, Leaf], parts: Mapping[str, SavedPart]
+    state: Path, words: Mapping[str, Leaf], parts: Mapping[str, SavedPart], measured: FileTable | None
 ) -> Iterator[tuple[str, jax.Array]]:
     """Yield arrays of which each goes to one device as it lies on disk, with their names."""
     names = list(parts)
-    for values in iter_parts(state, list(parts.values())):
-        fresh = jax.device_put(list(values.values()), [words[names[number]].sharding for number in values])
+    for values in iter_parts(state, list(parts.values()), measured):
+        fresh = [_put_array(value, words[names[number]].sharding) for number, value in values.items()]
         # What was read is in memory that is used again.
         jax.block_until_ready(fresh)
         yield from zip((names[number] for number in values), fresh, strict=True)
+
+
+def _put_array(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Return an array on its one device. Half the work of `jax.device_put` (2,000 arrays: 22 ms against 45)."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda _: value)
+
+
+def _measure_others(state: Path, found: FileTable) -> None:
+    """Measure the files of arrays that are not measured yet. What cannot be read is left to whoever asks for it."""
+    with suppress(OSError):
+        names = sorted(f"d/{path.name}" for path in (state / "d").iterdir())
+        found |= measure_files(state, [name for name in names if name not in found], checksums=True)
 
 
 def _read_divided(state: Path, words: Mapping[str, Leaf]) -> dict[str, jax.Array]:
@@ -301,7 +331,12 @@ def _hashable(index: Index | None) -> IndexKey:
 
 def is_key(leaf: Leaf) -> bool:
     """Tell whether an array holds random keys."""
-    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+    return _is_key_type(leaf.dtype)
+
+
+@functools.cache
+def _is_key_type(dtype: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
 
 
 @functools.cache

@@ -162,6 +162,10 @@ class AttemptLog:
         """Count the time of a block towards a bucket."""
         return self._times.time_in(bucket)
 
+    def move_to(self, bucket: str, seconds: float) -> None:
+        """Count seconds of what is counted now towards another bucket."""
+        self._times.move_to(bucket, seconds)
+
     def beat(self, step: int) -> None:
         """Give a sign of life: so many steps are complete. Costs next to nothing: called after each."""
         self.heartbeat.beat(step)

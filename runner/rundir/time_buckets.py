@@ -35,6 +35,13 @@ class TimeBuckets:
         finally:
             self._turn_to(outer)
 
+    def move_to(self, bucket: str, seconds: float) -> None:
+        """Count seconds that were counted towards the bucket that is open now towards another; no more than it has."""
+        self._turn_to(self._bucket)
+        moved = min(seconds, self._seconds[self._bucket])
+        self._seconds[self._bucket] -= moved
+        self._seconds[bucket] += moved
+
     @property
     def total(self) -> float:
         """Return the seconds since the process began. From any thread."""

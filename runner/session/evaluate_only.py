@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from runner import files
+from runner.checkpoint.proving_reader import ProvingReader
 from runner.checkpoint.record import locate_checkpoint
 from runner.checkpoint.restore import restore_exactly
 from runner.config.schema import Config
@@ -70,7 +71,8 @@ def evaluate_checkpoint(
     broken_data.tell_skipped(run, built.sources, say)
     say(" · ".join(filter(None, [describe_run(built, config), built.evaluator.describe_samples()])))
     checksums = config.ckpt.verify != "off"
-    record, state = restore_exactly(checkpoint, partial(read_train_state, built), checksums=checksums)
+    reader = ProvingReader(partial(read_train_state, built), checksums=checksums)
+    record, state = restore_exactly(checkpoint, reader.read, checksums=checksums, measure=reader.measure)
     program = compile_eval(built, config)
     where, name = (run.path, f"eval/{record.step}/{{}}") if folder is None else (folder, "{}")
     how = EvaluationRun(program, where, name, step=record.step, say=say)

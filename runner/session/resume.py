@@ -9,6 +9,7 @@ from pathlib import Path
 from runner import hosts
 from runner.checkpoint.checkpointer import link_best
 from runner.checkpoint.frozen_base import LostBaseError, find_digest
+from runner.checkpoint.proving_reader import ProvingReader
 from runner.checkpoint.quarantine import list_set_aside, set_newer_aside
 from runner.checkpoint.record import (
     Record,
@@ -17,8 +18,7 @@ from runner.checkpoint.record import (
     newest_durable_step,
     read_saved_position,
 )
-from runner.checkpoint.restore import ReadState, restore_exactly, restore_newest
-from runner.checkpoint.seal import MeasureFiles
+from runner.checkpoint.restore import restore_exactly, restore_newest
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
 from runner.session.base_files import record_or_compare_base
@@ -79,11 +79,13 @@ def read_exactly(built: Built, checkpoint: Path) -> State:
 
 
 def _lead_exactly(built: Built, checkpoint: Path, *, checksums: bool) -> tuple[Record, State]:
-    read = partial(read_train_state, built)
-    if hosts.is_alone():
-        return restore_exactly(checkpoint, read, checksums=checksums)
-    reader = SharedReader(read, checksums=checksums)
+    reader = _choose_reader(built, checksums=checksums)
     return restore_exactly(checkpoint, reader.read, checksums=checksums, measure=reader.measure)
+
+
+def _choose_reader(built: Built, *, checksums: bool) -> ProvingReader[State] | SharedReader[State]:
+    read = partial(read_train_state, built)
+    return (ProvingReader if hosts.is_alone() else SharedReader)(read, checksums=checksums)
 
 
 def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | None:
@@ -106,13 +108,15 @@ def _read_chosen(context: RunContext, built: Built) -> tuple[Record, State] | No
     if config.step is not None:
         say(f"was taken back to step {config.step} already: going on from the newest checkpoint")
     attempt.status.set_taken_back_to(config.step)
-    read: ReadState[State] = partial(read_train_state, built)
-    measure: MeasureFiles | None = None
-    if not hosts.is_alone():
-        reader = SharedReader(read, checksums=checksums)
-        read, measure = reader.read, reader.measure
+    reader = _choose_reader(built, checksums=checksums)
     restore = partial(
-        restore_newest, run_dir.checkpoints, run_dir.quarantine, read, say, checksums=checksums, measure=measure
+        restore_newest,
+        run_dir.checkpoints,
+        run_dir.quarantine,
+        reader.read,
+        say,
+        checksums=checksums,
+        measure=reader.measure,
     )
     other_place.bring_newer(newest_durable_step(run_dir.checkpoints))
     mend_frozen(context, built, partial(_begin, context, built))

@@ -21,6 +21,7 @@ from models.remat_plan import RematPlanError
 from runner import hosts
 from runner.checkpoint import store
 from runner.checkpoint.frozen_base import find_digest, locate_base, prove_base
+from runner.checkpoint.record import FileTable
 from runner.checkpoint.transfer import (
     CheckpointWeights,
     HeldWeights,
@@ -265,11 +266,14 @@ def _apply_remat(config: Config, model: nnx.Module) -> None:
         raise ConfigError(f"remat={config.remat.kind}: {error}") from None
 
 
-def read_train_state(built: Built, checkpoint: Path) -> State:
-    """Read the train state of a checkpoint. Raises RefusedError where it is not one of this configuration."""
+def read_train_state(built: Built, checkpoint: Path, measured: FileTable | None = None) -> State:
+    """Read the train state of a checkpoint; `measured` takes the checksums of its files that were read.
+
+    Raises RefusedError where it is not one of this configuration.
+    """
     unchanged = find_unchanged(built.abstract)
     if not unchanged:
-        return store.read_state(checkpoint, built.abstract)
+        return store.read_state(checkpoint, built.abstract, measured)
     digest = find_digest(checkpoint)
     if digest is None:
         raise RefusedError(
@@ -280,7 +284,8 @@ def read_train_state(built: Built, checkpoint: Path) -> State:
     # Of several processes one reads it for a proof.
     if hosts.is_lead():
         prove_base(base)
-    return {**store.read_state(checkpoint, leave_unchanged_out(built.abstract)), **store.read_state(base, unchanged)}
+    trained = store.read_state(checkpoint, leave_unchanged_out(built.abstract), measured)
+    return {**trained, **store.read_state(base, unchanged)}
 
 
 def start_from_weights(built: Built, checkpoint: Path | WeightSource, *, partial: bool) -> tuple[State, TransferReport]:

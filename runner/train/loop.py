@@ -62,6 +62,10 @@ class Saver(Protocol):
     def trouble(self) -> str | None:
         """Return why the newest save did not become durable; None where it did."""
 
+    @property
+    def copied_at(self) -> float | None:
+        """Return when the state of the newest save was copied, by `time.perf_counter`; None where that is not known."""
+
     def holds(self, step: int) -> bool:
         """Return whether a step is saved; wait for a save that is under way."""
 
@@ -92,6 +96,9 @@ class ProgressLog(Protocol):
 
     def time_in(self, bucket: str) -> AbstractContextManager[None]:
         """Count the time of a block towards a bucket."""
+
+    def move_to(self, bucket: str, seconds: float) -> None:
+        """Count seconds of what is counted now towards another bucket."""
 
     def beat(self, step: int) -> None:
         """Note that so many steps are complete."""
@@ -249,7 +256,9 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                     began = time.perf_counter()
                     with log.time_in("data"):
                         batch = next(parts.data)
-                    parts.starvation.count_batch(began, time.perf_counter(), device_is_idle=pending.are_complete())
+                    ready = time.perf_counter()
+                    parts.starvation.count_batch(began, ready, device_is_idle=pending.are_complete())
+                    pending.note_beginning(step + 1, ready)
                     state, metrics = parts.step.program(state, batch, parts.step.lr)
                     step += 1
                     pending.add(step, metrics)
@@ -269,6 +278,7 @@ def train(parts: LoopParts, start: Progress, stop: StopRequest) -> Progress:
                     pending.drain()
                     with parts.meter.pause():
                         _save(parts, pending, Progress(state, step), info, reason)
+                    pending.follow_save()
         pending.drain()
         log.note(step, {}, saver.newest)
         with log.time_in("save"):
@@ -303,6 +313,17 @@ class PendingSteps:
         # Complete since a step was last found to be finite.
         self._unread: list[tuple[int, Metrics]] = []
         self._last_metric: jax.Array | None = None
+        # The first step after a save, and when it could have begun.
+        self._follows_save, self._first_after_save = False, (-1, 0.0)
+
+    def follow_save(self) -> None:
+        """Note that the next step is given the arrays that were just saved."""
+        self._follows_save = True
+
+    def note_beginning(self, step: int, ready: float) -> None:
+        """Note when a step could begin, by `time.perf_counter`."""
+        if self._follows_save:
+            self._follows_save, self._first_after_save = False, (step, ready)
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Remember a dispatched step; wait for an old one where too many are under way."""
@@ -339,6 +360,8 @@ class PendingSteps:
         # One program computes all of them: where one is there, the step is complete.
         next(iter(metrics.values())).block_until_ready()
         self._complete = step
+        if step == self._first_after_save[0]:
+            self._count_copy(self._first_after_save[1])
         log, outputs, newest = self._parts.log, self._parts.outputs, self._parts.saving.saver.newest
         log.beat(step)
         self._unread.append((step, _select_watched(metrics)))
@@ -358,6 +381,13 @@ class PendingSteps:
         outputs.display.tick(step, values, newest, speed)
         log.note(step, {}, newest)
         outputs.timing({"step": step, "event": "train", **took})
+
+    def _count_copy(self, ready: float) -> None:
+        """Count towards saving what a step, now complete, waited for the copy of the arrays that it was given."""
+        copied_at = self._parts.saving.saver.copied_at
+        if copied_at is not None and copied_at > ready:
+            self._parts.log.move_to("save", copied_at - ready)
+            self._parts.meter.leave_out(copied_at - ready)
 
 
 def _select_watched(metrics: Metrics) -> Metrics:

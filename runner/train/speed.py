@@ -67,6 +67,10 @@ class SpeedMeter:
         finally:
             self._paused += time.perf_counter() - began
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count so much of the time since the last measurement as that of steps."""
+        self._paused += seconds
+
     def read_clock(self) -> float:
         """Return the seconds on a clock that stands still during a pause. Not within one."""
         return time.perf_counter() - self._paused_before - self._paused

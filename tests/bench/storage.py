@@ -14,6 +14,7 @@ is done, less what that step takes alone. The first step after a restore is told
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import statistics
@@ -32,6 +33,7 @@ from safetensors.numpy import load_file, save_file
 
 from runner.checkpoint import store
 from runner.checkpoint.checkpointer import Checkpointer, SavedCheckpoint, SaveListeners, SavePolicy
+from runner.checkpoint.proving_reader import ProvingReader
 from runner.checkpoint.record import PROGRESS, STATE, Score
 from runner.checkpoint.restore import restore_newest
 from runner.checkpoint.retention import KeepLast
@@ -51,6 +53,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help="0: more for the small ones")
     parser.add_argument("--dir", type=Path, default=None, help="where to write; default: the temporary directory")
     arguments = parser.parse_args()
+    # As a run restores: Python looks for garbage less often while it starts.
+    gc.set_threshold(100_000)
     for name in arguments.sizes.split(","):
         rounds = arguments.rounds or (5 if name == "1GB" else 9)
         with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
@@ -176,9 +180,10 @@ class Ours:
         return {"stall": stall, "durable": saves[0].durable_seconds, "restore": restore, "first": first}
 
     def _restored(self, folder: Path, template: Any) -> Any:
-        found = restore_newest(
-            folder, folder / "quarantine", lambda directory: store.read_state(directory, template), print
+        reader = ProvingReader(
+            lambda directory, measured: store.read_state(directory, template, measured), checksums=True
         )
+        found = restore_newest(folder, folder / "quarantine", reader.read, print, measure=reader.measure)
         assert found is not None
         return jax.block_until_ready(found[1])
 

@@ -74,8 +74,33 @@ def test_a_read_has_a_limit_and_an_array_may_be_larger(
 def test_what_is_far_apart_is_not_read_along(tmp_path: Path, reads: list[int]) -> None:
     values = written(tmp_path, 9, 1000)
     parts = parts_of(tmp_path)
-    assert read_all(tmp_path, [parts[0], parts[8], parts[1]]) == [values[n].tobytes() for n in (0, 8, 1)]
+    assert read_all(tmp_path, [parts[0], parts[8], parts[4]]) == [values[n].tobytes() for n in (0, 8, 4)]
     assert reads == [8000] * 3
+
+
+def test_arrays_are_read_in_the_order_of_the_file(tmp_path: Path, reads: list[int]) -> None:
+    values = written(tmp_path, 9, 1000)
+    parts = parts_of(tmp_path)
+    assert read_all(tmp_path, parts[::-1]) == [one.tobytes() for one in values[::-1]]
+    assert reads == [9 * 8000]
+
+
+@pytest.mark.parametrize("most", [100, 1 << 20])
+@pytest.mark.parametrize("chosen", [slice(None), slice(None, None, -1), slice(2, 7, 3)])
+def test_the_checksum_of_a_file_is_taken_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: slice, most: int
+) -> None:
+    """Of all of it, whatever is read of it, whether an array is longer than a slice, and where two share their bytes."""
+    monkeypatch.setattr(array_reader, "RUN_BYTES", most)
+    monkeypatch.setattr(array_reader, "SLICE_BYTES", 3000)
+    values = written(tmp_path, 9, 1000)
+    parts = [part for part in parts_of(tmp_path)[chosen] for _ in range(2)]
+    found, measured = dict[int, bytes](), dict[str, Any]()
+    for some in iter_parts(tmp_path, parts, measured):
+        found |= {number: one.tobytes() for number, one in some.items()}
+    assert [found[number] for number in range(len(parts))] == [one.tobytes() for one in values[chosen] for _ in "ab"]
+    (data,) = (tmp_path / "d").iterdir()
+    assert measured == measure_files(tmp_path, [f"d/{data.name}"], checksums=True)
 
 
 def test_no_array_of_ours_is_copied_twice(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ class Fake:
     def copy_to_host(self, state: Any) -> Any:
         return dict(state)
 
+    def wait_for_copy(self, held: Any) -> bool:
+        return False
+
     def write_checkpoint(self, directory: Path, state: Any, progress: Any) -> None:
         self.gate.wait()
         directory.mkdir(parents=True)
@@ -359,6 +362,40 @@ def test_no_memory_for_a_copy_is_trouble_that_may_pass(tmp_path: Path) -> None:
     assert made.holds(2)
     assert made.trouble is None
     made.close()
+
+
+def test_a_copy_that_is_made_after_save_returns_is_part_of_what_training_waited_for(tmp_path: Path) -> None:
+    class SlowCopy(Fake):
+        copied = threading.Event()
+
+        def wait_for_copy(self, held: Any) -> bool:
+            return self.copied.wait()
+
+    bytes_ = SlowCopy()
+    made, _, saves = saver(tmp_path, {"all": KeepAll()}, background=True, bytes_=bytes_)
+    began = time.perf_counter()
+    made.save("test", StepInfo(1), items(1))
+    returned = time.perf_counter()
+    assert made.copied_at is None
+    time.sleep(0.05)
+    bytes_.copied.set()
+    assert made.holds(1)
+    assert made.copied_at is not None
+    assert made.copied_at - returned > 0.04
+    (saved,) = saves
+    assert saved.stall_seconds == saved.record.stall_seconds == list_records(tmp_path)[0].stall_seconds
+    assert 0.04 < saved.stall_seconds <= made.copied_at - began
+
+
+def test_a_copy_that_is_there_when_save_returns_costs_no_more(tmp_path: Path) -> None:
+    made, _, saves = saver(tmp_path, {"all": KeepAll()}, background=True, bytes_=Fake())
+    made.save("test", StepInfo(1), items(1))
+    returned = time.perf_counter()
+    assert made.holds(1)
+    assert made.copied_at is not None
+    assert made.copied_at <= returned
+    made.close()
+    assert len(saves) == 1
 
 
 def test_half_a_checkpoint_gives_its_space_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from runner.checkpoint import held_state, store
 from runner.checkpoint.checkpointer import copy_if_there_is_memory
-from runner.checkpoint.held_state import ALIGNMENT, HeldState, copy_to_host, list_pieces
+from runner.checkpoint.held_state import ALIGNMENT, HeldState, copy_to_host, list_pieces, wait_for_copy
 
 
 def state(number: int) -> dict[str, Any]:
@@ -45,6 +45,19 @@ def test_a_copy_has_the_bits_of_the_state_in_memory_of_its_own() -> None:
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), described) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), live
     )
+
+
+def test_a_copy_on_a_cpu_is_there_when_it_is_handed_over() -> None:
+    assert not wait_for_copy(copy_to_host(state(1)))
+
+
+def test_a_copy_that_is_under_way_is_waited_for() -> None:
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, y: y @ y / 300, x))
+    held = list_pieces({"w": slow(jnp.ones((300, 300)))})
+    wait_for_copy(held)
+    ((_, value),) = held.pieces[0]
+    assert value.is_ready()
+    assert not wait_for_copy(held)
 
 
 def test_a_buffer_is_used_again_once_nothing_refers_to_its_copy_and_not_before() -> None:

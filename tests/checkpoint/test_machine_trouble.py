@@ -202,7 +202,7 @@ def test_out_of_memory_and_the_same_command_again_lose_nothing(copied: Door, tmp
     """The device has no room for the state, twice; the command typed again without that goes on."""
     code = """
 from runner.checkpoint import store
-def read_state(directory, template):
+def read_state(directory, template, measured):
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 store.read_state = read_state
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from runner import hosts
 from runner.checkpoint import shared_restore
-from runner.checkpoint.record import Record
+from runner.checkpoint.record import FileTable, Record
 from runner.checkpoint.restore import restore_newest
 from runner.checkpoint.seal import seal_checkpoint
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
@@ -169,10 +169,12 @@ def test_what_one_process_refuses_is_refused(groups: Any, tmp_path: Path) -> Non
 
 def test_what_was_measured_of_another_checkpoint_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that turned out to be no good by its names leaves what was measured of it unread."""
-    monkeypatch.setattr(shared_restore, "_share", lambda names: [])
+
+    def measure(directory: Path, names: list[str], *, checksums: bool) -> FileTable:
+        return {"state/manifest.ocdbt": {"bytes": int(directory.name)}}
+
+    monkeypatch.setattr(shared_restore, "measure_files", measure)
     reader: SharedReader[None] = SharedReader(lambda directory: None, checksums=False)
-    for step, size in (("20", 1), ("10", 2)):
-        measured: Future[Any] = Future()
-        measured.set_result({"state/manifest.ocdbt": {"bytes": size}})
-        reader._measured.put((Path(step), measured))
-    assert reader.measure(Path("10"), ["state/manifest.ocdbt"]) == {"state/manifest.ocdbt": {"bytes": 2}}
+    for step in ("20", "10"):
+        reader.read(Path(step))
+    assert reader.measure(Path("10"), ["state/manifest.ocdbt"]) == {"state/manifest.ocdbt": {"bytes": 10}}

@@ -30,7 +30,7 @@ from runner.checkpoint.record import (
     read_progress,
     read_sidecar,
 )
-from runner.checkpoint.seal import find_problem, seal_checkpoint
+from runner.checkpoint.seal import find_problem, measure_files, seal_checkpoint
 from runner.checkpoint.transfer import transfer_weights
 from runner.errors import RefusedError, StorageError
 from tests.conftest import REPO
@@ -190,7 +190,11 @@ for name in ("array_metadatas/process_0", "_sharding"):  # the notes of arrays t
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert_equal(store.read_state(again, abstract(state)), state)  # and back from four to one
+    measured = dict[str, Any]()
+    assert_equal(store.read_state(again, abstract(state), measured), state)  # and back from four to one
+    # Also of files that TensorStore reads, for arrays that are divided otherwise.
+    names = [path.relative_to(again).as_posix() for path in (again / "state/d").iterdir()]
+    assert measured == measure_files(again, names, checksums=True)
 
 
 @pytest.mark.parametrize(

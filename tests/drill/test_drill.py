@@ -345,8 +345,8 @@ PLANTS = {
     "rng": """
 import runner.train.build as module
 original = module.read_train_state
-def planted(built, directory):
-    return {**original(built, directory), "rng": built.init()["rng"]}
+def planted(built, directory, measured=None):
+    return {**original(built, directory, measured), "rng": built.init()["rng"]}
 module.read_train_state = planted
 """,
     "data": """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -76,6 +77,8 @@ class World:
         self.failing_saves = 0
         self.gradient = 1.0
         self.said: list[str] = []
+        self.copied_at: float | None = None
+        self.moved: list[tuple[str, float]] = []
 
     def __next__(self) -> Mapping[str, Any]:
         self.batches += 1
@@ -134,6 +137,9 @@ class World:
 
     def time_in(self, bucket: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def move_to(self, bucket: str, seconds: float) -> None:
+        self.moved.append((bucket, seconds))
 
     def raise_if_hopeless(self) -> None: ...
 
@@ -332,6 +338,33 @@ def test_a_wish_saves_once_and_training_goes_on() -> None:
     world.flag.wish = "rebalance"
     assert world.train().step == 20
     assert {step: saved[2] for step, saved in world.saved.items()} == {1: "rebalance", 20: "end of training"}
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_step_that_waits_for_the_copy_of_a_save_waits_for_saving(slow: bool) -> None:
+    """On an accelerator `save` returns before the copy is made; on CPUs after, and nothing is to be counted."""
+
+    class Copies(World):
+        began = 0.0
+
+        def save(self, reason: str, moment: StepInfo, items: Mapping[str, Any], log: LogDigest | None = None) -> None:
+            super().save(reason, moment, items, log)
+            self.copied_at, self.began = time.perf_counter() + (0.3 if slow else 0), time.perf_counter()
+
+        def train_step(self, state: dict[str, Any], batch: Mapping[str, Any]) -> Any:
+            # The first step after a save is given arrays that are still being copied.
+            time.sleep(max(0.0, (self.copied_at or 0.0) - time.perf_counter()))
+            return super().train_step(state, batch)
+
+    world = Copies(save_every=7)
+    records: list[dict[str, Any]] = []
+    parts = dataclasses.replace(world.parts(steps=8), outputs=Outputs(world, records.append, world))
+    train(parts, Progress({"step": 0}, 0), world.flag)
+    assert [bucket for bucket, _ in world.moved] == ["save"] * slow
+    assert all(0.0 < seconds <= 0.3 for _, seconds in world.moved)
+    (paused,) = (record["paused"] for record in records if (record["event"], record["step"]) == ("train", 8))
+    # Making the save itself takes next to no time here.
+    assert paused >= sum(seconds for _, seconds in world.moved)
 
 
 def test_waiting_for_a_save_is_saving() -> None:
