@@ -576,7 +576,8 @@ class Distill:
     """Learn from a trained model as well as from labels: classes, next tokens, or answers (Hinton et al. 2015).
 
     Attributes:
-        teacher: the run whose model is asked: `RUN`, `RUN@STEP` or `RUN@best`. Its weights never change.
+        teacher: whose model is asked: `RUN`, `RUN@STEP` or `RUN@best`, or `hf:DIR`, a folder of Hugging Face. Its
+            weights never change.
         temperature: both distributions are softened by it.
         weight: share of the teacher's term in the loss; the labels have the rest.
     """
