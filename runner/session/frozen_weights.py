@@ -20,6 +20,7 @@ from runner.checkpoint.frozen_base import (
 from runner.checkpoint.held_state import list_pieces
 from runner.checkpoint.record import SAVE_CHANNEL
 from runner.checkpoint.shards import SharedStore
+from runner.checkpoint.shared_restore import CHANNEL as READING_CHANNEL
 from runner.text import display_path
 from runner.train.built import Built
 from runner.train.frozen_layers import find_unchanged
@@ -80,9 +81,9 @@ def mend_frozen(context: RunContext, built: Built, begin: Callable[[], State]) -
 
 def _make_again(context: RunContext, begin: Callable[[], State], place: Path) -> bool:
     """Store a fresh state's frozen weights; return whether they are those that lay here."""
-    # The others are not asked here whether they begin.
     if not hosts.is_alone():
-        return False
+        # They wait to be told what to read (session/resume.py), and make their part of it when they hear this.
+        hosts.agree(READING_CHANNEL, {"make": place.name})
     digest = store_frozen(context, begin())
     if digest != place.name:
         files.remove_tree(context.run_dir.path / BASE / digest)

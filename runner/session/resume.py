@@ -59,7 +59,12 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
 
 def _restore_or_begin_as_told(context: RunContext, built: Built) -> tuple[Progress, JsonObject | None]:
     """Return where to go on, as process 0 has decided, with this process's part of the state."""
-    word, state = follow_reading(partial(read_train_state, built))
+    read: ReadState[State] = partial(read_train_state, built)
+    word, state = follow_reading(read)
+    while "make" in word:
+        # What does not train is lost, and made again from where the run began, each process its part.
+        store_frozen(context, _begin(context, built))
+        word, state = follow_reading(read)
     if not word["step"]:
         return _begin_at_zero(context, built), None
     assert state is not None, "what is gone on from was read"

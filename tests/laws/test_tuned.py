@@ -128,6 +128,24 @@ def test_an_empty_machine_goes_on_from_a_bucket(door: Door, tmp_path: Path, unto
     assert "made again, with the same digest" in again.stdout
 
 
+@pytest.mark.parametrize("words", [LORA, FREEZE], ids=["lora", "freeze"])
+def test_several_processes_make_a_lost_base_again(words: tuple[str, ...], door: Door) -> None:
+    together = ("hosts=local", "hosts.count=2", "mesh=fsdp")
+    done = door.run(*words, "train.steps=15", *together)
+    assert done.returncode == 0, done.stderr
+    run = door.the_run
+    base = base_of(run)
+    before = checkpoint(base)
+    flip(largest(base))
+    more = door.run(f"dir={run}", "train.steps=20", *together)
+    assert more.returncode == 0, more.stderr
+    assert "made again, with the same digest" in more.stdout
+    assert "restored step 15" in more.stdout
+    assert base_of(run) == base
+    after = checkpoint(base)
+    assert all(np.array_equal(after[name], leaf) for name, leaf in before.items())
+
+
 def test_several_processes_write_one_base_and_one_goes_on_from_it(door: Door, untouched: Callable[..., Door]) -> None:
     """Each writes its part; the digest is that of one process, and so the run may move."""
     done = door.run(*LORA, "train.steps=30", "hosts=local", "hosts.count=2", "mesh=fsdp")
