@@ -77,6 +77,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "data.vocab_size": None,
     "data.delimiter": None,
     "data.tokenizer": None,
+    "data.eos": True,
     "data.ignore_label": -100,
     "train.epochs": None,
     "stop": {"metric": None, "rules": {}},
