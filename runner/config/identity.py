@@ -86,6 +86,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "train.parts": None,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,
+    "model.normalize": True,
     "model.head_dim": None,
     "model.rotary_scaling": None,
     "model.window": None,

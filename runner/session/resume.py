@@ -21,7 +21,7 @@ from runner.checkpoint.restore import ReadState, restore_exactly, restore_newest
 from runner.checkpoint.seal import MeasureFiles
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
-from runner.session.base_files import record_or_compare_base
+from runner.session.base_files import describe_pixels, record_or_compare_base
 from runner.session.frozen_weights import mend_frozen, store_frozen
 from runner.session.standing import hold_initial_weights, refuse_to_start_over
 from runner.text import display_path
@@ -159,6 +159,8 @@ def _begin(context: RunContext, built: Built) -> State:
             return built.init()
         if not isinstance(source, Path):
             record_or_compare_base(context.run_dir, source.folder)
+            if line := describe_pixels(context.config, source.folder):
+                say(line)
         state, report = start_from_weights(built, source, partial=context.config.init_from.partial)
     name = display_path(source) if isinstance(source, Path) else source.name
     say(f"weights from {name}: {len(report.taken)} arrays as they are")

@@ -11,8 +11,8 @@ from data.encodings import TOKENIZER
 from data.sources import Sources
 from data.text_tokenizer import BYTES, TextTokenizer, find_tokenizer
 from models import HfModel, HfShape
-from models.hf_config import read_shape
 from runner.checkpoint.hf_folder import find_hf_path
+from runner.checkpoint.hf_shape import read_hf_shape
 from runner.checkpoint.hf_weights import HfWeights, open_hf_weights
 from runner.checkpoint.record import locate_checkpoint
 from runner.checkpoint.seal import find_problem
@@ -95,7 +95,7 @@ class FolderTeacher:
 
     @cached_property
     def _shape(self) -> HfShape:
-        return read_shape(self._weights.folder.config)
+        return read_hf_shape(self.path)
 
     def prove(self) -> None:
         """Raise RefusedError where it is gone, ConfigError where it is none that can be read."""

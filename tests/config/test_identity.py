@@ -41,6 +41,7 @@ CHANGED: dict[str, Any] = {
     "program": {"kind": "external", "target": "my:Program", "options": {}},
     "data.tokenizer": "llama",
     "data.eos": False,
+    "model.normalize": False,
     "model.head_dim": 16,
     "model.rotary_scaling": {"factor": 8.0},
     "model.window": 4096,
