@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from runner import files, hosts
-from runner.checkpoint import shards, store
+from runner.checkpoint import shards, shared_restore, store
 from runner.checkpoint.frozen_base import (
     BASE,
     LostBaseError,
@@ -20,7 +20,6 @@ from runner.checkpoint.frozen_base import (
 from runner.checkpoint.held_state import list_pieces
 from runner.checkpoint.record import SAVE_CHANNEL
 from runner.checkpoint.shards import SharedStore
-from runner.checkpoint.shared_restore import CHANNEL as READING_CHANNEL
 from runner.text import display_path
 from runner.train.built import Built
 from runner.train.frozen_layers import find_unchanged
@@ -83,7 +82,7 @@ def _make_again(context: RunContext, begin: Callable[[], State], place: Path) ->
     """Store a fresh state's frozen weights; return whether they are those that lay here."""
     if not hosts.is_alone():
         # They wait to be told what to read (session/resume.py), and make their part of it when they hear this.
-        hosts.agree(READING_CHANNEL, {"make": place.name})
+        hosts.agree(shared_restore.CHANNEL, {"make": place.name})
     digest = store_frozen(context, begin())
     if digest != place.name:
         files.remove_tree(context.run_dir.path / BASE / digest)

@@ -17,13 +17,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from models import HfModel, PixelScale
+from models import Gpt, HfModel, PixelScale
 from models.gpt import sample_tokens
 from models.hf_config import choose_family, read_pixels, read_shape, write_config, write_preprocessor
 from models.hf_families import FAMILIES
 from runner.checkpoint.hf_folder import open_hf_folder
 from runner.checkpoint.hf_shape import read_hf_shape
 from runner.checkpoint.hf_weights import open_hf_weights
+from runner.checkpoint.store import name_leaves
 from runner.checkpoint.transfer import take_weights
 from runner.errors import ConfigError, RefusedError
 from runner.inspect import export_hf
@@ -345,6 +346,20 @@ def test_a_family_is_found_again(name: str) -> None:
         del known["num_labels"]
     assert choose_family(read_shape(known).network) == family.lower()
     assert read_shape(known).vocab == (0 if name == "vit" else VOCAB)
+
+
+def test_one_from_scratch_is_a_gpt2_to_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="a comparison with another library, run where it is")
+    shape: Any = {"num_layers": 2, "num_heads": 2, "width": 16, "hidden": 24, "context": SEQ, "biases": True}
+    option = Gpt(**shape, norm="layernorm", positions="learned", activation="gelu")
+    model: Any = option.build((SEQ,), VOCAB, nnx.Rngs(0))
+    values = name_leaves({"params": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
+    family = choose_family(option)
+    export = HfExport(option, family, write_config(option, family, VOCAB, (SEQ,)), ())
+    export.write(tmp_path / "model.safetensors", values)
+    theirs, batch = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), make_batch("gpt2")
+    assert type(theirs).__name__ == "GPT2LMHeadModel"
+    np.testing.assert_allclose(model(jnp.asarray(batch)), compute_theirs(theirs, batch), atol=TOLERANCE)
 
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
