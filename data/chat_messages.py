@@ -1,4 +1,7 @@
-"""Conversations as people write them in JSON: messages with a role each, or a prompt and its completion."""
+"""Conversations as people write them in JSON: messages with a role each, or a prompt and its completion.
+
+In the form of ShareGPT they are `conversations`, of messages with `from` and `value`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from data.option_fields import explain_missing_name
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ANSWERER = "assistant"
+# What those who speak are called in the form of ShareGPT.
+SHARED_ROLES = {
+    **{"human": "user", "user": "user", "gpt": ANSWERER, "chatgpt": ANSWERER, "assistant": ANSWERER},
+    **{"system": "system", "tool": "tool"},
+}
 Message = Mapping[str, Any]
 
 
@@ -38,6 +46,8 @@ def read_conversation(row: object, *, only_last: bool) -> Conversation:
         raise ValueError(f"is {name_json_type(row)}; expected an object with messages, or with prompt and completion")
     if "messages" in row:
         messages = read_messages(row["messages"], "messages")
+    elif "conversations" in row:
+        messages = read_messages(_rename_shared(row), "conversations")
     elif "prompt" in row and "completion" in row:
         prompt = read_messages(row["prompt"], "prompt", "user")
         completion = read_messages(row["completion"], "completion", ANSWERER)
@@ -65,9 +75,53 @@ def read_messages(value: Any, key: str, role: str | None = None) -> list[Message
         value = [{"role": role, "content": value}]
     if not isinstance(value, list):
         raise ValueError(f"{key} is {name_json_type(value)}; expected a list of messages{' or a text' if role else ''}")
+    places = [f"message {number} of {key}" if len(value) > 1 else key for number in range(1, len(value) + 1)]
+    return [_read_message(message, where) for message, where in zip(value, places, strict=True)]
+
+
+def _rename_shared(row: Mapping[str, Any]) -> Any:
+    """Return the messages of `conversations`, `from` as role and `value` as content; others as they are.
+
+    A text that is the line's `system` comes first. Raises ValueError where nobody knows who speaks.
+    """
+    value, system = row["conversations"], row.get("system")
+    if not isinstance(value, list):
+        return value
+    renamed: list[Any] = [{"role": "system", "content": system}] if system else []
+    if renamed and value and isinstance(value[0], dict) and value[0].get("from") == "system":
+        raise ValueError("has a system, and a first message from system; leave one of them out")
     for number, message in enumerate(value, 1):
-        _check_message(message, f"message {number} of {key}" if len(value) > 1 else key)
-    return value
+        if not isinstance(message, dict) or "from" not in message:
+            renamed.append(message)
+            continue
+        speaker = message["from"]
+        if not isinstance(speaker, str) or speaker not in SHARED_ROLES:
+            known = explain_missing_name(str(speaker), SHARED_ROLES)
+            raise ValueError(f"message {number} of conversations is from {speaker!r}{known}")
+        rest = {key: each for key, each in message.items() if key not in ("from", "value")}
+        renamed.append({"role": SHARED_ROLES[speaker], "content": message.get("value"), **rest})
+    return renamed
+
+
+def _read_message(message: Any, where: str) -> Message:
+    """Return a message, the parts of its content joined. Raises ValueError as `_check_message` does."""
+    if isinstance(message, dict) and isinstance(message.get("content"), list):
+        message = {**message, "content": _join_parts(message["content"], where)}
+    _check_message(message, where)
+    read: Message = message
+    return read
+
+
+def _join_parts(parts: list[Any], where: str) -> str:
+    """Return the text of `[{"type": "text", "text": …}]`. Raises ValueError where a part is anything but text."""
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            said = f"of type {kind!r}" if isinstance(kind, str) else name_json_type(part)
+            raise ValueError(
+                f'{where}: a part of its content is {said}; only {{"type": "text", "text": …}} can be learnt'
+            )
+    return "".join(part["text"] for part in parts)
 
 
 def _check_message(message: Any, where: str) -> None:

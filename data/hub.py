@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from data.option_fields import explain_missing_name
 from data.sources import Source, Sources, split_source
 from data.splits import find_split
 from data.tables import DIMENSIONS, InputFormat, TableFormat, make_labelled_sources, prepare_inputs
-from data.text_files import TokenWindows, make_byte_sources
+from data.text_files import TextRun, join_documents, make_byte_sources, make_byte_windows
 
 # The name of a split, and no expression such as `train[:1000]` or `train+test`.
 SPLIT_NAME = re.compile(r"[\w.-]+")
@@ -212,19 +211,14 @@ def read_hub_text(chosen: HubDataset, column: str, seq_len: int, eval_fraction: 
     files = splits.identify()
     runs = [_join_rows(dataset, column) for dataset in splits.chosen.values()]
     if len(runs) == 1:
-        cut = int(len(runs[0]) * (1.0 - eval_fraction))
-        runs = [runs[0][:cut], runs[0][cut:]]
+        runs = list(runs[0].cut(int(len(runs[0].content) * (1.0 - eval_fraction))))
     sources = make_byte_sources([runs[0]], [runs[1]], seq_len, hash_files(files, column, eval_fraction), files)
-    held_out = {name: TokenWindows(_join_rows(dataset, column), seq_len) for name, dataset in splits.tests.items()}
+    held_out = {name: make_byte_windows(_join_rows(dataset, column), seq_len) for name, dataset in splits.tests.items()}
     return replace(sources, held_out=held_out, summary=sources.summary + splits.describe(held_out, []))
 
 
-def _join_rows(dataset: Any, column: str) -> np.ndarray:
-    out = io.BytesIO()
-    for text in dataset.select_columns([column])[column]:
-        out.write(str(text).encode())
-        out.write(b"\n")
-    return np.frombuffer(out.getvalue(), np.uint8)
+def _join_rows(dataset: Any, column: str) -> TextRun:
+    return join_documents(str(text).encode() for text in dataset.select_columns([column])[column])
 
 
 def _identify_split(dataset: Any) -> str:

@@ -35,7 +35,7 @@ from data.tables import (
     make_split_sources,
     make_table_sources,
 )
-from data.text_files import TokenWindows, make_byte_sources
+from data.text_files import join_documents, make_byte_sources, make_byte_windows
 
 
 def find_parquet_files(path: Path, inputs: str | tuple[str, ...], label: str | None) -> TableFiles:
@@ -102,15 +102,15 @@ def read_parquet_text(path: Path, column: str, seq_len: int, eval_fraction: floa
     runs = {}
     for split, files in found.groups.items():
         rows = read_text(_read_tables(path, files, [column]), column)
-        runs[split] = np.frombuffer("".join(f"{row}\n" for row in rows).encode(), np.uint8)
+        runs[split] = join_documents(f"{row}".encode() for row in rows)
     drawn = None if "eval" in runs else eval_fraction
     if drawn is not None:
-        cut = int(len(runs["train"]) * (1.0 - drawn))
-        runs |= {"train": runs["train"][:cut], "eval": runs["train"][cut:]}
+        train, held = runs["train"].cut(int(len(runs["train"].content) * (1.0 - drawn)))
+        runs |= {"train": train, "eval": held}
     files_read = found.identify(path)
     fingerprint = hash_files(files_read, column, drawn, *found.selected)
     made = make_byte_sources([runs["train"]], [runs["eval"]], seq_len, fingerprint, files_read)
-    held_out = {"test": TokenWindows(runs["test"], seq_len)} if "test" in runs else {}
+    held_out = {"test": make_byte_windows(runs["test"], seq_len)} if "test" in runs else {}
     return replace(made, summary="; ".join(filter(None, [made.summary, found.said])), held_out=held_out)
 
 

@@ -23,10 +23,14 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test
 
 @dataclass(frozen=True)
 class TokenWindows:
-    """Non-overlapping windows of `seq_len` tokens and the one after them, over one long run of tokens."""
+    """Non-overlapping windows of `seq_len` tokens and the one after them, over one long run of tokens.
+
+    Of text as bytes `documents` says where each document begins and ends, where somebody may ask for it.
+    """
 
     corpus: Integer[np.ndarray, "tokens"]
     seq_len: int
+    documents: Integer[np.ndarray, "documents 2"] | None = None
 
     def __len__(self) -> int:
         return max(len(self.corpus) - 1, 0) // self.seq_len
@@ -37,11 +41,55 @@ class TokenWindows:
         return {"tokens": self.corpus[positions]}
 
 
+@dataclass(frozen=True)
+class TextRun:
+    """Bytes of text in one run, and where each of the documents in it begins and ends.
+
+    What is between two documents, as a line between rows, belongs to none of them.
+    """
+
+    content: Integer[np.ndarray, "bytes"]
+    documents: Integer[np.ndarray, "documents 2"]
+
+    def cut(self, at: int) -> tuple[TextRun, TextRun]:
+        """Return what is before a byte, and the rest; a document that is cut is one on both sides."""
+        first = np.minimum(self.documents, at)
+        rest = np.maximum(self.documents, at) - at
+        return (
+            TextRun(self.content[:at], first[first[:, 0] < first[:, 1]]),
+            TextRun(self.content[at:], rest[rest[:, 0] < rest[:, 1]]),
+        )
+
+
+def join_documents(documents: Iterable[bytes], between: bytes = b"\n") -> TextRun:
+    """Return documents as one run, with `between` after each."""
+    pieces, places, at = [], [], 0
+    for document in documents:
+        # A single piece is not copied.
+        pieces += [document, between] if between else [document]
+        places.append((at, at + len(document)))
+        at += len(document) + len(between)
+    return TextRun(np.frombuffer(b"".join(pieces), np.uint8), np.array(places, np.int64).reshape(-1, 2))
+
+
+def _join_runs(runs: Iterable[TextRun]) -> TextRun:
+    # Concatenating nothing is an error in numpy, hence an empty piece first.
+    contents, places, at = [np.zeros(0, np.uint8)], [np.zeros((0, 2), np.int64)], 0
+    for run in runs:
+        contents.append(run.content)
+        places.append(run.documents + at)
+        at += len(run.content)
+    return TextRun(np.concatenate(contents), np.concatenate(places))
+
+
 def read_stdlib(seq_len: int, eval_fraction: float) -> Sources:
     """Return every module of the standard library of this Python, tests and installed packages left out."""
     root = Path(sysconfig.get_paths()["stdlib"])
     modules = sorted(_find_modules(root, SKIPPED_FOLDERS))
-    texts = [NamedText(file.relative_to(root).as_posix().encode(), file.read_bytes()) for file in modules]
+    texts = [
+        NamedText(file.relative_to(root).as_posix().encode(), join_documents([file.read_bytes()], b""))
+        for file in modules
+    ]
     return _split_by_file(texts, seq_len, eval_fraction)
 
 
@@ -71,7 +119,12 @@ class NamedText:
     """The text of a file by the name that decides its side: relative to its folder, as it was before compression."""
 
     name: bytes
-    content: bytes
+    run: TextRun
+
+    @property
+    def content(self) -> bytes:
+        """Return its bytes."""
+        return self.run.content.tobytes()
 
 
 def read_text(place: TextPlace, seq_len: int, eval_fraction: float) -> Sources:
@@ -113,11 +166,11 @@ def _load_texts(root: Path, files: Iterable[Path], field: str | None) -> list[Na
     for file in files:
         documents = read_documents(file, field)
         # Between objects of JSON comes a line; a file of text stays as it is.
-        content = b"".join(text + b"\n" for text in documents) if is_json_file(file, field) else documents[0]
+        run = join_documents(documents, b"\n" if is_json_file(file, field) else b"")
         name = strip_ending(file.relative_to(root).as_posix()).encode(errors="surrogateescape")
         if name in loaded:
             raise ValueError(f"path={file} is there twice, once compressed and once not; choose with data.pattern")
-        loaded[name] = NamedText(name, content)
+        loaded[name] = NamedText(name, run)
     return list(loaded.values())
 
 
@@ -126,24 +179,25 @@ def _identify_texts(texts: Iterable[NamedText]) -> tuple[str, dict[str, str]]:
     # Sizes are hashed too: text that moved from the end of one file to the beginning of the next is other data.
     whole, named = hashlib.sha256(), {}
     for text in texts:
-        whole.update(b"%d %s %d " % (len(text.name), text.name, len(text.content)))
-        whole.update(text.content)
-        named[os.fsdecode(text.name)] = identify_bytes(text.content)
+        content = text.content
+        whole.update(b"%d %s %d " % (len(text.name), text.name, len(content)))
+        whole.update(content)
+        named[os.fsdecode(text.name)] = identify_bytes(content)
     return whole.hexdigest(), named
 
 
-def _draw_sides(texts: Iterable[NamedText], eval_fraction: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _draw_sides(texts: Iterable[NamedText], eval_fraction: float) -> tuple[list[TextRun], list[TextRun]]:
     """Return texts to train and to evaluate on. A side depends on the name alone, so new files move no old ones.
 
     Where the files are too few to fill both sides, the end of the whole text is for evaluation.
     """
-    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    sides: tuple[list[TextRun], list[TextRun]] = ([], [])
     for text in texts:
-        sides[draw_from_name(text.name) < eval_fraction].append(np.frombuffer(text.content, np.uint8))
+        sides[draw_from_name(text.name) < eval_fraction].append(text.run)
     if not all(sides):
-        joined = np.concatenate([np.zeros(0, np.uint8), *sides[0], *sides[1]])
-        cut = int(len(joined) * (1.0 - eval_fraction))
-        return [joined[:cut]], [joined[cut:]]
+        joined = _join_runs([*sides[0], *sides[1]])
+        first, rest = joined.cut(int(len(joined.content) * (1.0 - eval_fraction)))
+        return [first], [rest]
     return sides
 
 
@@ -158,14 +212,14 @@ def _join_parts(parts: Mapping[str, list[NamedText]], seq_len: int, eval_fractio
     identified = {name: _identify_texts(texts) for name, texts in sorted(parts.items())}
     files = {file: content for _, named in identified.values() for file, content in named.items()}
     fingerprint = hash_files({name: digest for name, (digest, _) in identified.items()}, "parts")
-    as_arrays = {name: [np.frombuffer(text.content, np.uint8) for text in texts] for name, texts in parts.items()}
-    train, held_out = as_arrays["train"], as_arrays.get("eval")
+    runs = {name: [text.run for text in texts] for name, texts in parts.items()}
+    train, held_out = runs["train"], runs.get("eval")
     if held_out is None:
         train, held_out = _draw_sides(parts["train"], eval_fraction)
     sources = make_byte_sources(train, held_out, seq_len, fingerprint, files)
     if "test" not in parts:
         return sources
-    test = TokenWindows(np.concatenate([np.zeros(0, np.uint8), *as_arrays["test"]]), seq_len)
+    test = make_byte_windows(_join_runs(runs["test"]), seq_len)
     size = f"{len(test.corpus) / 1e6:.1f} MB of test, never trained on"
     return replace(sources, held_out={"test": test}, summary=f"{sources.summary}; {size}")
 
@@ -175,19 +229,20 @@ def decode_bytes(tokens: Integer[np.ndarray, "seq"]) -> str:
     return np.asarray(tokens, np.uint8).tobytes().decode(errors="replace")
 
 
+def make_byte_windows(run: TextRun, seq_len: int) -> TokenWindows:
+    """Return windows over bytes of text."""
+    return TokenWindows(run.content, seq_len, run.documents)
+
+
 def make_byte_sources(
-    train: Iterable[np.ndarray],
-    held_out: Iterable[np.ndarray],
+    train: Iterable[TextRun],
+    held_out: Iterable[TextRun],
     seq_len: int,
     fingerprint: str,
     files: Mapping[str, str],
 ) -> Sources:
     """Join pieces of bytes into one run to train and one to evaluate on."""
-    # Concatenating nothing is an error in numpy, hence an empty piece first.
-    empty = np.zeros(0, np.uint8)
-    train_windows, held_out_windows = (
-        TokenWindows(np.concatenate([empty, *side]), seq_len) for side in (train, held_out)
-    )
+    train_windows, held_out_windows = (make_byte_windows(_join_runs(side), seq_len) for side in (train, held_out))
     sizes = f"{len(train_windows.corpus) / 1e6:.1f} + {len(held_out_windows.corpus) / 1e6:.1f}"
     number = f"{len(files)} file{'' if len(files) == 1 else 's'}"
     return Sources(

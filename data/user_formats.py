@@ -50,6 +50,7 @@ class Text(BatchOptions):
         field: which field of JSON is the text; null: `text`, in files whose name says that they are JSON.
         tokenizer: a folder with tokenizer.json, or such a file: what makes tokens of text. null: that of `model=hf`,
             and elsewhere a token is a byte; bytes: always that.
+        eos: whether the tokenizer's token for that ends each document (a file, an object of JSON) but the last.
         seq_len: tokens in an example.
         batch_size: examples in a step, on all devices together.
         eval_fraction: share of the text that is held out for evaluation, where the data has no part for that.
@@ -61,6 +62,7 @@ class Text(BatchOptions):
     pattern: str = "**/*.txt"
     field: str | None = None
     tokenizer: str | None = None
+    eos: bool = True
     seq_len: Count = 128
     batch_size: Count = 16
     eval_fraction: Fraction = 0.05
@@ -87,7 +89,11 @@ class Text(BatchOptions):
 
         eval_path = None if self.eval_path is None else Path(self.eval_path).expanduser()
         place = TextPlace(Path(self.path).expanduser(), self.pattern, self.field, eval_path)
-        return encode_sources(read_text(place, self.seq_len, self.eval_fraction), self.tokenizer)
+        return encode_sources(read_text(place, self.seq_len, self.eval_fraction), self.tokenizer, ends=self.eos)
+
+    def list_earlier(self) -> tuple[Text, ...]:
+        """Return the options that give what this one did earlier: once no token ended a document."""
+        return (replace(self, eos=False),) if self.eos and self.tokenizer not in (None, "bytes") else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +388,7 @@ class Hub(LabelledFileOptions):
         on_bad: what is done about an image that cannot be decoded: the run ends and says which it is (`raise`), or
             another one takes its place, now and after a restart (`skip`).
         tokenizer: of text, as of `data=text`.
+        eos: as of `data=text`; a row is a document.
         seq_len: tokens in an example, where it is text.
         prefetch: so many batches are made ahead.
     """
@@ -398,6 +405,7 @@ class Hub(LabelledFileOptions):
     channels: Literal[1, 3] = 3
     on_bad: Literal["raise", "skip"] = "raise"
     tokenizer: str | None = None
+    eos: bool = True
     seq_len: Count = 128
     prefetch: Number = 4
 
@@ -421,12 +429,17 @@ class Hub(LabelledFileOptions):
         chosen = HubDataset(self.path, self.subset, self.revision, self.split, self.eval_split)
         if self.gives == "tokens":
             made = read_hub_text(chosen, self.inputs, self.seq_len, self.eval_fraction)
-            return ignore_token(encode_sources(made, self.tokenizer), self.ignore_label)
+            return ignore_token(encode_sources(made, self.tokenizer, ends=self.eos), self.ignore_label)
         pixels = InputFormat(self.gives, self.size, self.channels)
         form = TableFormat(self.gives, self.num_classes, None, self.ignore_label)
         made = read_hub_examples(chosen, self.inputs, self.label, pixels, form, self.eval_fraction)
         return skip_bad_examples(made, self.on_bad)
 
-    def as_before(self) -> Hub:
-        """Return the option that gives what this one did when no split for evaluation was looked for."""
-        return self if self.eval_split is not None else replace(self, eval_split="none")
+    def list_earlier(self) -> tuple[Hub, ...]:
+        """Return the options that give what this one did earlier.
+
+        Once no token ended a document, and once no split for evaluation was looked for.
+        """
+        plain = replace(self, eos=False) if self.tokenizer not in (None, "bytes") else self
+        both = (plain, plain if self.eval_split is not None else replace(plain, eval_split="none"))
+        return tuple(option for option in dict.fromkeys(both) if option != self)

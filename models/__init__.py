@@ -387,20 +387,35 @@ class Vae:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelScale:
+    """Say how images with values from 0 to 1 are normalized: minus `mean`, divided by `std`.
+
+    Attributes:
+        mean: what is subtracted from the values of each channel.
+        std: what they are divided by then.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class HfShape:
-    """Hold what the config.json of a Hugging Face folder says (models/hf_config.py).
+    """Hold what the files of a Hugging Face folder say of its model (models/hf_config.py).
 
     Attributes:
         family: the name of its family.
         network: the model of ours that computes the same.
         vocab: the rows of its embedding; 0 where it takes images.
         image: height, width and channels of an image; empty where it takes tokens.
+        pixels: how images are normalized before they are given to it; null: not at all.
     """
 
     family: str
     network: Gpt | Vit
     vocab: Annotated[int, Ge(0)] = 0
     image: tuple[Count, ...] = ()
+    pixels: PixelScale | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,6 +427,8 @@ class HfModel:
     Attributes:
         path: the folder; null: the one of `init_from=hf:DIR`.
         shape: what its config.json says, written down when a run begins, which needs the folder no more from then on.
+        normalize: images, with values from 0 to 1, are normalized as its preprocessor_config.json says; false: the data
+            has done that.
         dropout: share of values that are set to zero in training.
         loss_chunks: as of `gpt`.
         attention: `cudnn` is flash attention, on an NVIDIA GPU and in bfloat16.
@@ -420,6 +437,7 @@ class HfModel:
     kind: Literal["hf"] = "hf"
     path: str | None = None
     shape: HfShape | None = None
+    normalize: bool = True
     dropout: Rate = 0.0
     loss_chunks: Count = 1
     attention: Implementation = "xla"
@@ -462,7 +480,9 @@ class HfModel:
             if inputs != shape.image:
                 sides = " × ".join(map(str, shape.image))
                 raise ValueError(f"takes images of {sides}, and the data has {' × '.join(map(str, inputs))}")
-            return network.build(inputs, num_outputs, rngs)
+            made: Any = network.build(inputs, num_outputs, rngs)
+            made.pixels = shape.pixels if self.normalize else None
+            return made
         if num_outputs > shape.vocab:
             raise ValueError(
                 f"the data has a vocabulary of {num_outputs:,} tokens, and the model one of {shape.vocab:,}; make "
@@ -576,7 +596,8 @@ class Distill:
     """Learn from a trained model as well as from labels: classes, next tokens, or answers (Hinton et al. 2015).
 
     Attributes:
-        teacher: the run whose model is asked: `RUN`, `RUN@STEP` or `RUN@best`. Its weights never change.
+        teacher: whose model is asked: `RUN`, `RUN@STEP` or `RUN@best`, or `hf:DIR`, a folder of Hugging Face. Its
+            weights never change.
         temperature: both distributions are softened by it.
         weight: share of the teacher's term in the loss; the labels have the rest.
     """

@@ -86,6 +86,7 @@ def distill(model: nnx.Module, constants: Any, lesson: Lesson, option: Distillat
 
     `teacher_loss` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)): with T² its gradient keeps its size whatever
     the temperature (Hinton et al. 2015, arXiv:1503.02531). `label_loss` is the cross-entropy of the labels, at T = 1.
+    Where one of both has logits of more tokens than there are, those are left out of their distance.
     """
     if lesson.beside:
         check_takes_segments(model)
@@ -93,8 +94,9 @@ def distill(model: nnx.Module, constants: Any, lesson: Lesson, option: Distillat
     student = take_logits(model(lesson.inputs, **lesson.beside), places, option.num_outputs).astype(jnp.float32)
     given = option.teach(constants, lesson.inputs, lesson.beside)
     teacher = jax.lax.stop_gradient(take_logits(given, places, option.num_outputs)).astype(jnp.float32)
-    wanted = jax.nn.log_softmax(teacher / temperature)
-    apart = wanted - jax.nn.log_softmax(student / temperature)
+    told, knows = _keep_shared(teacher, student), _keep_shared(student, teacher)
+    wanted = jax.nn.log_softmax(told / temperature)
+    apart = wanted - jax.nn.log_softmax(knows / temperature)
     # What the teacher thinks impossible adds nothing: not 0 × ∞.
     kl = jnp.where(jnp.exp(wanted) > 0, jnp.exp(wanted) * apart, 0).sum(axis=-1)
     label = average_measured(cross_entropy(student, lesson.labels), lesson.measured)
@@ -102,6 +104,13 @@ def distill(model: nnx.Module, constants: Any, lesson: Lesson, option: Distillat
     right = average_measured((student.argmax(axis=-1) == lesson.labels).astype(jnp.float32), lesson.measured)
     loss = option.weight * learnt + (1.0 - option.weight) * label
     return {"loss": loss, "label_loss": label, "teacher_loss": learnt, "accuracy": right}
+
+
+def _keep_shared(
+    logits: Float[Array, "*places classes"], other: Float[Array, "*places others"]
+) -> Float[Array, "*places shared"]:
+    """Return the logits of what another model has a logit for as well."""
+    return logits[..., : other.shape[-1]] if logits.shape[-1] > other.shape[-1] else logits
 
 
 def _read_classes(batch: Batch, ignored: int | None) -> Lesson:

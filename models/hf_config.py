@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from models import Gpt, HfShape, RotaryScaling, Vit
+from models import Gpt, HfShape, PixelScale, RotaryScaling, Vit
 from models.hf_families import ACTIVATIONS, FAMILIES, Family
 
 # What a config.json says of rotary positions, in transformers 4 and 5.
@@ -28,8 +29,8 @@ LLAMA3_KEYS = {
 EMPTY: tuple[Any, ...] = (None, False, {}, [], "", 0)
 
 
-def read_shape(config: Mapping[str, Any]) -> HfShape:
-    """Return the model of ours that a config.json describes.
+def read_shape(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None) -> HfShape:
+    """Return the model of ours that a config.json describes, given images as a preprocessor_config.json says.
 
     Raises:
         ValueError: the family is none of ours, or a field asks for what no model of ours does.
@@ -45,7 +46,10 @@ def read_shape(config: Mapping[str, Any]) -> HfShape:
         if value is not None:
             fields[ours] = value
     try:
-        return _make_vit(family, fields) if family.model == "vit" else _make_gpt(str(name), config, fields)
+        if family.model == "gpt":
+            return _make_gpt(str(name), config, fields)
+        shape = _make_vit(family, fields)
+        return replace(shape, pixels=read_pixels(preprocessor or {"do_normalize": False}, shape.image[-1]))
     except TypeError as error:
         raise ValueError(f"a field has another type than it should have: {error}") from None
 
@@ -86,6 +90,39 @@ def _has_its_type(ours: str, value: Any) -> bool:
 def _make_vit(family: Family, fields: dict[str, Any]) -> HfShape:
     side, channels = fields.pop("image_size"), fields.pop("channels")
     return HfShape(family="vit", network=Vit(**fields), image=(side, side, channels))
+
+
+def read_pixels(preprocessor: Mapping[str, Any], channels: int) -> PixelScale | None:
+    """Return how a preprocessor_config.json normalizes images with values from 0 to 1; None where it does not.
+
+    Raises ValueError where it does something else with their values.
+    """
+    rescaled, factor = preprocessor.get("do_rescale", True), preprocessor.get("rescale_factor", 1 / 255)
+    if rescaled is not True or not isinstance(factor, int | float) or abs(255 * factor - 1) > 1e-5:
+        raise ValueError(
+            f"do_rescale={json.dumps(rescaled)} with rescale_factor={json.dumps(factor)} is not supported; images have "
+            "values from 0 to 1 (true and 1 ÷ 255)"
+        )
+    if preprocessor.get("do_normalize", True) is not True:
+        return None
+    # What is not said is 0.5, as in transformers' processor of this family.
+    said = {key: preprocessor.get(f"image_{key}") or 0.5 for key in ("mean", "std")}
+    values = {key: value if isinstance(value, list) else channels * [value] for key, value in said.items()}
+    for key, each in values.items():
+        numbers = [value for value in each if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) != channels or len(each) != channels or (key == "std" and min(numbers) <= 0):
+            raise ValueError(f"image_{key}={json.dumps(said[key])[:60]} is no number for each of {channels} channels")
+    return PixelScale(**{key: tuple(map(float, each)) for key, each in values.items()})
+
+
+def write_preprocessor(image: tuple[int, ...], pixels: PixelScale | None) -> dict[str, Any]:
+    """Return the preprocessor_config.json of a model of ours, which is given images of this shape from 0 to 1."""
+    scale = {} if pixels is None else {"image_mean": list(pixels.mean), "image_std": list(pixels.std)}
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        **{"do_resize": True, "size": {"height": image[0], "width": image[1]}, "resample": 3},
+        **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": pixels is not None, **scale},
+    }
 
 
 def _make_gpt(name: str, config: Mapping[str, Any], fields: dict[str, Any]) -> HfShape:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models import Vit
+from models import PixelScale, Vit
 from models.attention import Heads, tag_context
 from models.scopes import layers, scope, tag
 
@@ -79,6 +79,8 @@ class ViT(nnx.Module):
     def __init__(self, option: Vit, *, image: tuple[int, ...], num_classes: int, rngs: nnx.Rngs):
         height, width, channels = image
         side = option.patch_size
+        # Of weights that were trained on normalized images, how these were made.
+        self.pixels: PixelScale | None = None
         self.num_layers = option.num_layers
         self.rows, self.columns = height // side, width // side
         self.patches = nnx.Conv(channels, option.width, (side, side), side, padding="VALID", rngs=rngs)
@@ -107,6 +109,9 @@ class ViT(nnx.Module):
 
     def embed(self, images: Float[Array, "batch height width channels"]) -> Patches:
         """Return the patches as tokens, row by row, with a cls token before them, positions added."""
+        if self.pixels is not None:
+            mean, std = (jnp.asarray(values, images.dtype) for values in (self.pixels.mean, self.pixels.std))
+            images = (images - mean) / std
         patches = self.patches(images)
         x = patches.reshape(len(patches), -1, patches.shape[-1])
         if self.cls is not None:

@@ -13,9 +13,10 @@ and taken only where it has the same digest.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -37,6 +38,7 @@ BASE = "base"
 DIGEST = re.compile("[0-9a-f]{64}")
 # Where one is written; a kill leaves it there, and the next start removes it.
 FRESH = ".writing"
+COPY_BYTES = 1 << 20
 # Writes the arrays into a directory that is not there yet, as a checkpoint.
 WriteBase = Callable[[Path], WrittenArrays]
 # Bases that this process has read, every byte, by their place and the time of their seal.
@@ -157,20 +159,46 @@ def store_base(run: Path, write: WriteBase) -> str:
 def share_base(run: Path, digest: str) -> bool:
     """Take the base of another run of the same name in the place of this one's bytes; return whether there was one.
 
-    It is linked where the file system can do it, and copied where this run has no good one itself.
+    It is linked where the file system can do it, and copied where this run has no good one itself. Only the files that
+    its seal names are taken, and what was taken is proven, down to the digest of its values: the other run is somebody
+    else's, who may have changed it.
     """
+    from runner.checkpoint.arrays import compute_logical_digest
+
     place = run / BASE / digest
+    fresh = place.with_name(FRESH)
     for other in _iter_others(run, digest):
-        with suppress(OSError):
-            if find_base_problem(other) is not None:
-                continue
-            has_own = place.is_dir()
-            fresh = place.with_name(FRESH)
+        # ValueError: of a seal, or of arrays, that are none.
+        with suppress(OSError, ValueError, RefusedError):
             files.remove_tree(fresh)
-            shutil.copytree(other, fresh, copy_function=_link if has_own else _link_or_copy)
-            publish_base(fresh, place)
-            return True
+            has_own = place.is_dir()
+            # Of a seal that promises more than there is here, nothing is taken, and nothing of it is read.
+            if has_own and read_sidecar(other, 0).arrays != read_sidecar(place, 0).arrays:
+                continue
+            _take_sealed_files(other, fresh, _link if has_own else _link_or_copy)
+            if find_base_problem(fresh, digest) is None and compute_logical_digest(fresh / STATE, {}) == digest:
+                publish_base(fresh, place)
+                return True
+    files.remove_tree(fresh)
     return False
+
+
+def _take_sealed_files(other: Path, fresh: Path, take: Callable[[Path, Path], None]) -> None:
+    """Link or copy what the seal of a base names. Raises OSError where one of it is no plain file, or of another size.
+
+    Nothing is followed: a link may lead anywhere, a pipe is waited for, a device has no end.
+    """
+    # The folder of a run may be a link: it was moved to another disk.
+    real = Path(os.path.realpath(other.parent.parent)) / BASE / other.name
+    sealed = {name: facts["bytes"] for name, facts in read_sidecar(real, 0).files.items()}
+    for name, size in {**sealed, SIDECAR: None}.items():
+        source = real / name
+        with files.open_folder(source.parent) as folder:
+            found = os.stat(source.name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != (found.st_size if size is None else size):
+            raise OSError(errno.EINVAL, "is not what the seal says", str(source))
+        files.make_folder((fresh / name).parent)
+        take(source, fresh / name)
 
 
 def set_base_aside(directory: Path, quarantine: Path, problem: str) -> None:
@@ -207,17 +235,23 @@ def _iter_others(run: Path, digest: str) -> Iterator[Path]:
             yield seal.parent
 
 
-def _link(source: str, target: str) -> None:
-    os.link(source, target, follow_symlinks=False)
+def _link(source: Path, target: Path) -> None:
+    with files.open_folder(source.parent) as folder:
+        os.link(source.name, target, src_dir_fd=folder, follow_symlinks=False)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         _link(source, target)
     # Another file system, or one that knows no links.
     except OSError:
-        shutil.copyfile(source, target)
-        files.sync_path(Path(target))
+        with os.fdopen(files.open_file(source, os.O_RDONLY), "rb") as read, target.open("xb") as write:
+            # No more than it had: a file that grows meanwhile has no end.
+            left = os.fstat(read.fileno()).st_size
+            while left and (part := read.read(min(left, COPY_BYTES))):
+                write.write(part)
+                left -= len(part)
+        files.sync_path(target)
 
 
 def publish_base(fresh: Path, place: Path) -> None:

@@ -15,6 +15,7 @@ from runner.text import display_path, shorten
 
 # How `init_from` names such a folder.
 HF = "hf:"
+PREPROCESSOR = "preprocessor_config.json"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 << 20
 # The types of tensors that are taken, as safetensors names them: each value of these is one of float32 as well.
@@ -66,7 +67,7 @@ def read_hf_config(path: Path) -> Mapping[str, Any]:
     """Return the config.json of a folder. Raises ConfigError where there is none."""
     if not path.is_dir():
         raise ConfigError(f"hf:{display_path(path)}: is no folder; expected one with {CONFIG} and {WEIGHTS}")
-    return _read_json(path / CONFIG)
+    return read_json_file(path / CONFIG)
 
 
 def open_hf_folder(path: Path) -> HfFolder:
@@ -80,7 +81,7 @@ def open_hf_folder(path: Path) -> HfFolder:
             f"; {there[0]} is a pickle, which runs code when it is read: save it again as safetensors" if there else ""
         )
         raise ConfigError(f"hf:{display_path(path)}: has neither {WEIGHTS} nor {INDEX}{why}")
-    index = _read_json(path / INDEX)
+    index = read_json_file(path / INDEX)
     named = index.get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
         raise ConfigError(f"{display_path(path / INDEX)}: has no weight_map from tensors to files")
@@ -104,7 +105,7 @@ def open_hf_folder(path: Path) -> HfFolder:
     return HfFolder(path, config, (path / CONFIG, path / INDEX, *shards), places)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_file(path: Path) -> dict[str, Any]:
     """Return an object of JSON. Raises ConfigError where it is none."""
     try:
         with path.open("rb") as file:

@@ -21,7 +21,8 @@ from runner.types import JsonObject
 
 T = TypeVar("T")
 
-# Process 0 says `{"read": …}` for each checkpoint that it tries, then what to go on from; each gives its report.
+# Process 0 says `{"read": …}` for each checkpoint that it tries, and each gives its report; `{"make": …}` where frozen
+# weights are made again; then what to go on from.
 CHANNEL = "restore"
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from models import Gpt, HfModel, HfShape, Vit
-from models.hf_config import choose_family, write_config
+from models.hf_config import choose_family, write_config, write_preprocessor
 from models.hf_families import FAMILIES, LAYER, NameRow
 from runner.checkpoint.arrays import LeafSpec
-from runner.checkpoint.hf_folder import CONFIG, INDEX, WEIGHTS
+from runner.checkpoint.hf_folder import CONFIG, INDEX, PREPROCESSOR, WEIGHTS
 from runner.config.schema import Config, validate_options
 from runner.errors import ConfigError
 from runner.inspect.lookup import Checkpoint, find_attempt, read_config_document
@@ -38,12 +38,14 @@ class HfExport:
         family: the name of its family.
         config: its config.json.
         tokenizer: the files of a tokenizer that go with it.
+        preprocessor: its preprocessor_config.json, where it is given images.
     """
 
     option: Gpt | Vit
     family: str
     config: Mapping[str, Any]
     tokenizer: tuple[Path, ...]
+    preprocessor: Mapping[str, Any] | None = None
 
     def write(self, path: Path, values: Mapping[str, Any]) -> dict[str, str]:
         """Write the folder that `path`, the name of its weights, is in; return the types of the arrays."""
@@ -68,6 +70,8 @@ class HfExport:
         for file_of_tokenizer in self.tokenizer:
             shutil.copyfile(file_of_tokenizer, folder / file_of_tokenizer.name)
         (folder / CONFIG).write_text(json.dumps(dict(self.config), indent=2) + "\n")
+        if self.preprocessor is not None:
+            (folder / PREPROCESSOR).write_text(json.dumps(dict(self.preprocessor), indent=2) + "\n")
         return {name: np.asarray(value).dtype.name for name, value in values.items()}
 
     def _iter_tensors(self, values: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -119,14 +123,17 @@ def plan_hf_export(checkpoint: Checkpoint, specs: Mapping[str, LeafSpec]) -> Wei
         raise ConfigError(
             f"--to hf: {foreign[0]} is nothing that {family} has ({len(foreign)} of these); use --to safetensors"
         )
-    made = write_config(option, family, _count_outputs(specs), _find_inputs(checkpoint, shape, option))
+    inputs = _find_inputs(checkpoint, shape, option)
+    made = write_config(option, family, _count_outputs(specs), inputs)
+    pixels = None if shape is None else shape.pixels
+    preprocessor = write_preprocessor(inputs, pixels) if isinstance(option, Vit) else None
     tokenizer = _list_tokenizer_files(checkpoint)
     made |= _find_special_tokens(tokenizer) if isinstance(option, Gpt) else {}
     # Read in the order of the page: the class is what a person calls.
     auto = "AutoModelForCausalLM" if isinstance(option, Gpt) else "AutoModelForImageClassification"
     return WeightFormat(
         WEIGHTS,
-        HfExport(option, family, made, tokenizer).write,
+        HfExport(option, family, made, tokenizer, preprocessor).write,
         f"from transformers import {auto}",
         f'{auto}.from_pretrained(".")',
         makes_model=True,

@@ -14,6 +14,7 @@ from runner.checkpoint.restore import list_ignored_names
 from runner.checkpoint.retention import select_survivors
 from runner.errors import RefusedError, StorageError
 from runner.files import read_file
+from runner.inspect.base_sizes import measure_bases
 from runner.inspect.lookup import (
     CheckpointStatus,
     RetentionSettings,
@@ -80,6 +81,7 @@ def _list_run_dirs(runs: Sequence[RunDir], say: Say) -> VerbResult:
                 "steps": status.get("steps"),
                 "best": status.get("best"),
                 "checkpoints": _count_steps(run_dir),
+                "bases": [base.document for base in measure_bases(run_dir)],
                 "remote": tiers.describe() if tiers else None,
                 "updated_unix_seconds": updated,
             }
@@ -132,6 +134,9 @@ def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResu
     for line in _format_checkpoints(entries, settings.score.metric):
         say(line)
     say(_summarize_run(run_dir, entries))
+    bases = measure_bases(run_dir)
+    for base in bases:
+        say(f"frozen weights {base.digest[:8]}, stored once: {base.describe()}")
     if tiers is not None:
         say(tiers.summarize())
 
@@ -152,6 +157,7 @@ def _list_checkpoints(run_dir: RunDir, say: Say, *, checksums: bool) -> VerbResu
             "run": str(run_dir),
             "score": {"metric": settings.score.metric, "mode": settings.score.mode},
             "checkpoints": entries,
+            "bases": [base.document for base in bases],
             "remote": tiers and tiers.describe(),
             "ignored": ignored,
             "quarantine": aside,

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from runner.checkpoint.arrays import LeafSpec, read_leaf_specs
+from runner.checkpoint.frozen_base import BASE
 from runner.checkpoint.record import STATE, read_progress
 from runner.errors import RefusedError
+from runner.inspect.base_sizes import measure_bases
 from runner.inspect.lookup import (
     Checkpoint,
     CheckpointStatus,
@@ -66,6 +68,7 @@ def run_verb(arguments: Namespace, say: Say) -> VerbResult:
             **{("bytes" if key == "num_bytes" else key): value for key, value in record.items()},
             "verified": status.proof,
             "problem": status.problem,
+            "bases": [base.document for base in measure_bases(checkpoint.run_dir) if base.digest == progress.get(BASE)],
             "where": tiers and tiers.state_of(checkpoint.step),
             "remote": tiers and tiers.describe(),
             "profiles": [record.document() for record in list_profiles(checkpoint.run_dir.profile)],
@@ -100,6 +103,7 @@ def _format_facts(
         "measured": format_metrics(record.metrics) or "nothing at this step",
         "cost": f"training waited {record.stall_seconds:.3g} s, durable after {record.write_seconds:.3g} s",
         "on disk": f"{format_size(record.num_bytes)} in {files}, format {record.format}; {status.proof}",
+        "frozen": _describe_base(checkpoint, progress),
         "where": _describe_place(tiers, checkpoint.step) if tiers else "",
         "not good": status.problem or "",
         "data": f"at {shorten(json.dumps(progress.get('position')), 200)} of {str(progress.get('data'))[:12]}…",
@@ -115,6 +119,15 @@ def _format_facts(
     for name, fact in known.items():
         lines += wrap_labelled(f"  {name:<{width}}  ", fact)
     return lines
+
+
+def _describe_base(checkpoint: Checkpoint, progress: JsonObject) -> str:
+    """Return which frozen weights a checkpoint needs, and how large they are; empty where it has everything itself."""
+    if (digest := progress.get(BASE)) is None:
+        return ""
+    found = next((base for base in measure_bases(checkpoint.run_dir) if base.digest == digest), None)
+    name = f"weights {str(digest)[:8]}"
+    return f"{name}, stored once: {found.describe()}" if found else f"{name} are missing: this checkpoint needs them"
 
 
 def _describe_place(tiers: Tiers, step: int) -> str:

@@ -26,7 +26,6 @@ from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.readme import write_readme
 from runner.session.moved_devices import describe_move
 from runner.session.resume import read_exactly, restore_or_begin
-from runner.text import display_path
 from runner.train import broken_data, dataset
 from runner.train.assemble import open_parts
 from runner.train.build import build
@@ -176,7 +175,7 @@ def _build_and_tell(context: RunContext) -> tuple[RunContext, Built]:
         _compare_traces(context, built)
     if built.teacher is not None:
         context.attempt.record(teacher=check_same_teacher(built.teacher, run_dir))
-        say(f"teacher: {display_path(built.teacher.checkpoint)}")
+        say(f"teacher: {built.teacher.source.name}")
     for line in dataset.record_or_compare(run_dir, built.sources):
         say(line)
     broken_data.watch_skipped(run_dir, built.sources, say)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from models import HfModel
-from models.hf_config import read_shape
 from runner import files, hosts
-from runner.checkpoint.hf_folder import CONFIG, HF, HfFolder, read_hf_config
+from runner.checkpoint.hf_folder import HF, HfFolder
+from runner.checkpoint.hf_shape import read_hf_shape
 from runner.config.schema import Config, read_document, validate_options
-from runner.errors import ConfigError, RefusedError
+from runner.errors import RefusedError
 from runner.rundir.layout import RunDir
 from runner.text import display_path
 from runner.train.own_tokenizer import check_tokenizer
@@ -60,13 +60,24 @@ def apply_settled(config: Config, settled: JsonObject) -> Config:
 
 def _read_settled(model: HfModel) -> JsonObject:
     """Return what the folder of a model says. Raises ConfigError where it says nothing that is understood."""
-    folder = Path(model.path or "").expanduser()
-    config = read_hf_config(folder)
-    try:
-        shape = read_shape(config)
-    except ValueError as error:
-        raise ConfigError(f"{display_path(folder / CONFIG)}: {error}") from None
+    shape = read_hf_shape(Path(model.path or "").expanduser())
     return {"shape": json.loads(json.dumps(asdict(shape)))}
+
+
+def describe_pixels(config: Config, folder: HfFolder) -> str:
+    """Return a line on how images are given to weights of a folder that had them normalized; empty for any others."""
+    pixels, model = read_hf_shape(folder.path).pixels, config.model
+    if pixels is None:
+        return ""
+    how = f"mean {', '.join(map(str, pixels.mean))} and standard deviation {', '.join(map(str, pixels.std))}"
+    if isinstance(model, HfModel) and model.shape is not None and model.shape.pixels is not None:
+        if model.normalize:
+            return f"images are normalized as the folder says: {how}"
+        return f"images are taken as the data has them (model.normalize=false); the folder's had {how}"
+    return (
+        f"warning: these weights were trained on images normalized with {how}, and are given them from 0 to 1; say "
+        "model=hf to have that done"
+    )
 
 
 def record_or_compare_base(run_dir: RunDir, folder: HfFolder) -> None:

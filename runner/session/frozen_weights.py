@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from runner import files, hosts
-from runner.checkpoint import shards, store
+from runner.checkpoint import shards, shared_restore, store
 from runner.checkpoint.frozen_base import (
     BASE,
     LostBaseError,
@@ -80,9 +80,9 @@ def mend_frozen(context: RunContext, built: Built, begin: Callable[[], State]) -
 
 def _make_again(context: RunContext, begin: Callable[[], State], place: Path) -> bool:
     """Store a fresh state's frozen weights; return whether they are those that lay here."""
-    # The others are not asked here whether they begin.
     if not hosts.is_alone():
-        return False
+        # They wait to be told what to read (session/resume.py), and make their part of it when they hear this.
+        hosts.agree(shared_restore.CHANNEL, {"make": place.name})
     digest = store_frozen(context, begin())
     if digest != place.name:
         files.remove_tree(context.run_dir.path / BASE / digest)

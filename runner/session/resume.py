@@ -21,7 +21,7 @@ from runner.checkpoint.record import (
 from runner.checkpoint.restore import restore_exactly, restore_newest
 from runner.checkpoint.shared_restore import CHANNEL, SharedReader, follow_reading
 from runner.errors import RefusedError
-from runner.session.base_files import record_or_compare_base
+from runner.session.base_files import describe_pixels, record_or_compare_base
 from runner.session.frozen_weights import mend_frozen, store_frozen
 from runner.session.standing import hold_initial_weights, refuse_to_start_over
 from runner.text import display_path
@@ -59,7 +59,12 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
 
 def _restore_or_begin_as_told(context: RunContext, built: Built) -> tuple[Progress, JsonObject | None]:
     """Return where to go on, as process 0 has decided, with this process's part of the state."""
-    word, state = follow_reading(partial(read_train_state, built))
+    read: ReadState[State] = partial(read_train_state, built)
+    word, state = follow_reading(read)
+    while "make" in word:
+        # What does not train is lost, and made again from where the run began, each process its part.
+        store_frozen(context, _begin(context, built))
+        word, state = follow_reading(read)
     if not word["step"]:
         return _begin_at_zero(context, built), None
     assert state is not None, "what is gone on from was read"
@@ -158,6 +163,8 @@ def _begin(context: RunContext, built: Built) -> State:
             return built.init()
         if not isinstance(source, Path):
             record_or_compare_base(context.run_dir, source.folder)
+            if line := describe_pixels(context.config, source.folder):
+                say(line)
         state, report = start_from_weights(built, source, partial=context.config.init_from.partial)
     name = display_path(source) if isinstance(source, Path) else source.name
     say(f"weights from {name}: {len(report.taken)} arrays as they are")

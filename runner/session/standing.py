@@ -18,7 +18,7 @@ from runner.config.code_origins import describe_origins, find_origins
 from runner.config.early_stop import explain_early_stop, read_history
 from runner.config.identity import UNHASHED_KEYS, Drift, find_drift, hash_config
 from runner.config.schema import Config, read_document
-from runner.errors import RefusedError
+from runner.errors import ConfigError, RefusedError
 from runner.remote.contact import contact_store, find_remote_name, holds_run
 from runner.remote.local_note import read_note
 from runner.remote.options import is_remote_url
@@ -154,7 +154,18 @@ def hold_initial_weights(config: Config, *, whole: bool) -> Iterator[Path | HfWe
 
 
 def _check_teacher_there(objective: Distill) -> None:
-    """Raise RefusedError where the checkpoint of a teacher is not there."""
+    """Raise RefusedError where a teacher is not there, ConfigError where it is a folder that cannot be read."""
+    if (folder := find_hf_path(objective.teacher)) is not None:
+        # Imported here: it needs numpy, for which others do not wait.
+        from runner.checkpoint.hf_weights import open_hf_weights
+
+        if not folder.is_dir():
+            raise RefusedError(f"objective.teacher: hf:{display_path(folder)} is not there; bring that folder back")
+        try:
+            open_hf_weights(folder)
+        except ConfigError as error:
+            raise ConfigError(f"objective.teacher: {error}") from None
+        return
     try:
         locate_checkpoint(objective.teacher)
     except RefusedError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data import Data, Hub
+from data import Data, Hub, Text
 from data.bad_examples import SkippedExample, SkippingSource
 from data.data_errors import UnreadableError
 from data.fingerprint import fold_into_folders
@@ -90,13 +90,13 @@ def read_as_before(option: Data, run: RunDir) -> Sources | None:
 
     Raises ConfigError where it cannot be read.
     """
-    if not isinstance(option, Hub) or option.as_before() == option or (record := read_data_record(run)) is None:
+    if not isinstance(option, Hub | Text) or not option.list_earlier() or (record := read_data_record(run)) is None:
         return None
     sources = read_sources(option)
     if sources.fingerprint == record["fingerprint"]:
         return sources
-    older = read_sources(option.as_before())
-    return older if older.fingerprint == record["fingerprint"] else sources
+    older = (read_sources(each) for each in option.list_earlier())
+    return next((each for each in older if each.fingerprint == record["fingerprint"]), sources)
 
 
 def _name_file(error: OSError) -> str:
@@ -129,8 +129,9 @@ def make_stream(
 def _read_again(option: Data, fingerprint: str, skipped: Mapping[int, SkippedExample], objective: str) -> Source:
     """Read the training data once more, in a process that makes batches. Raises UnreadableError where it changed."""
     sources = option.sources()
-    if sources.fingerprint != fingerprint and isinstance(option, Hub):
-        sources = option.as_before().sources()
+    if sources.fingerprint != fingerprint and isinstance(option, Hub | Text):
+        older = (each.sources() for each in option.list_earlier())
+        sources = next((each for each in older if each.fingerprint == fingerprint), sources)
     if sources.fingerprint != fingerprint:
         raise UnreadableError(
             f"data={option.kind}: changed since training began ({sources.summary} now); bring it back"

@@ -1,4 +1,4 @@
-"""The teacher of `objective=distill`: another run's model, whose weights are constants of every step.
+"""The teacher of `objective=distill`: a trained model, whose weights are constants of every step.
 
 They travel beside the examples of a batch, under a key of their own: an argument of the compiled program, and so
 neither part of the state, donated or saved, nor built into the program.
@@ -15,26 +15,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from data.sources import Sources
 from models import Distill
 from models.objectives import CONSTANTS
-from runner.checkpoint import arrays
-from runner.checkpoint.record import STATE, locate_checkpoint
-from runner.checkpoint.seal import find_problem
 from runner.checkpoint.store import describe_leaf, name_leaves
-from runner.config.schema import Config, read_document, validate_options
+from runner.config.schema import Config
 from runner.errors import ConfigError, RefusedError
 from runner.mesh import state_shardings
 from runner.rundir.attempt_lines import read_attempts
 from runner.rundir.layout import RunDir
-from runner.text import display_path
-from runner.train.dataset import sources_as_recorded
 from runner.train.split_model import SplitModel, abstract_variables, merge_model, split_model
 from runner.train.step import Precision, cast_floats, make_key
-from runner.train.tuned_weights import read_whole_weights
+from runner.train.teacher_source import RunTeacher, TeacherSource, locate_teacher
 from runner.types import Tree
 
 
@@ -43,13 +37,13 @@ class Teacher:
     """A model that is only asked.
 
     Attributes:
-        checkpoint: the directory of its weights.
+        source: where its weights are.
         network: its structure.
         abstract: shape, type and sharding of its weights, and of what lasts beside them.
         precision: what it computes in.
     """
 
-    checkpoint: Path
+    source: TeacherSource
     network: SplitModel
     abstract: Tree
     precision: Precision
@@ -57,13 +51,10 @@ class Teacher:
     @cached_property
     def loaded(self) -> tuple[Tree, str]:
         """Return its arrays on the devices, and a digest of them. Raises RefusedError where they are not good."""
-        if problem := find_problem(self.checkpoint):
-            raise RefusedError(f"objective.teacher: {display_path(self.checkpoint)} is not good: {problem}")
-        named, digest, filled = name_leaves(self.abstract), hashlib.sha256(), []
-        whole = read_whole_weights(self.checkpoint)
-        values = arrays.read_leaves(self.checkpoint / STATE, named) if whole is None else whole
-        for name, leaf in named.items():
-            value = np.asarray(values.pop(name))
+        self.source.prove()
+        weights, digest, filled = self.source.open_weights(), hashlib.sha256(), []
+        for name, leaf in name_leaves(self.abstract).items():
+            value = weights.read(name, (slice(None),) * len(leaf.shape))
             digest.update(f"\n{name} {describe_leaf(leaf)}\n".encode())
             digest.update(value.tobytes())
             filled.append(jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__))
@@ -91,45 +82,46 @@ def _make_unused(leaf: Any) -> jax.Array:
 def pin_teacher(config: Config, run_dir: RunDir) -> Config:
     """Return the configuration with the step of its teacher: the one that the run has begun with, else that of now.
 
-    So a teacher that trains on, and has another best checkpoint by now, stays the one it was. Raises RefusedError where
-    that checkpoint is not there.
+    So a teacher that trains on, and has another best checkpoint by now, stays the one it was. A folder of Hugging Face
+    is named as it was. Raises RefusedError where it is not there, ConfigError where a run cannot begin with it.
     """
     if not isinstance(config.objective, Distill):
         return config
     before = read_recorded_teacher(run_dir) if run_dir.holds_checkpoints() else None
     reference = config.objective.teacher
-    if before is not None:
+    if before is not None and "step" in before:
         # A directory may have an @ in its name.
         base = reference.rpartition("@")[0] if "@" in reference and not Path(reference).is_dir() else reference
         reference = f"{base}@{before['step']}"
     try:
-        found = locate_checkpoint(reference)
-    except RefusedError as error:
-        raise RefusedError(f"objective.teacher: {error}") from None
-    return replace(config, objective=replace(config.objective, teacher=f"{found.parent.parent}@{found.name}"))
+        source = locate_teacher(reference)
+    except ConfigError as error:
+        if before is None:
+            raise
+        # The command is what it was: the folder has changed.
+        raise RefusedError(f"{error} (the run has trained with it: bring its files back)") from None
+    if isinstance(source, RunTeacher):
+        reference = f"{source.checkpoint.parent.parent}@{source.checkpoint.name}"
+    return replace(config, objective=replace(config.objective, teacher=reference))
 
 
 def read_recorded_teacher(run_dir: RunDir) -> dict[str, Any] | None:
-    """Return the step and the digest of the teacher that a run has trained with; None where nothing says so."""
+    """Return what was recorded of the teacher that a run has trained with; None where nothing says so."""
     for line in reversed(read_attempts(run_dir)):
         found: Any = line.get("teacher")
-        if isinstance(found, dict) and {"step", "digest"} <= found.keys():
+        if isinstance(found, dict) and "digest" in found:
             return found
     return None
 
 
 def check_same_teacher(teacher: Teacher, run_dir: RunDir) -> dict[str, Any]:
     """Return what is recorded of a teacher. Raises RefusedError where the run has trained with other weights."""
-    found: dict[str, Any] = {
-        "checkpoint": str(teacher.checkpoint),
-        "step": int(teacher.checkpoint.name),
-        "digest": teacher.loaded[1],
-    }
+    found: dict[str, Any] = {**teacher.source.facts, "digest": teacher.loaded[1]}
     before = read_recorded_teacher(run_dir) if run_dir.holds_checkpoints() else None
     if before is not None and before["digest"] != found["digest"]:
         raise RefusedError(
-            f"objective.teacher: {display_path(teacher.checkpoint)} is not what this run was trained with: its weights "
-            f"have changed (digest {str(before['digest'])[:12]} → {found['digest'][:12]}); bring that checkpoint back"
+            f"objective.teacher: {teacher.source.name} is not what this run was trained with: its weights "
+            f"have changed (digest {str(before['digest'])[:12]} → {found['digest'][:12]}); bring what it was back"
         )
     return found
 
@@ -139,20 +131,10 @@ def open_teacher(config: Config, option: Distill, sources: Sources, mesh: jax.sh
 
     Raises:
         ConfigError: it is none for this data.
-        RefusedError: its run is not there.
+        RefusedError: it is not there.
     """
-    checkpoint = locate_checkpoint(option.teacher)
-    run = RunDir(checkpoint.parent.parent)
-    where = f"objective.teacher={display_path(run.path)}"
-    model: Any = validate_options(Config, read_document(run.config)).model
-    if model.kind in ("external", "program"):
-        raise ConfigError(f"{where}: its model is code of somebody's own; expected one that is built in")
-    recorded = sources_as_recorded(run)
-    if recorded is not None and recorded.num_outputs != sources.num_outputs:
-        raise ConfigError(
-            f"{where}: gives {recorded.num_outputs} classes or tokens, but data={config.data.kind} has "
-            f"{sources.num_outputs}; choose a teacher of the same data"
-        )
+    source = locate_teacher(option.teacher)
+    where, model = f"objective.teacher={source.name}", source.choose_model(config, sources)
     if hasattr(model, "attention"):
         model = replace(model, attention="xla")
     try:
@@ -163,24 +145,24 @@ def open_teacher(config: Config, option: Distill, sources: Sources, mesh: jax.sh
         raise ConfigError(f"{where}: {error}") from None
     params, _, extra = abstract_variables(network)
     shapes: Tree = {"params": params, "extra": extra}
-    _check_shapes(where, checkpoint, shapes)
+    _check_shapes(where, source, shapes)
     laid = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         state_shardings(mesh, shapes),
     )
-    return Teacher(checkpoint, network, laid, config.train.precision)
+    return Teacher(source, network, laid, config.train.precision)
 
 
-def _check_shapes(where: str, checkpoint: Path, shapes: Tree) -> None:
-    """Raise ConfigError where the weights of a checkpoint are not those of a model for this data."""
-    # Of a run that trained a part of a model, the checkpoint has that part alone.
-    whole = read_whole_weights(checkpoint)
-    there = arrays.read_leaf_specs(checkpoint / STATE) if whole is None else arrays.describe_values(whole)
-    for name, leaf in name_leaves(shapes).items():
+def _check_shapes(where: str, source: TeacherSource, shapes: Tree) -> None:
+    """Raise ConfigError where the weights of a teacher are not those of a model for this data."""
+    there, named = source.open_weights().specs, name_leaves(shapes)
+    for name, leaf in named.items():
         here = describe_leaf(leaf)
         if there.get(name) != here:
             raise ConfigError(
                 f"{where}: {name} is {there.get(name) or 'absent'} there, and {here} on this data; choose a teacher of "
                 "the same data"
             )
+    if unknown := sorted(set(there) - set(named)):
+        raise ConfigError(f"{where}: has {unknown[0]}, which its model has not ({len(unknown)} of these)")

@@ -56,7 +56,7 @@ def choose_frozen(config: Config, params: Params) -> FrozenLayers:
     if not isinstance(tune := config.tune, FreezeTune | LoraTune):
         return {}
     sizes = {path: leaf.shape for path, leaf in iter_paths(params)}
-    own = {path: shape for path, shape in sizes.items() if not _is_adapter(path)}
+    own = {path: shape for path, shape in sizes.items() if not is_adapter(path)}
     trained = find_trained(tune.train, own)
     frozen: dict[str, tuple[int, ...] | None] = {}
     for path, shape in own.items():
@@ -82,7 +82,7 @@ def find_trained(patterns: Patterns, shapes: dict[str, tuple[int, ...]]) -> dict
             if match_pattern(pattern, path):
                 found[path], hits = None, hits + 1
                 continue
-            layers = [at for at, name in enumerate(_name_layers(path, shape)) if match_pattern(pattern, name)]
+            layers = [at for at, name in enumerate(name_layers(path, shape)) if match_pattern(pattern, name)]
             hits += len(layers)
             before = found.get(path, ())
             if layers and before is not None:
@@ -92,7 +92,8 @@ def find_trained(patterns: Patterns, shapes: dict[str, tuple[int, ...]]) -> dict
     return found
 
 
-def _name_layers(path: str, shape: tuple[int, ...]) -> list[str]:
+def name_layers(path: str, shape: tuple[int, ...]) -> list[str]:
+    """Return the names of the layers that lie in one array, `blocks.0.…` and so on; none where it is of one alone."""
     first, _, rest = path.partition(".")
     if first != STACKED or rest.partition(".")[0].isdecimal() or not shape:
         return []
@@ -100,7 +101,7 @@ def _name_layers(path: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _explain_names(pattern: str, shapes: dict[str, Any]) -> str:
-    counts = [len(names) for path, shape in shapes.items() if (names := _name_layers(path, shape))]
+    counts = [len(names) for path, shape in shapes.items() if (names := name_layers(path, shape))]
     if counts and any(part.isdecimal() for part in pattern.split(".")):
         return f"; {STACKED} has {format_count(min(counts), 'layer')}, from {STACKED}.0 on"
     return suggest_names(pattern, shapes)
@@ -114,7 +115,7 @@ def gather_whole(state: State, frozen: FrozenLayers) -> tuple[State, Params]:
     if not frozen:
         return leave_unchanged_out(state), {}
     joined = join_frozen(state["params"], state["frozen"], frozen)
-    adapters = {path: leaf for path, leaf in iter_paths(joined) if _is_adapter(path)}
+    adapters = {path: leaf for path, leaf in iter_paths(joined) if is_adapter(path)}
     whole = nest_paths({path: leaf for path, leaf in iter_paths(joined) if path not in adapters})
     return {**leave_unchanged_out(state), "params": whole}, adapters
 
@@ -135,5 +136,6 @@ def _put_where_wanted(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Arra
     return leaf if leaf.sharding == wanted.sharding else jax.device_put(leaf, wanted.sharding)
 
 
-def _is_adapter(path: str) -> bool:
+def is_adapter(path: str) -> bool:
+    """Tell by its path whether a parameter is a matrix of an adapter."""
     return path.rpartition(".")[2] in (LORA_A, LORA_B)

@@ -199,3 +199,58 @@ def test_whatever_is_kept_its_base_is_there(
         digest = find_digest(directory)
         assert digest is not None
         assert find_base_problem(locate_base(directory, digest)) is None
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["linked", "copied"])
+@pytest.mark.parametrize(
+    "odd", ["link", "folder link", "base link", "fifo", "grown", "missing", "extra", "other values"]
+)
+def test_of_another_run_nothing_is_taken_but_what_its_seal_says(
+    odd: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sibling may hold anything: it is not followed, not waited for, and not believed."""
+    theirs = stored(tmp_path / "a/1")
+    mine = stored(tmp_path / "b/2")
+    (tmp_path / "b/2").rename(tmp_path / "a/2")
+    mine = tmp_path / "a/2" / BASE / mine.name
+    if not own:
+        shutil.rmtree(mine)
+        monkeypatch.setattr(os, "link", refuse_links)
+    file, away = largest(theirs), tmp_path / "away"
+    if odd == "link":
+        file.rename(away)
+        file.symlink_to(away)
+    elif odd == "folder link":
+        (theirs / STATE).rename(away)
+        (theirs / STATE).symlink_to(away)
+    elif odd == "base link":
+        theirs.rename(away)
+        theirs.symlink_to(away)
+    elif odd == "fifo":
+        file.unlink()
+        os.mkfifo(file)
+    elif odd == "grown":
+        os.truncate(file, 1 << 40)  # no disk has room for it
+    elif odd == "missing":
+        file.unlink()
+    elif odd == "extra":
+        os.mkfifo(theirs / "state/d/extra")
+        (theirs / "elsewhere").symlink_to("/")
+        with (theirs / "huge").open("wb") as huge:
+            huge.truncate(1 << 40)
+    else:
+        # A good seal, of the right name, of other values.
+        shutil.rmtree(theirs)
+        monkeypatch.setattr(frozen_base, "_describe", lambda _: f"base {mine.name}")
+        stored(tmp_path / "c/1", 2.0).rename(theirs)
+    taken = share_base(tmp_path / "a/2", mine.name)
+    assert taken == (odd == "extra")
+    assert [path.name for path in mine.parent.iterdir()] == ([mine.name] if own or taken else [])
+    if own or taken:
+        monkeypatch.undo()
+        assert find_base_problem(mine) is None
+        assert np.array_equal(read_leaves(mine / STATE)["frozen.embed"], np.full((64, 64), 1.0, np.float32))
+
+
+def refuse_links(*_: Any, **__: Any) -> None:
+    raise OSError(95, "Operation not supported")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from models import HfModel
+from models import Gpt, HfModel, PixelScale
 from models.gpt import sample_tokens
-from models.hf_config import choose_family, read_shape, write_config
+from models.hf_config import choose_family, read_pixels, read_shape, write_config, write_preprocessor
 from models.hf_families import FAMILIES
 from runner.checkpoint.hf_folder import open_hf_folder
+from runner.checkpoint.hf_shape import read_hf_shape
 from runner.checkpoint.hf_weights import open_hf_weights
+from runner.checkpoint.store import name_leaves
 from runner.checkpoint.transfer import take_weights
 from runner.errors import ConfigError, RefusedError
 from runner.inspect import export_hf
@@ -343,3 +346,62 @@ def test_a_family_is_found_again(name: str) -> None:
         del known["num_labels"]
     assert choose_family(read_shape(known).network) == family.lower()
     assert read_shape(known).vocab == (0 if name == "vit" else VOCAB)
+
+
+def test_one_from_scratch_is_a_gpt2_to_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="a comparison with another library, run where it is")
+    shape: Any = {"num_layers": 2, "num_heads": 2, "width": 16, "hidden": 24, "context": SEQ, "biases": True}
+    option = Gpt(**shape, norm="layernorm", positions="learned", activation="gelu")
+    model: Any = option.build((SEQ,), VOCAB, nnx.Rngs(0))
+    values = name_leaves({"params": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
+    family = choose_family(option)
+    export = HfExport(option, family, write_config(option, family, VOCAB, (SEQ,)), ())
+    export.write(tmp_path / "model.safetensors", values)
+    theirs, batch = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), make_batch("gpt2")
+    assert type(theirs).__name__ == "GPT2LMHeadModel"
+    np.testing.assert_allclose(model(jnp.asarray(batch)), compute_theirs(theirs, batch), atol=TOLERANCE)
+
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def test_images_are_normalized_as_the_folder_says(made: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+    """What transformers is given by its processor, ours makes of values from 0 to 1; an export says so again."""
+    theirs, folder = made("vit")
+    shutil.copytree(folder, tmp_path / "vit")
+    (tmp_path / "vit/preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    shape, batch = read_hf_shape(tmp_path / "vit"), make_batch("vit")
+    assert read_hf_shape(folder).pixels is None
+    assert shape.pixels == PixelScale(mean=tuple(MEAN), std=tuple(STD))
+    normalized = ((batch - np.float32(MEAN)) / np.float32(STD)).astype(np.float32)
+    for done, given in ((True, normalized), (False, batch)):
+        option = HfModel(path="x", shape=shape, normalize=done)
+        graphdef, params, rest = nnx.split(option.build(shape.image, CLASSES, nnx.Rngs(0)), nnx.Param, ...)
+        state, _ = take_weights(
+            {"params": nnx.to_pure_dict(params)}, open_hf_weights(folder), partial=False, stacked=is_stacked
+        )
+        nnx.replace_by_pure_dict(params, state["params"])
+        ours: Any = nnx.merge(graphdef, params, rest)
+        np.testing.assert_allclose(ours(jnp.asarray(batch)), compute_theirs(theirs, given), atol=TOLERANCE)
+    assert read_pixels(write_preprocessor(shape.image, shape.pixels), 3) == shape.pixels
+    assert read_pixels(write_preprocessor(shape.image, None), 3) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"do_rescale": False}, "do_rescale=false with rescale_factor=0.0039"),
+        ({"rescale_factor": 1 / 127.5}, "is not supported; images have values from 0 to 1"),
+        ({"image_mean": [0.5]}, r"image_mean=\[0.5\] is no number for each of 3 channels"),
+        ({"image_std": [1, 0, 1]}, "image_std="),
+        ({"image_mean": ["a", 0, 1]}, "image_mean="),
+        ({"image_mean": {"a": 1}}, "image_mean="),
+    ],
+)
+def test_what_else_is_done_to_pixels_is_refused(said: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    config = {"model_type": "vit", "image_size": SIDE, "patch_size": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=f"preprocessor_config.json: .*{problem}"):
+        read_hf_shape(tmp_path)
+    assert read_pixels({}, 1) == PixelScale(mean=(0.5,), std=(0.5,))

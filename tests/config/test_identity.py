@@ -40,6 +40,8 @@ CHANGED: dict[str, Any] = {
     "mesh.tensor": 2,
     "program": {"kind": "external", "target": "my:Program", "options": {}},
     "data.tokenizer": "llama",
+    "data.eos": False,
+    "model.normalize": False,
     "model.head_dim": 16,
     "model.rotary_scaling": {"factor": 8.0},
     "model.window": 4096,

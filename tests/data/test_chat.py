@@ -325,6 +325,51 @@ def test_a_line_that_is_no_conversation_is_told(row: Any, said: str, tmp_path: P
             look()
 
 
+def test_what_others_call_them_is_the_same_conversation() -> None:
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2 + 3?"},
+        {"role": "assistant", "content": "5"},
+    ]
+    shared = [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "5"}]
+    with_system = [{"from": "system", "value": "Be brief."}, *shared]
+    parts = [
+        {**message, "content": [{"type": "text", "text": each} for each in message["content"]]} for message in said
+    ]
+    for row in (
+        {"messages": said},
+        {"conversations": with_system},
+        {"conversations": shared, "system": "Be brief."},
+        {"conversations": said},
+        {"messages": parts},
+    ):
+        assert list(read_conversation(row, only_last=False).messages) == said, row
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"conversations": [{"from": "gtp", "value": "5"}]},
+            "message 1 of conversations is from 'gtp'; did you mean gpt?",
+        ),
+        ({"conversations": [{"from": "gpt", "text": "5"}]}, "conversations: its content is null; expected text"),
+        ({"conversations": [{"from": "human", "value": "2 + 3?"}]}, "ends with a message of user"),
+        ({"conversations": "2 + 3?"}, "conversations is text; expected a list"),
+        ({"conversations": [{"from": "system", "value": "a"}], "system": "b"}, "leave one of them out"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "image", "url": "a.png"}]}]},
+            "a part of its content is of type 'image'; only",
+        ),
+        ({"messages": [{"role": "assistant", "content": ["5"]}]}, "a part of its content is text; only"),
+        ({"messages": [{"role": "assistant", "content": []}]}, "messages is an empty answer"),
+    ],
+)
+def test_what_is_none_of_theirs_is_told(row: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("?", r"\?").replace("+", r"\+")):
+        read_conversation(row, only_last=False)
+
+
 def test_calls_of_tools_may_have_no_words(tmp_path: Path) -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
     assert len(talk([USER, called, {"role": "tool", "content": "3"}, ANSWER]).messages) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from models import Gpt, HfModel, HfShape
+from runner.errors import ConfigError
 from runner.inspect.hf_adapters import PREFIX, name_as_hf
-from tests.conftest import Door
+from runner.train.tuned_weights import TunedWeights, format_peft
+from tests.conftest import Door, composed
 from tests.hf_folders import write_llama
 from tests.inspect.test_tuned_runs import export
 from tests.session.test_hf_start import WORDS
@@ -40,6 +43,46 @@ def test_they_make_of_the_folder_what_was_trained(door: Door) -> None:
         merged = before[f"{module}.weight"] + 6 / 2 * b @ a
         assert np.abs(merged - before[f"{module}.weight"]).max() > 1e-3, module
         np.testing.assert_allclose(merged, after[f"{module}.weight"], atol=1e-6, err_msg=module)
+
+
+@pytest.mark.forked(quick=True)
+def test_what_trains_whole_beside_them_is_a_module_to_save(door: Door) -> None:
+    """PEFT puts these in the place of its own: they are the tensors of the model that is exported."""
+    write_llama(door.cwd / "base")
+    done = door.run(
+        *(*WORDS, "train.steps=5", "tune=lora", "tune.rank=2", "tune.targets=[attn_out]", "optim.lr=0.05"),
+        "tune.train=[norm,head,blocks.1.attention.qkv,blocks.*.norm_ffn]",
+    )
+    assert done.returncode == 0, done.stderr
+    arrays = export(door.the_run, door.cwd / "adapters", "peft")
+    export(door.the_run, door.cwd / "whole", "hf")
+    after = load_file(door.cwd / "whole/model.safetensors")
+    told = json.loads((door.cwd / "adapters/adapter_config.json").read_text())
+    norms = [f"model.layers.{layer}.post_attention_layernorm" for layer in range(2)]
+    parts = [f"model.layers.1.self_attn.{part}_proj" for part in "kqv"]
+    assert told["modules_to_save"] == sorted(["lm_head", "model.norm", *norms, *parts])
+    assert told["target_modules"] == [f"model.layers.{layer}.self_attn.o_proj" for layer in range(2)]
+    for module in told["modules_to_save"]:
+        np.testing.assert_array_equal(arrays[f"{PREFIX}{module}.weight"], after[f"{module}.weight"])
+    assert len(arrays) == len(told["modules_to_save"]) + 2 * len(told["target_modules"])
+
+
+def test_half_a_module_is_no_module_to_save() -> None:
+    config: Any = composed("data=stdlib", "tune=lora", "tune.targets=[down]", "tune.train=[up,blocks.1.ffn.bias]")
+    adapter = {"down.lora_a": np.zeros((4, 8)), "down.lora_b": np.zeros((8, 2))}
+    trained = {**adapter, "up.kernel": np.ones((3, 4)), "blocks.ffn.bias": np.ones((1, 5))}
+    frozen = {"down.kernel": np.zeros((4, 2)), "blocks.ffn.bias": np.zeros((2, 5))}
+    arrays, told = format_peft(TunedWeights(trained, frozen, {}), config)
+    assert told["modules_to_save"] == ["blocks.1.ffn", "up"]
+    assert arrays[f"{PREFIX}up.weight"].shape == (4, 3)
+    alone = {"down.kernel": np.zeros((4, 2))}
+    more: Any = dataclasses.replace(config, tune=dataclasses.replace(config.tune, train=("up", "down.bias")))
+    with pytest.raises(ConfigError, match="part of down alone, or it has an adapter"):
+        format_peft(TunedWeights({**adapter, "up.kernel": np.ones((3, 4)), "down.bias": np.zeros(2)}, alone, {}), more)
+    with pytest.raises(ConfigError, match=r"up\.scale_of_mine is of no linear layer"):
+        format_peft(TunedWeights({**trained, "up.scale_of_mine": np.zeros(4)}, frozen, {}), config)
+    with pytest.raises(ConfigError, match=r"part of blocks\.1\.ffn alone"):
+        format_peft(TunedWeights(trained, {**frozen, "blocks.ffn.kernel": np.zeros((3, 5, 5))}, {}), config)
 
 
 def test_a_matrix_of_gpt2_has_its_inputs_first() -> None:

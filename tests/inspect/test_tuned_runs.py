@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from runner.errors import RefusedError
-from runner.inspect import diff_checkpoints, export_weights, verify_checkpoint
+from runner.inspect import diff_checkpoints, export_weights, ls_runs, show_checkpoint, verify_checkpoint
 from runner.inspect.load_model import load_model
 from tests.conftest import SMALL, Door
 from tests.laws.test_tuned import FREEZE, LORA, base_of, flip, largest
@@ -159,3 +159,34 @@ def test_adapters_on_a_trained_model_reach_a_lower_loss_than_it_has(untouched: C
         lines = (next(door.cwd.glob(f"outputs/after{len(losses)}/*")) / "logs/metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines if json.loads(line)["split"] == "eval"][-1])
     assert losses[1] < losses[0] - 0.3
+
+
+def test_which_base_a_run_has_is_told_with_its_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Those of a file that another run has as well are told apart: together they take the disk once."""
+    for name in ("one", "two"):
+        shutil.copytree(runs["lora"], tmp_path / name, symlinks=True)
+    base = base_of(tmp_path / "one")
+    files = [path for path in base.rglob("*") if path.is_file()]
+    size, file = sum(path.stat().st_size for path in files), largest(base)
+
+    def listed(run: Path) -> Any:
+        said: list[str] = []
+        result = ls_runs.run_verb(Namespace(run=str(run), verify=False), said.append)
+        return result.document["bases"], next((line for line in said if line.startswith("frozen")), "")
+
+    bases, line = listed(tmp_path / "one")
+    assert bases == [{"digest": base.name, "bytes": size, "shared_bytes": 0, "other_links": 0}]
+    assert line.startswith(f"frozen weights {base.name[:8]}, stored once: ")
+    assert line.endswith("of this run alone")
+    other = tmp_path / "two" / file.relative_to(tmp_path / "one")
+    other.unlink()
+    other.hardlink_to(file)
+    bases, line = listed(tmp_path / "one")
+    assert bases == [{"digest": base.name, "bytes": size, "shared_bytes": file.stat().st_size, "other_links": 1}]
+    assert line.endswith("are shared by links with 1 other")
+    assert listed(runs["whole"]) == ([], "")
+    (result,) = [show_checkpoint.run_verb(Namespace(checkpoint=str(tmp_path / "one")), lambda _: None)]
+    assert result.document["bases"] == bases
+    shutil.rmtree(base)
+    _, said = said_by(show_checkpoint, checkpoint=str(tmp_path / "one"))
+    assert any(f"weights {base.name[:8]} are missing: this checkpoint needs them" in line for line in said)

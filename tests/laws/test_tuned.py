@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.buckets import BUCKET, serve_bucket
 from tests.conftest import SMALL, Door, assert_same, checkpoint
 
 pytestmark = pytest.mark.forked
@@ -126,6 +127,43 @@ def test_an_empty_machine_goes_on_from_a_bucket(door: Door, tmp_path: Path, unto
     assert again.returncode == 0, again.stderr
     assert "the frozen weights there are not good" in again.stdout + again.stderr
     assert "made again, with the same digest" in again.stdout
+
+
+@pytest.mark.slow
+def test_an_empty_machine_goes_on_from_s3(door: Door, untouched: Callable[..., Door]) -> None:
+    """As from a folder, over S3's own protocol."""
+    with serve_bucket() as server:
+        # A schedule that does not ask how long the run is to be.
+        steady = (*LORA, "schedule=constant", "schedule.warmup_steps=2")
+        words = (*steady, f"remote=s3://{BUCKET}/tuned")
+        done = door.run(*words, "train.steps=30", **server.environment)
+        assert done.returncode == 0, done.stderr
+        name, base = door.the_run.name, base_of(door.the_run)
+        shutil.rmtree(door.cwd / "outputs")
+        again = door.run(*words, f"dir=outputs/default/{name}", **server.environment)
+        assert again.returncode == 0, again.stderr
+        assert "restored step 30" in again.stdout
+    assert base_of(door.the_run).name == base.name
+    mine, theirs = (checkpoint(each.the_run / "checkpoints/60") for each in (door, untouched(*steady)))
+    assert all(np.array_equal(mine[leaf], value) for leaf, value in theirs.items() if "progress" not in leaf)
+
+
+@pytest.mark.parametrize("words", [LORA, FREEZE], ids=["lora", "freeze"])
+def test_several_processes_make_a_lost_base_again(words: tuple[str, ...], door: Door) -> None:
+    together = ("hosts=local", "hosts.count=2", "mesh=fsdp")
+    done = door.run(*words, "train.steps=15", *together)
+    assert done.returncode == 0, done.stderr
+    run = door.the_run
+    base = base_of(run)
+    before = checkpoint(base)
+    flip(largest(base))
+    more = door.run(f"dir={run}", "train.steps=20", *together)
+    assert more.returncode == 0, more.stderr
+    assert "made again, with the same digest" in more.stdout
+    assert "restored step 15" in more.stdout
+    assert base_of(run) == base
+    after = checkpoint(base)
+    assert all(np.array_equal(after[name], leaf) for name, leaf in before.items())
 
 
 def test_several_processes_write_one_base_and_one_goes_on_from_it(door: Door, untouched: Callable[..., Door]) -> None:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from models import HfModel
+from models.hf_config import read_shape
 from runner.checkpoint.arrays import read_leaf_specs
+from runner.checkpoint.hf_folder import HfFolder
+from runner.checkpoint.hf_shape import read_hf_shape
 from runner.checkpoint.record import STATE
 from runner.errors import ConfigError
 from runner.inspect.export_hf import plan_hf_export
 from runner.inspect.load_model import load_model
 from runner.inspect.lookup import find_checkpoint
-from tests.conftest import SMALL, Door, assert_same
+from runner.session.base_files import describe_pixels
+from tests.conftest import SMALL, Door, assert_same, composed
 from tests.hf_folders import write_llama, write_tokenizer
 
 # Without what says the shape of a model: the folder does.
@@ -213,3 +219,24 @@ def test_what_no_family_is_is_not_written_out(door: Door) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert "use --to safetensors" in done.stderr
     assert not Path(door.cwd / "out").exists()
+
+
+def test_how_images_are_given_is_told(tmp_path: Path) -> None:
+    said = {"model_type": "vit", "image_size": 12, "patch_size": 4, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    folder = HfFolder(tmp_path, said, (), {})
+    digits = ("data=digits", "model=vit")
+    assert describe_pixels(composed(*digits), folder) == ""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_std": [1, 2, 3]}))
+    assert describe_pixels(composed(*digits), folder).startswith(
+        "warning: these weights were trained on images normalized with mean 0.5, 0.5, 0.5 and standard deviation 1.0, 2"
+    )
+    for normalize, begin in (
+        (True, "images are normalized as the folder says"),
+        (False, "images are taken as the data"),
+    ):
+        model = HfModel(path="x", shape=read_hf_shape(tmp_path), normalize=normalize)
+        assert describe_pixels(replace(composed(*digits), model=model), folder).startswith(begin)
+    # As a run that began before: its configuration knows of none.
+    older = HfModel(path="x", shape=read_shape(said))
+    assert describe_pixels(replace(composed(*digits), model=older), folder).startswith("warning: ")
