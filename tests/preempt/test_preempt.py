@@ -830,11 +830,7 @@ def test_the_death_of_a_parent_is_one_request_however_often_it_is_told() -> None
         "        time.sleep(2 * ECHO_SECONDS)\n"
         "    print('still here', flush=True)\n"
     )
-    parent = (
-        "import subprocess, sys\n"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
-        "sys.stdin.read()\n"
-    )
+    parent = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])\nsys.stdin.read()\n"
     process = subprocess.Popen(
         [sys.executable, "-c", parent], cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
