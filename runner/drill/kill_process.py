@@ -247,8 +247,9 @@ def watch_process(
                         struck.append(beat)
             time.sleep(CLOSE_POLL_SECONDS if planned and _is_close(planned, beat) else POLL_SECONDS)
     last, run_dir = reader.read(), drill_run.run_dir
-    # A run that obeys a SIGTERM goes on for a moment: what it did when it was asked is what counts.
-    at_kill = struck[0] if planned and planned.signal == SIGTERM and struck else last
+    # A run that obeys a SIGTERM goes on for a moment, and so does what is left of several processes: what it did when
+    # it was struck is what counts.
+    at_kill = struck[0] if planned and struck and (planned.signal == SIGTERM or baseline.processes) else last
     trained = run_dir is not None and bool(trace.reached or (last and last.phase not in STARTING_PHASES))
     from_step = run_dir.read_status().get("attempt", {}).get("from_step") if run_dir and trained else None
     return DrilledProcess(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -499,10 +500,12 @@ def test_with_a_bucket_the_disk_is_lost_at_each_kill(door: Door) -> None:
 
 @pytest.mark.slow
 def test_of_several_processes_any_is_killed(door: Door) -> None:
-    code, out, err = _drilled(door, "--kills", "5", "--", *MOVED, "hosts=local")
+    code, out, err = _drilled(door, "--kills", "5", "--", *MOVED, "hosts=local", "train.steps=300")
     assert code == 0, out + err
     assert "Identical, bit for bit" in out
-    assert "killed    command 1 · process 0 2 · process 1 2" in out
+    # The last may come when the run is over.
+    assert "  killed    " in out
+    assert {"process 0", "process 1", "command"} <= set(re.findall(r"SIG\w+  (process .|command)", out))
 
 
 @pytest.mark.slow
