@@ -78,9 +78,9 @@ class Mesh:
         return math.prod(size for axis in AXES if (size := getattr(self, axis)) != -1)
 
     def build(
-        self, batch_size: int, microbatches: int = 1, devices: Sequence[jax.Device] | None = None
+        self, batch_size: int | None, microbatches: int = 1, devices: Sequence[jax.Device] | None = None
     ) -> jax.sharding.Mesh:
-        """Return the mesh of these devices, or of this process's.
+        """Return the mesh of these devices, or of this process's; `batch_size=None`: there is no batch to divide.
 
         Raises ConfigError where there are too few, or where the batch does not divide evenly among them.
         """
@@ -89,7 +89,7 @@ class Mesh:
         owner, devices = (THIS_RUN, jax.devices()) if devices is None else ("the target", devices)
         sizes = self._fill_rest(owner, len(devices))
         parts = math.prod(sizes[axis] for axis in BATCH_AXES)
-        if batch_size % (parts * microbatches):
+        if batch_size is not None and batch_size % (parts * microbatches):
             split = f" times train.microbatches={microbatches}" if microbatches > 1 else ""
             among = " × ".join(f"mesh.{axis}={sizes[axis]}" for axis in BATCH_AXES if sizes[axis] > 1) or "mesh.data=1"
             raise ConfigError(f"data.batch_size: got {batch_size}; it must divide evenly among {among} devices{split}")
@@ -277,6 +277,19 @@ def put_local_rows(mesh: jax.sharding.Mesh, batch_size: int, tree: Tree) -> Tree
         return jax.make_array_from_callback((batch_size, *leaf.shape[1:]), sharding, take)
 
     return jax.tree.map(put, tree)
+
+
+def put_whole(mesh: jax.sharding.Mesh, tree: Tree) -> Tree:
+    """Lay what every process has whole on every device. Nothing is sent from one process to another."""
+    import jax
+
+    sharding = replicated_sharding(mesh)
+    if is_local(mesh):
+        return jax.device_put(tree, sharding)
+    # Not `jax.device_put`: it would have all processes compare what they give, each time.
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index]), tree
+    )
 
 
 def activation_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding | None:

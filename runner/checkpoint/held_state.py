@@ -10,9 +10,11 @@ No computation of the devices takes part, so that processes that hold a state am
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +55,8 @@ def list_pieces(state: Tree) -> HeldState:
     # A state has hundreds of leaves and one or two shardings.
     alone: dict[jax.sharding.Sharding, bool] = {}
     pieces = []
-    for leaf in leaves:
+    replicas = choose_replicas(tuple((leaf.shape, leaf.dtype.itemsize, leaf.sharding) for leaf in leaves))
+    for leaf, replica in zip(leaves, replicas, strict=True):
         sharding = leaf.sharding
         if sharding not in alone:
             alone[sharding] = len(sharding.device_set) == 1 and sharding.is_fully_addressable
@@ -62,9 +65,54 @@ def list_pieces(state: Tree) -> HeldState:
             pieces.append([((), jax.random.key_data(leaf) if is_key else leaf)])
             continue
         # Of parts that lie on several devices, one device's copy is written.
-        own = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+        own = [shard for shard in leaf.addressable_shards if shard.replica_id == replica]
         pieces.append([(shard.index, jax.random.key_data(shard.data) if is_key else shard.data) for shard in own])
     return HeldState(structure, [(leaf.aval, leaf.sharding) for leaf in leaves], pieces)
+
+
+# A run saves the same structure each time.
+@functools.lru_cache(maxsize=4)
+def choose_replicas(kinds: tuple[tuple[tuple[int, ...], int, jax.sharding.Sharding], ...]) -> tuple[int, ...]:
+    """Return which copy of each array is written, so that every process writes about as much as any other.
+
+    Every process comes to the same answer. Where all devices belong to one process it is the first copy, as jax counts
+    them (`Shard.replica_id`).
+
+    Args:
+        kinds: of each array its shape, the bytes of an element, and how it is divided.
+    """
+    chosen = [0] * len(kinds)
+    sizes = [math.prod(shape) * itemsize for shape, itemsize, _ in kinds]
+    written: Counter[int] = Counter()
+    # The largest first: what is small fills up what is left.
+    for number in sorted(range(len(kinds)), key=lambda number: -sizes[number]):
+        shape, itemsize, sharding = kinds[number]
+        if sharding.is_fully_addressable:
+            continue
+        part = math.prod(sharding.shard_shape(shape)) * itemsize
+        copies = _list_copies(sharding, shape)
+        # The one that leaves the process which writes most with the least.
+        chosen[number] = min(
+            range(len(copies)), key=lambda copy: max(written[process] for process in copies[copy].elements())
+        )
+        for process, count in copies[chosen[number]].items():
+            written[process] += count * part
+    return tuple(chosen)
+
+
+@functools.lru_cache(maxsize=1024)
+def _list_copies(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> tuple[Counter[int], ...]:
+    """Return for each copy of an array how many of its parts each process has."""
+    # As jax counts them: the devices in order, each has the next copy of its part.
+    seen, copies = Counter[Hashable](), list[Counter[int]]()
+    devices: Mapping[Any, Index] = sharding.devices_indices_map(shape)
+    for device, index in devices.items():
+        key = tuple((part.start, part.stop) for part in index)
+        if seen[key] == len(copies):
+            copies.append(Counter())
+        copies[seen[key]][device.process_index] += 1
+        seen[key] += 1
+    return tuple(copies)
 
 
 def copy_to_host(state: Tree) -> HeldState:

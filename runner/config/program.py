@@ -149,13 +149,11 @@ def check_program(config: Config) -> None:
 
 
 def _check_own_data(config: Config) -> None:
-    """Raise ValueError where something counts passes over data, or divides a batch, that is not there."""
+    """Raise ValueError where something counts passes over data that is not there."""
     if config.data.kind != "none":
         return
     if config.train.epochs is not None:
         raise ValueError("train.epochs: with data=none there is nothing to pass over; say train.steps=N")
-    if not config.mesh.is_single:
-        raise ValueError("mesh: with data=none there is no batch to divide; leave it out")
     for name, rule in config.ckpt.save.items():
         if isinstance(rule, EveryEpochs):
             raise ValueError(f"ckpt.save.{name}: with data=none there are no epochs; use kind=steps or kind=seconds")

@@ -228,7 +228,8 @@ def _next_from_step(later: Sequence[DrilledProcess]) -> int | None:
 def _describe_end(process: DrilledProcess) -> str:
     if process.planned is None or not process.was_killed:
         return "finished" if process.exit_code == 0 else f"exit code {process.exit_code}"
-    return f"{process.planned.signal.name} · {process.moment}"
+    who = "" if process.planned.victim is None else f" {process.planned.victim}"
+    return f"{process.planned.signal.name}{who} · {process.moment}"
 
 
 def _repeated_stretches(result: DrillResult) -> Iterator[tuple[int, int]]:

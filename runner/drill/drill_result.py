@@ -82,12 +82,26 @@ class DrillResult:
         return " · ".join(f"{moment} {counts[moment]}" for moment in (*MOMENTS, "finish", "data") if counts[moment])
 
     @property
+    def victims(self) -> str:
+        """The number of kills of each process of the run: `command 1 · process 0 2`; empty where it had but one."""
+        if not self.baseline.processes:
+            return ""
+        counts = Counter(kill.victim for kill in self.kills)
+        whom: list[int | None] = [None, *range(self.baseline.processes)]
+        return " · ".join(f"{name_victim(victim)} {counts[victim]}" for victim in whom if counts[victim])
+
+    @property
     def price(self) -> str:
         """The cost of the kills in steps and in seconds, for a person."""
         kills, alone, killed = self.kills, _total_seconds([self.uninterrupted]), _total_seconds(self.processes)
         lost = format_count(sum(kill.lost for kill in kills), "step")
         each = (killed - alone) / max(len(kills), 1)
         return f"{lost} done again; {format_duration(killed)} instead of {format_duration(alone)}, {each:.1f} s a kill"
+
+
+def name_victim(victim: int | None) -> str:
+    """Return what people are told was killed: `process 1`, or `command` where that was not one of its processes."""
+    return "command" if victim is None else f"process {victim}"
 
 
 def result_document(result: DrillResult) -> dict[str, object]:
@@ -130,7 +144,10 @@ def result_lines(result: DrillResult) -> list[str]:
         lines.append(f"  only {len(landed)} of {result.kills_asked} kills landed: the run was over before the others")
     if result.comparison:
         lines += _comparison_lines(result.comparison)
-    lines += [f"  kills     {result.moments}", f"  price     {result.price}"]
+    lines.append(f"  kills     {result.moments}")
+    if result.victims:
+        lines.append(f"  killed    {result.victims}")
+    lines.append(f"  price     {result.price}")
     if result.broken:
         lines.append(f"  broken    {result.broken}")
     if result.cause:

@@ -18,7 +18,7 @@ from pathlib import Path
 from runner import files
 from runner.drill.compare_runs import RunComparison, compare_runs, measure_drift
 from runner.drill.diagnosis import DifferenceFacts, explain_difference, explain_drift
-from runner.drill.drill_result import PICTURE, DrillResult, result_document, result_lines
+from runner.drill.drill_result import PICTURE, DrillResult, name_victim, result_document, result_lines
 from runner.drill.kill_plan import STARTING_PHASES, Baseline, plan_kills
 from runner.drill.kill_process import DrilledProcess, DrillRun, run_and_kill, watch_process
 from runner.drill.wiped_disk import NO_BUCKET, find_wiped_disk
@@ -130,7 +130,7 @@ def _run_drill(result: DrillResult, overrides: tuple[str, ...], seed: int, say: 
     drill_run = DrillRun("interrupted", result.folder / "interrupted", killed, wiped_disk=wiped_disk)
     disk = "" if wiped_disk is None else ", its disk lost each time"
     say(f"again, and killed {format_count(len(kills), 'time')}{disk}:")
-    reporter.begin_run("interrupted")
+    reporter.begin_run("interrupted", result.baseline.processes)
     for process in run_and_kill(drill_run, kills, result.baseline, reporter.observe, result.devices):
         result.processes.append(process)
         reporter.end_process(process)
@@ -223,14 +223,15 @@ class KillReporter:
 
     def __init__(self, say: Say, kills_asked: int):
         self.say, self._kills_asked = say, kills_asked
-        self._on_terminal, self._last_written, self._name = sys.stderr.isatty(), 0.0, ""
+        self._on_terminal, self._last_written = sys.stderr.isatty(), 0.0
+        self._name, self._num_processes = "", 0
         # The last killed process, while it is not known yet what came of the kill.
         self._pending: DrilledProcess | None = None
         self._count = 0
 
-    def begin_run(self, name: str) -> None:
-        """Speak of another run from here on."""
-        self._name = name
+    def begin_run(self, name: str, num_processes: int = 0) -> None:
+        """Speak of another run from here on; `num_processes`: as many as its command starts to work on it."""
+        self._name, self._num_processes = name, num_processes
 
     def observe(self, now: float, beat: Heartbeat | None) -> None:
         """Take note of what a process does now."""
@@ -268,4 +269,5 @@ class KillReporter:
         self.clear_status_line()
         step = f"step {killed.step}" if killed.step is not None else ""
         number = f"{self._count:>{len(str(self._kills_asked))}}/{self._kills_asked}"
-        self.say(f"  {number}  {killed.planned.signal.name}  {killed.moment:<8} {step:<9}  {what}")
+        who = f"  {name_victim(killed.planned.victim):<10}" if self._num_processes else ""
+        self.say(f"  {number}  {killed.planned.signal.name}{who}  {killed.moment:<8} {step:<9}  {what}")

@@ -11,8 +11,11 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from runner.rundir.heartbeat import Heartbeat
+
+Choice = TypeVar("Choice")
 
 # Phases of a process that does not train yet, in the order in which they come.
 STARTING_PHASES = ("import", "startup", "restore", "compile")
@@ -44,12 +47,14 @@ class Baseline:
         evaluated: the steps at which it evaluated.
         saved: the steps at which it saved.
         seconds: how long a phase usually took (the median), by its name.
+        processes: how many processes its command has started to work on it; 0 where it works on it itself.
     """
 
     steps: int
     evaluated: Sequence[int] = ()
     saved: Sequence[int] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    processes: int = 0
 
     def steps_of(self, moment: str) -> Sequence[int]:
         """Return the steps at which a moment came; all of them for a moment that comes at any step."""
@@ -69,6 +74,7 @@ class PlannedKill:
         late: from this step on it is killed whatever it does: its moment was too short to be seen.
         signal: SIGKILL, or SIGTERM as a machine that goes away sends it.
         depth: how far into the moment, as a part of its usual length.
+        victim: the number of the process of the run that is killed; None for its command.
     """
 
     moment: str
@@ -76,6 +82,7 @@ class PlannedKill:
     late: int
     signal: signal.Signals = signal.SIGKILL
     depth: float = 0.0
+    victim: int | None = None
 
     def is_in(self, beat: Heartbeat | None) -> bool:
         """Return whether a process with this heartbeat is in the moment; None is a process without one yet."""
@@ -122,7 +129,12 @@ def plan_kills(seed: int, count: int, baseline: Baseline) -> list[PlannedKill]:
     while_running = [moment for moment in moments if moment not in STARTING_PHASES]
     kills = _plan_running_kills(while_running, baseline, rng)
     kills = _insert_starting_kills(kills, while_starting, baseline, rng)
-    return _choose_sigterms(kills, baseline, rng)
+    kills = _choose_sigterms(kills, baseline, rng)
+    if not baseline.processes:
+        return kills
+    # The command comes as often as each of its processes, of which process 0 leads.
+    victims = _draw_endlessly((None, *range(baseline.processes)), rng)
+    return [replace(kill, victim=victim) for kill, victim in zip(kills, victims, strict=False)]
 
 
 def _plan_running_kills(moments: Sequence[str], baseline: Baseline, rng: random.Random) -> list[PlannedKill]:
@@ -179,7 +191,7 @@ def _spread_steps(count: int, steps: int, rng: random.Random) -> Iterator[int]:
     return (1 + min(int((index + rng.random()) / count * room), room - 1) for index in range(count))
 
 
-def _draw_endlessly(choices: Sequence[int], rng: random.Random) -> Iterator[int]:
+def _draw_endlessly(choices: Sequence[Choice], rng: random.Random) -> Iterator[Choice]:
     """Yield choices at random for ever, all of them before any comes again."""
     while choices:
         yield from rng.sample(list(choices), len(choices))

@@ -20,6 +20,7 @@ from statistics import median
 from runner import files
 from runner.checkpoint.record import newest_durable_step
 from runner.drill.kill_plan import STARTING_PHASES, TRAINING_PHASES, Baseline, PlannedKill, phase_of
+from runner.drill.run_processes import OpenProcesses, list_processes
 from runner.drill.wiped_disk import WipedDisk
 from runner.errors import STOPPED
 from runner.installation import find_run_program
@@ -117,12 +118,14 @@ class ProcessTrace:
         writes: (phase of the writer, step, from, to), beside the spans.
         evaluated: the steps at which it evaluated.
         reached: (time, how many steps were complete).
+        processes: how many processes it had started to work on the run when it began to train.
     """
 
     spans: list[tuple[str, float, float]] = field(default_factory=list)
     writes: list[tuple[str, int, float, float]] = field(default_factory=list)
     evaluated: list[int] = field(default_factory=list)
     reached: list[tuple[float, int]] = field(default_factory=list)
+    processes: int = 0
 
     def observe(self, now: float, beat: Heartbeat | None) -> None:
         """Note what has changed since the last look."""
@@ -158,7 +161,7 @@ class ProcessTrace:
         seconds = {phase: median(each) for phase, each in lengths.items()}
         seconds["step"] = sum(lengths.get("train", ())) / steps
         saved = {step for phase, step, _, _ in self.writes if phase == "write"}
-        return Baseline(steps, sorted(set(self.evaluated)), sorted(saved), seconds)
+        return Baseline(steps, sorted(set(self.evaluated)), sorted(saved), seconds, self.processes)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,10 @@ class DrilledProcess:
         if self.planned is None:
             return False
         obeyed = self.planned.signal == SIGTERM and self.exit_code == STOPPED
-        return obeyed or self.exit_code == -self.planned.signal
+        if self.planned.victim is None:
+            return obeyed or self.exit_code == -self.planned.signal
+        # The command lives on: it tells of its process 0 as a shell does, and without another one the run stops.
+        return obeyed or self.exit_code == (STOPPED if self.planned.victim else 128 + self.planned.signal)
 
     @property
     def moment(self) -> str:
@@ -216,10 +222,13 @@ def watch_process(
     reader, trace, began = HeartbeatReader(drill_run), ProcessTrace(), time.perf_counter() - origin
     moment_began: float | None = None
     struck: list[Heartbeat | None] = []
-    with _start_process(drill_run, planned) as process:
+    is_counted = False
+    with _start_process(drill_run, planned) as (process, others):
         while process.poll() is None:
             now, beat = time.perf_counter() - origin, reader.read()
             trace.observe(now, beat)
+            if trace.reached and not is_counted:
+                is_counted, trace.processes = True, len(list_processes(process.pid))
             on_heartbeat(now, beat)
             if planned is not None and not struck:
                 if not planned.is_in(beat):
@@ -228,12 +237,19 @@ def watch_process(
                     moment_began = now
                 if planned.is_due(beat, None if moment_began is None else now - moment_began, baseline):
                     planned = planned.avoid_late_sigterm(beat, baseline)
-                    process.send_signal(planned.signal)
-                    struck.append(beat)
+                    processes = list_processes(process.pid)
+                    others.add(list(processes.values()))
+                    if planned.victim is None:
+                        process.send_signal(planned.signal)
+                        struck.append(beat)
+                    elif planned.victim in processes:
+                        os.kill(processes[planned.victim], planned.signal)
+                        struck.append(beat)
             time.sleep(CLOSE_POLL_SECONDS if planned and _is_close(planned, beat) else POLL_SECONDS)
     last, run_dir = reader.read(), drill_run.run_dir
-    # A run that obeys a SIGTERM goes on for a moment: what it did when it was asked is what counts.
-    at_kill = struck[0] if planned and planned.signal == SIGTERM and struck else last
+    # A run that obeys a SIGTERM goes on for a moment, and so does what is left of several processes: what it did when
+    # it was struck is what counts.
+    at_kill = struck[0] if planned and struck and (planned.signal == SIGTERM or baseline.processes) else last
     trained = run_dir is not None and bool(trace.reached or (last and last.phase not in STARTING_PHASES))
     from_step = run_dir.read_status().get("attempt", {}).get("from_step") if run_dir and trained else None
     return DrilledProcess(
@@ -267,7 +283,13 @@ class HeartbeatReader:
 
 
 @contextmanager
-def _start_process(drill_run: DrillRun, planned: PlannedKill | None) -> Iterator[subprocess.Popen[bytes]]:
+def _start_process(
+    drill_run: DrillRun, planned: PlannedKill | None
+) -> Iterator[tuple[subprocess.Popen[bytes], OpenProcesses]]:
+    """Start the command of a run; yield it, and what holds the processes that it starts in its turn.
+
+    At the end all have ended: killed, where the drill is interrupted.
+    """
     files.make_folder(drill_run.root)
     output = files.open_file(drill_run.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(output, "wb") as out:
@@ -280,11 +302,17 @@ def _start_process(drill_run: DrillRun, planned: PlannedKill | None) -> Iterator
             # A session of its own: Ctrl-C reaches the drill alone, which then ends the process here.
             start_new_session=True,
         )
+    others = OpenProcesses()
     try:
-        yield process
+        yield process, others
+        # Those whose command was killed save before they leave: what goes on next is to find the run free.
+        others.wait()
     finally:
+        others.add(list(list_processes(process.pid).values()))
         process.kill()
         process.wait()
+        others.kill()
+        others.wait()
 
 
 def _is_close(planned: PlannedKill, beat: Heartbeat | None) -> bool:
@@ -322,6 +350,7 @@ class LandedKill:
         signal: SIGKILL or SIGTERM.
         moment: what the process was doing.
         aimed: what it should have been doing.
+        victim: the number of the process of the run that was killed; None for its command.
         step: how many steps were complete; None where training had not begun.
         resumed_from: the step the next process went on from; None where that was killed before it trained.
         lost: how many steps were done again.
@@ -332,6 +361,7 @@ class LandedKill:
     signal: str
     moment: str
     aimed: str
+    victim: int | None
     step: int | None
     resumed_from: int | None = None
     lost: int = 0
@@ -356,6 +386,7 @@ def list_landed_kills(processes: Sequence[DrilledProcess]) -> list[LandedKill]:
                 signal=process.planned.signal.name,
                 moment=process.moment,
                 aimed=process.planned.moment,
+                victim=process.planned.victim,
                 step=process.step,
                 resumed_from=after.from_step if after else None,
                 lost=lost,

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.errors import ConfigError, HoldfastError, LostProcessError
+from runner.errors import STOPPED, ConfigError, HoldfastError, LostProcessError
+from runner.hosts.early_end import read_early_end
 from runner.hosts.link import (
     Link,
     Sign,
@@ -52,6 +53,7 @@ class Handlers:
         on_save: it asks for a save, after which training goes on.
         on_failed: it ends by a failure of its own: its link, its exit code, what it says.
         on_lost: it has gone without a word: its link, and how that was noticed.
+        on_early_end: it has ended before it had joined; the error that says so.
         on_end: process 0 says that the run ends here, with this exit code.
     """
 
@@ -59,6 +61,7 @@ class Handlers:
     on_save: Callable[[str], None] = lambda reason: None
     on_failed: Callable[[Link, int, str], None] = lambda link, code, line: None
     on_lost: Callable[[Link, str], None] = lambda link, how: None
+    on_early_end: Callable[[HoldfastError], None] = lambda error: None
     on_end: Callable[[int], None] = lambda code: None
 
 
@@ -191,6 +194,11 @@ class Several(Group):
         """Return the error that says which process has gone; None where none has. Waits a moment to hear of it."""
         return self._mailbox.wait_for_error(NOTICE_SECONDS)
 
+    def raise_if_lost(self) -> None:
+        """Raise the error that says which process has gone, where one is known to have."""
+        if lost := self._mailbox.wait_for_error(0.0):
+            raise lost
+
     def watch(self) -> None:
         """Give signs of life from now on, and notice where another process gives none any more; in a thread."""
         threading.Thread(target=self._watch, name="signs of life", daemon=True).start()
@@ -283,9 +291,10 @@ class Lead(Several):
                 self._arrived.wait_for(lambda: self._has_all() or self._stranger, timeout=RETRY_SECONDS)
             if self._stranger is not None:
                 raise ConfigError(self._stranger)
-            # One that was there may have gone again.
-            if lost := self._mailbox.wait_for_error(0.0):
-                raise lost
+            # One that was there may have gone again, or one has ended before it came: by the same stop, perhaps.
+            if self._mailbox.wait_for_error(0.0):
+                raise_if_stopped()
+                self.raise_if_lost()
             if self._has_all():
                 return
             raise_if_stopped()
@@ -358,6 +367,10 @@ class Lead(Several):
         try:
             _prepare(connection)
             hello = receive_line(connection, GREETING_SECONDS)
+            if "ended" in hello:
+                send_line(connection, {"noted": self._note_early_end(hello)})
+                connection.close()
+                return
             index, name = int(hello["index"]), f"process {hello['index']} ({hello['host']}, pid {hello['pid']})"
             with self._arrived:
                 problem = self._find_problem(index, name, hello)
@@ -393,6 +406,29 @@ class Lead(Several):
                 link.is_leaving = True
                 link.send(self._facts)
             self._arrived.notify_all()
+
+    def _note_early_end(self, line: JsonObject) -> bool:
+        """Take note that a process has ended; return whether that is known now.
+
+        Where it had joined, its connection tells more.
+        """
+        end = read_early_end(line)
+        if not 0 < end.index < self.count:
+            raise ValueError("no process of this run")
+        with self._arrived:
+            if end.index in self._taken or "end" in self._facts:
+                return end.index in self._seen or "end" in self._facts
+            # Nobody waits for it any more, to tell it how the run has ended.
+            self._seen.add(end.index)
+        error = end.build_error()
+        if end.code == STOPPED:
+            # It was asked to stop, and had nobody to tell it: so is the run.
+            self.handlers.on_stop(f"a signal to process {end.index}", None)
+            self._mailbox.fail(error)
+        else:
+            self._mailbox.fail(error)
+            self.handlers.on_early_end(error)
+        return True
 
     def _find_problem(self, index: int, name: str, hello: JsonObject) -> str | None:
         """Return why a process cannot take part; None where it can."""

@@ -2,11 +2,13 @@
 
 Process 0 is the run to whoever looks: it has our stdin, stdout and stderr, reports to our caller, and its exit code is
 ours. What the others print (they do so where they fail) comes on stderr, each line with the number of its process. They
-find each other by a variable of the environment, and end each other; here they are only started, and waited for.
+find each other by a variable of the environment, and end each other; here they are started, and waited for, and process
+0 is told of one that has ended before it came to the others.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -22,6 +24,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from runner.errors import STOPPED, HoldfastError
+from runner.hosts.early_end import EarlyEnd, tell_early_end
 from runner.hosts.options import THIS_MACHINE, LocalHosts
 from runner.installation import find_typed_program
 from runner.launch.child_process import handle_signals, spawn_child
@@ -34,8 +37,9 @@ from runner.screen import print_error, print_fresh_line
 
 # The time between two looks whether a process has ended, or a signal has come.
 POLL_SECONDS = 0.05
-# So long the others may go on when process 0 has ended; they end with it, unless they hang.
-LEFTOVER_SECONDS = 20.0
+# So long the others may go on when process 0 has ended. They end with it and it waits for them, unless they hang or
+# have not found it yet.
+LEFTOVER_SECONDS = 5.0
 # So long is waited for what a process said last; something that it started may hold its output for ever.
 LAST_WORDS_SECONDS = 1.0
 # Below those that the kernel gives to connections (from 32768 on): who tries to reach process 0 before it listens might
@@ -54,9 +58,9 @@ class LocalProcess:
         is_killed: it was killed from here.
     """
 
-    def __init__(self, index: int, handle: subprocess.Popen[bytes], reader: threading.Thread | None):
-        self.index, self.handle, self.reader = index, handle, reader
-        self.signals, self.is_killed, self._is_noted = 0, False, False
+    def __init__(self, index: int, handle: subprocess.Popen[bytes], printer: LinePrinter | None):
+        self.index, self.handle, self._printer = index, handle, printer
+        self.signals, self.is_killed, self._is_told, self._is_noted = 0, False, False, False
 
     @property
     def has_ended(self) -> bool:
@@ -81,14 +85,46 @@ class LocalProcess:
             return
         self._is_noted = True
         code = self.handle.returncode
-        if self.reader is not None:
-            self.reader.join(LAST_WORDS_SECONDS)
+        if self._printer is not None:
+            self._printer.thread.join(LAST_WORDS_SECONDS)
         if code < 0 and -code not in asked and not self.is_killed:
             print_fresh_line(f"[{self.index}] {describe_ending(code)}")
         if is_crash(code):
             # A worker that lives on would hold the run.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.handle.pid, signal.SIGTERM)
+
+    def tell_end(self, port: int) -> None:
+        """Tell process 0 that it has ended, and how, until that is known there."""
+        said = "" if self._printer is None else self._printer.last_line
+        end = EarlyEnd(self.index, self.handle.returncode, said)
+        self._is_told = self._is_told or tell_early_end(THIS_MACHINE, port, end)
+
+
+class LinePrinter:
+    """Print what a process prints, with its number in front.
+
+    Attributes:
+        thread: it goes on until the process, and whatever it has started, can print no more.
+        last_line: what came last.
+
+    Raises OSError where there can be no more threads.
+    """
+
+    def __init__(self, source: BinaryIO, index: int):
+        self._source, self._index, self.last_line = source, index, ""
+        self.thread = threading.Thread(target=self._print_lines, name=f"lines of {index}", daemon=True)
+        try:
+            self.thread.start()
+        except RuntimeError:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+
+    def _print_lines(self) -> None:
+        for line in iter(partial(self._source.readline, MAX_LINE_BYTES), b""):
+            # An empty one only separates what is said from a progress bar, of which there is none.
+            if text := line.decode(errors="replace").rstrip():
+                self.last_line = text
+                print_error(f"[{self._index}] {text}")
 
 
 def run_group(hosts: LocalHosts, words: Sequence[str], report: ParentReport) -> int:
@@ -123,14 +159,17 @@ def run_group(hosts: LocalHosts, words: Sequence[str], report: ParentReport) -> 
                 refused = HoldfastError(f"hosts=local: process {index} cannot be started: {error.strerror or error}")
                 asked.append(signal.SIGTERM)
                 break
-        _wait_for_all(processes, asked)
+        _wait_for_all(processes, asked, port)
     if refused is not None:
         raise refused
     return _judge_code(processes[0].handle.returncode, asked)
 
 
-def _wait_for_all(processes: Sequence[LocalProcess], asked: Sequence[int]) -> None:
-    """Forward signals until every process has ended; kill those that stay when process 0 has gone."""
+def _wait_for_all(processes: Sequence[LocalProcess], asked: Sequence[int], port: int) -> None:
+    """Forward signals until every process has ended; kill those that stay when process 0 has gone.
+
+    `port`: where process 0 hears that another one has ended.
+    """
     until: float | None = None
     while left := [process for process in processes if not process.has_ended]:
         for process in left:
@@ -138,6 +177,8 @@ def _wait_for_all(processes: Sequence[LocalProcess], asked: Sequence[int]) -> No
         for process in processes:
             if process.has_ended:
                 process.note_end(asked)
+                if process.index and not processes[0].has_ended:
+                    process.tell_end(port)
         if processes[0].has_ended:
             until = until or time.monotonic() + LEFTOVER_SECONDS
             if time.monotonic() > until:
@@ -155,21 +196,12 @@ def _start_process(index: int, command: Sequence[str], environment: Mapping[str,
         stdin = subprocess.DEVNULL if sys.stdin and sys.stdin.isatty() else None
         return LocalProcess(index, spawn_child(command, environment, stdin=stdin), None)
     reading, writing = os.pipe()
-    source = os.fdopen(reading, "rb")
     with os.fdopen(writing, "wb") as output:
+        # Before the process: where there can be no thread, there is no process to be taken away.
+        printer = LinePrinter(os.fdopen(reading, "rb"), index)
         # Unbuffered: lines come when they are printed.
         environment = {**environment, "PYTHONUNBUFFERED": "1"}
-        handle = spawn_child(command, environment, stdin=subprocess.DEVNULL, output=output)
-    reader = threading.Thread(target=_print_lines, args=(source, index), name=f"lines of {index}", daemon=True)
-    reader.start()
-    return LocalProcess(index, handle, reader)
-
-
-def _print_lines(source: BinaryIO, index: int) -> None:
-    for line in iter(partial(source.readline, MAX_LINE_BYTES), b""):
-        # An empty one only separates what is said from a progress bar, of which there is none.
-        if text := line.decode(errors="replace").rstrip():
-            print_error(f"[{index}] {text}")
+        return LocalProcess(index, spawn_child(command, environment, stdin=subprocess.DEVNULL, output=output), printer)
 
 
 def _take_variables(*names: str) -> dict[str, str]:

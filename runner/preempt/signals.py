@@ -23,6 +23,9 @@ from runner.screen import print_past_locks
 # A repeated signal within this time is the same request: faster than a person, and the two signals that `timeout`
 # sends (to the process, then to its group) come within microseconds (measured).
 ECHO_SECONDS = 0.25
+# A process that dies is told to its children once for each of its threads that is gone after the one that started them
+# (reparenting in linux/kernel/exit.c): microseconds apart as a rule, and longer on a busy machine.
+PARENT_ECHO_SECONDS = 5.0
 
 
 @contextmanager
@@ -63,13 +66,23 @@ def listen_to_signals(stop_flag: StopFlag, names: Sequence[str], notice_seconds:
 
 @dataclass
 class _SignalListener:
-    """Reads the numbers of signals from a socket until it is closed; `heard` has those that counted, in order."""
+    """Reads the numbers of signals from a socket until it is closed.
+
+    Attributes:
+        stream: the socket.
+        stop_flag: what they ask to stop.
+        numbers: those that count.
+        notice_seconds: how long after SIGTERM the process is killed.
+        heard: those that counted, in order.
+        parent: the process that has started this one.
+    """
 
     stream: socket.socket
     stop_flag: StopFlag
     numbers: frozenset[int]
     notice_seconds: float
     heard: list[int] = field(default_factory=list)
+    parent: int = field(default_factory=os.getppid)
 
     def listen(self) -> None:
         heard_at = 0.0
@@ -80,7 +93,8 @@ class _SignalListener:
                 continue
             name = signal.Signals(number).name
             # `timeout` and service managers signal a process and then its group: one request, heard twice.
-            if number in self.heard and time.monotonic() - heard_at < ECHO_SECONDS:
+            echo_seconds = ECHO_SECONDS if os.getppid() == self.parent else PARENT_ECHO_SECONDS
+            if number in self.heard and time.monotonic() - heard_at < echo_seconds:
                 continue
             # A hang-up is no person who cannot wait: a shell sends one more after that of its terminal, and a service
             # manager one right after SIGTERM.

@@ -127,10 +127,10 @@ def run(
                     context = _begin_attempt(config, lock, standing, overrides, began, stop_flag)
                 context = replace(context, place=place, other_place=other_place)
                 attempt = context.attempt
-                if place is not None:
-                    lead_others(context, partial(_record_refusal, context, standing))
                 try:
                     _introduce(context, standing)
+                    if place is not None:
+                        lead_others(context, partial(_record_refusal, context, standing))
                     # Before jax starts: its thread pool is made once.
                     with _as_storage_error(run_dir):
                         attempt.record(threads=settle_numerics(run_dir, context.console.say).threads)

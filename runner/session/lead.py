@@ -19,7 +19,7 @@ from runner.errors import (
     RefusedError,
     StorageError,
 )
-from runner.hosts.group import describe_lost
+from runner.hosts.group import Lead, describe_lost
 from runner.hosts.link import Link
 from runner.preempt.deadline import end_process, read_sign_of
 from runner.rundir.attempt_log import AttemptLog
@@ -49,9 +49,11 @@ def describe_command(config: Config) -> JsonObject:
 def lead_others(context: RunContext, record_refusal: Callable[[HoldfastError], None]) -> None:
     """Tell the other processes where the run is, and end it from now on where one of them ends.
 
-    `record_refusal` writes down how the attempt ended by an error that is not this process's own.
+    `record_refusal` writes down how the attempt ended by an error that is not this process's own. Raises HoldfastError
+    where one has ended already.
     """
     group, attempt = hosts.current_group(), context.attempt
+    assert isinstance(group, Lead)
     group.read_own_sign = lambda: read_sign_of(attempt.heartbeat.read())
 
     def on_failed(link: Link, code: int, line: str) -> None:
@@ -73,7 +75,21 @@ def lead_others(context: RunContext, record_refusal: Callable[[HoldfastError], N
     def on_lost(link: Link, how: str) -> None:
         end_process(STOPPED, lambda: _record_lost(context, describe_lost(link, how)))
 
+    def on_early_end(error: HoldfastError) -> None:
+        # Where nothing may be left of the run it waits until this process comes to where it looks for the others.
+        if isinstance(error, ConfigError | RefusedError):
+            return
+
+        def record() -> None:
+            context.console.say(f"error: {error}")
+            record_refusal(error)
+
+        end_process(error.exit_code, record)
+
     group.handlers.on_failed, group.handlers.on_lost = on_failed, on_lost
+    group.handlers.on_early_end = on_early_end
+    # Somebody may have ended before anybody listened.
+    group.raise_if_lost()
     where = {"run": str(context.run_dir.path), "holder": read_holder(context.run_dir.lock)}
     hosts.agree("begin", {**where, "settled": describe_settled(context.config)})
 

@@ -59,7 +59,7 @@ def restore_or_begin(context: RunContext, built: Built) -> tuple[Progress, JsonO
 
 def _restore_or_begin_as_told(context: RunContext, built: Built) -> tuple[Progress, JsonObject | None]:
     """Return where to go on, as process 0 has decided, with this process's part of the state."""
-    read: ReadState[State] = partial(read_train_state, built)
+    read = partial(read_train_state, built)
     word, state = follow_reading(read)
     while "make" in word:
         # What does not train is lost, and made again from where the run began, each process its part.

@@ -22,7 +22,7 @@ from runner.config.metric_names import list_chosen_metrics
 from runner.config.program import ExternalProgram
 from runner.config.schema import Config
 from runner.errors import ConfigError
-from runner.mesh import find_local_rows, put_local_rows, replicated_sharding, state_shardings
+from runner.mesh import find_local_rows, put_local_rows, put_whole, replicated_sharding, state_shardings
 from runner.trace.trace_digest import digest_trace
 from runner.train.build_steps import jit_train_step
 from runner.train.built import Built, LoadedProgram
@@ -53,9 +53,9 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
     option = config.program
     assert isinstance(option, ExternalProgram)
     has_data = config.data.kind != "none"
-    mesh = config.mesh.build(config.data.batch_size, devices=devices)
+    mesh = config.mesh.build(config.data.batch_size if has_data else None, devices=devices)
     # Without data a batch is its number alone, one row that every device holds: so does every process.
-    rows = find_local_rows(mesh, config.data.batch_size)
+    rows = find_local_rows(mesh, config.data.batch_size) if has_data else slice(0, 1)
     stream = make_stream(config.data, sources, config.seed, rows=rows)
     key = make_key(config.seed)
     example = sources.train.take(np.zeros(1, np.int64)) if has_data else None
@@ -73,7 +73,7 @@ def build_program(config: Config, sources: Sources, devices: Sequence[jax.Device
     evaluate = make_program_eval(program, layout, has_data=has_data)
     content = ProgramContent(program, layout, sources, config.seed)
 
-    put = partial(put_local_rows, mesh, config.data.batch_size)
+    put = partial(put_local_rows, mesh, config.data.batch_size) if has_data else partial(put_whole, mesh)
 
     def first_arguments() -> tuple[Tree, ...]:
         indices = np.arange(config.data.batch_size)[rows] % len(sources.train)

@@ -24,7 +24,7 @@ from runner.config.remat_policies import Names, Offload, RematPolicy, format_pol
 from runner.config.schema import Config
 from runner.config.user_code import as_config_error
 from runner.errors import ConfigError
-from runner.mesh import batch_sharding, bytes_per_device
+from runner.mesh import batch_sharding, bytes_per_device, replicated_sharding
 from runner.preempt.stop import run_in_thread
 from runner.rundir.attempt_log import AttemptLog
 from runner.trace.flops import count_flops
@@ -145,7 +145,7 @@ def trace_step(built: Built, config: Config) -> jax.stages.Traced:
 def abstract_batch(built: Built, config: Config) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
     """Return the shapes of one batch and of its weights, with the shardings that they will have."""
     examples = built.sources.eval.take(np.zeros(config.data.batch_size, np.int64))
-    sharding = batch_sharding(built.mesh)
+    sharding = replicated_sharding(built.mesh) if config.data.kind == "none" else batch_sharding(built.mesh)
     abstract: dict[str, Any] = {
         name: jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
         for name, value in examples.items()

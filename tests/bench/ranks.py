@@ -1,8 +1,8 @@
 """What two processes cost: a save and a restore of the same bytes ÷ by one process.
 
-    python -m tests.bench.ranks [WIDTH] [ROUNDS]
+    python -m tests.bench.ranks [WIDTH] [ROUNDS] [MESH]
 
-Interleaved; medians.
+MESH is `fsdp`, where each process has half of the state, or `data`, where each has all of it. Interleaved; medians.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = (
 STEPS, MORE = 8, 2
 
 
-def main(width: str = "2500", rounds: str = "5") -> None:
+def main(width: str = "2500", rounds: str = "5", mesh: str = "fsdp") -> None:
     """Measure and print."""
     saves: dict[int, list[float]] = {1: [], 2: []}
     restores: dict[str, list[float]] = {"same": [], "other": []}
@@ -32,7 +32,8 @@ def main(width: str = "2500", rounds: str = "5") -> None:
         for count in (1, 2):
             with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
                 folder, size = Path(name), f"model.width={width}"
-                go_on(folder, count, size, STEPS)
+                several = f"mesh={mesh}"
+                go_on(folder, count, (size, several), STEPS)
                 run = find_only_run(folder / "outputs")
                 assert run is not None
                 events = [json.loads(line) for line in run.timing.read_text().splitlines()]
@@ -41,7 +42,7 @@ def main(width: str = "2500", rounds: str = "5") -> None:
                 saves[count] += [event["durable"] for event in took[1:]]
                 num_bytes = took[-1]["bytes"]
                 for restored, kind in ((count, "same"), (3 - count, "other")):
-                    go_on(folder, restored, size, STEPS + MORE * (1 if kind == "same" else 2), str(run.path))
+                    go_on(folder, restored, (size, several), STEPS + MORE * (1 if kind == "same" else 2), str(run.path))
                     last = json.loads(run.attempts.read_text().splitlines()[-1])
                     restores[kind].append(last["seconds"]["restore"])
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
@@ -52,10 +53,16 @@ def main(width: str = "2500", rounds: str = "5") -> None:
     print(f"restore: as many processes {same * 1e3:.0f} ms, another number {other * 1e3:.0f} ms: {other / same:.2f}")
 
 
-def go_on(folder: Path, count: int, size: str, steps: int, run: str | None = None) -> None:
-    """Train to a step with so many processes."""
-    mesh = "mesh=fsdp" if count > 1 else "mesh=single"
-    words = [*WORDS, size, mesh, f"train.steps={steps}", *([f"dir={run}"] if run else [])]
+def go_on(folder: Path, count: int, choices: tuple[str, str], steps: int, run: str | None = None) -> None:
+    """Train to a step with so many processes; `choices`: the size, and the mesh of several."""
+    size, several = choices
+    words = [
+        *WORDS,
+        size,
+        several if count > 1 else "mesh=single",
+        f"train.steps={steps}",
+        *([f"dir={run}"] if run else []),
+    ]
     assert run_ranks(folder, count, *words) == [0] * count, (folder / "out.0").read_text()
 
 

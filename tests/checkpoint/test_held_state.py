@@ -14,7 +14,14 @@ import pytest
 
 from runner.checkpoint import held_state, store
 from runner.checkpoint.checkpointer import copy_if_there_is_memory
-from runner.checkpoint.held_state import ALIGNMENT, HeldState, copy_to_host, list_pieces, wait_for_copy
+from runner.checkpoint.held_state import (
+    ALIGNMENT,
+    HeldState,
+    choose_replicas,
+    copy_to_host,
+    list_pieces,
+    wait_for_copy,
+)
 
 
 def state(number: int) -> dict[str, Any]:
@@ -103,3 +110,42 @@ def test_a_copy_is_written_as_the_state_itself(tmp_path: Path) -> None:
     # Of the same layout in one process, so that the same bytes have the same checksums.
     of_arrays = [{name: facts for name, facts in one.measured.items() if "/d/" in name} for one in written]
     assert of_arrays[0] == of_arrays[1] != {}
+
+
+class Device:
+    def __init__(self, process_index: int):
+        self.process_index = process_index
+
+
+class Divided:
+    """A sharding as several processes see it: which part each device has, and whose it is."""
+
+    is_fully_addressable = False
+
+    def __init__(self, *parts_and_processes: tuple[int, int], count: int):
+        self.parts_and_processes, self.count = parts_and_processes, count
+
+    def shard_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0] // self.count, *shape[1:])
+
+    def devices_indices_map(self, shape: tuple[int, ...]) -> dict[Any, tuple[slice, ...]]:
+        size = shape[0] // self.count
+        return {Device(process): (slice(part * size, (part + 1) * size),) for part, process in self.parts_and_processes}
+
+
+def test_what_every_process_has_is_written_by_all_of_them_in_equal_parts() -> None:
+    """Each array by one; what is divided by those that have it."""
+    whole = Divided((0, 0), (0, 1), (0, 2), count=1)
+    halves = Divided((0, 0), (1, 1), count=2)
+    # Both processes have both parts, twice on the devices of each.
+    twice = Divided((0, 0), (1, 0), (0, 1), (1, 1), count=2)
+    assert choose_replicas(tuple(((size,), 4, whole) for size in (4, 40, 30, 10, 20, 2))) == (1, 0, 1, 2, 2, 2)
+    assert choose_replicas((((8,), 4, halves), ((100,), 4, halves))) == (0, 0)
+    assert choose_replicas((((8,), 4, twice), ((8,), 4, twice), ((8,), 4, twice))) == (0, 1, 0)
+    # What only one of them has counts for it.
+    mine = Divided((0, 0), (0, 0), (0, 1), count=1)
+    assert choose_replicas((((8,), 4, mine), ((8,), 4, mine), ((8,), 4, mine))) == (0, 2, 0)
+
+
+def test_one_process_writes_the_first_copy_of_each() -> None:
+    assert choose_replicas(tuple((leaf.shape, 4, leaf.sharding) for leaf in jax.tree.leaves(state(1)))) == (0,) * 5

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +29,7 @@ from runner.checkpoint.seal import seal_checkpoint
 from runner.drill.compare_runs import LineDifference, RunComparison, compare_runs
 from runner.drill.diagnosis import DETERMINISTIC, DifferenceFacts, explain_difference, most_telling_array
 from runner.drill.kill_plan import MOMENTS, SIGTERM_MOMENTS, STARTING_PHASES, Baseline, PlannedKill, plan_kills
+from runner.drill.run_processes import OpenProcesses, list_processes
 from runner.rundir.heartbeat import Heartbeat
 from runner.rundir.layout import RunDir
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, plant
@@ -77,6 +80,48 @@ def test_a_plan_is_spread_and_another_seed_kills_elsewhere() -> None:
     assert [aim.step for aim in plan_kills(1, 40, past)] != [aim.step for aim in aims]
     hard = {aim.moment for aim in aims if aim.signal == signal.SIGKILL}
     assert hard == set(MOMENTS)  # polite ones do not take the place of the only one in a moment
+
+
+def test_of_several_processes_each_is_killed_and_the_command_as_well() -> None:
+    past = Baseline(600, range(100, 601, 100), range(100, 601, 100))
+    alone, several = plan_kills(0, 12, past), plan_kills(0, 12, replace(past, processes=3))
+    assert Counter(kill.victim for kill in several) == {None: 3, 0: 3, 1: 3, 2: 3}
+    # Everything else is as it was.
+    assert [replace(kill, victim=None) for kill in several] == alone
+
+
+STARTER = """
+import os, subprocess, sys, time
+from runner.hosts.options import LocalHosts
+for index in range(3):
+    environment = LocalHosts(count=3).describe_place(4711, index) if index < 2 else {}
+    subprocess.Popen(["sleep", "600"], env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_the_processes_of_a_command_are_found_and_waited_for() -> None:
+    """A process that it has started for something else is none of them."""
+    command = subprocess.Popen([sys.executable, "-c", STARTER], cwd=REPO, stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    assert command.stdout.readline() == "started\n"
+    found = list_processes(command.pid)
+    assert sorted(found) == [0, 1]
+    others = OpenProcesses()
+    others.add(list(found.values()))
+    command.kill()
+    command.wait()
+    assert list_processes(command.pid) == {}
+    waiting = threading.Thread(target=others.wait)
+    waiting.start()
+    os.kill(found[0], signal.SIGKILL)
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    others.kill()
+    waiting.join(HANG_SECONDS)
+    assert not waiting.is_alive()
 
 
 def test_nothing_to_evaluate_and_nothing_to_save_leaves_the_other_moments() -> None:
@@ -451,6 +496,16 @@ def test_with_a_bucket_the_disk_is_lost_at_each_kill(door: Door) -> None:
     assert not (untouched.parent / "remote.json").exists(), "what it is compared with knows of no bucket"
     # What it has put there goes again.
     assert not [path for path in (door.cwd / "bucket").rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_of_several_processes_any_is_killed(door: Door) -> None:
+    code, out, err = _drilled(door, "--kills", "5", "--", *MOVED, "hosts=local", "train.steps=300")
+    assert code == 0, out + err
+    assert "Identical, bit for bit" in out
+    # The last may come when the run is over.
+    assert "  killed    " in out
+    assert {"process 0", "process 1", "command"} <= set(re.findall(r"SIG\w+  (process .|command)", out))
 
 
 @pytest.mark.slow

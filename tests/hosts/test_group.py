@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from runner import hosts
-from runner.errors import ConfigError, LostProcessError
+from runner.errors import ConfigError, LostProcessError, RefusedError
 from runner.hosts import group as group_module
+from runner.hosts.early_end import EarlyEnd, tell_early_end
 from runner.hosts.group import Alone, Follower, Lead, Several, join_lead
 from runner.hosts.link import Sign
 from runner.hosts.options import AutoHosts, Place
@@ -304,3 +305,43 @@ def test_who_goes_while_others_are_waited_for_is_told_at_once(make_world: Callab
     world.add(1).links[0].close()
     with pytest.raises(LostProcessError, match=r"process 1 .* is gone"):
         world.wait()
+
+
+def test_one_that_ended_before_it_came_is_waited_for_by_nobody(make_world: Callable[..., World]) -> None:
+    world = make_world(3)
+    world.add(2)
+    assert tell_early_end("127.0.0.1", world.port, EarlyEnd(1, 3, "error: in use"))
+    with pytest.raises(RefusedError, match=r"^process 1: in use$"):
+        world.wait()
+    # Also later, and whoever it is.
+    with pytest.raises(RefusedError):
+        world.lead.raise_if_lost()
+    began = time.monotonic()
+    world.others[0].links[0].close()
+    world.lead.end_others(3)
+    assert time.monotonic() - began < group_module.FAREWELL_SECONDS / 2
+
+
+def test_of_one_that_has_joined_its_connection_tells(make_world: Callable[..., World]) -> None:
+    world = make_world(2)
+    groups = world.add_all()
+    assert tell_early_end("127.0.0.1", world.port, EarlyEnd(1, -9))
+    world.lead.raise_if_lost()
+    assert in_each(groups, lambda one: one.agree("step", 7)) == [7, 7]
+    # Where nobody listens, and where nobody of that number is expected.
+    assert not tell_early_end("127.0.0.1", world.port, EarlyEnd(2, -9))
+    assert not tell_early_end("127.0.0.1", find_free_port(), EarlyEnd(1, -9))
+
+
+def test_one_that_was_asked_to_stop_before_it_came_has_all_stopped(make_world: Callable[..., World]) -> None:
+    world, asked = make_world(2), list[str]()
+    world.lead.handlers.on_stop = lambda reason, seconds: asked.append(reason)
+    world.lead.handlers.on_early_end = lambda error: asked.append(str(error))
+    assert tell_early_end("127.0.0.1", world.port, EarlyEnd(1, 75))
+
+    def raise_if_stopped() -> None:
+        raise KeyError(asked)
+
+    with pytest.raises(KeyError, match="a signal to process 1"):
+        world.lead.wait_for_all(asked.append, raise_if_stopped)
+    assert asked == ["a signal to process 1"]

@@ -258,6 +258,45 @@ def test_what_two_processes_saved_any_layout_restores(mesh: str, count: int, dev
     assert said[0][0].split()[-1] == digest_values(read_leaves(checkpoint / STATE))
 
 
+OWN_PROGRAM = """
+import jax
+import jax.numpy as jnp
+
+
+class Program:
+    def init(self, key, example):
+        return {"params": jax.random.normal(key, (128, 64))}
+
+    def step(self, state, batch, key):
+        noise = jax.random.normal(key, (8, 128, 64))
+        costs = jnp.abs(state["params"] + 0.1 * noise).max((1, 2))
+        params = state["params"] - 0.01 * noise[jnp.argmax(costs)]
+        return {"params": params}, {"loss": costs.max()}
+
+    def evaluate(self, state, batch):
+        return {"loss": jnp.abs(state["params"]).max()}
+"""
+
+
+def test_a_program_that_makes_its_own_data_may_be_killed_in_several_processes(tmp_path: Path) -> None:
+    """Its state is divided; what it computes is not, unless it says so itself."""
+    (tmp_path / "mine.py").write_text(OWN_PROGRAM)
+    words = (
+        *("program=mine:Program", "data=none", "mesh=fsdp", "train.steps=60", "train.log_steps=5"),
+        *("train.eval_steps=20", "ckpt.save.periodic.steps=7", "log.tensorboard=false"),
+    )
+    assert run_ranks(tmp_path, 2, *words, "root=untouched") == [0, 0], (tmp_path / "out.0").read_text()
+    ranks = Ranks(tmp_path, 2, (*words, "root=killed")).start()
+    ranks.wait_for_step(lambda: find_only_run(tmp_path / "killed"), 20)
+    ranks.send(1, signal.SIGKILL)
+    assert ranks.wait() == [75, -signal.SIGKILL], (ranks.read(0), ranks.read(1))
+    assert run_ranks(tmp_path, 2, *words, "root=killed") == [0, 0], (tmp_path / "out.0").read_text()
+    runs = [find_only_run(tmp_path / root) for root in ("killed", "untouched")]
+    assert runs[0] is not None
+    assert runs[1] is not None
+    assert_same(runs[0].path, runs[1].path, 60)
+
+
 # What a user brings may hang, or fail, on one machine alone: a disk, a server, a bug.
 OWN_DATA = """
 import os, time

@@ -812,3 +812,33 @@ def test_slurm_repeats_itself_and_only_a_person_hurries() -> None:
         environment |= {"SLURM_JOB_ID": job} if job else {}
         done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stdout.strip()) == (128 + number, said), done.stderr
+
+
+def test_the_death_of_a_parent_is_one_request_however_often_it_is_told() -> None:
+    """The kernel tells it once more for each thread of the parent that was gone later."""
+    child = (
+        "import os, signal, time\n"
+        "from runner.preempt.signals import ECHO_SECONDS, listen_to_signals\n"
+        "from runner.preempt.stop import StopFlag\n"
+        "with listen_to_signals(StopFlag(), ['TERM'], 30.0):\n"
+        "    print('listens', flush=True)\n"
+        "    parent = os.getppid()\n"
+        "    while os.getppid() == parent:\n"
+        "        time.sleep(0.01)\n"
+        "    for number in (signal.SIGTERM, signal.SIGTERM):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "        time.sleep(2 * ECHO_SECONDS)\n"
+        "    print('still here', flush=True)\n"
+    )
+    parent = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])\nsys.stdin.read()\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "listens\n"
+    process.kill()
+    # Its output is the child's as well, and ends with it.
+    assert process.stdout.read() == "still here\n"
+    process.wait()
+    process.stdin.close()

@@ -414,7 +414,6 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, name: str) -> None:
         (["eval=[metrics,ema]"], r"no average is kept; leave it out: its state has"),
         (["program.options.rate=1"], r"program.options.rate: .*:Program has no such option"),
         (["data=none", "train.steps=null", "train.epochs=1"], r"train.epochs: with data=none"),
-        (["data=none", "mesh=data"], r"mesh: with data=none there is no batch to divide"),
         (["data=none", "+ckpt.save.e={kind: epochs}"], r"ckpt.save.e: with data=none there are no epochs"),
     ],
 )
