@@ -17,6 +17,8 @@ from runner.text import display_path, shorten
 HF = "hf:"
 PREPROCESSOR = "preprocessor_config.json"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+# OWNER/MODEL, as the Hub has it.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MAX_JSON_BYTES = 64 << 20
 # The types of tensors that are taken, as safetensors names them: each value of these is one of float32 as well.
 DTYPES = ("F32", "BF16", "F16")
@@ -66,8 +68,15 @@ def find_hf_path(reference: str | None) -> Path | None:
 def read_hf_config(path: Path) -> Mapping[str, Any]:
     """Return the config.json of a folder. Raises ConfigError where there is none."""
     if not path.is_dir():
-        raise ConfigError(f"hf:{display_path(path)}: is no folder; expected one with {CONFIG} and {WEIGHTS}")
+        raise ConfigError(f"hf:{display_path(path)}: is no folder; {_explain_way(path)}")
     return read_json_file(path / CONFIG)
+
+
+def _explain_way(path: Path) -> str:
+    """Return how to come to a folder; what may be the name of a model on the Hub has to be brought first."""
+    if HUB_NAME.fullmatch(str(path)):
+        return f"bring it here first (hf download {path} --local-dir {path.name}), then say hf:{path.name}"
+    return f"expected one with {CONFIG} and {WEIGHTS}"
 
 
 def open_hf_folder(path: Path) -> HfFolder:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -13,9 +14,11 @@ from safetensors.numpy import load_file
 from models import Gpt, HfModel, HfShape
 from runner.errors import ConfigError
 from runner.inspect.hf_adapters import PREFIX, name_as_hf
+from runner.inspect.load_model import load_model
 from runner.train.tuned_weights import TunedWeights, format_peft
+from tests.checkpoint.test_hf_weights import TOLERANCE
 from tests.conftest import Door, composed
-from tests.hf_folders import write_llama
+from tests.hf_folders import VOCAB, WANTS, compute_theirs, make_batch, make_theirs, write_llama
 from tests.inspect.test_tuned_runs import export
 from tests.session.test_hf_start import WORDS
 
@@ -65,6 +68,34 @@ def test_what_trains_whole_beside_them_is_a_module_to_save(door: Door) -> None:
     for module in told["modules_to_save"]:
         np.testing.assert_array_equal(arrays[f"{PREFIX}{module}.weight"], after[f"{module}.weight"])
     assert len(arrays) == len(told["modules_to_save"]) + 2 * len(told["target_modules"])
+
+
+@pytest.mark.forked(quick=True)
+@pytest.mark.parametrize("family", ["gpt2", "llama3"])
+def test_peft_computes_what_the_run_does(family: str, door: Door) -> None:
+    """Adapters, and modules that train whole beside them, on a model that transformers has made."""
+    torch, peft = (pytest.importorskip(name, reason=WANTS) for name in ("torch", "peft"))
+    transformers = pytest.importorskip("transformers", reason=WANTS)
+    made = make_theirs(family)
+    made.save_pretrained(door.cwd / "base")
+    (door.cwd / "tokens").mkdir()
+    np.random.default_rng(0).integers(0, VOCAB, 4000).astype(np.uint16).tofile(door.cwd / "tokens/train.bin")
+    done = door.run(
+        *("model=hf", "init_from=hf:base", "data=tokens", "data.path=tokens", f"data.vocab_size={VOCAB}"),
+        *("data.seq_len=16", "data.batch_size=8", "train.steps=5", "train.eval_batches=1", "log.tensorboard=false"),
+        *("tune=lora", "tune.rank=2", "tune.train=[norm]", "optim.lr=0.05"),
+    )
+    assert done.returncode == 0, done.stderr
+    export(door.the_run, door.cwd / "adapters", "peft")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(door.cwd / "base").eval()
+    tuned = peft.PeftModel.from_pretrained(theirs, door.cwd / "adapters").eval()
+    tokens = make_batch(family)
+    model, _ = load_model(str(door.the_run))
+    ours = np.asarray(model(jnp.asarray(tokens)))
+    with torch.no_grad():
+        found = tuned(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(found, ours, atol=TOLERANCE)
+    assert np.abs(ours - compute_theirs(made, tokens)).max() > 0.01
 
 
 def test_half_a_module_is_no_module_to_save() -> None:

@@ -96,6 +96,10 @@ def test_without_the_folder_nothing_begins(based: Door) -> None:
         assert len(done.stderr.splitlines()) == 1
         assert "base: is no folder" in done.stderr or "model.path: a folder is needed" in done.stderr
     assert based.tree() == before
+    # The name of a model on the Hub is no folder either, and is told how to become one.
+    done = based.run("model=hf", "init_from=hf:openai/gpt2", *DATA)
+    assert (done.returncode, based.tree()) == (2, before)
+    assert "hf download openai/gpt2 --local-dir gpt2" in done.stderr
 
 
 @pytest.mark.forked
