@@ -157,17 +157,17 @@ def iter_cases(calls: Sequence[Event], seed: int) -> Iterator[Case]:
 
 
 OUT_OF_DEVICE_MEMORY = """
-import jax
+import runner.checkpoint.store as store
 from jax.errors import JaxRuntimeError
-put = jax.device_put
+put = store._put_array
 calls = []
-def full(*words, **options):
-    # A restore puts many arrays there at once, and nothing else does.
-    calls.extend([1] * isinstance(words[0], list))
-    if isinstance(words[0], list) and {when}:
+def full(*words):
+    # A restore puts its arrays there with this, and nothing else does.
+    calls.append(1)
+    if {when}:
         raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
-    return put(*words, **options)
-jax.device_put = full
+    return put(*words)
+store._put_array = full
 """
 LIMIT = """
 import resource

@@ -254,7 +254,10 @@ def test_what_is_not_durable_at_the_end_is_exit_5(door: Door) -> None:
 def test_what_can_never_be_saved_ends_the_run_at_its_first_save(door: Door) -> None:
     """Planted: background saves see arrays that the next step has donated away. It would be so at each of them."""
     (door.cwd / "sitecustomize.py").write_text(
-        fail_loudly("import runner.checkpoint.store as store\nstore.copy_to_host = lambda state: state\n")
+        fail_loudly(
+            "import runner.checkpoint.store as store\nstore.copy_to_host = lambda state: state\n"
+            "store.wait_for_copy = lambda held: False\n"
+        )
     )
     process = door.start(*SMALL, "train.steps=25", PYTHONPATH=f"{door.cwd}{os.pathsep}{REPO}")
     _, err = process.communicate(timeout=300)  # it would wait for twenty minutes
