@@ -80,10 +80,21 @@ def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
             handle = os.open(path.name, flags | _PLAIN, mode, dir_fd=folder)
         except OSError as error:
             raise _explain(error, path, path.name, folder) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    try:
+        if not stat.S_ISREG(look_at_open(handle, path).st_mode):
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+    except OSError:
         os.close(handle)
-        raise OSError(errno.EINVAL, "is no plain file", str(path))
+        raise
     return handle
+
+
+def look_at_open(handle: int, path: Path) -> os.stat_result:
+    """Return what an open file is. Raises OSError with its name, which the system does not give with a handle."""
+    try:
+        return os.fstat(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_file(path: Path, limit: int = READ_LIMIT) -> bytes:
@@ -174,7 +185,7 @@ def append_json_line(path: Path, record: JsonObject) -> None:
     """Append one JSON line, durably. Raises OSError."""
     handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     with os.fdopen(handle, "r+b", buffering=0) as out:
-        size = os.fstat(handle).st_size
+        size = look_at_open(handle, path).st_size
         # A power loss may have torn the last line: the new one must not become part of it.
         is_torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
         line = b"\n" * is_torn + format_json(record).encode() + b"\n"

@@ -65,6 +65,21 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
         files.append_text(tmp_path / "status.json", "x")
 
 
+def test_trouble_with_an_open_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system gives no name with a handle; without one nobody knows whose file it was."""
+    (tmp_path / "a").write_text("x")
+    opened = len(os.listdir("/dev/fd"))
+
+    def refuse(handle: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError) as raised:
+        patch.setattr(os, "fstat", refuse)
+        files.open_file(tmp_path / "a", os.O_RDONLY)
+    assert raised.value.filename == str(tmp_path / "a")
+    assert len(os.listdir("/dev/fd")) == opened
+
+
 def test_what_is_larger_than_allowed_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"x" * 101)
     assert len(files.read_file(tmp_path / "large", limit=101)) == 101

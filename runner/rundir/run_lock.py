@@ -57,12 +57,13 @@ class RunLock:
             # A link in its place leads to the same lock, but no write of a run goes through one.
             is_link = stat.S_ISLNK(os.stat(self.run_dir.path, follow_symlinks=False).st_mode)
             there = os.stat(self.run_dir.lock, follow_symlinks=False)
+            own = os.fstat(self.handle)
         except (FileNotFoundError, NotADirectoryError):
             raise self._lost("its directory or its lock was moved or removed") from None
         except OSError:
             # A disk in trouble is no proof; what is to be written will meet the trouble itself.
             return
-        if is_link or not os.path.samestat(there, os.fstat(self.handle)):
+        if is_link or not os.path.samestat(there, own):
             raise self._lost("its directory or its lock was replaced")
         if self.lease.taken_by is not None:
             raise self._lost(f"{self.lease.taken_by} has taken it over")

@@ -94,18 +94,22 @@ def run(
     if config.train.steps == 0:
         run_dir = find_run(config, overrides, checked)
         tell_run(run_dir)
-        return evaluate_run(settle_model(config, run_dir), run_dir)
+        with _as_storage_error(run_dir):
+            config = settle_model(config, run_dir)
+        return evaluate_run(config, run_dir)
     stop_flag = StopFlag() if place is None else SharedStopFlag()
     if isinstance(stop_flag, SharedStopFlag):
         stop_flag.listen_to_others()
     with listen_to_signals(stop_flag, config.preempt.signals, config.preempt.notice_seconds):
         # Here, because it may read data that has moved.
         run_dir = find_run(config, overrides, checked)
-        if config.remote.url is None or config.overwrite or run_dir.config.exists():
-            # Before anything is made. What a run in a bucket alone has written down is here a little later.
-            config = settle_model(config, run_dir)
+        with _as_storage_error(run_dir):
+            is_there = run_dir.config.exists()
+            if config.remote.url is None or config.overwrite or is_there:
+                # Before anything is made. What a run in a bucket alone has written down is here a little later.
+                config = settle_model(config, run_dir)
         tell_run(run_dir)
-        if config.overwrite and run_dir.config.exists():
+        if config.overwrite and is_there:
             with lock_run(run_dir), _as_storage_error(run_dir):
                 # Before anything is moved: a command that is refused leaves the run where it was.
                 inspect_run(run_dir, config)
@@ -114,7 +118,7 @@ def run(
             is_new = not run_dir.path.exists()
         with lock_run(run_dir) as lock, _hold_other_place(config, run_dir, stop_flag, is_new=is_new) as other_place:
             lock = replace(lock, check_elsewhere=other_place.check)
-            with _taking_back(run_dir, is_new=is_new):
+            with _taking_back(run_dir, is_new=is_new), _as_storage_error(run_dir):
                 config = settle_model(config, run_dir)
             with _as_storage_error(run_dir):
                 standing = _inspect_locked(run_dir, config, other_place.list_steps(), is_new=is_new)
