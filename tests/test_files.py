@@ -73,9 +73,10 @@ def test_trouble_with_an_open_file_names_it(tmp_path: Path, monkeypatch: pytest.
     def refuse(handle: int) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    with monkeypatch.context() as patch, pytest.raises(PermissionError) as raised:
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", refuse)
-        files.open_file(tmp_path / "a", os.O_RDONLY)
+        with pytest.raises(PermissionError) as raised:
+            files.open_file(tmp_path / "a", os.O_RDONLY)
     assert raised.value.filename == str(tmp_path / "a")
     assert len(os.listdir("/dev/fd")) == opened
 
