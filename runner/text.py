@@ -26,7 +26,12 @@ _SHOWN_NAMES: dict[Path, str] = {}
 
 
 def format_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), flexible: Collection[str] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    flexible: Collection[str] = (),
+    ends: Collection[str] = (),
 ) -> list[str]:
     """Return the lines of a text table: the head, then a line for each row.
 
@@ -37,6 +42,7 @@ def format_table(
         rows: the cells of each row, as many as there are names.
         right: the columns that are aligned to the right.
         flexible: the columns whose cells may be cut short, so that a line fits the terminal.
+        ends: those of them of which the end tells more than the beginning.
     """
     columns = [index for index in range(len(head)) if any(row[index] for row in rows)]
     names = [head[index] for index in columns]
@@ -48,10 +54,10 @@ def format_table(
     )
     table = []
     for line in lines:
-        cells = [
-            shorten(cell, width).rjust(width) if name in right else shorten(cell, width).ljust(width)
-            for cell, width, name in zip(line, widths, names, strict=True)
-        ]
+        cells = []
+        for cell, width, name in zip(line, widths, names, strict=True):
+            fitted = keep_end(cell, width) if name in ends else shorten(cell, width)
+            cells.append(fitted.rjust(width) if name in right else fitted.ljust(width))
         table.append(GAP.join(cells).rstrip())
     return table
 
@@ -82,6 +88,11 @@ def wrap_labelled(label: str, text: str) -> list[str]:
 def shorten(text: str, length: int) -> str:
     """Cut a text to at most `length` characters; the last is `…` where something was cut off."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def keep_end(text: str, length: int) -> str:
+    """Cut a text to at most `length` characters; the first is `…` where something was cut off."""
+    return text if len(text) <= length else "…" + text[1 - length :].lstrip()
 
 
 def format_age(seconds: float) -> str:

@@ -114,7 +114,9 @@ def format_status_table(
     rows = [_table_row(members[number], results[number], paces[number] if paces else None) for number in numbers]
     counts = Counter(result.state for result in results)
     tally = ", ".join(f"{counts[state]} {state}" for state in URGENCY if counts[state])
-    return [*format_table(HEAD, rows, right=HEAD[2:5], flexible=("run", "why")), f"{len(members)} runs: {tally}"]
+    # Of the words of a run the last tell it from others: the key that they begin with is mostly the same.
+    table = format_table(HEAD, rows, right=HEAD[2:5], flexible=("run", "why"), ends=("run",))
+    return [*table, f"{len(members)} runs: {tally}"]
 
 
 def format_status_line(member: SweepMember, result: MemberResult) -> str:

@@ -28,6 +28,7 @@ from runner.launch.local_sweep import LocalOptions
 from runner.launch.slurm_job import SlurmOptions
 from runner.launch.sweep_members import MemberResult, SweepMember
 from runner.rundir.layout import RunDir
+from runner.text import keep_end
 from tests.config.test_config import changed
 from tests.conftest import HANG_SECONDS, REPO, SMALL, Door, assert_same, last_logged, write_corpus
 
@@ -401,3 +402,9 @@ def test_a_killed_sweep_goes_on_and_each_run_is_what_it_is_alone(door: Door, tmp
     assert alone.run(*SMALL, f"seed={seed}").returncode == 0
     assert alone.the_run.name == interrupted.name
     assert_same(interrupted, alone.the_run, 60)
+
+
+def test_a_long_name_of_a_run_is_cut_where_it_tells_least() -> None:
+    """Members of a sweep over a long key differ in what comes last."""
+    assert keep_end("+objective.options.factor=2", 12) == "…ns.factor=2"
+    assert keep_end("seed=1", 12) == "seed=1"
