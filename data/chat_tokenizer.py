@@ -18,9 +18,9 @@ from data.encodings import TOKENIZER
 from data.fingerprint import identify_bytes
 from data.sources import NUM_BYTES
 from data.text_files import decode_bytes
-from data.text_tokenizer import BYTES
+from data.text_tokenizer import BYTES, TOKENIZER_CONFIG
 
-TOKENIZER_CONFIG, TEMPLATE_FILE, MODEL_CONFIG = "tokenizer_config.json", "chat_template.jinja", "config.json"
+TEMPLATE_FILE, MODEL_CONFIG = "chat_template.jinja", "config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Text → tokens Int[tokens], and the first and last + 1 character of each, Int[tokens 2].
 EncodeTexts = Callable[[Sequence[str]], list[tuple[np.ndarray, np.ndarray]]]

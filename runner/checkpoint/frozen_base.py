@@ -1,4 +1,4 @@
-"""What no step of a run changes: stored once, beside the checkpoints that need it.
+"""Store once what no step of a run changes, beside the checkpoints that need it.
 
     RUN/base/DIGEST/state/            the arrays, as Orbax writes them: `frozen.…`, parameters that do not train;
                                       `reference.…`, the model as it began, where an objective compares with it
