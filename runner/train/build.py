@@ -228,7 +228,7 @@ def _warn_of_vocabulary(config: Config, sources: Sources) -> list[str]:
 
 def _warn_of_fresh_reference(config: Config, objective: BatchObjective) -> list[str]:
     """Return a warning where a model is to stay near to one that was trained by nobody."""
-    if not objective.compares or config.init_from.run is not None or isinstance(config.model, HfModel):
+    if not objective.compares or config.init_from.run is not None:
         return []
     return ["objective=dpo without init_from: answers are compared with a model that knows nothing; say init_from=RUN"]
 
